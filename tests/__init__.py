@@ -1,0 +1,1 @@
+"""The test suite; run it with trial. It mirrors the package."""

@@ -1,0 +1,1 @@
+"""Real IMAP servers and HTTP/2 servers, started and ended by the tests."""

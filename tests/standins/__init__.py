@@ -1,0 +1,1 @@
+"""Servers that play the part of Apple in tests and in `make try`."""

@@ -1,0 +1,1 @@
+"""What the daemon may push with, and where it comes from."""

@@ -1,0 +1,1 @@
+"""How IMAP servers reach the daemon: bytes to model values and back."""

@@ -1,0 +1,177 @@
+"""The values that the parts of xaps pass to each other; this module imports none of them.
+
+Times are seconds since the epoch (``float``), durations are seconds, mailbox names are text
+(decoded from modified UTF-7 where they came in it) unless a name says otherwise.
+"""
+
+from __future__ import annotations
+
+import attrs
+
+MAIL_SUBTOPIC = "com.apple.mobilemail"
+"""The only ``aps-subtopic`` that iOS Mail registers with."""
+
+
+# ---------------------------------------------------------------- registrations and notices
+
+
+@attrs.frozen(order=True)
+class RegistrationKey:
+    """What makes a registration one: a user's phone, seen by one mail account on it.
+
+    After a restore or a clone two phones can share one account id and differ only in the device
+    token; both are to be pushed.
+    """
+
+    user: str = attrs.field(converter=str.lower)
+    account_id: str
+    device_token: str = attrs.field(converter=str.lower)
+
+    def __str__(self) -> str:
+        return f"{self.user} {self.account_id} {short_token(self.device_token)}"
+
+
+@attrs.frozen
+class Registration:
+    """A phone that wants to hear about some mailboxes of a user."""
+
+    key: RegistrationKey
+    mailboxes: tuple[str, ...]
+    """The names that the phone asked for, decoded, spelled as the phone spelled them."""
+    registered_at: float
+    confirmed: frozenset[str] = frozenset()
+    """Those of `mailboxes` that the IMAP server confirmed to the phone by a ``"mailbox"`` line;
+    only for these does the phone know a hash."""
+
+
+@attrs.frozen
+class Notice:
+    """Something happened in a mailbox."""
+
+    user: str = attrs.field(converter=str.lower)
+    mailbox: str
+    new_mail: bool
+    """New mail is pushed at once, everything else (flags, expunges, copies) may wait."""
+
+
+def short_token(device_token: str) -> str:
+    """A device token as logs may show it: enough to tell two phones apart, not enough to push."""
+    return f"{device_token[:6]}..." if len(device_token) > 8 else "..."
+
+
+class Refused(Exception):
+    """A request cannot be taken; `reason` is one line for the administrator.
+
+    :ivar temporary: ``True`` when the same request can succeed later (the disk is full, there is
+        no credential), ``False`` when the request itself is wrong.
+    """
+
+    def __init__(self, reason: str, *, temporary: bool = False) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.temporary = temporary
+
+
+# ---------------------------------------------------------------- pushes and outcomes
+
+
+@attrs.frozen
+class Push:
+    """One notification to one phone."""
+
+    key: RegistrationKey
+    apns_id: str
+    """A lower-case UUID, kept when the push is tried again."""
+    hashes: tuple[str, ...] = ()
+    """Mailbox hashes for the payload's ``m``; empty means: refresh INBOX."""
+
+
+@attrs.frozen
+class Delivered:
+    """APNs took the push. It says nothing of what the phone did."""
+
+
+@attrs.frozen
+class Gone:
+    """The device token is no longer good: the registration can be dropped."""
+
+    reason: str
+    since: float | None = None
+    """When APNs learned it; a registration made later is good. ``None``: not told."""
+
+
+@attrs.frozen
+class RetryAfter:
+    """The push failed for a reason that can pass."""
+
+    reason: str
+    delay: float | None = None
+    """Seconds to wait; ``None``: as long as the number of failures in a row asks for."""
+
+
+@attrs.frozen
+class Misconfigured:
+    """No push can succeed until the administrator or a new credential changes something."""
+
+    reason: str
+
+
+@attrs.frozen
+class Rejected:
+    """This push is given up; the registration is kept."""
+
+    reason: str
+    until_registered: bool = False
+    """Do not push to this registration again before the device has registered again."""
+
+
+Outcome = Delivered | Gone | RetryAfter | Misconfigured | Rejected
+
+
+# ---------------------------------------------------------------- credentials
+
+
+@attrs.frozen
+class CertificateCredential:
+    """A TLS client certificate that APNs accepts pushes for `topic` from."""
+
+    topic: str
+    source: str
+    """Where it came from, for people: a file name."""
+    not_before: float
+    not_after: float
+    chain_pem: tuple[bytes, ...]
+    """The leaf first, then intermediate certificates, one PEM text each."""
+    key_pem: bytes = attrs.field(repr=False)
+    """The private key of the leaf, PEM, not encrypted. Never logged."""
+
+
+@attrs.frozen
+class TokenCredential:
+    """A key that signs provider tokens for `topic`."""
+
+    topic: str
+    source: str
+    key_id: str
+    team_id: str
+    key_pem: bytes = attrs.field(repr=False)
+    """The P-256 private key, PEM (PKCS#8), not encrypted. Never logged."""
+
+
+Credential = CertificateCredential | TokenCredential
+
+
+# ---------------------------------------------------------------- waiting flags
+
+
+@attrs.frozen
+class WaitingFlag:
+    """A push that is still owed to a phone, as it is kept across a restart."""
+
+    key: RegistrationKey
+    since: float
+    """When the first event was accepted; a flag expires 24 hours later."""
+    due: float
+    new_mail: bool
+    mailboxes: frozenset[str] = frozenset()
+    """The mailboxes that had events, named as in the registration."""

@@ -1,0 +1,1 @@
+"""Which phones want to hear about which mailbox."""

@@ -1,0 +1,59 @@
+"""What a registry can do, whatever it is kept in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from twisted.internet.defer import Deferred
+
+from xaps.model import Registration, RegistrationKey, WaitingFlag
+
+
+class RegistryError(Exception):
+    """The registry could not be read or written; the message is one line for people, names the
+    file and says what to do."""
+
+
+class IRegistry(Protocol):
+    """Every method's Deferred fails with :class:`RegistryError` when the store does.
+
+    A Deferred may have fired already: SQLite answers reads in the calling thread.
+    """
+
+    def register(self, registration: Registration) -> Deferred[None]:
+        """Add or renew; fires when it is on disk. Over the bound of registrations for a user the
+        least recently renewed one goes."""
+
+    def registrations(self, user: str) -> Deferred[Sequence[Registration]]:
+        """All of a user's registrations (`user` is compared lower-cased)."""
+
+    def get(self, key: RegistrationKey) -> Deferred[Registration | None]:
+        """The registration with that key."""
+
+    def all(self) -> Deferred[Sequence[Registration]]:
+        """Every registration, ordered by key."""
+
+    def count(self) -> Deferred[int]:
+        """The number of registrations."""
+
+    def remove(
+        self, key: RegistrationKey, *, registered_until: float | None = None
+    ) -> Deferred[bool]:
+        """Drop a registration (and its waiting flag), unless it was renewed after
+        `registered_until`; fires with whether it was dropped."""
+
+    def expire(self, registered_before: float) -> Deferred[Sequence[RegistrationKey]]:
+        """Drop what was last renewed before that time; fires with what was dropped."""
+
+    def save_flags(
+        self, changed: Iterable[WaitingFlag], cleared: Iterable[RegistrationKey]
+    ) -> Deferred[None]:
+        """Keep `changed` and forget `cleared`, in one transaction; fires when it is on disk.
+        Flags of registrations that do not exist (any more) are ignored."""
+
+    def load_flags(self) -> Deferred[Sequence[WaitingFlag]]:
+        """Every flag that was kept."""
+
+    def close(self) -> Deferred[None]:
+        """Finish what was asked for and let go of the files."""
