@@ -169,9 +169,8 @@ class WaitingFlag:
     """A push that is still owed to a phone, as it is kept across a restart."""
 
     key: RegistrationKey
-    since: float
-    """When the first event was accepted; a flag expires 24 hours later."""
+    noticed_at: float
+    """When the latest event was accepted; a flag expires 24 hours later."""
     due: float
-    new_mail: bool
     mailboxes: frozenset[str] = frozenset()
     """The mailboxes that had events, named as in the registration."""
