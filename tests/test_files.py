@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from pathlib import Path
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.conditions import files_no_larger_than
+from xaps.files import replace_file
+
+
+class ReplaceFileTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+        self.path = self.folder / "key.pem"
+
+    def mode(self, path: Path) -> int:
+        return stat.S_IMODE(path.stat().st_mode)
+
+    def test_makes_a_new_file_that_only_its_owner_can_read(self) -> None:
+        previous = os.umask(0)
+        self.addCleanup(os.umask, previous)
+        replace_file(self.path, b"new\0bytes")
+        self.assertEqual(self.path.read_bytes(), b"new\0bytes")
+        self.assertEqual(self.mode(self.path), 0o600)
+        self.assertEqual(list(self.folder.iterdir()), [self.path])
+
+    def test_the_asked_mode_wins_over_the_umask_and_over_the_old_file(self) -> None:
+        previous = os.umask(0o077)
+        self.addCleanup(os.umask, previous)
+        self.path.write_bytes(b"old")
+        self.path.chmod(0o666)
+        replace_file(self.path, b"new", 0o640)
+        self.assertEqual(self.path.read_bytes(), b"new")
+        self.assertEqual(self.mode(self.path), 0o640)
+
+    def test_a_reader_of_the_old_file_keeps_all_of_it(self) -> None:
+        self.path.write_bytes(b"old and longer")
+        with self.path.open("rb") as reader:
+            replace_file(self.path, b"new")
+            self.assertEqual(reader.read(), b"old and longer")
+        self.assertEqual(self.path.read_bytes(), b"new")
+
+    def test_a_symbolic_link_stays_and_its_target_is_replaced(self) -> None:
+        target = self.folder / "target.pem"
+        target.write_bytes(b"old")
+        self.path.symlink_to(target.name)
+        replace_file(self.path, b"new")
+        self.assertTrue(self.path.is_symlink())
+        self.assertEqual(target.read_bytes(), b"new")
+
+    def test_a_failure_leaves_the_old_file_and_no_temporary_one(self) -> None:
+        target = self.folder / "folder"
+        target.mkdir()
+        with self.assertRaises(OSError):
+            replace_file(target, b"a file cannot replace a folder")
+        self.assertEqual(list(self.folder.iterdir()), [target])
+
+    def test_a_missing_folder_is_an_error(self) -> None:
+        with self.assertRaises(FileNotFoundError):
+            replace_file(self.folder / "missing" / "key.pem", b"new")
+
+    def test_a_full_disk_leaves_the_old_file_and_no_temporary_one(self) -> None:
+        self.path.write_bytes(b"old")
+        with files_no_larger_than(1000), self.assertRaises(OSError):
+            replace_file(self.path, bytes(1001))
+        self.assertEqual(self.path.read_bytes(), b"old")
+        self.assertEqual(list(self.folder.iterdir()), [self.path])

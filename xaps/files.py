@@ -1,0 +1,42 @@
+"""Replacing a file so that a crash or a power cut leaves the old one or the new one, whole."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+
+
+def replace_file(path: Path, data: bytes, mode: int = 0o600) -> None:
+    """Put `data` at `path` in one step; when this returns it is on disk.
+
+    A symbolic link is followed: what it points to is replaced. The file is new, so that its owner
+    is the one of this process and its permissions are `mode`, whatever they were before.
+
+    :raises OSError: the file at `path` is then untouched and no temporary file is left.
+    """
+    path = Path(os.path.realpath(path))
+    # mkstemp makes the file with mode 0600: a private key is at no time open to others.
+    fd, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".new", dir=path.parent)
+    try:
+        with open(fd, "wb") as file:  # noqa: PTH123 - a file descriptor
+            file.write(data)
+            file.flush()
+            os.fchmod(fd, mode)
+            os.fsync(fd)
+        Path(temporary).replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            Path(temporary).unlink()
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the folder's entries (a rename is one) survive a power cut."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
