@@ -1,0 +1,477 @@
+"""The heart: notices become flags, due flags become pushes, outcomes decide what is next."""
+
+from __future__ import annotations
+
+import random
+import uuid
+from collections import deque
+from collections.abc import Callable
+from enum import Enum, auto
+from typing import Protocol
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from xaps.mailboxes import INBOX, canonical, digest
+from xaps.model import (
+    Delivered,
+    Gone,
+    Misconfigured,
+    Notice,
+    Outcome,
+    Push,
+    Refused,
+    Registration,
+    RegistrationKey,
+    Rejected,
+    RetryAfter,
+)
+from xaps.registry.interface import IRegistry, RegistryError
+from xaps.waiting import Flag, WaitingTable
+
+REGISTRATION_LIFETIME = 30 * 24 * 3600.0
+"""Seconds; iOS Mail registers again once a day: a phone that has not for so long is gone."""
+
+PROBE_INTERVAL = 300.0
+"""Seconds between two tries while APNs refuses everything for a reason of configuration."""
+
+ALARM_INTERVAL = 3600.0
+"""Seconds between two repetitions of an alarm in the log."""
+
+SLICE = 16
+"""Pushes that are started in one go; between two slices the IMAP servers are served."""
+
+FLOOD_WINDOW = 100
+FLOOD_LEAST = 20
+"""More than this many BadDeviceToken, and over half of the last `FLOOD_WINDOW` answers, is a wrong
+environment or topic and not so many phones that vanished at once."""
+
+
+class Sender(Protocol):
+    """What can push; see :class:`xaps.apns.client.Client`."""
+
+    def room(self) -> int:
+        """How many pushes may be handed over now."""
+
+    def send(self, push: Push) -> Deferred[Outcome]:
+        """Push; always fires, and with an outcome."""
+
+
+class Gate(Enum):
+    """Whether pushes go out."""
+
+    OPEN = auto()
+    HELD = auto()
+    """APNs refuses our configuration: nothing goes out before the next probe."""
+    PROBING = auto()
+    """One push is out to see whether that is still so."""
+    STOPPED = auto()
+
+
+class Alarm:
+    """A complaint at critical: once, then every hour while it lasts."""
+
+    def __init__(self) -> None:
+        self._next: float | None = None
+
+    def due(self, now: float) -> bool:
+        """Whether to say it (again) now; the next time is an hour away then."""
+        if self._next is not None and now < self._next:
+            return False
+        self._next = now + ALARM_INTERVAL
+        return True
+
+    def over(self) -> None:
+        """The trouble is past; the next one is told at once."""
+        self._next = None
+
+
+class Dispatcher:
+    """Takes registrations and notices, and pushes.
+
+    :param sender: when it has room again, :meth:`pump` is to be called.
+    :param topic: gives the topic that phones are to register with; raises
+        :class:`~xaps.model.Refused` while there is no usable credential.
+    :param on_outcome: told of each answer: the outcome, and the seconds since the first of the
+        events that the push was for.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        registry: IRegistry,
+        sender: Sender,
+        *,
+        topic: Callable[[], str],
+        delay: float,
+        check_interval: float,
+        new_id: Callable[[], str] = lambda: str(uuid.uuid4()),
+        jitter: Callable[[], float] = lambda: random.uniform(0.8, 1.2),  # noqa: S311
+        on_outcome: Callable[[RegistrationKey, Outcome, float], None] = lambda *_: None,
+    ) -> None:
+        self._clock = clock
+        self._registry = registry
+        self._sender = sender
+        self.topic = topic
+        self._jitter = jitter
+        self._on_outcome = on_outcome
+        self.waiting = WaitingTable(delay=delay, check_interval=check_interval, new_id=new_id)
+        self.gate = Gate.OPEN
+        self.held_because = ""
+        self._probe_at = 0.0
+        self._hold_alarm = Alarm()
+        self._flood_alarm = Alarm()
+        self._save_alarm = Alarm()
+        self._answers: deque[bool] = deque(maxlen=FLOOD_WINDOW)
+        self._suspended: set[RegistrationKey] = set()
+        self._pump_call: IDelayedCall | None = None
+        self._save_call: IDelayedCall | None = None
+        self._saving: Deferred[None] | None = None
+        self._landed: list[Deferred[None]] = []
+
+    # -------------------------------------------------------------- starting and stopping
+
+    def start(self) -> Deferred[int]:
+        """Take up the flags that were kept on disk; fires with the number of them."""
+        return Deferred.fromCoroutine(self._restore())
+
+    async def _restore(self) -> int:
+        now = self._clock.seconds()
+        for saved in await self._registry.load_flags():
+            registration = await self._registry.get(saved.key)
+            if registration is not None:
+                self.waiting.restore(saved, registration, now)
+        self._arm()
+        self._arm_save()
+        return len(self.waiting)
+
+    def stop(self) -> Deferred[None]:
+        """Start no more pushes; fires when those in flight have been answered (the sender sees to
+        it that they are) and everything that is still owed is on disk."""
+        self.gate = Gate.STOPPED
+        for call in (self._pump_call, self._save_call):
+            if call is not None and call.active():
+                call.cancel()
+        return Deferred.fromCoroutine(self._finish())
+
+    async def _finish(self) -> None:
+        if self.waiting.in_flight:
+            landed: Deferred[None] = Deferred()
+            self._landed.append(landed)
+            await landed
+        if self._saving is not None:
+            await self._saving
+        await self._save(everything=True)
+
+    # -------------------------------------------------------------- what IMAP servers ask
+
+    def register(self, registration: Registration) -> Deferred[None]:
+        """Add or renew a registration; fires when it is on disk.
+
+        Fails with a temporary :class:`~xaps.model.Refused` when it cannot be stored.
+        """
+        return Deferred.fromCoroutine(self._register(registration))
+
+    async def _register(self, registration: Registration) -> None:
+        try:
+            await self._registry.register(registration)
+        except RegistryError as error:
+            self._log.error(
+                "Registration of {key} refused: {error}", key=registration.key, error=error
+            )
+            raise Refused(str(error), temporary=True) from error
+        self._suspended.discard(registration.key)
+        self.waiting.registered(registration)
+        self._log.debug(
+            "Registered {key} for {count} mailboxes",
+            key=registration.key,
+            count=len(registration.mailboxes),
+        )
+
+    def notify(self, notice: Notice) -> Deferred[int]:
+        """Something happened in a mailbox; fires, before Apple is contacted, with the number of
+        phones that will be pushed.
+
+        Fails with a temporary :class:`~xaps.model.Refused` when the registry cannot be read.
+        """
+        found = self._registry.registrations(notice.user)
+        return found.addCallbacks(self._flag, self._unread, callbackArgs=(notice,))
+
+    def _flag(self, registrations: list[Registration], notice: Notice) -> int:
+        now = self._clock.seconds()
+        phones = 0
+        for registration in registrations:
+            mailbox = pushable(registration, notice.mailbox)
+            if mailbox is not None and registration.key not in self._suspended:
+                self.waiting.notice(registration, mailbox, new_mail=notice.new_mail, now=now)
+                phones += 1
+        if phones:
+            self._arm()
+            self._arm_save()
+        return phones
+
+    def _unread(self, failure: Failure) -> Failure:
+        if not isinstance(failure.value, RegistryError):
+            return failure
+        self._log.error("A notice could not be taken: {error}", error=failure.value)
+        raise Refused(str(failure.value), temporary=True)
+
+    # -------------------------------------------------------------- pushing
+
+    def pump(self) -> None:
+        """Push what is due, as far as the sender has room; come back when more is due."""
+        if self._pump_call is not None and self._pump_call.active():
+            self._pump_call.cancel()
+        self._pump_call = None
+        now = self._clock.seconds()
+        for _ in range(SLICE):
+            probing = self.gate is Gate.HELD and now >= self._probe_at
+            if not (probing or self.gate is Gate.OPEN) or self._sender.room() <= 0:
+                break
+            flag = self.waiting.take(now)
+            if flag is None:
+                break
+            if probing:
+                self.gate = Gate.PROBING
+            self._push(flag)
+        self._arm()
+
+    def _push(self, flag: Flag) -> None:
+        registration = flag.registration
+        push = Push(registration.key, flag.apns_id, hashes(registration, flag.sent))
+        sent_at = self._clock.seconds()
+        self._log.debug("Pushing {key}", key=registration.key)
+        sending = self._sender.send(push)
+        sending.addCallback(self._answered, flag, sent_at)
+        sending.addErrback(self._broken, flag)
+
+    def _answered(self, outcome: Outcome, flag: Flag, sent_at: float) -> Deferred[None]:
+        now = self._clock.seconds()
+        key = flag.registration.key
+        self._on_outcome(key, outcome, now - flag.sent_since)
+        if self.gate is Gate.PROBING and not isinstance(outcome, Misconfigured):
+            self._release()
+        if isinstance(outcome, Delivered):
+            self._log.debug("Pushed {key}", key=key)
+            self._answers.append(False)
+            self.waiting.answered(flag, now)
+        elif isinstance(outcome, RetryAfter):
+            self._retry(flag, outcome, now)
+        elif isinstance(outcome, Gone):
+            return Deferred.fromCoroutine(self._gone(flag, outcome, sent_at))
+        elif isinstance(outcome, Misconfigured):
+            self._hold(outcome.reason, now)
+            self.waiting.failed(flag, now, now, counts=False)
+        else:
+            self._answers.append(False)
+            self._give_up(flag, outcome)
+        self._settled()
+        return succeed(None)
+
+    def _broken(self, failure: Failure, flag: Flag) -> None:
+        # Not one push may end without a next step, whatever goes wrong here.
+        self._log.failure(
+            "Handling the answer for {key} failed", failure, key=flag.registration.key
+        )
+        if flag.sent:
+            now = self._clock.seconds()
+            self._retry(flag, RetryAfter("internal error"), now)
+        self._settled()
+
+    def _retry(self, flag: Flag, outcome: RetryAfter, now: float) -> None:
+        delay = outcome.delay
+        if delay is None or flag.attempts >= 3:
+            delay = max(delay or 0.0, min(900.0, 10.0 * 2**flag.attempts) * self._jitter())
+        self._log.warn(
+            "Push to {key} failed: {reason}; next try in {delay:.0f} s",
+            key=flag.registration.key,
+            reason=outcome.reason,
+            delay=delay,
+        )
+        self.waiting.failed(flag, now + delay, now)
+
+    async def _gone(self, flag: Flag, outcome: Gone, sent_at: float) -> None:
+        key = flag.registration.key
+        self._answers.append(outcome.reason == "BadDeviceToken")
+        if outcome.reason == "BadDeviceToken" and self._is_flood():
+            if self._flood_alarm.due(self._clock.seconds()):
+                self._log.critical(
+                    "APNs calls most device tokens bad: registrations are kept. Either apnsServer "
+                    "names the wrong environment, or the credential is not the one that the phones "
+                    "registered with"
+                )
+            self._give_up(flag, Rejected(outcome.reason, until_registered=True))
+            self._settled()
+            return
+        self._flood_alarm.over()
+        # A phone that registered after APNs learned that its token was gone, or while the push
+        # was under way, is back.
+        until = sent_at if outcome.since is None else outcome.since
+        dropped = True
+        try:
+            dropped = await self._registry.remove(key, registered_until=until)
+        except RegistryError as error:
+            self._log.error("{key} is gone but was not dropped: {error}", key=key, error=error)
+        if dropped:
+            self._log.info("Dropped {key}: APNs says {reason}", key=key, reason=outcome.reason)
+            self.waiting.drop(key)
+            self.waiting.answered(flag, self._clock.seconds())
+        else:
+            self._retry(flag, RetryAfter(outcome.reason), self._clock.seconds())
+        self._settled()
+
+    def _give_up(self, flag: Flag, outcome: Rejected) -> None:
+        key = flag.registration.key
+        self._log.error("Push to {key} given up: {reason}", key=key, reason=outcome.reason)
+        if outcome.until_registered:
+            self._suspended.add(key)
+            self.waiting.drop(key)
+        self.waiting.answered(flag, self._clock.seconds())
+
+    def _is_flood(self) -> bool:
+        bad = sum(self._answers)
+        return bad > FLOOD_LEAST and bad > len(self._answers) / 2
+
+    def _settled(self) -> None:
+        """A push has ended: there may be room for the next, and things to save."""
+        if self.gate is Gate.STOPPED:
+            if not self.waiting.in_flight:
+                landed, self._landed = self._landed, []
+                for waiting in landed:
+                    waiting.callback(None)
+            return
+        self._arm()
+        self._arm_save()
+
+    # -------------------------------------------------------------- the gate
+
+    def credential_changed(self) -> None:
+        """There is another credential: what was refused before may now be taken."""
+        self._suspended.clear()
+        if self.gate in (Gate.HELD, Gate.PROBING):
+            self._release()
+        self.pump()
+
+    def _hold(self, reason: str, now: float) -> None:
+        if self.gate is Gate.STOPPED:
+            return
+        self.gate = Gate.HELD
+        self.held_because = reason
+        self._probe_at = now + PROBE_INTERVAL
+        if self._hold_alarm.due(now):
+            self._log.critical(
+                "APNs refuses every push: {reason}. Nothing is lost, all pushes wait; one is tried "
+                "every 5 minutes and whenever the credential changes",
+                reason=reason,
+            )
+
+    def _release(self) -> None:
+        if self.gate is not Gate.STOPPED:
+            self.gate = Gate.OPEN
+        self.held_because = ""
+        self._hold_alarm.over()
+        self._log.info("APNs takes pushes again")
+
+    # -------------------------------------------------------------- timers
+
+    def _arm(self) -> None:
+        """Call `pump` when the next flag is due, if there will be room for it."""
+        due = self.waiting.next_due()
+        if due is None or self.gate in (Gate.PROBING, Gate.STOPPED) or self._sender.room() <= 0:
+            return
+        if self.gate is Gate.HELD:
+            due = max(due, self._probe_at)
+        delay = max(0.0, due - self._clock.seconds())
+        call = self._pump_call
+        if call is not None and call.active():
+            if call.getTime() <= self._clock.seconds() + delay:
+                return
+            call.cancel()
+        self._pump_call = self._clock.callLater(delay, self.pump)
+
+    def _arm_save(self) -> None:
+        """Call `_save_due` when the oldest change will have waited for long enough."""
+        if self._save_call is not None or self._saving is not None:
+            return
+        now = self._clock.seconds()
+        at = self.waiting.next_save(now)
+        if at is not None:
+            self._save_call = self._clock.callLater(max(0.05, at - now), self._save_due)
+
+    def _save_due(self) -> None:
+        self._save_call = None
+        saving = self._saving = Deferred.fromCoroutine(self._save())
+        saving.addErrback(lambda failure: self._log.failure("Saving failed", failure))
+        saving.addCallback(self._saved)
+
+    def _saved(self, result: None) -> None:
+        self._saving = None
+        if self.gate is not Gate.STOPPED:
+            self._arm_save()
+
+    async def _save(self, *, everything: bool = False) -> None:
+        now = self._clock.seconds()
+        changed, cleared = self.waiting.to_save(now, everything=everything)
+        if not changed and not cleared:
+            return
+        try:
+            await self._registry.save_flags(changed, cleared)
+        except RegistryError as error:
+            self.waiting.save_failed(changed, cleared, self._clock.seconds())
+            if self._save_alarm.due(now):
+                self._log.critical(
+                    "{count} waiting pushes could not be written to disk and would be lost if the "
+                    "daemon stopped now: {error}",
+                    count=len(changed),
+                    error=error,
+                )
+        else:
+            self._save_alarm.over()
+
+    # -------------------------------------------------------------- housekeeping
+
+    def expire(self) -> Deferred[None]:
+        """Drop registrations not renewed for 30 days and flags older than a day; call it hourly."""
+        return Deferred.fromCoroutine(self._expire())
+
+    async def _expire(self) -> None:
+        now = self._clock.seconds()
+        flags = self.waiting.expire(now)
+        if flags:
+            self._log.warn("Gave up {count} pushes that waited for 24 hours", count=flags)
+        try:
+            expired = await self._registry.expire(now - REGISTRATION_LIFETIME)
+        except RegistryError as error:
+            self._log.error("Old registrations could not be dropped: {error}", error=error)
+            return
+        for key in expired:
+            self.waiting.drop(key)
+            self._suspended.discard(key)
+            self._log.info("Dropped {key}: not renewed for 30 days", key=key)
+
+    def forget(self, key: RegistrationKey) -> Deferred[bool]:
+        """Drop a registration now, with what is owed to it; fires with whether there was one."""
+        self.waiting.drop(key)
+        self._suspended.discard(key)
+        return self._registry.remove(key)
+
+
+def pushable(registration: Registration, mailbox: str) -> str | None:
+    """The name under which the phone knows `mailbox`, or ``None`` if it is not to be pushed.
+
+    iOS Mail can be told of INBOX always, and of other mailboxes only when it knows their hashes.
+    """
+    wanted = canonical(mailbox)
+    for name in registration.mailboxes:
+        if canonical(name) == wanted and (wanted == INBOX or name in registration.confirmed):
+            return name
+    return None
+
+
+def hashes(registration: Registration, mailboxes: frozenset[str]) -> tuple[str, ...]:
+    """What to put into the payload's ``m`` for these of the registration's mailboxes."""
+    return tuple(sorted(digest(name) for name in mailboxes & registration.confirmed))
