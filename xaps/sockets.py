@@ -1,0 +1,104 @@
+"""Binding UNIX sockets: with the right mode from the start, and never over a living daemon's."""
+
+from __future__ import annotations
+
+import contextlib
+import grp
+import os
+import socket
+import stat
+from pathlib import Path
+
+
+class SocketError(Exception):
+    """A socket cannot be bound; the message is one line and says why and what to do."""
+
+
+def bind_unix(
+    path: Path, kind: socket.SocketKind, *, mode: int, group: str | None
+) -> socket.socket:
+    """A non-blocking UNIX socket bound to `path`; the caller listens, and unlinks it at the end.
+
+    A socket file that a dead daemon left behind is replaced. Nobody can connect before the mode
+    and the group are set.
+
+    :param group: a name or a number; ``None`` leaves the process's own.
+    :raises SocketError: somebody else is listening there, or the file cannot be made.
+    """
+    gid = -1 if group is None else group_id(group)
+    _remove_stale(path, kind)
+    bound = socket.socket(socket.AF_UNIX, kind)
+    bound.setblocking(False)
+    # The file exists from bind() on, and what it allows then is ruled by the umask alone.
+    umask = os.umask(0o777)
+    try:
+        bound.bind(os.fspath(path))
+    except OSError as error:
+        bound.close()
+        raise SocketError(f"{path}: cannot be made: {_reason(error, path)}") from error
+    finally:
+        os.umask(umask)
+    try:
+        os.chown(path, -1, gid)
+        path.chmod(mode)
+    except OSError as error:
+        bound.close()
+        with contextlib.suppress(OSError):
+            path.unlink()
+        raise SocketError(
+            f"{path}: cannot be given to group {group}: {error.strerror}; "
+            "the daemon's user must be a member of it"
+        ) from error
+    return bound
+
+
+def group_id(group: str) -> int:
+    """The number of a group given by name or number.
+
+    :raises SocketError: there is no such group.
+    """
+    if group.isdecimal():
+        return int(group)
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError as error:
+        raise SocketError(f"there is no group {group!r} on this machine") from error
+
+
+def _remove_stale(path: Path, kind: socket.SocketKind) -> None:
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise SocketError(f"{path}: {_reason(error, path)}") from error
+    if not stat.S_ISSOCK(found.st_mode):
+        raise SocketError(
+            f"{path}: exists and is not a socket; move it away or choose another path"
+        )
+    with socket.socket(socket.AF_UNIX, kind) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(os.fspath(path))
+        except ConnectionRefusedError:
+            path.unlink(missing_ok=True)
+        except FileNotFoundError:
+            pass
+        except BlockingIOError:
+            raise SocketError(_in_use(path)) from None
+        except OSError as error:
+            raise SocketError(f"{path}: {_reason(error, path)}") from error
+        else:
+            raise SocketError(_in_use(path))
+
+
+def _in_use(path: Path) -> str:
+    return f"{path}: another daemon is listening there; stop it or choose another path"
+
+
+def _reason(error: OSError, path: Path) -> str:
+    if len(os.fsencode(path)) > 107:
+        return "the path is longer than the 107 bytes that UNIX sockets allow"
+    if isinstance(error, FileNotFoundError):
+        return f"the folder {path.parent} does not exist"
+    return error.strerror or str(error)
