@@ -1,0 +1,148 @@
+"""Verified fakes: each passes the contract test of what it stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
+
+from twisted.internet.defer import Deferred, execute
+
+from xaps.model import Registration, RegistrationKey, WaitingFlag
+from xaps.registry.interface import RegistryError
+
+T = TypeVar("T")
+
+
+class MemoryRegistry:
+    """A registry that forgets everything with the process.
+
+    :ivar failure: while this is set, every method fails with a `RegistryError` of that text.
+    :ivar held: while this is true, what writes is done but not answered before `release`, like a
+        commit that takes its time.
+    """
+
+    def __init__(self, max_per_user: int = 100) -> None:
+        self.failure: str | None = None
+        self.held = False
+        self._max_per_user = max_per_user
+        self._registrations: dict[RegistrationKey, Registration] = {}
+        self._flags: dict[RegistrationKey, WaitingFlag] = {}
+        self._unanswered: list[Callable[[], object]] = []
+
+    def release(self) -> None:
+        """Answer what was held, and hold no more."""
+        self.held = False
+        while self._unanswered:
+            self._unanswered.pop(0)()
+
+    # ---------------------------------------------------------- IRegistry
+
+    def register(self, registration: Registration) -> Deferred[None]:
+        return self._write(lambda: self._register(registration))
+
+    def registrations(self, user: str) -> Deferred[Sequence[Registration]]:
+        return self._read(lambda: self._of_user(user.lower()))
+
+    def get(self, key: RegistrationKey) -> Deferred[Registration | None]:
+        return self._read(lambda: self._registrations.get(key))
+
+    def all(self) -> Deferred[Sequence[Registration]]:
+        return self._read(
+            lambda: [registration for _, registration in sorted(self._registrations.items())]
+        )
+
+    def count(self) -> Deferred[int]:
+        return self._read(lambda: len(self._registrations))
+
+    def remove(
+        self, key: RegistrationKey, *, registered_until: float | None = None
+    ) -> Deferred[bool]:
+        return self._write(lambda: self._remove(key, registered_until))
+
+    def expire(self, registered_before: float) -> Deferred[Sequence[RegistrationKey]]:
+        return self._write(lambda: self._expire(registered_before))
+
+    def save_flags(
+        self, changed: Iterable[WaitingFlag], cleared: Iterable[RegistrationKey]
+    ) -> Deferred[None]:
+        return self._write(lambda: self._save_flags(list(changed), list(cleared)))
+
+    def load_flags(self) -> Deferred[Sequence[WaitingFlag]]:
+        return self._read(lambda: [flag for _, flag in sorted(self._flags.items())])
+
+    def close(self) -> Deferred[None]:
+        self.release()
+        self.failure = "the registry is closed"
+        return execute(lambda: None)
+
+    # ------------------------------------------------------ what they do
+
+    def _of_user(self, user: str) -> list[Registration]:
+        keys = sorted(key for key in self._registrations if key.user == user)
+        return [self._registrations[key] for key in keys]
+
+    def _register(self, registration: Registration) -> None:
+        key = registration.key
+        if not _is_unicode(key):
+            raise RegistryError(f"{key!r} is not valid Unicode")
+        self._registrations[key] = registration
+        others = [other for other in self._of_user(key.user) if other.key != key]
+        others.sort(key=lambda other: (other.registered_at, other.key))
+        for other in others[: max(0, len(others) + 1 - self._max_per_user)]:
+            self._drop(other.key)
+
+    def _remove(self, key: RegistrationKey, registered_until: float | None) -> bool:
+        found = self._registrations.get(key)
+        if found is None or (
+            registered_until is not None and found.registered_at > registered_until
+        ):
+            return False
+        self._drop(key)
+        return True
+
+    def _expire(self, registered_before: float) -> list[RegistrationKey]:
+        old = sorted(
+            key
+            for key, registration in self._registrations.items()
+            if registration.registered_at < registered_before
+        )
+        for key in old:
+            self._drop(key)
+        return old
+
+    def _save_flags(self, changed: list[WaitingFlag], cleared: list[RegistrationKey]) -> None:
+        for key in cleared:
+            self._flags.pop(key, None)
+        for flag in changed:
+            if flag.key in self._registrations:
+                self._flags[flag.key] = flag
+
+    def _drop(self, key: RegistrationKey) -> None:
+        del self._registrations[key]
+        self._flags.pop(key, None)
+
+    # -------------------------------------------------------- when answered
+
+    def _read(self, read: Callable[[], T]) -> Deferred[T]:
+        def work() -> T:
+            if self.failure is not None:
+                raise RegistryError(self.failure)
+            return read()
+
+        return execute(work)
+
+    def _write(self, write: Callable[[], T]) -> Deferred[T]:
+        answer = self._read(write)
+        if self.held:
+            done, answer = answer, Deferred()
+            self._unanswered.append(lambda: done.chainDeferred(answer))
+        return answer
+
+
+def _is_unicode(key: RegistrationKey) -> bool:
+    """A lone surrogate, which JSON can smuggle in, cannot be stored as text."""
+    try:
+        f"{key.user}{key.account_id}{key.device_token}".encode()
+    except UnicodeEncodeError:
+        return False
+    return True

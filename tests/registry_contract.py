@@ -1,0 +1,270 @@
+"""What every registry must do, whatever it is kept in: mix `RegistryContract` into a test case."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from twisted.internet.defer import Deferred
+from twisted.trial.unittest import SynchronousTestCase
+
+from xaps.model import Registration, RegistrationKey, WaitingFlag
+from xaps.registry.interface import IRegistry, RegistryError
+
+T = TypeVar("T")
+
+ALICE = RegistrationKey("alice", "A1", "aa01")
+ALICE_2 = RegistrationKey("alice", "A1", "aa02")
+ALICE_OTHER_ACCOUNT = RegistrationKey("alice", "A2", "aa01")
+BOB = RegistrationKey("bob", "A1", "aa01")
+
+
+def registration(key: RegistrationKey, registered_at: float = 1000.0) -> Registration:
+    return Registration(key, ("INBOX",), registered_at)
+
+
+def flag(key: RegistrationKey, *mailboxes: str, noticed_at: float = 2000.0) -> WaitingFlag:
+    return WaitingFlag(key, noticed_at, noticed_at + 30.5, frozenset(mailboxes))
+
+
+if TYPE_CHECKING:
+    _Base = SynchronousTestCase
+else:
+    _Base = object
+
+
+class RegistryContract(_Base):
+    """The tests; `make_registry` gives an empty registry, which the tests close."""
+
+    def make_registry(self, max_per_user: int = 100) -> IRegistry:
+        raise NotImplementedError
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.registry = self.new_registry()
+
+    def new_registry(self, max_per_user: int = 100) -> IRegistry:
+        registry = self.make_registry(max_per_user)
+        self.addCleanup(lambda: self.done(registry.close()))
+        return registry
+
+    def done(self, deferred: Deferred[T]) -> T:
+        return self.successResultOf(deferred)
+
+    def listed(self, deferred: Deferred[Sequence[T]]) -> list[T]:
+        found = self.done(deferred)
+        return list(found)
+
+    def failed(self, deferred: Deferred[Any]) -> str:
+        return str(self.failureResultOf(deferred, RegistryError).value)
+
+    def register(self, *registrations: Registration) -> None:
+        for each in registrations:
+            self.assertIsNone(self.done(self.registry.register(each)))
+
+    def keys(self) -> list[RegistrationKey]:
+        return [each.key for each in self.listed(self.registry.all())]
+
+    def save(
+        self, changed: Iterable[WaitingFlag] = (), cleared: Iterable[RegistrationKey] = ()
+    ) -> None:
+        self.assertIsNone(self.done(self.registry.save_flags(changed, cleared)))
+
+    def flags(self) -> list[WaitingFlag]:
+        return self.listed(self.registry.load_flags())
+
+    # ------------------------------------------------------- registrations
+
+    def test_a_new_registry_is_empty(self) -> None:
+        self.assertEqual(self.listed(self.registry.registrations("alice")), [])
+        self.assertIsNone(self.done(self.registry.get(ALICE)))
+        self.assertEqual(self.keys(), [])
+        self.assertEqual(self.done(self.registry.count()), 0)
+        self.assertEqual(self.flags(), [])
+
+    def test_a_registration_is_found_as_it_was_given(self) -> None:
+        given = Registration(
+            ALICE, ("Sent Messages", "INBOX", "Entwürfe"), 1234567890.125, frozenset({"INBOX"})
+        )
+        self.register(given)
+        self.assertEqual(self.listed(self.registry.registrations("alice")), [given])
+        self.assertEqual(self.done(self.registry.get(ALICE)), given)
+        self.assertEqual(self.listed(self.registry.all()), [given])
+        self.assertEqual(self.done(self.registry.count()), 1)
+
+    def test_users_and_tokens_are_compared_ignoring_case_and_account_ids_exactly(self) -> None:
+        self.register(registration(RegistrationKey("Alice", "A1", "AA01")))
+        self.assertEqual(len(self.listed(self.registry.registrations("aLICE"))), 1)
+        self.assertIsNotNone(self.done(self.registry.get(ALICE)))
+        self.assertIsNone(self.done(self.registry.get(RegistrationKey("alice", "a1", "aa01"))))
+
+    def test_users_do_not_see_each_other(self) -> None:
+        self.register(registration(ALICE), registration(BOB))
+        self.assertEqual(self.listed(self.registry.registrations("alice")), [registration(ALICE)])
+        self.assertEqual(self.listed(self.registry.registrations("bob")), [registration(BOB)])
+        self.assertEqual(self.listed(self.registry.registrations("al")), [])
+        self.assertEqual(self.listed(self.registry.registrations("%")), [])
+
+    def test_two_tokens_for_one_account_id_are_two_phones(self) -> None:
+        self.register(registration(ALICE_2), registration(ALICE), registration(ALICE_OTHER_ACCOUNT))
+        self.assertEqual(
+            [each.key for each in self.listed(self.registry.registrations("alice"))],
+            [ALICE, ALICE_2, ALICE_OTHER_ACCOUNT],
+        )
+
+    def test_registering_again_replaces_mailboxes_time_and_confirmation(self) -> None:
+        self.register(Registration(ALICE, ("INBOX", "Notes"), 1.0, frozenset({"INBOX", "Notes"})))
+        renewed = Registration(ALICE, ("INBOX", "Sent"), 2.0, frozenset({"Sent"}))
+        self.register(renewed)
+        self.assertEqual(self.listed(self.registry.all()), [renewed])
+
+    def test_odd_names_are_kept_exactly(self) -> None:
+        for odd in (
+            '"',
+            "'; DROP TABLE registrations; --",
+            "\0",
+            "a\r\nb",
+            "\\",
+            "%_",
+            "ü\U0001f4ec",
+        ):
+            key = RegistrationKey(f"u{odd}", f"a{odd}", f"t{odd}")
+            given = Registration(key, (odd, "", "INBOX"), 5.0, frozenset({odd}))
+            self.register(given)
+            self.assertEqual(self.listed(self.registry.registrations(key.user)), [given])
+            self.save([flag(key, odd)])
+            self.assertIn(flag(key, odd), self.flags())
+
+    def test_what_is_not_valid_unicode_is_refused_and_the_next_one_taken(self) -> None:
+        for key in (
+            RegistrationKey("\ud800", "A1", "aa01"),
+            RegistrationKey("alice", "\ud800", "aa01"),
+            RegistrationKey("alice", "A1", "\ud800"),
+        ):
+            self.assertIn(
+                "not valid Unicode", self.failed(self.registry.register(registration(key)))
+            )
+        self.register(registration(ALICE))
+        self.assertEqual(self.keys(), [ALICE])
+
+    def test_all_are_ordered_by_key(self) -> None:
+        keys = [
+            RegistrationKey(user, account_id, token)
+            for user in ("b", "a", "é", "a b", "\U0001f4ec", "\uffff")
+            for account_id in ("2", "10", "1")
+            for token in ("ff", "0f")
+        ]
+        self.register(*map(registration, keys))
+        self.assertEqual(self.keys(), sorted(keys))
+        self.assertEqual(self.done(self.registry.count()), len(keys))
+
+    # --------------------------------------------------------------- bounds
+
+    def test_over_the_bound_the_least_recently_renewed_goes(self) -> None:
+        self.registry = self.new_registry(max_per_user=2)
+        first, second, third = ALICE, ALICE_2, ALICE_OTHER_ACCOUNT
+        self.register(registration(first, 1.0), registration(second, 2.0))
+        self.register(registration(first, 3.0))
+        self.assertEqual(self.keys(), [first, second])
+        self.register(registration(third, 4.0))
+        self.assertEqual(self.keys(), [first, third])
+
+    def test_the_bound_is_for_each_user(self) -> None:
+        self.registry = self.new_registry(max_per_user=1)
+        self.register(registration(ALICE), registration(BOB))
+        self.assertEqual(self.keys(), [ALICE, BOB])
+
+    def test_what_was_just_registered_stays_even_if_the_clock_was_set_back(self) -> None:
+        self.registry = self.new_registry(max_per_user=1)
+        self.register(registration(ALICE, 2000.0), registration(ALICE_2, 1000.0))
+        self.assertEqual(self.keys(), [ALICE_2])
+
+    # -------------------------------------------------- removing, expiring
+
+    def test_removing_says_whether_it_was_there(self) -> None:
+        self.register(registration(ALICE), registration(ALICE_2))
+        self.assertIs(self.done(self.registry.remove(ALICE)), True)
+        self.assertIs(self.done(self.registry.remove(ALICE)), False)
+        self.assertEqual(self.keys(), [ALICE_2])
+
+    def test_what_was_renewed_in_the_meantime_is_not_removed(self) -> None:
+        self.register(registration(ALICE, 1000.5))
+        self.assertIs(self.done(self.registry.remove(ALICE, registered_until=1000.4)), False)
+        self.assertEqual(self.keys(), [ALICE])
+        self.assertIs(self.done(self.registry.remove(ALICE, registered_until=1000.5)), True)
+        self.assertEqual(self.keys(), [])
+
+    def test_expiring_drops_the_older_ones_and_names_them(self) -> None:
+        self.register(
+            registration(BOB, 10.0), registration(ALICE_2, 11.0), registration(ALICE, 9.0)
+        )
+        self.assertEqual(self.listed(self.registry.expire(9.0)), [])
+        self.assertEqual(self.listed(self.registry.expire(11.0)), [ALICE, BOB])
+        self.assertEqual(self.keys(), [ALICE_2])
+
+    # ---------------------------------------------------------------- flags
+
+    def test_flags_are_kept_replaced_and_cleared(self) -> None:
+        self.register(registration(ALICE), registration(ALICE_2), registration(BOB))
+        self.save([flag(ALICE, "INBOX", "Notes"), flag(BOB)])
+        self.assertEqual(self.flags(), [flag(ALICE, "INBOX", "Notes"), flag(BOB)])
+        self.save([flag(ALICE, "Sent", noticed_at=3000.0), flag(ALICE_2)], [BOB])
+        self.assertEqual(self.flags(), [flag(ALICE, "Sent", noticed_at=3000.0), flag(ALICE_2)])
+        self.save([], [ALICE, ALICE_2, BOB])
+        self.assertEqual(self.flags(), [])
+
+    def test_a_flag_that_is_both_changed_and_cleared_is_kept(self) -> None:
+        self.register(registration(ALICE))
+        self.save([flag(ALICE)], [ALICE])
+        self.assertEqual(self.flags(), [flag(ALICE)])
+
+    def test_flags_can_come_from_iterators(self) -> None:
+        self.register(registration(ALICE), registration(BOB))
+        self.save([flag(BOB)])
+        self.save(iter([flag(ALICE)]), iter([BOB]))
+        self.assertEqual(self.flags(), [flag(ALICE)])
+
+    def test_flags_without_a_registration_are_ignored(self) -> None:
+        self.register(registration(ALICE))
+        self.save([flag(BOB), flag(ALICE)], [ALICE_2])
+        self.assertEqual(self.flags(), [flag(ALICE)])
+
+    def test_a_flag_goes_with_its_registration_however_that_goes(self) -> None:
+        self.registry = self.new_registry(max_per_user=2)
+        self.register(registration(BOB, 1.0), registration(ALICE, 2.0), registration(ALICE_2, 3.0))
+        self.save([flag(BOB), flag(ALICE), flag(ALICE_2)])
+        self.register(registration(ALICE_OTHER_ACCOUNT, 4.0))
+        self.assertEqual(self.flags(), [flag(ALICE_2), flag(BOB)])
+        self.done(self.registry.expire(3.0))
+        self.assertEqual(self.flags(), [flag(ALICE_2)])
+        self.done(self.registry.remove(ALICE_2))
+        self.assertEqual(self.flags(), [])
+
+    def test_a_flag_survives_a_renewal_and_a_removal_that_is_not_done(self) -> None:
+        self.register(registration(ALICE, 1.0))
+        self.save([flag(ALICE)])
+        self.register(registration(ALICE, 2.0))
+        self.done(self.registry.remove(ALICE, registered_until=1.0))
+        self.assertEqual(self.flags(), [flag(ALICE)])
+
+    # -------------------------------------------------------------- closing
+
+    def test_after_closing_everything_fails_with_a_reason(self) -> None:
+        self.register(registration(ALICE))
+        self.done(self.registry.close())
+        for deferred in (
+            self.registry.register(registration(ALICE)),
+            self.registry.registrations("alice"),
+            self.registry.get(ALICE),
+            self.registry.all(),
+            self.registry.count(),
+            self.registry.remove(ALICE),
+            self.registry.expire(0.0),
+            self.registry.save_flags([], []),
+            self.registry.load_flags(),
+        ):
+            self.assertIn("closed", self.failed(deferred))
+
+    def test_closing_twice_is_fine(self) -> None:
+        self.done(self.registry.close())
+        self.assertIsNone(self.done(self.registry.close()))
