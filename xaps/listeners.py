@@ -1,0 +1,152 @@
+"""Opening what IMAP servers and administrators connect to, and closing it again."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import (
+    IListeningPort,
+    IReactorSocket,
+    IReactorTCP,
+    IStreamServerEndpoint,
+)
+from twisted.internet.protocol import ServerFactory
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from xaps.sockets import bind_unix
+
+BACKLOG = 1024
+"""Connections that may wait to be accepted; a large IMAP server opens thousands at its start."""
+
+
+class ListenError(Exception):
+    """A listener cannot be opened; the message is one line and says which, why and what to do."""
+
+
+class Reactor(IReactorTCP, IReactorSocket):
+    """What listening takes."""
+
+
+Factory: TypeAlias = "ServerFactory[Any]"
+
+
+class Listeners:
+    """The open listeners of the daemon.
+
+    Opening is synchronous, so that a daemon that cannot listen does not start.
+    """
+
+    _log = Logger()
+
+    def __init__(self, reactor: Reactor) -> None:
+        self._reactor = reactor
+        self._ports: list[IListeningPort] = []
+        self._paths: list[Path] = []
+        self.addresses: list[str] = []
+        """What is listened on, for people."""
+
+    def tcp(self, key: str, address: str, port: int, factory: Factory) -> None:
+        """Listen on an address (or a ``systemd:`` endpoint); `key` is the setting to name.
+
+        :raises ListenError: it cannot be had.
+        """
+        if address.startswith("systemd:"):
+            self._activated(key, address, factory)
+            return
+        interface = _numeric(key, address)
+        try:
+            listening = self._reactor.listenTCP(port, factory, BACKLOG, interface)
+        except CannotListenError as error:
+            raise ListenError(_why_not(key, address, port, error.socketError)) from error
+        self._opened(listening)
+
+    def unix(self, key: str, path: str, factory: Factory, *, mode: int, group: str | None) -> None:
+        """Listen on a UNIX socket (or a ``systemd:`` endpoint).
+
+        :raises ListenError: systemd's socket cannot be had.
+        :raises xaps.sockets.SocketError: the path cannot be had.
+        """
+        if path.startswith("systemd:"):
+            self._activated(key, path, factory)
+            return
+        with bind_unix(Path(path), socket.SOCK_STREAM, mode=mode, group=group) as bound:
+            bound.listen(BACKLOG)
+            # The reactor takes a copy of the descriptor.
+            listening = self._reactor.adoptStreamPort(bound.fileno(), socket.AF_UNIX, factory)
+        self._ports.append(listening)
+        self._paths.append(Path(path))
+        self._note(path)
+
+    def stop(self) -> Deferred[None]:
+        """Take no more connections; fires when nothing listens any more. Those that are open
+        stay."""
+        ports, self._ports = self._ports, []
+        for path in self._paths:
+            with contextlib.suppress(OSError):
+                path.unlink()
+        closing = [maybeDeferred(port.stopListening) for port in ports]
+        return gatherResults(closing).addBoth(lambda _: None)
+
+    def _activated(self, key: str, description: str, factory: Factory) -> None:
+        try:
+            endpoint: IStreamServerEndpoint = serverFromString(  # type: ignore[no-untyped-call]
+                self._reactor, description
+            )
+            result = endpoint.listen(factory)
+        except (ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
+            raise ListenError(
+                f"{key}: {description}: systemd passed no such socket ({error}); "
+                "start the daemon by its socket unit, or name an address or a path here"
+            ) from error
+        outcome: list[object] = []
+        result.addBoth(outcome.append)  # adopting a socket is done at once
+        if isinstance(outcome[0], Failure):
+            reason = outcome[0].getErrorMessage()
+            raise ListenError(f"{key}: {description}: {reason}")
+        self._opened(outcome[0])  # type: ignore[arg-type]
+
+    def _opened(self, listening: IListeningPort) -> None:
+        self._ports.append(listening)
+        address = listening.getHost()
+        if isinstance(address, IPv6Address):
+            self._note(f"[{address.host}]:{address.port}")
+        elif isinstance(address, IPv4Address):
+            self._note(f"{address.host}:{address.port}")
+        else:
+            self._note(f"{getattr(address, 'name', address)}")
+
+    def _note(self, address: str) -> None:
+        self.addresses.append(address)
+        self._log.info("Listening on {address}", address=address)
+
+
+def _numeric(key: str, address: str) -> str:
+    """The numeric address to listen on, since names such as ``localhost`` are welcome too."""
+    try:
+        found = socket.getaddrinfo(address, None, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise ListenError(f"{key}: {address}: no such address: {error.strerror}") from error
+    return str(found[0][4][0])
+
+
+def _why_not(key: str, address: str, port: int, error: OSError) -> str:
+    where = f"{key}: [{address}]:{port}" if ":" in address else f"{key}: {address}:{port}"
+    if error.errno == errno.EADDRINUSE:
+        return (
+            f"{where}: another program listens there (find it with: ss -ltnp 'sport = :{port}'); "
+            "stop it or choose another port"
+        )
+    if error.errno == errno.EACCES:
+        return f"{where}: ports below 1024 are for root; choose another"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return f"{where}: this machine has no such address; try 127.0.0.1"
+    return f"{where}: {error.strerror or error}"
