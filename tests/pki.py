@@ -122,6 +122,19 @@ class Authority:
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         return cls(_sign_authority(subject, private, subject, private), private)
 
+    @classmethod
+    def load(cls, folder: Path) -> Authority | None:
+        """Read what `save` wrote; ``None`` if there is nothing."""
+        if not (folder / "ca.key").exists():
+            return None
+        certificate = x509.load_pem_x509_certificate((folder / "ca.pem").read_bytes())
+        return cls(certificate, _load_key((folder / "ca.key").read_bytes()))
+
+    def save(self, folder: Path) -> None:
+        """Write a root as ``ca.pem`` and ``ca.key``, for a stand-in that is its own process."""
+        write_private(folder / "ca.pem", self.pem)
+        write_private(folder / "ca.key", _key_pem(self.key))
+
     @property
     def pem(self) -> bytes:
         """This authority's certificate: for a root, what a peer must trust."""
@@ -230,6 +243,12 @@ class SigningKey:
     def create(cls, key_id: str = "ABC123DEFG", team_id: str = "DEF123GHIJ") -> SigningKey:
         return cls(ec.generate_private_key(ec.SECP256R1()), key_id, team_id)
 
+    @classmethod
+    def load(cls, p8: bytes, key_id: str, team_id: str) -> SigningKey:
+        key = _load_key(p8)
+        assert isinstance(key, ec.EllipticCurvePrivateKey)
+        return cls(key, key_id, team_id)
+
     @property
     def p8(self) -> bytes:
         """The file's content: PKCS#8 PEM, not encrypted."""
@@ -285,6 +304,12 @@ def _key_pem(key: PrivateKey) -> bytes:
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     )
+
+
+def _load_key(pem: bytes) -> PrivateKey:
+    key = serialization.load_pem_private_key(pem, None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey)
+    return key
 
 
 def _general_name(name: str) -> x509.GeneralName:
