@@ -1,0 +1,282 @@
+"""Debian's Dovecot with its IMAP and LMTP services, started and ended by a test.
+
+Nothing of an installed Dovecot's configuration, data or service is used or touched, and no root
+is needed: everything lives in a temporary folder. A test that is run by root gives the folder and
+the server to the user nobody, because Dovecot refuses to open mailboxes as root.
+
+The packages are ``dovecot-imapd``, ``dovecot-lmtpd`` and ``dovecot-sieve`` (which puts mail into
+folders, as it does on most servers); Lua is part of Debian's ``dovecot-core``.
+"""
+
+from __future__ import annotations
+
+import grp
+import imaplib
+import os
+import pwd
+import shutil
+import signal
+import smtplib
+import socket
+import subprocess
+import tempfile
+import time
+from email.message import EmailMessage
+from email.policy import SMTP
+from pathlib import Path
+from typing import Any
+
+from twisted.trial.unittest import SkipTest
+
+PASSWORD = "secret"
+"""Every user name exists and has this password."""
+
+SCRIPT = Path(__file__).parents[2] / "dovecot" / "xaps-notify.lua"
+
+_PROGRAM = "/usr/sbin/dovecot"
+_NEEDED = (
+    _PROGRAM,
+    "/usr/lib/dovecot/imap",
+    "/usr/lib/dovecot/lmtp",
+    "/usr/lib/dovecot/modules/lib90_sieve_plugin.so",
+)
+_PATIENCE = 10.0
+"""Seconds that the server gets to start, and to answer a command."""
+
+_FILING = """\
+require ["fileinto", "mailbox", "variables"];
+if header :matches "X-Folder" "*" {
+  fileinto :create "${1}";
+}
+"""
+
+_CONFIGURATION = """\
+base_dir = {folder}/run
+state_dir = {folder}/state
+log_path = {folder}/log
+listen = 127.0.0.1
+protocols = imap lmtp
+ssl = no
+disable_plaintext_auth = no
+default_internal_user = {user}
+default_internal_group = {group}
+default_login_user = {user}
+first_valid_uid = {uid}
+mail_home = {folder}/mail/%u
+mail_location = maildir:~/Maildir
+passdb {{
+  driver = static
+  args = password={password}
+}}
+userdb {{
+  driver = static
+  args = uid={uid} gid={gid} allow_all_users=yes
+}}
+namespace inbox {{
+  inbox = yes
+  separator = /
+}}
+service imap-login {{
+  chroot =
+  inet_listener imap {{
+    port = {imap_port}
+  }}
+  inet_listener imaps {{
+    port = 0
+  }}
+}}
+service lmtp {{
+  unix_listener lmtp {{
+    mode = 0
+  }}
+  inet_listener lmtp {{
+    port = {lmtp_port}
+  }}
+}}
+service anvil {{
+  chroot =
+}}
+service stats {{
+  chroot =
+}}
+protocol lmtp {{
+  mail_plugins = $mail_plugins sieve
+}}
+plugin {{
+  sieve = file:~/sieve;active=~/active.sieve
+  sieve_before = {folder}/filing.sieve
+}}
+"""
+
+
+def lua_notices(url: str) -> str:
+    """The settings with which `SCRIPT` sends notices to `url`, as in docs/dovecot.rst."""
+    return f"""\
+mail_plugins = $mail_plugins mail_lua notify push_notification push_notification_lua
+plugin {{
+  push_notification_driver = lua:file={{folder}}/{SCRIPT.name}
+  xaps_url = {url}
+}}
+"""
+
+
+def ox_notices(url: str) -> str:
+    """The settings with which Dovecot's own OX driver sends notices to `url`, as in
+    docs/dovecot.rst. It does so for users for whom `Dovecot.opt_in` was called."""
+    return f"""\
+mail_plugins = $mail_plugins notify push_notification
+mail_attribute_dict = file:%h/dovecot-attributes
+protocol imap {{
+  imap_metadata = yes
+}}
+plugin {{
+  push_notification_driver = ox:url={url} cache_lifetime=1s
+}}
+"""
+
+
+class Dovecot:
+    """A running server; `stop` must be called.
+
+    :param settings: Dovecot settings in addition to those that every test needs, such as
+        `lua_notices` returns; ``{folder}`` in them becomes the server's own folder.
+    :raises twisted.trial.unittest.SkipTest: Dovecot is not installed, and this is not CI.
+    """
+
+    def __init__(self, settings: str) -> None:
+        if not all(Path(path).exists() for path in _NEEDED):
+            missing = (
+                "Dovecot is not installed (apt install dovecot-imapd dovecot-lmtpd dovecot-sieve)"
+            )
+            if os.environ.get("CI"):
+                raise RuntimeError(missing)
+            raise SkipTest(missing)
+        self.folder = Path(tempfile.mkdtemp(prefix="dovecot-"))
+        self._process: subprocess.Popen[bytes] | None = None
+        try:
+            self._start(settings)
+        except BaseException:
+            self.stop()
+            raise
+
+    def _start(self, settings: str) -> None:
+        account = pwd.getpwnam("nobody") if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
+        self.imap_port, self.lmtp_port = _free_ports(2)
+        # The settings come first: $mail_plugins means what was said of it before.
+        configuration = settings.replace("{folder}", str(self.folder)) + _CONFIGURATION.format(
+            folder=self.folder,
+            user=account.pw_name,
+            group=grp.getgrgid(account.pw_gid).gr_name,
+            uid=account.pw_uid,
+            gid=account.pw_gid,
+            password=PASSWORD,
+            imap_port=self.imap_port,
+            lmtp_port=self.lmtp_port,
+        )
+        (self.folder / "dovecot.conf").write_text(configuration)
+        (self.folder / "filing.sieve").write_text(_FILING)
+        (self.folder / "mail").mkdir()
+        shutil.copy(SCRIPT, self.folder)
+        if os.geteuid() == 0:
+            for path in (self.folder, *self.folder.iterdir()):
+                os.chown(path, account.pw_uid, account.pw_gid)
+        with (self.folder / "stderr").open("wb") as stderr:
+            self._process = subprocess.Popen(
+                [_PROGRAM, "-F", "-c", self.folder / "dovecot.conf"],
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=stderr,
+                stderr=stderr,
+                start_new_session=True,
+                **_identity(account),
+            )
+        self._wait_until_it_listens()
+
+    def stop(self) -> None:
+        """End the server and remove everything that it wrote."""
+        if self._process is not None:
+            # Asked politely, it takes a second; there is nothing here that it could spoil.
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def log(self) -> str:
+        """What the server has logged so far."""
+        path = self.folder / "log"
+        return path.read_text() if path.exists() else ""
+
+    def login(self, user: str) -> ImapSession:
+        """Log `user` in over IMAP."""
+        session = ImapSession("127.0.0.1", self.imap_port)
+        session.login(user, PASSWORD)
+        return session
+
+    def deliver(self, user: str, folder: str | None = None) -> None:
+        """Deliver a message over LMTP, to INBOX or, with Sieve, to `folder`, which is made when it
+        is missing. The folder's name is text, not modified UTF-7.
+
+        It returns when Dovecot has answered, and so after the notice was sent.
+        """
+        message = EmailMessage()
+        message["From"] = "bob@example.org"
+        message["Subject"] = "Hello"
+        if folder is not None:
+            message["X-Folder"] = folder
+        message.set_content("How are you?")
+        with smtplib.LMTP("127.0.0.1", self.lmtp_port) as client:
+            client.sendmail("bob@example.org", [user], message.as_bytes(policy=SMTP))
+
+    def opt_in(self, user: str) -> None:
+        """Ask the OX driver for notices to `user`, as docs/dovecot.rst says."""
+        with self.login(user) as session:
+            session.command(
+                "SETMETADATA", '""', f'(/private/vendor/vendor.dovecot/http-notify "user={user}")'
+            )
+
+    def _wait_until_it_listens(self) -> None:
+        assert self._process is not None
+        deadline = time.monotonic() + _PATIENCE
+        for port in (self.imap_port, self.lmtp_port):
+            while True:
+                try:
+                    # Its greeting says that a port is Dovecot's, and that the service is ready.
+                    with socket.create_connection(("127.0.0.1", port), 1) as connection:
+                        if b"ready" in connection.recv(1024):
+                            break
+                except OSError:
+                    pass
+                if self._process.poll() is not None or time.monotonic() > deadline:
+                    said = (self.folder / "stderr").read_text() + self.log()
+                    raise RuntimeError(f"Dovecot does not start: {said}")
+                time.sleep(0.02)
+
+
+class ImapSession(imaplib.IMAP4):
+    """An IMAP session in which everything but OK is an exception."""
+
+    def command(self, name: str, *arguments: str) -> list[Any]:
+        """Send a command that imaplib has no method for, or checks too closely."""
+        imaplib.Commands.setdefault(name, ("AUTH", "SELECTED"))
+        status, data = self._simple_command(name, *arguments)
+        if status != "OK":
+            raise self.error(f"{name} failed: {data!r}")
+        return list(data)
+
+    def open(self, host: str = "", port: int = 143, timeout: float | None = None) -> None:
+        super().open(host, port, _PATIENCE if timeout is None else timeout)
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    try:
+        return [listener.getsockname()[1] for listener in sockets]
+    finally:
+        for listener in sockets:
+            listener.close()
+
+
+def _identity(account: pwd.struct_passwd) -> dict[str, Any]:
+    if os.geteuid() != 0:
+        return {}
+    return {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
