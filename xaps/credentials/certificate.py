@@ -1,0 +1,346 @@
+"""What a push certificate says: its topic, who may use it and how long; pure.
+
+Everything is looked up by object identifier, never by position: Apple has moved the attributes
+and extensions of its certificates before.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections.abc import Iterable, Sequence
+from enum import Enum
+from typing import TYPE_CHECKING, TypeAlias
+
+import attrs
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.x509.oid import NameOID
+from pyasn1.codec.der import decoder
+from pyasn1.error import PyAsn1Error
+from pyasn1.type import char, univ
+
+from xaps.model import CertificateCredential
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
+
+PrivateKey: TypeAlias = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
+
+DAY = 86400.0
+
+# Apple's certificate extensions (Apple's Worldwide Developer Relations certification practice
+# statement lists the arc 1.2.840.113635.100.6.3).
+_DEVELOPMENT = x509.ObjectIdentifier("1.2.840.113635.100.6.3.1")
+_PRODUCTION = x509.ObjectIdentifier("1.2.840.113635.100.6.3.2")
+_TOPICS = x509.ObjectIdentifier("1.2.840.113635.100.6.3.6")
+
+_MAX_TOPICS_EXTENSION = 65536
+"""Bytes; Apple's certificates list a handful of topics."""
+
+MAIL_TOPIC_PREFIXES = ("com.apple.mail.", "com.apple.mobilemail.push.")
+"""iOS Mail listens to no other topics."""
+
+_TOPIC = re.compile(r"[A-Za-z0-9._-]{1,200}")
+
+# What cryptography raises for certificates that are not what they should be; some of it only
+# when a field is looked at.
+PARSE_ERRORS = (
+    ValueError,
+    TypeError,
+    OverflowError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+    x509.InvalidVersion,
+)
+
+# Hostile DER makes pyasn1 fail in ways that are not errors of its own.
+_PYASN1_ERRORS = (PyAsn1Error, ValueError, TypeError, LookupError, OverflowError, RecursionError)
+
+
+class CredentialError(Exception):
+    """A credential cannot be used.
+
+    :ivar file: the file's name, or what stands for it.
+    :ivar what: what is wrong, without the file's name.
+    :ivar remedy: what the administrator can do; may be empty.
+    """
+
+    def __init__(self, file: str, what: str, remedy: str = "") -> None:
+        super().__init__(f"{file}: {what}" + (f"; {remedy}" if remedy else ""))
+        self.file = file
+        self.what = what
+        self.remedy = remedy
+
+
+class Environment(Enum):
+    """Which of Apple's push servers a certificate is for, as its extensions say."""
+
+    PRODUCTION = "production"
+    DEVELOPMENT = "development"
+    BOTH = "production and development"
+    UNMARKED = "not stated"
+
+
+def is_mail_topic(topic: str) -> bool:
+    """Whether iOS Mail can be pushed under `topic`."""
+    return _TOPIC.fullmatch(topic) is not None and any(
+        topic.startswith(prefix) and topic != prefix for prefix in MAIL_TOPIC_PREFIXES
+    )
+
+
+def utc_text(time: float) -> str:
+    """``2027-04-28 17:01:00 +0000 UTC``: the form that existing installations watch their logs
+    for."""
+    moment = datetime.datetime.fromtimestamp(time, datetime.UTC)
+    return moment.strftime("%Y-%m-%d %H:%M:%S +0000 UTC")
+
+
+@attrs.frozen
+class CertificateInfo:
+    """A push certificate with its chain and key, read but not judged."""
+
+    source: str
+    """The file that holds the certificate."""
+    key_source: str
+    """The file that holds the key; often the same."""
+    topics: tuple[str, ...]
+    """The subject's UIDs; a good certificate has one."""
+    allowed_topics: tuple[str, ...]
+    """Empty when the certificate lists none."""
+    environment: Environment
+    serial: str
+    """Hexadecimal, lower case."""
+    not_before: float
+    not_after: float
+    chain: tuple[x509.Certificate, ...]
+    """The leaf, then its issuer and so on, as far as the file goes."""
+    key: PrivateKey | None = attrs.field(repr=False)
+    key_matches: bool | None
+    """Whether `key` belongs to the leaf; ``None``: there is no key."""
+
+    @property
+    def topic(self) -> str | None:
+        """The first UID that is a Mail topic, or else the first."""
+        return next(filter(is_mail_topic, self.topics), self.topics[0] if self.topics else None)
+
+    def errors(self, now: float) -> list[CredentialError]:
+        """Why this certificate cannot push at the time `now`, the gravest first."""
+        errors: list[CredentialError] = []
+
+        def add(what: str, remedy: str) -> None:
+            errors.append(CredentialError(self.source, what, remedy))
+
+        if self.key is None:
+            add(
+                "there is no private key for the certificate",
+                "put the key into the same file or name its file in certificateFilePemKey",
+            )
+        elif not self.key_matches:
+            where = "" if self.key_source == self.source else f" in {self.key_source}"
+            add(
+                f"the certificate does not belong to the private key{where}",
+                "use the key that the certificate was requested with",
+            )
+        if self.topic is None:
+            add(
+                "the certificate has no topic (no UID in its subject)",
+                "a push certificate for Mail is needed, not one for a web server or another use",
+            )
+        elif not is_mail_topic(self.topic):
+            add(
+                f"the certificate's topic {printable(self.topic)} is not one of Mail",
+                f"Mail's topics begin with {' or '.join(MAIL_TOPIC_PREFIXES)}",
+            )
+        if self.environment is Environment.DEVELOPMENT:
+            add(
+                "the certificate is for development only, and Mail is pushed in production",
+                "request a production certificate",
+            )
+        if now >= self.not_after:
+            add(
+                f"the certificate expired on {utc_text(self.not_after)}",
+                "put a renewed certificate in its place",
+            )
+        elif now < self.not_before:
+            add(
+                f"the certificate is not valid before {utc_text(self.not_before)}",
+                "if that has passed, this machine's clock is wrong",
+            )
+        return errors
+
+    def warnings(self) -> list[str]:
+        """What is odd about the certificate but does not keep it from pushing."""
+        if self.allowed_topics and self.topic not in self.allowed_topics:
+            allowed = ", ".join(printable(topic) for topic in self.allowed_topics[:5])
+            return [
+                f"{self.source}: the topics that the certificate allows ({allowed}) do not include"
+                f" its own ({printable(self.topic or '')}); Apple may refuse to push"
+            ]
+        return []
+
+    def credential(self, now: float) -> CertificateCredential:
+        """What pushes are sent with.
+
+        :raises CredentialError: the gravest of :meth:`errors`.
+        """
+        for error in self.errors(now):
+            raise error
+        assert self.key is not None and self.topic is not None
+        return CertificateCredential(
+            topic=self.topic,
+            source=self.source,
+            not_before=self.not_before,
+            not_after=self.not_after,
+            chain_pem=tuple(c.public_bytes(serialization.Encoding.PEM) for c in self.chain),
+            key_pem=key_pem(self.key),
+        )
+
+
+def certificate_info(
+    source: str,
+    certificates: Sequence[x509.Certificate],
+    key: PrivateKey | None,
+    key_source: str | None = None,
+) -> CertificateInfo:
+    """Find the leaf among `certificates`, order the chain and read the leaf.
+
+    :raises CredentialError: there is no certificate, several leaves, or one that cannot be read.
+    """
+    try:
+        chain = _order(source, certificates)
+        leaf = chain[0]
+        oids = {extension.oid for extension in leaf.extensions}
+        return CertificateInfo(
+            source=source,
+            key_source=key_source or source,
+            topics=tuple(
+                str(attribute.value)
+                for attribute in leaf.subject.get_attributes_for_oid(NameOID.USER_ID)
+            ),
+            allowed_topics=_allowed_topics(leaf),
+            environment=_environment(_PRODUCTION in oids, _DEVELOPMENT in oids),
+            serial=f"{leaf.serial_number:x}",
+            not_before=_not_before(leaf),
+            not_after=_not_after(leaf),
+            chain=chain,
+            key=key,
+            key_matches=None
+            if key is None
+            else _spki(key.public_key()) == _spki(leaf.public_key()),
+        )
+    except PARSE_ERRORS as error:
+        raise CredentialError(
+            source, f"the certificate is damaged ({reason_of(error)})", "export or copy it again"
+        ) from None
+
+
+def key_pem(key: PrivateKey) -> bytes:
+    """The key as PKCS#8, not encrypted."""
+    return key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+
+
+def printable(text: str) -> str:
+    """`text` from a certificate, fit for one line of a log."""
+    return "".join(c if " " < c <= "~" else "?" for c in text[:100])
+
+
+def reason_of(error: Exception) -> str:
+    """A library's error in a few words and one line."""
+    text = " ".join(str(error).split()) if isinstance(error, ValueError) else ""
+    return f"{type(error).__name__}: {text[:100]}" if text else type(error).__name__
+
+
+def _spki(key: CertificatePublicKeyTypes) -> bytes:
+    return key.public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+
+
+def _environment(production: bool, development: bool) -> Environment:
+    if production:
+        return Environment.BOTH if development else Environment.PRODUCTION
+    return Environment.DEVELOPMENT if development else Environment.UNMARKED
+
+
+def _order(source: str, certificates: Sequence[x509.Certificate]) -> tuple[x509.Certificate, ...]:
+    distinct = list(dict.fromkeys(certificates))
+    if not distinct:
+        raise CredentialError(
+            source, "there is no certificate", "it must hold the push certificate"
+        )
+    leaves = [c for c in distinct if not _is_authority(c)] if len(distinct) > 1 else distinct
+    if len(leaves) != 1:
+        what = (
+            f"there are {len(leaves)} certificates that could be the push certificate"
+            if leaves
+            else "there are only certificates of authorities, no push certificate"
+        )
+        raise CredentialError(source, what, "leave one push certificate and its chain")
+    chain = leaves
+    rest = [c for c in distinct if c is not leaves[0]]
+    while rest:
+        issuer = next((c for c in rest if c.subject == chain[-1].issuer), None)
+        if issuer is None:
+            break
+        rest.remove(issuer)
+        chain.append(issuer)
+    return tuple(chain)
+
+
+def _is_authority(certificate: x509.Certificate) -> bool:
+    try:
+        constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints)
+    except x509.ExtensionNotFound:
+        return False
+    return constraints.value.ca
+
+
+def _not_before(certificate: x509.Certificate) -> float:
+    # cryptography 42 deprecates the form without time zone, which is all that older ones have.
+    if hasattr(certificate, "not_valid_before_utc"):
+        return certificate.not_valid_before_utc.timestamp()
+    return certificate.not_valid_before.replace(tzinfo=datetime.UTC).timestamp()
+
+
+def _not_after(certificate: x509.Certificate) -> float:
+    if hasattr(certificate, "not_valid_after_utc"):
+        return certificate.not_valid_after_utc.timestamp()
+    return certificate.not_valid_after.replace(tzinfo=datetime.UTC).timestamp()
+
+
+def _allowed_topics(certificate: x509.Certificate) -> tuple[str, ...]:
+    try:
+        value = certificate.extensions.get_extension_for_oid(_TOPICS).value
+    except x509.ExtensionNotFound:
+        return ()
+    assert isinstance(value, x509.UnrecognizedExtension)
+    return parse_topics(value.value)
+
+
+def parse_topics(der: bytes) -> tuple[str, ...]:
+    """Read Apple's topics extension: ``SEQUENCE { UTF8String topic, SEQUENCE { UTF8String kind,
+    ... }, ... }``.
+
+    :raises ValueError: it has another structure.
+    """
+    if len(der) > _MAX_TOPICS_EXTENSION:
+        raise ValueError("the list of topics is too long")
+    try:
+        sequence, rest = decoder.decode(der)
+    except _PYASN1_ERRORS as error:
+        raise ValueError(f"the list of topics is not DER ({type(error).__name__})") from None
+    if rest or not isinstance(sequence, univ.Sequence | univ.SequenceOf):
+        raise ValueError("the list of topics is not a sequence")
+    return tuple(str(item) for item in _items(sequence) if isinstance(item, char.UTF8String))
+
+
+def _items(sequence: univ.Sequence | univ.SequenceOf) -> Iterable[object]:
+    return (sequence.getComponentByPosition(i) for i in range(len(sequence)))

@@ -1,0 +1,225 @@
+"""Looks after the credential: takes a new one, refuses a bad one, warns before it expires."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
+
+from twisted.internet.defer import Deferred, DeferredLock, maybeDeferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from xaps.credentials.certificate import DAY, utc_text
+from xaps.credentials.sources import Finding, Source
+from xaps.model import CertificateCredential, Credential
+
+T = TypeVar("T")
+
+INTERVAL = 60.0
+"""Seconds between two looks at the source."""
+
+WARN_DAYS = (1, 3, 7, 14, 30)
+"""The days before expiry on which the log warns, the last first."""
+
+_PHRASE_MAX = 150
+"""Characters of the reason that IMAP servers are told."""
+
+
+class CredentialKeeper:
+    """Holds the credential that pushes are sent with.
+
+    A credential that was good stays in use until it expires, whatever happens to its files.
+
+    :param source: ``None``: the configuration names none.
+    :param on_change: called with each new credential, and with ``None`` when the one in use has
+        expired; not called for the absence of one at the start.
+    :param run: runs a function that reads files elsewhere, so that a slow disk does not hold up
+        the reactor; by default right here.
+    :ivar credential: the one in use.
+    :ivar problem: why there is none: a few words of ASCII; ``None`` when there is one.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        source: Source | None,
+        on_change: Callable[[Credential | None], None],
+        *,
+        run: Callable[[Callable[[], Finding]], Deferred[Finding]] = maybeDeferred,
+    ) -> None:
+        self._clock = clock
+        self._source = source
+        self._on_change = on_change
+        self._run = run
+        self.credential: Credential | None = None
+        self.problem: str | None = "the push credential has not been looked for yet"
+        self._lock = DeferredLock()
+        self._stopped = False
+        self._loop = LoopingCall(self._check, patient=True)
+        self._loop.clock = clock
+        self._suspect: bytes | None = None
+        self._refused: str | None = None
+        self._lamented = -math.inf
+        self._warned_days: int | None = None
+        self._warnings: frozenset[str] = frozenset()
+        self._last_topic: str | None = None
+
+    def start(self) -> None:
+        """Look for a credential at once and once a minute from now on.
+
+        This reads files and may take a while: nothing depends on the reactor yet.
+        """
+        if self._source is not None:
+            self._take(self._source.load(self._clock.seconds()), patient=False)
+        self._loop.start(INTERVAL).addErrback(self._broken)
+
+    def stop(self) -> None:
+        """Look no more; what is under way has no effect."""
+        self._stopped = True
+        if self._loop.running:
+            self._loop.stop()
+
+    def check_now(self) -> Deferred[None]:
+        """Look at once, as the administrator asks for it. Fires when that is done; never fails."""
+        return self._check(patient=False)
+
+    # -------------------------------------------------------------- looking
+
+    def _check(self, patient: bool) -> Deferred[None]:
+        return self._lock.run(
+            lambda: Deferred.fromCoroutine(self._look(patient)).addErrback(self._broken)
+        )
+
+    async def _look(self, patient: bool) -> None:
+        if self._stopped:
+            return
+        if self._source is None:
+            self._lament("no push credential is configured", "no push credential is configured")
+            return
+        await self._load(self._source, patient)
+        await self._source.renew(self._clock.seconds())
+        await self._load(self._source, patient)
+
+    async def _load(self, source: Source, patient: bool) -> None:
+        finding = await self._run(partial(source.load, self._clock.seconds()))
+        if not self._stopped:
+            self._take(finding, patient)
+
+    def _broken(self, failure: Failure) -> None:
+        self._log.failure("Cannot look after the push credential", failure)
+
+    # -------------------------------------------------------------- judging
+
+    def _take(self, finding: Finding, patient: bool) -> None:
+        """Draw the conclusions from a look at the source.
+
+        :param patient: content that is bad may be half written: it is reported only if it is
+            still the same at the next look.
+        """
+        if finding.credential is not None:
+            self._suspect = self._refused = None
+            if finding.credential != self.credential:
+                self._swap(finding.credential)
+            self._tell_warnings(finding)
+            self._warn_of_expiry()
+            return
+        waiting = patient and self._suspect != finding.fingerprint
+        self._suspect = finding.fingerprint
+        expired = self._drop_expired()
+        if self.credential is not None:
+            self._warn_of_expiry()
+        if waiting and not expired:
+            return
+        self._tell_warnings(finding)
+        error = finding.errors[0]
+        if self.credential is None:
+            self._lament(str(error), f"{error.file}: {error.what}")
+        elif str(error) != self._refused:
+            self._refused = str(error)
+            self._log.warn(
+                "Refused: {error}. The credential from {source} stays in use",
+                error=error,
+                source=self.credential.source,
+            )
+
+    def _swap(self, credential: Credential) -> None:
+        self.credential = credential
+        self.problem = None
+        self._warned_days = None
+        self._lamented = -math.inf
+        if isinstance(credential, CertificateCredential):
+            self._log.info(
+                "Certificate valid until {until}: topic {topic}, from {source}",
+                until=utc_text(credential.not_after),
+                topic=credential.topic,
+                source=credential.source,
+            )
+        else:
+            self._log.info(
+                "Token key {key_id} of team {team_id}: topic {topic}, from {source}",
+                key_id=credential.key_id,
+                team_id=credential.team_id,
+                topic=credential.topic,
+                source=credential.source,
+            )
+        if self._last_topic not in (None, credential.topic):
+            self._log.warn(
+                "The topic has changed from {old} to {new}: phones register again within a day,"
+                " and until then Apple answers DeviceTokenNotForTopic for them",
+                old=self._last_topic,
+                new=credential.topic,
+            )
+        self._last_topic = credential.topic
+        self._on_change(credential)
+
+    def _drop_expired(self) -> bool:
+        credential = self.credential
+        if (
+            not isinstance(credential, CertificateCredential)
+            or self._clock.seconds() < credential.not_after
+        ):
+            return False
+        self.credential = None
+        self._lamented = -math.inf
+        self._on_change(None)
+        return True
+
+    # -------------------------------------------------------------- telling
+
+    def _tell_warnings(self, finding: Finding) -> None:
+        for warning in finding.warnings:
+            if warning not in self._warnings:
+                self._log.warn("{warning}", warning=warning)
+        self._warnings = frozenset(finding.warnings)
+
+    def _warn_of_expiry(self) -> None:
+        credential = self.credential
+        if not isinstance(credential, CertificateCredential):
+            return
+        left = (credential.not_after - self._clock.seconds()) / DAY
+        days = next((days for days in WARN_DAYS if left <= days), None)
+        if days is None or days == self._warned_days:
+            return
+        self._warned_days = days
+        self._log.warn(
+            "The certificate from {source} expires in less than {days} days, on {until}: renew it,"
+            " or no mail is pushed from then on",
+            source=credential.source,
+            days=days,
+            until=utc_text(credential.not_after),
+        )
+
+    def _lament(self, reason: str, phrase: str) -> None:
+        """There is no credential: say so when the reason is a new one, and daily."""
+        phrase = "".join(c if " " <= c <= "~" else "?" for c in phrase)[:_PHRASE_MAX]
+        if phrase == self.problem and self._clock.seconds() < self._lamented + DAY:
+            return
+        self.problem = phrase
+        self._lamented = self._clock.seconds()
+        self._log.critical("No mail can be pushed: {reason}", reason=reason)

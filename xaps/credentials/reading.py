@@ -1,0 +1,357 @@
+"""PEM, PKCS#12 and ``.p8`` bytes become certificates and keys; pure.
+
+The refusals are for administrators: which file, what is wrong, what to do. Nothing in them comes
+from a key or a password.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Iterator
+
+import attrs
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import (
+    load_der_private_key,
+    load_pem_private_key,
+    pkcs12,
+)
+
+from xaps.credentials.certificate import (
+    PARSE_ERRORS,
+    CertificateInfo,
+    CredentialError,
+    PrivateKey,
+    certificate_info,
+    is_mail_topic,
+    key_pem,
+    printable,
+    reason_of,
+)
+from xaps.credentials.derivation import too_slow
+from xaps.model import TokenCredential
+
+MAX_FILE = 1024 * 1024
+"""Bytes; a certificate with chain and key has fewer than ten thousand."""
+
+_MAX_KEY_BLOCK = 4096
+"""Characters of a PEM key: RSA with 4096 bits has 3400. Larger keys take seconds to check."""
+_MAX_CERTIFICATES = 20
+
+_BEGIN = re.compile(rb"-----BEGIN ([A-Z0-9 ]{1,40})-----")
+_KEY_LABELS = frozenset(
+    (b"PRIVATE KEY", b"ENCRYPTED PRIVATE KEY", b"RSA PRIVATE KEY", b"EC PRIVATE KEY")
+)
+_RC2_OID = bytes.fromhex("2a864886f70d010c01") + b"\x06"
+"""The end of pbeWithSHAAnd40BitRC2-CBC (RFC 7292, appendix C), which macOS and older OpenSSL
+encrypt certificates with and newer OpenSSL reads only with its legacy provider."""
+_PKCS7_DATA = bytes.fromhex("06092a864886f70d010701")
+_IDENTIFIER = re.compile(r"[A-Z0-9]{10}")
+
+
+@attrs.frozen
+class Blob:
+    """A file's content under its name."""
+
+    name: str
+    data: bytes = attrs.field(repr=False)
+
+    @property
+    def has_key(self) -> bool:
+        """Whether there seems to be a private key in it, so that it must not be read by others."""
+        return b"PRIVATE KEY-----" in self.data or guess_format(self.data) == "PKCS#12"
+
+
+# ---------------------------------------------------------------- what an administrator names
+
+
+def read_pem(
+    certificate: Blob, key: Blob | None = None, password: bytes | None = None
+) -> CertificateInfo:
+    """A certificate (with or without chain) and its key, both in `certificate` or apart.
+
+    :param password: of the key; not needed for a key that is not encrypted.
+    :raises CredentialError: with a reason for people.
+    """
+    blocks = list(_pem_blocks(certificate))
+    certificates = _certificates(certificate.name, blocks)
+    if key is None:
+        keys = [block for block in blocks if block.label in _KEY_LABELS]
+        if not keys:
+            return certificate_info(certificate.name, certificates, None)
+        source = certificate.name
+    else:
+        source = key.name
+        keys = [block for block in _pem_blocks(key) if block.label in _KEY_LABELS]
+        if not keys:
+            raise CredentialError(
+                source, "there is no private key", "it must hold the certificate's private key"
+            )
+    if len(keys) > 1:
+        raise CredentialError(source, "there are several private keys", "leave one")
+    private = _pem_key(source, keys[0].text, password)
+    return certificate_info(certificate.name, certificates, private, source)
+
+
+def read_pkcs12(file: Blob, password: bytes | None = None) -> CertificateInfo:
+    """A certificate with its key from PKCS#12 (``.p12``, ``.pfx``).
+
+    :raises CredentialError: with a reason for people.
+    """
+    kind = guess_format(file.data)
+    if kind != "PKCS#12":
+        remedy = _WRONG_FOR_PKCS12.get(kind, "export the certificate and its key again")
+        raise CredentialError(file.name, f"this is not PKCS#12 but {kind}", remedy)
+    if too_slow(file.data):
+        raise CredentialError(file.name, "the password's protection is beyond all measure", "")
+    bundle = None
+    for attempt in _passwords(password):
+        try:
+            bundle = pkcs12.load_pkcs12(file.data, attempt)
+            break
+        except PARSE_ERRORS:
+            continue
+    if bundle is None:
+        raise _pkcs12_refusal(file, password)
+    key = bundle.key
+    if key is None:
+        raise CredentialError(
+            file.name, "there is no private key", "export the certificate together with its key"
+        )
+    if not isinstance(key, rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey):
+        raise CredentialError(file.name, "the private key is neither RSA nor EC", "")
+    found = [bundle.cert] if bundle.cert is not None else []
+    certificates = [c.certificate for c in (*found, *bundle.additional_certs)]
+    return certificate_info(file.name, certificates, key)
+
+
+def read_p8(file: Blob, *, topic: str, key_id: str, team_id: str) -> TokenCredential:
+    """A key that signs provider tokens, as the developer portal hands it out.
+
+    :raises CredentialError: with a reason for people.
+    """
+    for name, value in (("keyFileKeyId", key_id), ("keyFileTeamId", team_id)):
+        if not _IDENTIFIER.fullmatch(value):
+            raise CredentialError(
+                name,
+                f"{printable(value)!r} is not ten upper-case letters and digits",
+                "the developer portal shows it",
+            )
+    check_topic("keyFileTopic", topic)
+    blocks = list(_pem_blocks(file))
+    keys = [block for block in blocks if block.label in _KEY_LABELS]
+    if not keys:
+        raise CredentialError(
+            file.name, "there is no private key", "use the .p8 file of the developer portal"
+        )
+    if len(keys) > 1:
+        raise CredentialError(file.name, "there are several private keys", "leave one")
+    key = _pem_key(file.name, keys[0].text, None)
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise CredentialError(
+            file.name,
+            "the key is not a P-256 key, so it cannot sign Apple's tokens",
+            "use the .p8 file of the developer portal",
+        )
+    return TokenCredential(
+        topic=topic, source=file.name, key_id=key_id, team_id=team_id, key_pem=key_pem(key)
+    )
+
+
+def check_topic(where: str, topic: str) -> None:
+    """:raises CredentialError: iOS Mail does not listen to `topic`."""
+    if not is_mail_topic(topic):
+        raise CredentialError(
+            where,
+            f"{printable(topic)!r} cannot be a topic of Mail",
+            "Mail's topics begin with com.apple.mail. or com.apple.mobilemail.push.",
+        )
+
+
+def read_any(file: Blob, password: bytes | None = None) -> CertificateInfo:
+    """A certificate in whichever form; a key is not required.
+
+    :raises CredentialError: with a reason for people.
+    """
+    kind = guess_format(file.data)
+    if kind == "PKCS#12":
+        return read_pkcs12(file, password)
+    if kind == "a DER certificate":
+        return certificate_info(file.name, [_certificate(file.name, file.data)], None)
+    return read_pem(file, None, password)
+
+
+def read_der(source: str, certificates: list[bytes], key: bytes) -> CertificateInfo:
+    """A certificate, its chain and its key from DER, as the Go daemon kept them.
+
+    :raises CredentialError: with a reason for people.
+    """
+    found = [_certificate(source, der) for der in certificates]
+    try:
+        private = load_der_private_key(key, None)
+    except PARSE_ERRORS as error:
+        raise CredentialError(
+            source, f"the private key is damaged ({type(error).__name__})", ""
+        ) from None
+    if not isinstance(private, rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey):
+        raise CredentialError(source, "the private key is neither RSA nor EC", "")
+    return certificate_info(source, found, private)
+
+
+def guess_format(data: bytes) -> str:
+    """What `data` looks like, in words that complete "this is ..."."""
+    if _BEGIN.search(data):
+        return "PEM"
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return "UTF-16 text"
+    if data[:1] == b"\x30":
+        # PFX ::= SEQUENCE { version INTEGER (3), authSafe ContentInfo, ... } (RFC 7292)
+        if data[2:12].find(b"\x02\x01\x03\x30") != -1 and _PKCS7_DATA in data[:40]:
+            return "PKCS#12"
+        if data[1:2] >= b"\x81" and data[4:6] == b"\x30\x82":
+            return "a DER certificate"
+        return "DER"
+    return "something else"
+
+
+_WRONG_FOR_PKCS12 = {
+    "PEM": "name it in certificateFilePem",
+    "a DER certificate": "it has no key; export the certificate together with its key",
+}
+
+_WRONG_FOR_PEM = {
+    "PKCS#12": "name it in certificateFileP12",
+    "a DER certificate": "convert it: openssl x509 -inform DER -in FILE -out FILE.pem",
+    "DER": "convert it to PEM with openssl",
+    "UTF-16 text": "save it as plain ASCII text",
+}
+
+
+# ---------------------------------------------------------------- PEM
+
+
+@attrs.frozen
+class _Block:
+    label: bytes
+    text: bytes = attrs.field(repr=False)
+    """With its BEGIN and END lines."""
+    body: bytes = attrs.field(repr=False)
+
+
+def _pem_blocks(file: Blob) -> Iterator[_Block]:
+    """The blocks of a PEM text; what stands between them is nobody's business."""
+    data = file.data
+    kind = guess_format(data)
+    if kind != "PEM":
+        remedy = _WRONG_FOR_PEM.get(kind, "PEM begins with -----BEGIN CERTIFICATE----- or the like")
+        raise CredentialError(file.name, f"this is not PEM but {kind}", remedy)
+    position = 0
+    while begin := _BEGIN.search(data, position):
+        label = begin.group(1)
+        ending = b"-----END " + label + b"-----"
+        end = data.find(ending, begin.end())
+        following = data.find(b"-----BEGIN", begin.end())
+        if end == -1 or (following != -1 and following < end):
+            raise CredentialError(
+                file.name,
+                f"the {label.decode().lower()} in it is cut off",
+                "copy the whole file again",
+            )
+        position = end + len(ending)
+        yield _Block(label, data[begin.start() : position], data[begin.end() : end])
+
+
+def _certificates(name: str, blocks: list[_Block]) -> list[x509.Certificate]:
+    texts = [b for b in blocks if b.label in (b"CERTIFICATE", b"X509 CERTIFICATE")]
+    if len(texts) > _MAX_CERTIFICATES:
+        raise CredentialError(
+            name, f"there are {len(texts)} certificates", "leave the push certificate and its chain"
+        )
+    certificates = []
+    for block in texts:
+        try:
+            der = base64.b64decode(b"".join(block.body.split()), validate=True)
+        except binascii.Error:
+            raise CredentialError(
+                name, "the certificate is damaged (not base64)", "export or copy it again"
+            ) from None
+        certificates.append(_certificate(name, der))
+    return certificates
+
+
+def _certificate(name: str, der: bytes) -> x509.Certificate:
+    try:
+        return x509.load_der_x509_certificate(der)
+    except PARSE_ERRORS as error:
+        raise CredentialError(
+            name, f"the certificate is damaged ({reason_of(error)})", "export or copy it again"
+        ) from None
+
+
+def _pem_key(name: str, text: bytes, password: bytes | None) -> PrivateKey:
+    if len(text) > _MAX_KEY_BLOCK:
+        raise CredentialError(
+            name, "the private key has more than 4096 bits", "Apple's have 2048: use that key"
+        )
+    encrypted = b"ENCRYPTED" in text
+    if encrypted and not password:
+        raise CredentialError(
+            name, "the private key is encrypted", "give its password in certificatePassword"
+        )
+    if encrypted and _too_slow_pem(text):
+        raise CredentialError(name, "the password's protection is beyond all measure", "")
+    try:
+        key = load_pem_private_key(text, password if encrypted else None)
+    except PARSE_ERRORS as error:
+        if encrypted:
+            raise CredentialError(
+                name,
+                "the private key cannot be decrypted with this password",
+                "correct certificatePassword",
+            ) from None
+        raise CredentialError(
+            name, f"the private key is damaged ({type(error).__name__})", "copy it again"
+        ) from None
+    if not isinstance(key, rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey):
+        raise CredentialError(name, "the private key is neither RSA nor EC", "")
+    return key
+
+
+def _too_slow_pem(text: bytes) -> bool:
+    body = b"".join(line for line in text.splitlines() if b"-" not in line and b":" not in line)
+    try:
+        return too_slow(base64.b64decode(body))
+    except binascii.Error:
+        return False
+
+
+# ---------------------------------------------------------------- PKCS#12
+
+
+def _passwords(password: bytes | None) -> list[bytes | None]:
+    """No password and an empty one are two things in PKCS#12, but not to people."""
+    return [password] if password else [None, b""]
+
+
+def _pkcs12_refusal(file: Blob, password: bytes | None) -> CredentialError:
+    convert = (
+        "; if it is right, the file uses the old RC2 encryption that this OpenSSL may lack, then"
+        " convert it: openssl pkcs12 -legacy -in FILE -nodes -out FILE.pem, and name that in"
+        " certificateFilePem"
+        if _RC2_OID in file.data
+        else ""
+    )
+    if password:
+        return CredentialError(
+            file.name,
+            "it cannot be opened with this password, or it is damaged",
+            f"correct certificatePassword{convert}",
+        )
+    return CredentialError(
+        file.name,
+        "it needs a password, or it is damaged",
+        f"give its password in certificatePassword{convert}",
+    )

@@ -1,0 +1,275 @@
+"""Where a credential comes from: one small interface for files and for Apple's service."""
+
+from __future__ import annotations
+
+import hashlib
+import stat
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import attrs
+from twisted.internet.defer import Deferred, succeed
+
+from xaps.credentials.certificate import CertificateInfo, CredentialError
+from xaps.credentials.reading import MAX_FILE, Blob, read_p8, read_pem, read_pkcs12
+from xaps.model import CertificateCredential, Credential, TokenCredential
+
+Parsed = CertificateInfo | TokenCredential
+"""What a source holds, before it is judged."""
+
+
+@attrs.frozen
+class Finding:
+    """What a look at a source found: a credential or why there is none."""
+
+    fingerprint: bytes
+    """Of the content that was looked at; it says whether two findings are of the same content."""
+    parsed: Parsed | None = None
+    """``None`` when the content could not be read."""
+    errors: tuple[CredentialError, ...] = ()
+    """Why there is no usable credential, the gravest first."""
+    warnings: tuple[str, ...] = ()
+    credential: Credential | None = None
+    """``None`` if and only if there are errors."""
+
+    @property
+    def expires(self) -> float | None:
+        """When the credential ends; token keys do not."""
+        if isinstance(self.credential, CertificateCredential):
+            return self.credential.not_after
+        return None
+
+
+class Source(Protocol):
+    """Something that a credential can be had from."""
+
+    @property
+    def name(self) -> str:
+        """For people, with the configuration's key."""
+
+    def load(self, now: float) -> Finding:
+        """Look at what there is. It reads files and may take a while: call it in a thread."""
+
+    def describe(self, now: float) -> Finding:
+        """Look anew, as a person asks for it, and judge what is there as of `now`."""
+
+    def renew(self, now: float) -> Deferred[None]:
+        """Get a new credential if one is due. Fires when that is done, whether or not it
+        succeeded: the next :meth:`load` tells. It never fails."""
+
+
+class Secret(Protocol):
+    """A password from the configuration."""
+
+    @property
+    def path(self) -> Path | None:
+        """The file that holds it; ``None``: it stands in the configuration."""
+
+    def read(self) -> bytes:
+        """The password."""
+
+
+class FileSource:
+    """A credential in files that somebody else replaces.
+
+    :param files: read in this order; `parse` gets them in this order.
+    :param parse: makes of the files and the password what they hold; raises
+        :class:`CredentialError`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        files: Sequence[Path],
+        parse: Callable[[Sequence[Blob], bytes | None], Parsed],
+        password: Secret | None = None,
+    ) -> None:
+        self.name = name
+        self._files = files
+        self._parse = parse
+        self._password = password
+        self._last: tuple[bytes, Parsed | CredentialError] | None = None
+
+    def load(self, now: float) -> Finding:
+        try:
+            blobs, password, warnings = self._read()
+        except CredentialError as error:
+            return Finding(hashlib.sha256(str(error).encode()).digest(), errors=(error,))
+        fingerprint = _fingerprint(blobs, password)
+        # Checking an RSA key takes tens of milliseconds: once for each content.
+        if self._last is None or self._last[0] != fingerprint:
+            self._last = fingerprint, self._parsed(blobs, password)
+        return judge(fingerprint, self._last[1], warnings, now)
+
+    def describe(self, now: float) -> Finding:
+        return self.load(now)
+
+    def renew(self, now: float) -> Deferred[None]:
+        return succeed(None)
+
+    def _read(self) -> tuple[list[Blob], bytes | None, tuple[str, ...]]:
+        blobs, warnings = [], []
+        for path in self._files:
+            blob, warning = read_file(path)
+            blobs.append(blob)
+            warnings += warning
+        password = None
+        if self._password is not None:
+            password, warning = _read_password(self._password)
+            warnings += warning
+        return blobs, password, tuple(warnings)
+
+    def _parsed(self, blobs: Sequence[Blob], password: bytes | None) -> Parsed | CredentialError:
+        try:
+            return self._parse(blobs, password)
+        except CredentialError as error:
+            return error
+
+
+def judge(
+    fingerprint: bytes, parsed: Parsed | CredentialError, warnings: tuple[str, ...], now: float
+) -> Finding:
+    """Whether what was read is usable at the time `now`."""
+    if isinstance(parsed, CredentialError):
+        return Finding(fingerprint, None, (parsed,), warnings)
+    if isinstance(parsed, TokenCredential):
+        return Finding(fingerprint, parsed, (), warnings, parsed)
+    warnings = (*warnings, *parsed.warnings())
+    errors = tuple(parsed.errors(now))
+    credential = None if errors else parsed.credential(now)
+    return Finding(fingerprint, parsed, errors, warnings, credential)
+
+
+def read_file(path: Path) -> tuple[Blob, list[str]]:
+    """A file's content, and what is careless about it.
+
+    :raises CredentialError: it cannot be read, is empty or too large.
+    """
+    name = str(path)
+    try:
+        # A FIFO would block for ever.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise CredentialError(name, "this is not a file")
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE + 1)
+    except FileNotFoundError:
+        raise CredentialError(
+            name, "there is no such file", "put it there or correct the configuration"
+        ) from None
+    except PermissionError:
+        raise CredentialError(
+            name, "it cannot be read: permission denied", "let the daemon's user read it"
+        ) from None
+    except OSError as error:
+        raise CredentialError(name, f"it cannot be read: {error.strerror}") from None
+    if not data:
+        raise CredentialError(name, "the file is empty", "copy it again")
+    if len(data) > MAX_FILE:
+        raise CredentialError(
+            name, f"the file has more than {MAX_FILE} bytes", "is it the right one?"
+        )
+    blob = Blob(name, data)
+    if blob.has_key and _others_can_read(path):
+        return blob, [_OTHERS.format(path=path, what="private key")]
+    return blob, []
+
+
+_OTHERS = "{path}: everybody on this machine can read the {what}; run chmod o-rwx {path}"
+
+
+def _read_password(password: Secret) -> tuple[bytes, list[str]]:
+    if password.path is None:
+        return password.read(), []
+    blob, _ = read_file(password.path)
+    careless = [_OTHERS.format(path=password.path, what="password")]
+    return blob.data.rstrip(b"\r\n"), careless if _others_can_read(password.path) else []
+
+
+def _others_can_read(path: Path) -> bool:
+    try:
+        return bool(path.stat().st_mode & stat.S_IROTH)
+    except OSError:
+        return False
+
+
+def _fingerprint(blobs: Sequence[Blob], password: bytes | None) -> bytes:
+    digest = hashlib.sha256(repr(password).encode())
+    for blob in blobs:
+        digest.update(hashlib.sha256(blob.data).digest())
+    return digest.digest()
+
+
+# ---------------------------------------------------------------- from the configuration
+
+
+def pem_source(certificate: Path, key: Path | None, password: Secret | None = None) -> Source:
+    """``certificateFilePem`` with or without ``certificateFilePemKey``."""
+
+    def parse(blobs: Sequence[Blob], secret: bytes | None) -> Parsed:
+        return read_pem(blobs[0], blobs[1] if key is not None else None, secret)
+
+    files = [certificate] if key is None else [certificate, key]
+    return FileSource(f"certificateFilePem {certificate}", files, parse, password)
+
+
+def p12_source(file: Path, password: Secret | None = None) -> Source:
+    """``certificateFileP12``."""
+
+    def parse(blobs: Sequence[Blob], secret: bytes | None) -> Parsed:
+        return read_pkcs12(blobs[0], secret)
+
+    return FileSource(f"certificateFileP12 {file}", [file], parse, password)
+
+
+def p8_source(file: Path, *, topic: str, key_id: str, team_id: str) -> Source:
+    """``keyFileP8`` with its three companions."""
+
+    def parse(blobs: Sequence[Blob], _: bytes | None) -> Parsed:
+        return read_p8(blobs[0], topic=topic, key_id=key_id, team_id=team_id)
+
+    return FileSource(f"keyFileP8 {file}", [file], parse)
+
+
+class FileSettings(Protocol):
+    """The configuration's keys for credentials in files."""
+
+    @property
+    def certificate_file_pem(self) -> Path | None: ...
+    @property
+    def certificate_file_pem_key(self) -> Path | None: ...
+    @property
+    def certificate_file_p12(self) -> Path | None: ...
+    @property
+    def certificate_password(self) -> Secret | None: ...
+    @property
+    def key_file_p8(self) -> Path | None: ...
+    @property
+    def key_file_topic(self) -> str | None: ...
+    @property
+    def key_file_key_id(self) -> str | None: ...
+    @property
+    def key_file_team_id(self) -> str | None: ...
+
+
+def source_from_config(config: FileSettings) -> Source | None:
+    """The source that the configuration names; ``None``: it names none.
+
+    That it names one file at most has been checked where the configuration was read.
+    """
+    if config.certificate_file_pem is not None:
+        return pem_source(
+            config.certificate_file_pem,
+            config.certificate_file_pem_key,
+            config.certificate_password,
+        )
+    if config.certificate_file_p12 is not None:
+        return p12_source(config.certificate_file_p12, config.certificate_password)
+    if config.key_file_p8 is not None:
+        return p8_source(
+            config.key_file_p8,
+            topic=config.key_file_topic or "",
+            key_id=config.key_file_key_id or "",
+            team_id=config.key_file_team_id or "",
+        )
+    return None
