@@ -1,0 +1,181 @@
+"""The one table of what APNs' answers mean: a status and a body in, an outcome out.
+
+Statuses and reasons are those of Apple's documentation, "Handling notification responses from
+APNs"; what to do about each is what providers in production do.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import math
+import re
+
+import attrs
+
+from xaps.model import Delivered, Gone, Misconfigured, Outcome, Rejected, RetryAfter
+
+DEVICE_BUSY_DELAY = 300.0
+"""Seconds that a device which was pushed too often is left alone."""
+
+
+class ConnectionAction(enum.Enum):
+    """What an answer means for the connection that it came on."""
+
+    KEEP = "keep"
+    RETIRE = "retire"
+    """Finish what is in flight, send everything else on a new connection."""
+    NEW_TOKEN = "new token"  # noqa: S105 (the name of an action)
+    """As `RETIRE`, and sign a new provider token for the new connection."""
+    KEEP_TOKEN = "keep token"  # noqa: S105 (the name of an action)
+    """As `RETIRE`, and sign no new provider token for a while."""
+
+
+@attrs.frozen
+class Verdict:
+    """What is to be done about an answer."""
+
+    outcome: Outcome
+    connection: ConnectionAction = ConnectionAction.KEEP
+
+
+@attrs.frozen
+class Farewell:
+    """What a GOAWAY frame said."""
+
+    reason: str
+    """For people; never empty, printable."""
+    misconfigured: bool
+    """A new connection with the same credential will fare no better."""
+    error_code: int
+    """Of HTTP/2; 0 if the peer is content with us."""
+
+
+_GONE = ("BadDeviceToken", "ExpiredToken", "Unregistered")
+_CONFIGURATION = (
+    "BadTopic",
+    "MissingTopic",
+    "TopicDisallowed",
+    "InvalidPushType",
+    "BadPriority",
+    "BadCertificate",
+    "BadCertificateEnvironment",
+    "MissingProviderToken",
+    "InvalidProviderToken",
+    "BadEnvironmentKeyIdInToken",
+    "Forbidden",
+)
+_OUR_FAULT = (
+    "BadCollapseId",
+    "BadExpirationDate",
+    "BadMessageId",
+    "DuplicateHeaders",
+    "MissingDeviceToken",
+    "PayloadEmpty",
+    "PayloadTooLarge",
+    "BadPath",
+    "MethodNotAllowed",
+)
+
+_BY_REASON: dict[str, Verdict] = {
+    **{reason: Verdict(Gone(reason)) for reason in _GONE},
+    **{reason: Verdict(Misconfigured(reason)) for reason in _CONFIGURATION},
+    **{reason: Verdict(Rejected(reason)) for reason in _OUR_FAULT},
+    # The topic has changed since the device registered: it gets the new one when it does so again.
+    "DeviceTokenNotForTopic": Verdict(Rejected("DeviceTokenNotForTopic", until_registered=True)),
+    "IdleTimeout": Verdict(RetryAfter("IdleTimeout", 0.0), ConnectionAction.RETIRE),
+    "ExpiredProviderToken": Verdict(
+        RetryAfter("ExpiredProviderToken", 0.0), ConnectionAction.NEW_TOKEN
+    ),
+    "UnrelatedKeyIdInToken": Verdict(RetryAfter("UnrelatedKeyIdInToken"), ConnectionAction.RETIRE),
+    "TooManyProviderTokenUpdates": Verdict(
+        RetryAfter("TooManyProviderTokenUpdates"), ConnectionAction.KEEP_TOKEN
+    ),
+    "TooManyRequests": Verdict(RetryAfter("TooManyRequests", DEVICE_BUSY_DELAY)),
+    "InternalServerError": Verdict(RetryAfter("InternalServerError")),
+    "ServiceUnavailable": Verdict(RetryAfter("ServiceUnavailable")),
+    "Shutdown": Verdict(RetryAfter("Shutdown"), ConnectionAction.RETIRE),
+}
+
+_WORD = re.compile(r"[A-Za-z0-9_]{1,64}")
+
+
+def classify(status: int, reason_body: bytes, now: float) -> Verdict:
+    """What an answer means.
+
+    :param status: the value of ``:status``; anything, also what is no HTTP status.
+    :param reason_body: the body of the answer, bounded by the caller; anything.
+    :param now: the time of the answer. No device token can have gone after it, so that a
+        timestamp from the future cannot take a registration that is made later.
+    """
+    if 200 <= status <= 299:
+        return Verdict(Delivered())
+    answer = _json_object(reason_body)
+    reason = answer.get("reason")
+    verdict = _BY_REASON.get(reason) if isinstance(reason, str) else None
+    if verdict is not None and isinstance(verdict.outcome, Gone) and status not in (400, 410):
+        verdict = None  # a registration is not dropped on an answer that contradicts itself
+    if verdict is None:
+        verdict = _by_status(status, _describe(status, reason))
+    if status == 410 and isinstance(verdict.outcome, Gone):
+        return Verdict(Gone(verdict.outcome.reason, _since(answer.get("timestamp"), now)))
+    return verdict
+
+
+def farewell(error_code: int, debug_data: bytes) -> Farewell:
+    """What a GOAWAY frame means: APNs names the reason in JSON, other peers in words or not at
+    all."""
+    reason = _json_object(debug_data).get("reason")
+    if isinstance(reason, str) and _WORD.fullmatch(reason):
+        return Farewell(reason, reason in _CONFIGURATION, error_code)
+    words = "".join(
+        character if character.isprintable() else " "
+        for character in debug_data[:100].decode("utf-8", "replace")
+    )
+    words = " ".join(words.split())
+    return Farewell(words or f"GOAWAY with error code {error_code}", False, error_code)
+
+
+def _by_status(status: int, reason: str) -> Verdict:
+    """For reasons that nobody told us about."""
+    outcome: Outcome
+    match status:
+        case 403:
+            outcome = Misconfigured(reason)
+        case 410:
+            outcome = Gone(reason)
+        case 429:
+            outcome = RetryAfter(reason, DEVICE_BUSY_DELAY)
+        case _ if 400 <= status <= 499:
+            outcome = Rejected(reason)
+        case _:
+            outcome = RetryAfter(reason)
+    return Verdict(outcome)
+
+
+def _describe(status: int, reason: object) -> str:
+    if isinstance(reason, str) and _WORD.fullmatch(reason):
+        return f"{reason} (status {status})"
+    return f"status {status}"
+
+
+def _json_object(text: bytes) -> dict[str, object]:
+    if not text:
+        return {}
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):  # not JSON, not UTF-8, or nested without end
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _since(timestamp: object, now: float) -> float | None:
+    if isinstance(timestamp, bool) or not isinstance(timestamp, (int, float)):
+        return None
+    try:
+        seconds = float(timestamp) / 1000  # APNs tells milliseconds
+    except OverflowError:
+        return None
+    if not math.isfinite(seconds) or seconds < 0:
+        return None
+    return min(seconds, now)

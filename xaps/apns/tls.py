@@ -1,0 +1,135 @@
+"""TLS to APNs: who we trust, who we are, and what went wrong."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import attrs
+from OpenSSL import SSL, crypto
+from service_identity import VerificationError
+from twisted.internet import error
+from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
+from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.internet.ssl import (
+    Certificate,
+    TLSVersion,
+    optionsForClientTLS,
+    platformTrust,
+    trustRootFromCertificates,
+)
+from twisted.python.failure import Failure
+
+from xaps.model import CertificateCredential, Credential
+
+TrustRoot = Any
+"""What Twisted takes as one; its interface for that is private."""
+
+ALPN = b"h2"
+CONNECT_TIMEOUT = 20
+"""Seconds for one address; the client has a deadline for the whole."""
+
+_PEM = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
+
+
+@attrs.frozen
+class Trouble:
+    """Why a connection could not be made or has ended.
+
+    :ivar ours: APNs does not accept our credential.
+    """
+
+    text: str
+    ours: bool = False
+
+
+def authority(host: str, port: int) -> str:
+    """The value of ``:authority``."""
+    name = f"[{host}]" if ":" in host else host
+    return name if port == 443 else f"{name}:{port}"
+
+
+def trust_root(pem: bytes | None) -> TrustRoot:
+    """Who vouches for APNs: the certificates in `pem`, or those of the system. They are never
+    pinned, for Apple's root has changed before.
+
+    :raises ValueError: if `pem` holds no certificate, or a damaged one.
+    """
+    if pem is None:
+        return platformTrust()  # type: ignore[no-untyped-call]
+    try:
+        certificates = [Certificate.loadPEM(text) for text in _PEM.findall(pem)]
+    except (crypto.Error, ValueError) as reason:
+        raise ValueError(f"a certificate in it is damaged: {reason}") from reason
+    if not certificates:
+        raise ValueError("there is no PEM certificate in it")
+    return trustRootFromCertificates(certificates)  # type: ignore[no-untyped-call]
+
+
+def tls_endpoint(
+    reactor: Any,
+    host: str,
+    port: int,
+    root: TrustRoot,
+    credential: Credential,
+) -> IStreamClientEndpoint:
+    """Where and how to connect. The name is looked up anew each time, and all its addresses are
+    tried, IPv6 and IPv4; the certificate must be for `host`.
+
+    :param reactor: the global one, which TCP and the resolver want.
+    :raises ValueError: if OpenSSL does not take the credential.
+    """
+    options: dict[str, Any] = {"raiseMinimumTo": TLSVersion.TLSv1_2}
+    if isinstance(credential, CertificateCredential):
+        try:
+            leaf, *chain = (
+                crypto.load_certificate(crypto.FILETYPE_PEM, pem) for pem in credential.chain_pem
+            )
+            options.update(
+                certificate=leaf,
+                privateKey=crypto.load_privatekey(crypto.FILETYPE_PEM, credential.key_pem),
+                extraCertChain=chain,
+            )
+        except (crypto.Error, ValueError) as reason:
+            raise ValueError(f"{credential.source} cannot be used for TLS") from reason
+    creator = optionsForClientTLS(
+        host, trustRoot=root, acceptableProtocols=[ALPN], extraCertificateOptions=options
+    )
+    return wrapClientTLS(
+        creator, HostnameEndpoint(reactor, host.encode(), port, timeout=CONNECT_TIMEOUT)
+    )
+
+
+def explain(failure: Failure) -> Trouble:
+    """Why a connection failed, in words for the administrator."""
+    reason = failure.value
+    if isinstance(reason, VerificationError):
+        return Trouble(
+            "the server's certificate is for another name: apnsServer is wrong, or something on "
+            "the way intercepts TLS"
+        )
+    if isinstance(reason, SSL.Error):
+        return _explain_tls(reason)
+    if isinstance(reason, error.DNSLookupError):
+        return Trouble("the name of the server cannot be looked up")
+    if isinstance(reason, (error.ConnectionDone, error.ConnectionLost)):
+        return Trouble("the server has closed the connection")
+    if isinstance(reason, error.TimeoutError):
+        return Trouble("the server cannot be reached: no answer")
+    text = failure.getErrorMessage().rstrip(".")
+    return Trouble(text[:200] or type(reason).__name__)
+
+
+def _explain_tls(reason: SSL.Error) -> Trouble:
+    told = [str(entry[-1]) for entry in reason.args[0]] if reason.args and reason.args[0] else []
+    text = "; ".join(told)
+    if "certificate verify failed" in text:
+        return Trouble(
+            "the server's certificate cannot be verified: it has expired, or its issuer is not "
+            "trusted (see the package ca-certificates, apnsTrustRoots, and this machine's clock)"
+        )
+    if "alert" in text and ("certificate" in text or "unknown ca" in text):
+        return Trouble(f"APNs does not accept our certificate ({text})", ours=True)
+    if "alert no application protocol" in text:
+        return Trouble("the server does not offer HTTP/2: apnsServer is wrong")
+    return Trouble(f"TLS failed: {text}" if text else "TLS ended unexpectedly")
