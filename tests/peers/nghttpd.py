@@ -1,0 +1,124 @@
+"""nghttpd (Debian's ``nghttp2-server``): an HTTP/2 server that is not ours, in C.
+
+It asks for a client certificate (and takes any), and answers a POST with 200 for each device
+token that it was given a file for, otherwise with 404. Its log tells what it received.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import socket
+from collections.abc import Iterable
+from pathlib import Path
+
+import attrs
+from twisted.trial.unittest import SkipTest
+
+from tests import pki
+from tests.peers.child import PATIENCE, Child, ChildError
+
+_HEADER = re.compile(r"\[id=(\d+)\] .*? recv \(stream_id=(\d+)\) (:?[^:]+): ?(.*)")
+_ENDED = re.compile(r"\[id=(\d+)\] .*? send HEADERS frame <length=\d+, flags=\S+ stream_id=(\d+)>")
+_STATUS = re.compile(r" +:status: (\d+)")
+
+
+@attrs.frozen
+class NghttpdRequest:
+    """A request that nghttpd has answered."""
+
+    connection: int
+    stream_id: int
+    headers: dict[str, str]
+    """With the pseudo-headers, ``:path`` and so on."""
+    status: int
+
+    @property
+    def path(self) -> str:
+        return self.headers[":path"]
+
+
+class Nghttpd:
+    """One nghttpd on 127.0.0.1. Everything blocks.
+
+    :param folder: an empty folder for its files.
+    :param authority: issues its certificate, for ``localhost``.
+    :param device_tokens: those that it answers with 200, spelled as in the path.
+    :param streams: its limit of concurrent streams.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        authority: pki.Authority,
+        device_tokens: Iterable[str],
+        *,
+        streams: int = 100,
+        port: int = 0,
+    ) -> None:
+        program = shutil.which("nghttpd") or shutil.which("nghttpd", path="/usr/sbin")
+        if program is None:
+            raise SkipTest("nghttpd is not installed (Debian: nghttp2-server)")
+        folder = folder.absolute()
+        documents = folder / "htdocs" / "3" / "device"
+        documents.mkdir(parents=True)
+        for token in device_tokens:
+            (documents / token).touch()
+        certificate, key = authority.server().write(folder, "server")
+        self.port = port or free_port()
+        self._child = Child(
+            [
+                *(program, "-v", "--verify-client", "-a", "127.0.0.1"),
+                *("-m", str(streams), "-d", folder / "htdocs"),
+                *(str(self.port), key, certificate),
+            ],
+            folder,
+        )
+        self._child.wait_for(f"listen 127.0.0.1:{self.port}")
+
+    @property
+    def url(self) -> str:
+        return f"https://localhost:{self.port}"
+
+    @property
+    def connections(self) -> int:
+        """How many connections have finished their handshake."""
+        return sum("SSL/TLS handshake completed" in line for line in self._child.lines)
+
+    @property
+    def requests(self) -> list[NghttpdRequest]:
+        """The requests that were answered, in the order of the answers."""
+        return parse(self._child.lines)
+
+    def wait_for(self, number: int, timeout: float = PATIENCE) -> list[NghttpdRequest]:
+        """The answered requests, once there are `number`."""
+        if not self._child.wait_until(lambda: len(self.requests) >= number, timeout=timeout):
+            raise ChildError(f"nghttpd: {len(self.requests)} requests, not {number}")
+        return self.requests
+
+    def close(self) -> None:
+        self._child.close()
+
+
+def parse(lines: Iterable[str]) -> list[NghttpdRequest]:
+    """Read the requests out of the log of ``nghttpd -v``."""
+    headers: dict[tuple[int, int], dict[str, str]] = {}
+    answered: tuple[int, int] | None = None
+    requests: list[NghttpdRequest] = []
+    for line in lines:
+        if match := _HEADER.fullmatch(line):
+            stream = (int(match[1]), int(match[2]))
+            headers.setdefault(stream, {})[match[3]] = match[4]
+        elif match := _ENDED.match(line):
+            answered = (int(match[1]), int(match[2]))
+        elif answered is not None and (match := _STATUS.fullmatch(line)):
+            requests.append(NghttpdRequest(*answered, headers[answered], int(match[1])))
+            answered = None
+    return requests
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nothing listens on, for programs that cannot take 0."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+    return port

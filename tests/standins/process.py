@@ -1,0 +1,113 @@
+"""The stand-ins as processes of their own, for tests that start the real daemon."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests import pki
+from tests.peers.child import PATIENCE, ChildError, PythonChild
+
+
+class StandinProcess:
+    """A stand-in in a process. Everything blocks.
+
+    :param module: what to run; it obeys `tests.standins.console`.
+    :param folder: for its files; it must exist.
+    :param authority: issues the stand-in's certificate and those of its clients.
+    """
+
+    def __init__(self, module: str, folder: Path, authority: pki.Authority, *options: str) -> None:
+        self.folder = folder.absolute()
+        authority.save(self.folder)
+        self._child = PythonChild(
+            ["-m", module, "--folder", self.folder, *options],
+            self.folder,
+            errors=self.folder / "standin.log",
+        )
+        self._parsed = 0
+        self._pushes: list[dict[str, Any]] = []
+        self.port: int = json.loads(self._child.wait_for('{"listening": '))["listening"]
+
+    @property
+    def url(self) -> str:
+        """For ``apnsServer``."""
+        return f"https://localhost:{self.port}"
+
+    def command(self, text: str) -> None:
+        """Give a command, and wait until it is done.
+
+        :raises ChildError: it was refused.
+        """
+        since = len(self._child.lines)
+        self._child.send_line(text)
+        answer = self._child.wait_for(
+            lambda line: line.startswith(('{"done": ', '{"error": ')), since=since
+        )
+        if "error" in json.loads(answer):
+            raise ChildError(f"the stand-in refuses {text}: {answer}")
+
+    @property
+    def pushes(self) -> list[dict[str, Any]]:
+        """The pushes that have arrived, as `ReceivedPush.as_json` tells them."""
+        lines = self._child.lines_since(self._parsed)
+        self._parsed += len(lines)
+        self._pushes.extend(json.loads(line) for line in lines if '"device_token": ' in line)
+        return list(self._pushes)
+
+    def wait_for(
+        self,
+        number: int = 1,
+        *,
+        matching: Callable[[dict[str, Any]], bool] = lambda push: True,
+        timeout: float = PATIENCE,
+    ) -> list[dict[str, Any]]:
+        """The pushes for which `matching` holds, once there are `number`.
+
+        :raises ChildError: there were not so many in time.
+        """
+
+        def found() -> list[dict[str, Any]]:
+            return [push for push in self.pushes if matching(push)]
+
+        if not self._child.wait_until(lambda: len(found()) >= number, timeout=timeout):
+            raise ChildError(f"{len(found())} pushes, not {number}, after {timeout:g} s")
+        return found()
+
+    def quiet(self, seconds: float) -> bool:
+        """Whether no push arrives for so long."""
+        before = len(self.pushes)
+        return not self._child.wait_until(lambda: len(self.pushes) > before, timeout=seconds)
+
+    def close(self) -> None:
+        """End it."""
+        self._child.close()
+
+
+class APNsProcess(StandinProcess):
+    """`tests.standins.apns` as a process; the methods are those of its `APNsStandin`."""
+
+    def __init__(self, folder: Path, authority: pki.Authority, *, port: int = 0) -> None:
+        super().__init__("tests.standins.apns", folder, authority, "--port", str(port))
+
+    def answer(
+        self, device_token: str | None, status: int, reason: str = "", timestamp: int | None = None
+    ) -> None:
+        words = [device_token or "*", str(status), reason]
+        if timestamp is not None:
+            words.append(str(timestamp))
+        self.command(" ".join(["answer", *words]).rstrip())
+
+    def forget_answers(self) -> None:
+        self.command("forget")
+
+    def hang(self) -> None:
+        self.command("hang")
+
+    def resume(self) -> None:
+        self.command("resume")
+
+    def drop_connections(self) -> None:
+        self.command("drop")
