@@ -1,0 +1,167 @@
+"""Which mailbox a name means to Cyrus IMAP: in the URI of an event, and in a user's own words.
+
+Sources: ``imap/mboxname.c`` and ``lib/imapurl.c`` of Cyrus IMAP 3.6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from urllib.parse import unquote
+
+import attrs
+
+from xaps.mailboxes import INBOX, canonical
+
+
+@attrs.frozen
+class CyrusSettings:
+    """How the server names mailboxes: its own options, with the defaults of the ``imapd.conf``
+    that Debian ships (those compiled in are others)."""
+
+    altnamespace: bool = False
+    unix_hierarchy_sep: bool = False
+    virt_domains: bool = False
+    user_prefix: str = "Other Users"
+    shared_prefix: str = "Shared Folders"
+    alt_prefix: str = "Alt Folders"
+    default_domain: str = "internal"
+    cross_domains: bool = False
+    cross_domains_only_other: bool = False
+
+    @property
+    def separator(self) -> str:
+        """What stands between a folder and its children."""
+        return "/" if self.unix_hierarchy_sep else "."
+
+
+@attrs.frozen
+class Mailbox:
+    """A mailbox of the server, whoever is looking at it."""
+
+    local_part: str
+    """The owner without the domain; empty: a shared folder."""
+    domain: str
+    """Empty: the default domain."""
+    path: tuple[str, ...] = ()
+    """The names of the folders from the outermost on; empty: the owner's INBOX."""
+
+    @property
+    def owner(self) -> str:
+        """The owner's user id, empty for a shared folder."""
+        if not (self.local_part and self.domain):
+            return self.local_part
+        return f"{self.local_part}@{self.domain}"
+
+
+def from_uri(uri: str, settings: CyrusSettings) -> Mailbox | None:
+    """The mailbox of an event's ``uri``, ``None`` if it names none.
+
+    The URI has the administrator's name of the mailbox, in percent-encoded UTF-8: always
+    ``user.NAME...``, with the domain at the very end. So when there are domains, an ``@`` in
+    the name of a folder of the *default* domain cannot be told from a domain.
+    """
+    scheme, _, rest = uri.partition("://")
+    path = rest.partition("/")[2].partition(";")[0]
+    if scheme != "imap" or not path:
+        return None
+    try:
+        # Cyrus writes "/;UID=" where it knows no UIDVALIDITY.
+        name = unquote(path.removesuffix("/"), errors="strict")
+    except UnicodeDecodeError:
+        return None
+    domain = ""
+    if settings.virt_domains and "@" in name:
+        name, _, domain = name.rpartition("@")
+    parts = _parts(name, settings)
+    if not parts:
+        return None
+    if parts[0] == "user" and len(parts) > 1:
+        return Mailbox(parts[1], domain, tuple(parts[2:]))
+    return Mailbox("", domain, tuple(parts))
+
+
+def from_registered(name: str, user: str, settings: CyrusSettings) -> Mailbox | None:
+    """The mailbox that `user` calls `name` (decoded), ``None`` if Cyrus knows none by it."""
+    if name.startswith("\\"):
+        # A special use (\Sent): only the server knows which folder has it.
+        return None
+    local_part, domain = _split_user(user, settings)
+    parts = _parts(name, settings)
+    if not parts:
+        return None
+    top, below = parts[0], tuple(parts[1:])
+    is_inbox = canonical(top) == INBOX
+    if not settings.altnamespace:
+        if is_inbox:
+            return Mailbox(local_part, domain, below)
+        if top == "user":
+            return _other_users(below, domain, settings)
+        return Mailbox("", domain, tuple(parts))
+    if top == settings.alt_prefix:
+        return Mailbox(local_part, domain, below)
+    if top == settings.user_prefix:
+        return _other_users(below, domain, settings)
+    if top == settings.shared_prefix:
+        return _shared(below, domain, settings)
+    if is_inbox:
+        return Mailbox(local_part, domain, (INBOX, *below) if below else ())
+    return Mailbox(local_part, domain, tuple(parts))
+
+
+def own_name(mailbox: Mailbox, settings: CyrusSettings) -> str:
+    """The name under which the owner's mail clients see their mailbox."""
+    path = list(mailbox.path)
+    if not settings.altnamespace or not path:
+        path.insert(0, INBOX)
+    elif _is_hidden(path, settings):
+        path.insert(0, settings.alt_prefix)
+    if not settings.unix_hierarchy_sep:
+        path = [name.replace(".", "^") for name in path]
+    return settings.separator.join(path)
+
+
+def _is_hidden(path: Sequence[str], settings: CyrusSettings) -> bool:
+    """Whether something else has the name that the alternate namespace would show."""
+    top = path[0]
+    if canonical(top) == INBOX:
+        return len(path) == 1 or top != INBOX
+    return top in (settings.user_prefix, settings.shared_prefix, settings.alt_prefix)
+
+
+def _parts(name: str, settings: CyrusSettings) -> list[str]:
+    # Cyrus takes several separators in a row as one.
+    parts = [part for part in name.split(settings.separator) if part]
+    if settings.unix_hierarchy_sep:
+        return parts
+    # There, a dot inside a name is shown as "^".
+    return [part.replace("^", ".") for part in parts]
+
+
+def _split_user(user: str, settings: CyrusSettings) -> tuple[str, str]:
+    local_part, at, domain = user.rpartition("@")
+    if not at:
+        return user, ""
+    return local_part, "" if domain == settings.default_domain else domain
+
+
+def _other_users(below: tuple[str, ...], domain: str, settings: CyrusSettings) -> Mailbox | None:
+    if not below:
+        return None
+    owner, domain = _across(below[0], domain, settings)
+    return Mailbox(owner, domain, below[1:])
+
+
+def _shared(below: tuple[str, ...], domain: str, settings: CyrusSettings) -> Mailbox | None:
+    if not below:
+        return None
+    top, domain = _across(below[0], domain, settings)
+    return Mailbox("", domain, (top, *below[1:]))
+
+
+def _across(name: str, own_domain: str, settings: CyrusSettings) -> tuple[str, str]:
+    """Split off the domain that names carry if users share with other domains."""
+    if not settings.cross_domains:
+        return name, own_domain
+    if "@" in name:
+        return _split_user(name, settings)
+    return name, own_domain if settings.cross_domains_only_other else ""
