@@ -14,12 +14,15 @@ import grp
 import imaplib
 import os
 import pwd
+import re
+import shlex
 import shutil
 import signal
 import smtplib
 import socket
 import subprocess
 import tempfile
+import textwrap
 import time
 from email.message import EmailMessage
 from email.policy import SMTP
@@ -31,7 +34,10 @@ from twisted.trial.unittest import SkipTest
 PASSWORD = "secret"
 """Every user name exists and has this password."""
 
-SCRIPT = Path(__file__).parents[2] / "dovecot" / "xaps-notify.lua"
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "dovecot" / "xaps-notify.lua"
+DOCUMENT = ROOT / "docs" / "dovecot.rst"
+"""Where the settings are read from, so that what it says is what was tried."""
 
 _PROGRAM = "/usr/sbin/dovecot"
 _NEEDED = (
@@ -110,29 +116,23 @@ plugin {{
 
 
 def lua_notices(url: str) -> str:
-    """The settings with which `SCRIPT` sends notices to `url`, as in docs/dovecot.rst."""
-    return f"""\
-mail_plugins = $mail_plugins mail_lua notify push_notification push_notification_lua
-plugin {{
-  push_notification_driver = lua:file={{folder}}/{SCRIPT.name}
-  xaps_url = {url}
-}}
-"""
+    """The settings with which `SCRIPT` sends notices to `url`."""
+    settings = documented("push_notification_driver = lua:")
+    settings = settings.replace("/etc/dovecot/", "{folder}/")
+    return settings.replace("http://[::1]:11619/notify", url)
 
 
 def ox_notices(url: str) -> str:
-    """The settings with which Dovecot's own OX driver sends notices to `url`, as in
-    docs/dovecot.rst. It does so for users for whom `Dovecot.opt_in` was called."""
-    return f"""\
-mail_plugins = $mail_plugins notify push_notification
-mail_attribute_dict = file:%h/dovecot-attributes
-protocol imap {{
-  imap_metadata = yes
-}}
-plugin {{
-  push_notification_driver = ox:url={url} cache_lifetime=1s
-}}
-"""
+    """The settings with which Dovecot's own OX driver sends notices to `url`. It does so for users
+    for whom `Dovecot.opt_in` was called."""
+    return documented("push_notification_driver = ox:").replace("http://[::1]:11619/ox", url)
+
+
+def documented(line: str) -> str:
+    """The settings in docs/dovecot.rst that contain `line`, word for word."""
+    blocks = re.split(r"\n(?=\S)", DOCUMENT.read_text())
+    (block,) = [block for block in blocks if line in block]
+    return textwrap.dedent(block.partition("::\n")[2])
 
 
 class Dovecot:
@@ -161,6 +161,7 @@ class Dovecot:
 
     def _start(self, settings: str) -> None:
         account = pwd.getpwnam("nobody") if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
+        self._account = account
         self.imap_port, self.lmtp_port = _free_ports(2)
         # The settings come first: $mail_plugins means what was said of it before.
         configuration = settings.replace("{folder}", str(self.folder)) + _CONFIGURATION.format(
@@ -228,11 +229,15 @@ class Dovecot:
             client.sendmail("bob@example.org", [user], message.as_bytes(policy=SMTP))
 
     def opt_in(self, user: str) -> None:
-        """Ask the OX driver for notices to `user`, as docs/dovecot.rst says."""
-        with self.login(user) as session:
-            session.command(
-                "SETMETADATA", '""', f'(/private/vendor/vendor.dovecot/http-notify "user={user}")'
-            )
+        """Ask the OX driver for notices to `user`, with the documented command."""
+        (command,) = re.findall(r"^    doveadm (.*alice.*)$", DOCUMENT.read_text(), re.MULTILINE)
+        arguments = shlex.split(command.replace("alice", user))
+        configuration = self.folder / "dovecot.conf"
+        subprocess.run(
+            ["/usr/bin/doveadm", "-c", configuration, *arguments],
+            check=True,
+            **_identity(self._account),
+        )
 
     def _wait_until_it_listens(self) -> None:
         assert self._process is not None
