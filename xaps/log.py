@@ -1,0 +1,131 @@
+"""Log lines for people and for the journal: one event, one line."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from typing import TextIO, cast
+
+from constantly import NamedConstant
+from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, formatTime
+from zope.interface import implementer
+
+_LEVELS: Mapping[str, NamedConstant] = {
+    "trace": LogLevel.debug,
+    "debug": LogLevel.debug,
+    "info": LogLevel.info,
+    "warn": LogLevel.warn,
+    "error": LogLevel.error,
+    "fatal": LogLevel.critical,
+    "panic": LogLevel.critical,
+}
+"""The names of ``loglevel``, which are the Go daemon's, and the least level that each shows."""
+
+_PRIORITIES: Mapping[NamedConstant, int] = {
+    LogLevel.debug: 7,
+    LogLevel.info: 6,
+    LogLevel.warn: 4,
+    LogLevel.error: 3,
+    LogLevel.critical: 2,
+}
+"""Syslog's priorities, as in sd-daemon(3)."""
+
+_LONGEST = 16000
+"""Characters of a message; the journal splits what has more than 48 kB (journald.conf(5))."""
+
+_PORT_MESSAGE = re.compile(r"\S.* starting on \S+|\((\w+ )?Port .+ Closed\)")
+
+
+def observer(level: str, stream: TextIO, environ: Mapping[str, str]) -> ILogObserver:
+    """An observer that writes one line an event.
+
+    :param level: a ``loglevel``, in lower case; ``trace`` shows Twisted's own remarks on factories
+        and ports as well.
+    :param stream: usually standard output, as it was before logging began.
+    :param environ: the process's environment; it tells whether the journal reads `stream`.
+    """
+    return _Lines(level, stream, _goes_to_journal(stream, environ))
+
+
+def printable(text: str) -> str:
+    """The text on one line: line ends and other characters that do not print, as escapes."""
+    if text.isprintable():
+        return text
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in text
+    )
+
+
+@implementer(ILogObserver)
+class _Lines:
+    def __init__(self, level: str, stream: TextIO, journal: bool) -> None:
+        self._least = _PRIORITIES[_LEVELS[level]]
+        self._trace = level == "trace"
+        self._stream = stream
+        self._encoding = getattr(stream, "encoding", None) or "utf-8"
+        self._journal = journal
+
+    def __call__(self, event: LogEvent) -> None:
+        level = cast(NamedConstant, event.get("log_level") or LogLevel.info)
+        priority = _PRIORITIES[level]
+        if priority > self._least:
+            return
+        message = _message(event)
+        if not self._trace and priority > 5 and _is_twisted_chatter(event, message):
+            return
+        if not message:
+            return
+        message = printable(message)
+        if len(message) > _LONGEST:
+            half = _LONGEST // 2
+            message = f"{message[:half]} ... (cut here) ... {message[-half:]}"
+        if self._journal:
+            start = f"<{priority}>"
+        else:
+            start = f"{formatTime(event.get('log_time'))} [{level.name}] "
+        line = f"{start}{message}\n"
+        # One write, so that lines from threads do not get into each other.
+        self._stream.write(line.encode(self._encoding, "backslashreplace").decode(self._encoding))
+        self._stream.flush()
+
+
+def _goes_to_journal(stream: TextIO, environ: Mapping[str, str]) -> bool:
+    """Whether the stream is the socket that ``JOURNAL_STREAM`` names (systemd.exec(5)).
+
+    A daemon that was started from one whose output the journal reads inherits the variable, and
+    can still write elsewhere.
+    """
+    try:
+        status = os.fstat(stream.fileno())
+    except (OSError, ValueError):  # not a file at all, or closed
+        return False
+    return environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+
+
+def _is_twisted_chatter(event: LogEvent, message: str) -> bool:
+    """Whether Twisted says that a factory or a port starts or stops: xaps says so in its terms."""
+    text_format = event.get("log_format") or ""
+    if text_format.startswith(("Starting factory {", "Stopping factory {")):
+        return True
+    if event.get("log_namespace") != "log_legacy":
+        return False
+    return _PORT_MESSAGE.fullmatch(message) is not None
+
+
+def _message(event: LogEvent) -> str:
+    """What the event says, with the traceback of its failure, if it has one."""
+    message = formatEvent(event)
+    if "log_failure" in event:
+        try:
+            traceback = event["log_failure"].getTraceback()
+        except Exception as error:
+            traceback = f"(no traceback: {type(error).__name__})"
+        return _folded(f"{message}\n{traceback}")
+    # twisted.python.log.err() has put its traceback into the message.
+    return _folded(message) if event.get("isError") else message
+
+
+def _folded(text: str) -> str:
+    return " | ".join(line.strip() for line in text.splitlines() if line.strip())
