@@ -1,0 +1,300 @@
+"""The kinds of values that a setting can have: which text fits, and what it becomes.
+
+A value's text is what stands in the file, without YAML's own idea of its type: ``0660`` is octal
+here, a number in quotes is a number, and an identifier of digits alone stays text.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Generic, TypeVar
+from urllib.parse import urlsplit
+
+import attrs
+
+T = TypeVar("T")
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+_SOCKET_PATH_MAX = 107
+"""Bytes in a UNIX socket's address, without the NUL at its end (unix(7))."""
+
+_HOST_NAME = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9])?"
+                        r"(\.[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9])?)*\.?")  # fmt: skip
+
+_YES = ("yes", "true", "on")
+_NO = ("no", "false", "off")
+
+
+class Unfit(ValueError):
+    """A text is not of the kind; the message is advice for the administrator, or empty."""
+
+
+@attrs.frozen
+class Kind(Generic[T]):
+    """A kind of values."""
+
+    expected: str
+    """The values that fit, in words that go on after "expected"."""
+    parse: Callable[[str, Path], T]
+    """Text, and the folder that relative paths start from, to the value; raises :class:`Unfit`."""
+    secret: bool = False
+    """The text is shown nowhere."""
+    many: bool = False
+    """A list of texts is as good as one text with spaces between them."""
+
+
+@attrs.frozen
+class HostPort:
+    """Where to connect to or listen: an IP address without brackets, or a name, and a port."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+# ---------------------------------------------------------------- words and numbers
+
+
+def choice(words: str, aliases: Mapping[str, str] = {}) -> Kind[str]:
+    """One of some words, in any case."""
+
+    def parse(text: str, folder: Path) -> str:
+        word = aliases.get(text.lower(), text.lower())
+        if word not in words.split():
+            raise Unfit
+        return word
+
+    return Kind("one of " + ", ".join(words.split()), parse)
+
+
+def _flag(text: str, folder: Path) -> bool:
+    if text.lower() in _YES:
+        return True
+    if text.lower() in _NO:
+        return False
+    raise Unfit
+
+
+def whole_number(least: int, most: int, what: str) -> Kind[int]:
+    """A whole number in decimal digits."""
+
+    def parse(text: str, folder: Path) -> int:
+        if not re.fullmatch(r"[0-9]{1,9}", text) or not least <= int(text) <= most:
+            raise Unfit
+        return int(text)
+
+    return Kind(f"{what} from {least} to {most}", parse)
+
+
+def seconds(*, zero: bool) -> Kind[float]:
+    """A duration of at most a day, in seconds."""
+
+    def parse(text: str, folder: Path) -> float:
+        if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text):
+            raise Unfit("write the number alone, without a unit" if text[:1].isdigit() else "")
+        if float(text) > 86400 or (float(text) == 0 and not zero):
+            raise Unfit
+        return float(text)
+
+    return Kind(f"seconds, {'0' if zero else 'more than 0'} to 86400 (a day)", parse)
+
+
+def _mode(text: str, folder: Path) -> int:
+    if not re.fullmatch(r"(0o?)?[0-7]{3}", text):
+        raise Unfit
+    return int(text.lower().replace("o", ""), 8)
+
+
+def _priority(text: str, folder: Path) -> int | None:
+    if text not in ("", "1", "5", "10"):
+        raise Unfit
+    return int(text) if text else None
+
+
+def matching(pattern: str, expected: str, advice: str = "") -> Kind[str | None]:
+    """A text of some form, or none."""
+
+    def parse(text: str, folder: Path) -> str | None:
+        if text and not re.fullmatch(pattern, text):
+            raise Unfit(advice)
+        return text or None
+
+    return Kind(expected, parse)
+
+
+FLAG = Kind("yes or no", _flag)
+MODE = Kind("an octal file mode such as 0660", _mode)
+PORT = whole_number(0, 65535, "a port number")
+PRIORITY = Kind("1, 5, 10 or nothing", _priority)
+TEXT = matching(r".*", "a text")
+USER = matching(r"[A-Za-z_][A-Za-z0-9_.-]*\$?|[0-9]{1,9}", "a name or a number")
+TOPIC = matching(
+    r"com\.apple\.(mail|mobilemail\.push)\.[A-Za-z0-9.-]+",
+    "a topic that iOS Mail listens to: com.apple.mail. or com.apple.mobilemail.push. and more",
+    "take the topic that Apple granted for Mail; topics of apps do not reach it",
+)
+
+
+# ---------------------------------------------------------------- secrets
+
+
+def _password(text: str, folder: Path) -> str | None:
+    if text == "file:":
+        raise Unfit("name the file after file:")
+    if text.startswith("file:"):
+        return f"file:{folder / text.removeprefix('file:')}"
+    return text or None
+
+
+def _password_hash(text: str, folder: Path) -> str | None:
+    if text and not re.fullmatch(r"[0-9A-Fa-f]{64}", text):
+        raise Unfit("xapsd -pass makes it from the password")
+    return text.lower() or None
+
+
+def _token(text: str, folder: Path) -> str | None:
+    if not re.fullmatch(r"[!-~]*", text):
+        raise Unfit("the plugin sends it inside of a URL")
+    return text or None
+
+
+PASSWORD = Kind("a password, or file: and the path of a file with it", _password, secret=True)
+PASSWORD_HASH = Kind("64 hexadecimal digits", _password_hash, secret=True)
+TOKEN = Kind("printable ASCII characters without spaces", _token, secret=True)
+
+
+# ---------------------------------------------------------------- files and sockets
+
+
+def _path(text: str, folder: Path) -> Path:
+    if not text:
+        raise Unfit
+    return folder / text
+
+
+def _optional_path(text: str, folder: Path) -> Path | None:
+    return folder / text if text else None
+
+
+def _socket(text: str, folder: Path) -> str:
+    if not text or re.fullmatch(r"systemd:\S+", text):
+        return text
+    if text.startswith(("unix:", "unix/", "systemd:")):
+        raise Unfit("write the path alone")
+    path = str(folder / text)
+    if len(os.fsencode(path)) > _SOCKET_PATH_MAX:
+        raise Unfit(f"socket paths are at most {_SOCKET_PATH_MAX} bytes long, choose a shorter one")
+    return path
+
+
+def _datagram_socket(text: str, folder: Path) -> str:
+    if text.startswith("systemd:"):
+        raise Unfit("this socket is not passed on by systemd, write its path")
+    return _socket(text, folder)
+
+
+PATH = Kind("the path of a file", _path)
+OPTIONAL_PATH = Kind("the path of a file", _optional_path)
+SOCKET = Kind("the path of a socket, systemd:... or '' for none", _socket)
+DATAGRAM_SOCKET = Kind("the path of a socket, or '' for none", _datagram_socket)
+
+
+# ---------------------------------------------------------------- the network
+
+
+def _host(text: str) -> str:
+    """An IP address, also in brackets, or a host name."""
+    bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    try:
+        return str(ipaddress.ip_address(bare))
+    except ValueError:
+        # Only numbers and dots: an IPv4 address gone wrong, not a name.
+        if bare != text or not _HOST_NAME.fullmatch(text) or re.fullmatch(r"[0-9.]+", text):
+            raise Unfit from None
+        return text
+
+
+def _listen_address(text: str, folder: Path) -> str:
+    if not text or re.fullmatch(r"systemd:\S+", text):
+        return text
+    if text in ("*", "any"):
+        raise Unfit("'::' listens on all addresses")
+    try:
+        return _host(text)
+    except Unfit:
+        if re.fullmatch(r"(\[.*\]|[^:]*):[0-9]+", text):
+            raise Unfit("the port has a key of its own") from None
+        raise
+
+
+def _optional_host_port(text: str, folder: Path) -> HostPort | None:
+    if not text:
+        return None
+    host, colon, port = text.rpartition(":")
+    if ":" in host and not host.startswith("["):
+        raise Unfit("put an IPv6 address in brackets: '[::1]:9119'")
+    if not colon or not host:
+        raise Unfit
+    return HostPort(_host(host), PORT.parse(port, folder))
+
+
+def _server(text: str, folder: Path) -> HostPort:
+    try:
+        url = urlsplit(text)
+        host, port = url.hostname, 443 if url.port is None else url.port
+    except ValueError:
+        raise Unfit from None
+    if url.scheme != "https":
+        raise Unfit("Apple's push service is reached over TLS only")
+    if not host or not port or url.path not in ("", "/") or re.search(r"[?#@]", text):
+        raise Unfit("write the host and the port alone")
+    return HostPort(_host(host), port)
+
+
+def _url(text: str, folder: Path) -> str:
+    try:
+        url = urlsplit(text)
+        host = _host(url.hostname or "")
+        port = url.port
+    except ValueError:
+        raise Unfit from None
+    if url.scheme not in ("https", "http") or port == 0 or re.search(r"[\s?#@]", text):
+        raise Unfit
+    if url.scheme == "http" and host not in ("localhost", "127.0.0.1", "::1"):
+        raise Unfit("the password's hash is sent there, so it has to be https")
+    return text
+
+
+def _networks(text: str, folder: Path) -> tuple[Network, ...]:
+    networks: list[Network] = []
+    for word in re.split(r"[\s,]+", text.strip(" ,")) if text.strip(" ,") else ():
+        try:
+            networks.append(ipaddress.ip_network(word))
+        except ValueError:
+            raise Unfit(_network_advice(word)) from None
+    return tuple(networks)
+
+
+def _network_advice(word: str) -> str:
+    try:
+        return f"write {ipaddress.ip_network(word, strict=False)}, or the address alone"
+    except ValueError:
+        return ""
+
+
+LISTEN_ADDRESS = Kind(
+    "an IP address such as '[::1]', localhost, systemd:... or '' for none", _listen_address
+)
+HOST_PORT = Kind("an address and a port such as '[::1]:9119'", _optional_host_port)
+SERVER = Kind("a URL such as https://api.push.apple.com:443", _server)
+URL = Kind("an https URL", _url)
+NETWORKS = Kind(
+    "IP addresses and networks such as [127.0.0.1, 2001:db8::/32]", _networks, many=True
+)
