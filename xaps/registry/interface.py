@@ -49,7 +49,7 @@ class IRegistry(Protocol):
     def save_flags(
         self, changed: Iterable[WaitingFlag], cleared: Iterable[RegistrationKey]
     ) -> Deferred[None]:
-        """Keep `changed` and forget `cleared`, in one transaction; fires when it is on disk.
+        """Forget `cleared` and keep `changed`, in one transaction; fires when it is on disk.
         Flags of registrations that do not exist (any more) are ignored."""
 
     def load_flags(self) -> Deferred[Sequence[WaitingFlag]]:

@@ -1,0 +1,198 @@
+"""Opens the SQLite file: finds out what is wrong with it, and brings its tables up to date."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from pathlib import Path
+from urllib.parse import quote
+
+from xaps.registry.interface import RegistryError
+
+APPLICATION_ID = 0x78617073
+"""Marks the file as ours (``xaps`` in ASCII), so that no other program's database is taken over."""
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    (
+        """
+        CREATE TABLE registrations (
+            user TEXT NOT NULL,
+            account_id TEXT NOT NULL,
+            device_token TEXT NOT NULL,
+            mailboxes TEXT NOT NULL,  -- a JSON array of names
+            confirmed TEXT NOT NULL,  -- a JSON array of those that were confirmed
+            registered_at REAL NOT NULL,
+            PRIMARY KEY (user, account_id, device_token)
+        ) STRICT, WITHOUT ROWID
+        """,
+        "CREATE INDEX registrations_by_age ON registrations (registered_at)",
+        """
+        CREATE TABLE flags (
+            user TEXT NOT NULL,
+            account_id TEXT NOT NULL,
+            device_token TEXT NOT NULL,
+            noticed_at REAL NOT NULL,
+            due REAL NOT NULL,
+            mailboxes TEXT NOT NULL,  -- a JSON array of names
+            PRIMARY KEY (user, account_id, device_token),
+            FOREIGN KEY (user, account_id, device_token) REFERENCES registrations
+                ON DELETE CASCADE
+        ) STRICT, WITHOUT ROWID
+        """,
+        "CREATE TABLE imports (source TEXT PRIMARY KEY) STRICT, WITHOUT ROWID",
+    ),
+)
+"""What makes each version of the schema out of the one before; ``PRAGMA user_version`` counts
+them. What was released is never changed: a later version is one more entry."""
+
+_ADVICE = {
+    sqlite3.SQLITE_FULL: "the disk is full; make room in {folder}",
+    sqlite3.SQLITE_BUSY: "another process keeps it locked; 'fuser {path}' names it",
+    sqlite3.SQLITE_READONLY: "it may not be written; look at the permissions of {folder} and of"
+    " what is in it, and whether the file system is mounted read-only",
+    sqlite3.SQLITE_IOERR: "it could not be read or written ({name}); is the disk full or failing?",
+    sqlite3.SQLITE_CORRUPT: "it is damaged; put a backup in its place, or move it and its -wal"
+    " file away: phones register again within a day",
+    sqlite3.SQLITE_NOTADB: "it is not an SQLite database; databaseFile names the wrong file, or it"
+    " is damaged and is to be moved away: phones register again within a day",
+    sqlite3.SQLITE_CANTOPEN: "it or the files beside it cannot be opened; look at the permissions"
+    " of {folder}",
+}
+
+
+def explain(error: sqlite3.Error, path: Path) -> str:
+    """What went wrong, and what to do about it, in one line."""
+    # The low byte is the general code, the whole one says more.
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    name = getattr(error, "sqlite_errorname", "")
+    advice = _ADVICE.get(code)
+    if advice is None:
+        return f"the registry {path}: {error}"
+    return f"the registry {path}: " + advice.format(path=path, folder=path.parent, name=name)
+
+
+def open_writer(path: Path, *, busy_timeout: float) -> sqlite3.Connection:
+    """The one connection that writes; the file is made, with mode 0600, where there is none.
+
+    It may be used in any one thread at a time. Transactions are begun and ended by hand.
+
+    :param busy_timeout: seconds to wait for other processes' locks.
+    :raises RegistryError: the file cannot be used.
+    """
+    _check_files(path)
+    connection = None
+    try:
+        connection = sqlite3.connect(
+            path, timeout=busy_timeout, isolation_level=None, check_same_thread=False
+        )
+        _check_owner(connection, path)
+        _set_up(connection, path)
+    except BaseException as error:
+        if connection is not None:
+            connection.close()
+        if isinstance(error, sqlite3.Error):
+            raise RegistryError(explain(error, path)) from error
+        raise
+    return connection
+
+
+def open_reader(path: Path) -> sqlite3.Connection:
+    """A connection that cannot write and never waits; there is a writer already.
+
+    :raises RegistryError: the file cannot be used.
+    """
+    uri = f"file:{quote(os.fsencode(path.absolute()))}?mode=ro"
+    try:
+        return sqlite3.connect(uri, uri=True, timeout=0.0, isolation_level=None)
+    except sqlite3.Error as error:
+        raise RegistryError(explain(error, path)) from error
+
+
+def _check_files(path: Path) -> None:
+    """SQLite says "unable to open database file" to all of these."""
+    folder = path.parent
+    if not folder.is_dir():
+        raise RegistryError(
+            f"the registry {path}: there is no folder {folder}; make it, writable for the user"
+            " that the daemon runs as, or change databaseFile"
+        )
+    if path.is_dir():
+        raise RegistryError(
+            f"the registry {path}: it is a folder; databaseFile names a file in a folder"
+        )
+    # SQLite makes two files beside the database.
+    if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
+        raise RegistryError(
+            f"the registry {path}: the folder {folder} is not writable for {_whoami()}; change"
+            " its owner or permissions"
+        )
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    except OSError as error:
+        raise RegistryError(
+            f"the registry {path}: it cannot be opened for writing by {_whoami()}:"
+            f" {error.strerror}; change its owner or permissions"
+        ) from error
+
+
+def _whoami() -> str:
+    return f"the daemon's user (uid {os.geteuid()})"
+
+
+def _check_owner(connection: sqlite3.Connection, path: Path) -> None:
+    """Look whose file it is before anything in it is changed."""
+    (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    if application_id != APPLICATION_ID and (application_id or version or tables):
+        raise RegistryError(
+            f"the registry {path}: it is the SQLite database of another program; change"
+            " databaseFile"
+        )
+    if version > len(MIGRATIONS):
+        raise RegistryError(
+            f"the registry {path}: it was written by a newer version of xaps (format {version},"
+            f" this one knows {len(MIGRATIONS)}); install that version again, or put back a"
+            " backup from before"
+        )
+    (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    if verdict != "ok":
+        raise RegistryError(
+            f"the registry {path}: it is damaged ({' '.join(verdict.split())}); put a backup in"
+            " its place, or move it and its -wal file away: phones register again within a day"
+        )
+
+
+def _set_up(connection: sqlite3.Connection, path: Path) -> None:
+    # With a write-ahead log, readers and the writer never wait for each other.
+    (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+    if mode != "wal":
+        raise RegistryError(
+            f"the registry {path}: its file system cannot do SQLite's write-ahead log; put it on"
+            " a local disk"
+        )
+    # NORMAL, the usual choice with a log, can forget the last commits when the power fails.
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA foreign_keys = ON")
+    # Taken even if there is nothing to change: it shows that the file can be written.
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        for statements in MIGRATIONS[version:]:
+            for statement in statements:
+                connection.execute(statement)
+        if version < len(MIGRATIONS):
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+        connection.execute("COMMIT")
+    except BaseException:
+        roll_back(connection)
+        raise
+
+
+def roll_back(connection: sqlite3.Connection) -> None:
+    """Give up the transaction, if SQLite has not done so itself."""
+    if connection.in_transaction:
+        with contextlib.suppress(sqlite3.Error):
+            connection.execute("ROLLBACK")
