@@ -1,0 +1,257 @@
+"""The Go daemon's ``database.json``: read and written, as bytes.
+
+Its structure is that of the Go daemon's ``internal/database/database.go``: users, their accounts by
+account id, each with one device token. In some versions Apple's certificates are in it too.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+from collections.abc import Iterable, Iterator
+from datetime import datetime, timedelta
+from typing import Any
+
+import attrs
+
+from xaps.mailboxes import INBOX, from_utf7, to_utf7
+from xaps.model import Registration, RegistrationKey, short_token
+
+_EPOCH = datetime(1970, 1, 1)
+_NO_TIME = (datetime(1, 1, 1) - _EPOCH).total_seconds()
+"""Go writes a time that was never set as 0001-01-01T00:00:00Z."""
+
+_TIME = re.compile(
+    r"(\d{4})-(\d\d)-(\d\d)T(\d\d):(\d\d):(\d\d)(\.\d+)?(?:Z|([+-])(\d\d):(\d\d))", re.ASCII
+)
+_TOKEN = re.compile(r"(?:[0-9a-fA-F]{2})+")
+_MAX_TOKEN = 200
+_MAX_NAME = 1000
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+class GoDataError(Exception):
+    """The file is not what the Go daemon writes; the message says where, in one line."""
+
+
+@attrs.frozen
+class AppleCertificates:
+    """What Apple's push certificate service issued to the Go daemon, in DER.
+
+    The position says what for; Mail is at index 2. What could not be read is empty.
+    """
+
+    chains: tuple[tuple[bytes, ...], ...]
+    """The leaf first."""
+    keys: tuple[bytes, ...] = attrs.field(repr=False)
+    """Private keys, PKCS#1."""
+
+
+@attrs.frozen
+class GoData:
+    """What a ``database.json`` holds."""
+
+    registrations: tuple[Registration, ...]
+    problems: tuple[str, ...]
+    """One line for each entry that cannot be used, with the reason."""
+    certificates: AppleCertificates | None
+
+
+@attrs.frozen
+class GoExport:
+    """A ``database.json`` to be written."""
+
+    data: bytes
+    left_out: tuple[Registration, ...]
+    """There is room for one phone for each account id of a user; these are the older ones."""
+
+
+# ------------------------------------------------------------------------ reading
+
+
+def parse(data: bytes, *, now: float, oldest: float) -> GoData:
+    """Read a ``database.json``.
+
+    :param now: the time of registration where none was kept (old versions), or one in the future.
+    :param oldest: what was registered before that time is not used.
+    :raises GoDataError: it is not JSON, or not a database of the Go daemon.
+    """
+    document = _document(data)
+    users = document.get("Users")
+    certificates = document.get("AppleCerts")
+    if not isinstance(users, dict | None):
+        raise GoDataError('"Users" is not an object')
+    if users is None and certificates is None and document:
+        raise GoDataError('there is no "Users" in it: it is not a database of the Go daemon')
+    found: dict[RegistrationKey, Registration] = {}
+    problems = []
+    for entry in _entries(users or {}, now, oldest):
+        if isinstance(entry, str):
+            problems.append(entry)
+            continue
+        # The Go daemon tells Alice from alice.
+        known = found.get(entry.key)
+        if known is None or known.registered_at < entry.registered_at:
+            found[entry.key] = entry
+    return GoData(tuple(found.values()), tuple(problems), _certificates(certificates))
+
+
+def _document(data: bytes) -> dict[str, Any]:
+    if not data:
+        return {}  # the Go daemon takes an empty file too
+    try:
+        document = json.loads(data.decode("utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise GoDataError(f"line {error.lineno}, column {error.colno}: {error.msg}") from error
+    except UnicodeDecodeError as error:
+        before = data[: error.start]
+        line = before.count(b"\n") + 1
+        column = error.start - (before.rfind(b"\n") + 1) + 1
+        raise GoDataError(f"line {line}, column {column}: this is not UTF-8") from error
+    except RecursionError as error:
+        raise GoDataError("it is nested too deeply") from error
+    except ValueError as error:  # an integer of thousands of digits
+        raise GoDataError(str(error)) from error
+    if not isinstance(document, dict):
+        raise GoDataError("line 1, column 1: it is not a JSON object")
+    return document
+
+
+def _entries(users: dict[str, Any], now: float, oldest: float) -> Iterator[Registration | str]:
+    """The registrations, and lines about what cannot be used."""
+    for user, value in users.items():
+        accounts = value.get("Accounts") if isinstance(value, dict) else value
+        if accounts is None:
+            continue
+        if not isinstance(accounts, dict):
+            yield f"user {user!r}: the accounts are not an object"
+            continue
+        for account_id, account in accounts.items():
+            try:
+                yield _registration(user, account_id, account, now, oldest)
+            except _Unusable as error:
+                yield f"user {user!r}, account {account_id!r}: {error}"
+
+
+class _Unusable(Exception):
+    """An entry is left out."""
+
+
+def _registration(
+    user: str, account_id: str, account: Any, now: float, oldest: float
+) -> Registration:
+    if not _is_name(user):
+        raise _Unusable("this is no user name")
+    if not _is_name(account_id):
+        raise _Unusable("this is no account id")
+    if not isinstance(account, dict):
+        raise _Unusable("the account is not an object")
+    token = account.get("DeviceToken")
+    if token is None or token == "":
+        raise _Unusable("it has no DeviceToken")
+    if not isinstance(token, str) or len(token) > _MAX_TOKEN or not _TOKEN.fullmatch(token):
+        raise _Unusable("the DeviceToken is not hexadecimal")
+    phone = short_token(token.lower())
+    registered_at = _time(account.get("RegistrationTime"), phone)
+    if registered_at is None or registered_at > now:
+        registered_at = now
+    if registered_at < oldest:
+        raise _Unusable(
+            f"phone {phone} registered last at {account['RegistrationTime']}, which is too long ago"
+        )
+    return Registration(
+        RegistrationKey(user, account_id, token),
+        _mailboxes(account.get("Mailboxes"), phone),
+        registered_at,
+    )
+
+
+def _is_name(text: str) -> bool:
+    """Whether it can have come from a mail server, and be kept."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return 0 < len(text) <= _MAX_NAME and _CONTROL.search(text) is None
+
+
+def _mailboxes(value: Any, phone: str) -> tuple[str, ...]:
+    if value is None or value == []:
+        return (INBOX,)
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise _Unusable(f"phone {phone}: Mailboxes is not a list of names")
+    return tuple(dict.fromkeys(map(from_utf7, value)))
+
+
+def _time(value: Any, phone: str) -> float | None:
+    """RFC 3339 as Go writes it: up to nine digits after the point, any offset from UTC."""
+    if value is None:
+        return None
+    match = _TIME.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        raise _Unusable(f"phone {phone}: RegistrationTime {value!r:.60} is not a time")
+    *fields, fraction, sign, hours, minutes = match.groups()
+    try:
+        seconds = (datetime(*map(int, fields)) - _EPOCH).total_seconds()  # type: ignore[arg-type]
+    except ValueError as error:
+        raise _Unusable(f"phone {phone}: RegistrationTime {value!r}: {error}") from error
+    if sign:
+        offset = int(hours) * 3600 + int(minutes) * 60
+        seconds -= -offset if sign == "-" else offset
+    if seconds == _NO_TIME:
+        return None
+    return seconds + float(fraction or 0)
+
+
+def _certificates(value: Any) -> AppleCertificates | None:
+    if not isinstance(value, dict):
+        return None
+    signature = value.get("Signature")
+    keys = value.get("Keys")
+    chains = [
+        entry.get("Certificate") if isinstance(entry, dict) else None
+        for entry in (signature if isinstance(signature, list) else [])
+    ]
+    return AppleCertificates(
+        tuple(
+            tuple(_der(der) for der in chain) if isinstance(chain, list) else () for chain in chains
+        ),
+        tuple(_der(key) for key in (keys if isinstance(keys, list) else [])),
+    )
+
+
+def _der(value: Any) -> bytes:
+    try:
+        return base64.b64decode(value, validate=True) if isinstance(value, str) else b""
+    except (binascii.Error, ValueError):
+        return b""
+
+
+# ------------------------------------------------------------------------ writing
+
+
+def export(registrations: Iterable[Registration]) -> GoExport:
+    """Write a ``database.json`` that the Go daemon can read."""
+    newest: dict[tuple[str, str], Registration] = {}
+    left_out = []
+    for each in sorted(registrations, key=lambda each: (each.registered_at, each.key)):
+        older = newest.get((each.key.user, each.key.account_id))
+        if older is not None:
+            left_out.append(older)
+        newest[each.key.user, each.key.account_id] = each
+    users: dict[str, dict[str, dict[str, object]]] = {}
+    for (user, account_id), each in sorted(newest.items(), key=lambda item: item[0]):
+        accounts = users.setdefault(user, {"Accounts": {}})["Accounts"]
+        accounts[account_id] = {
+            "DeviceToken": each.key.device_token,
+            "Mailboxes": [to_utf7(name) for name in each.mailboxes],
+            "RegistrationTime": _rfc3339(each.registered_at),
+        }
+    text = json.dumps({"Users": users}, ensure_ascii=False, indent=2)
+    return GoExport(text.encode() + b"\n", tuple(sorted(left_out, key=lambda each: each.key)))
+
+
+def _rfc3339(seconds: float) -> str:
+    return (_EPOCH + timedelta(seconds=seconds)).isoformat() + "Z"
