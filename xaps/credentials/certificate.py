@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -37,6 +37,7 @@ _DEVELOPMENT = x509.ObjectIdentifier("1.2.840.113635.100.6.3.1")
 _PRODUCTION = x509.ObjectIdentifier("1.2.840.113635.100.6.3.2")
 _TOPICS = x509.ObjectIdentifier("1.2.840.113635.100.6.3.6")
 
+_UTF8_STRING = b"\x0c"
 _MAX_TOPICS_EXTENSION = 65536
 """Bytes; Apple's certificates list a handful of topics."""
 
@@ -50,6 +51,7 @@ _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,200}")
 PARSE_ERRORS = (
     ValueError,
     TypeError,
+    LookupError,
     OverflowError,
     UnsupportedAlgorithm,
     x509.DuplicateExtension,
@@ -109,8 +111,8 @@ class CertificateInfo:
     """The file that holds the key; often the same."""
     topics: tuple[str, ...]
     """The subject's UIDs; a good certificate has one."""
-    allowed_topics: tuple[str, ...]
-    """Empty when the certificate lists none."""
+    allowed_topics: tuple[str, ...] | None
+    """Empty when the certificate lists none, ``None`` when the list cannot be read."""
     environment: Environment
     serial: str
     """Hexadecimal, lower case."""
@@ -174,6 +176,8 @@ class CertificateInfo:
 
     def warnings(self) -> list[str]:
         """What is odd about the certificate but does not keep it from pushing."""
+        if self.allowed_topics is None:
+            return [f"{self.source}: the list of topics that the certificate allows is damaged"]
         if self.allowed_topics and self.topic not in self.allowed_topics:
             allowed = ", ".join(printable(topic) for topic in self.allowed_topics[:5])
             return [
@@ -316,13 +320,16 @@ def _not_after(certificate: x509.Certificate) -> float:
     return certificate.not_valid_after.replace(tzinfo=datetime.UTC).timestamp()
 
 
-def _allowed_topics(certificate: x509.Certificate) -> tuple[str, ...]:
+def _allowed_topics(certificate: x509.Certificate) -> tuple[str, ...] | None:
     try:
         value = certificate.extensions.get_extension_for_oid(_TOPICS).value
     except x509.ExtensionNotFound:
         return ()
     assert isinstance(value, x509.UnrecognizedExtension)
-    return parse_topics(value.value)
+    try:
+        return parse_topics(value.value)
+    except ValueError:
+        return None  # it decides nothing: APNs does
 
 
 def parse_topics(der: bytes) -> tuple[str, ...]:
@@ -334,13 +341,17 @@ def parse_topics(der: bytes) -> tuple[str, ...]:
     if len(der) > _MAX_TOPICS_EXTENSION:
         raise ValueError("the list of topics is too long")
     try:
-        sequence, rest = decoder.decode(der)
+        sequence, rest = decoder.decode(der, asn1Spec=univ.SequenceOf(univ.Any()))
+        items = [bytes(item) for item in sequence]
+        topics = [
+            decoder.decode(item, asn1Spec=char.UTF8String())[0]
+            for item in items
+            if item[:1] == _UTF8_STRING
+        ]
     except _PYASN1_ERRORS as error:
-        raise ValueError(f"the list of topics is not DER ({type(error).__name__})") from None
-    if rest or not isinstance(sequence, univ.Sequence | univ.SequenceOf):
-        raise ValueError("the list of topics is not a sequence")
-    return tuple(str(item) for item in _items(sequence) if isinstance(item, char.UTF8String))
-
-
-def _items(sequence: univ.Sequence | univ.SequenceOf) -> Iterable[object]:
-    return (sequence.getComponentByPosition(i) for i in range(len(sequence)))
+        raise ValueError(
+            f"the list of topics is not as expected ({type(error).__name__})"
+        ) from None
+    if rest:
+        raise ValueError("the list of topics is followed by something else")
+    return tuple(str(topic) for topic in topics)

@@ -103,8 +103,8 @@ class CredentialKeeper:
             self._lament("no push credential is configured", "no push credential is configured")
             return
         await self._load(self._source, patient)
-        await self._source.renew(self._clock.seconds())
-        await self._load(self._source, patient)
+        if await self._source.renew(self._clock.seconds()):
+            await self._load(self._source, patient)
 
     async def _load(self, source: Source, patient: bool) -> None:
         finding = await self._run(partial(source.load, self._clock.seconds()))
@@ -193,9 +193,9 @@ class CredentialKeeper:
     # -------------------------------------------------------------- telling
 
     def _tell_warnings(self, finding: Finding) -> None:
-        for warning in finding.warnings:
-            if warning not in self._warnings:
-                self._log.warn("{warning}", warning=warning)
+        for text in finding.warnings:
+            if text not in self._warnings:
+                self._log.warn("{text}", text=text)
         self._warnings = frozenset(finding.warnings)
 
     def _warn_of_expiry(self) -> None:
@@ -208,10 +208,10 @@ class CredentialKeeper:
             return
         self._warned_days = days
         self._log.warn(
-            "The certificate from {source} expires in less than {days} days, on {until}: renew it,"
+            "The certificate from {source} expires on {until} (days left: {days}): renew it,"
             " or no mail is pushed from then on",
             source=credential.source,
-            days=days,
+            days=math.ceil(left),
             until=utc_text(credential.not_after),
         )
 

@@ -54,20 +54,9 @@ class Source(Protocol):
     def describe(self, now: float) -> Finding:
         """Look anew, as a person asks for it, and judge what is there as of `now`."""
 
-    def renew(self, now: float) -> Deferred[None]:
-        """Get a new credential if one is due. Fires when that is done, whether or not it
-        succeeded: the next :meth:`load` tells. It never fails."""
-
-
-class Secret(Protocol):
-    """A password from the configuration."""
-
-    @property
-    def path(self) -> Path | None:
-        """The file that holds it; ``None``: it stands in the configuration."""
-
-    def read(self) -> bytes:
-        """The password."""
+    def renew(self, now: float) -> Deferred[bool]:
+        """Get a new credential if one is due. Fires with whether there is a new one, which the
+        next :meth:`load` finds. It never fails."""
 
 
 class FileSource:
@@ -83,7 +72,7 @@ class FileSource:
         name: str,
         files: Sequence[Path],
         parse: Callable[[Sequence[Blob], bytes | None], Parsed],
-        password: Secret | None = None,
+        password: str | None = None,
     ) -> None:
         self.name = name
         self._files = files
@@ -105,8 +94,8 @@ class FileSource:
     def describe(self, now: float) -> Finding:
         return self.load(now)
 
-    def renew(self, now: float) -> Deferred[None]:
-        return succeed(None)
+    def renew(self, now: float) -> Deferred[bool]:
+        return succeed(False)
 
     def _read(self) -> tuple[list[Blob], bytes | None, tuple[str, ...]]:
         blobs, warnings = [], []
@@ -178,12 +167,14 @@ def read_file(path: Path) -> tuple[Blob, list[str]]:
 _OTHERS = "{path}: everybody on this machine can read the {what}; run chmod o-rwx {path}"
 
 
-def _read_password(password: Secret) -> tuple[bytes, list[str]]:
-    if password.path is None:
-        return password.read(), []
-    blob, _ = read_file(password.path)
-    careless = [_OTHERS.format(path=password.path, what="password")]
-    return blob.data.rstrip(b"\r\n"), careless if _others_can_read(password.path) else []
+def _read_password(password: str) -> tuple[bytes, list[str]]:
+    """The password, which is the setting itself or in the file that ``file:`` names."""
+    if not password.startswith("file:"):
+        return password.encode(), []
+    path = Path(password.removeprefix("file:"))
+    blob, _ = read_file(path)
+    careless = [_OTHERS.format(path=path, what="password")] if _others_can_read(path) else []
+    return blob.data.rstrip(b"\r\n"), careless
 
 
 def _others_can_read(path: Path) -> bool:
@@ -203,7 +194,7 @@ def _fingerprint(blobs: Sequence[Blob], password: bytes | None) -> bytes:
 # ---------------------------------------------------------------- from the configuration
 
 
-def pem_source(certificate: Path, key: Path | None, password: Secret | None = None) -> Source:
+def pem_source(certificate: Path, key: Path | None, password: str | None = None) -> Source:
     """``certificateFilePem`` with or without ``certificateFilePemKey``."""
 
     def parse(blobs: Sequence[Blob], secret: bytes | None) -> Parsed:
@@ -213,7 +204,7 @@ def pem_source(certificate: Path, key: Path | None, password: Secret | None = No
     return FileSource(f"certificateFilePem {certificate}", files, parse, password)
 
 
-def p12_source(file: Path, password: Secret | None = None) -> Source:
+def p12_source(file: Path, password: str | None = None) -> Source:
     """``certificateFileP12``."""
 
     def parse(blobs: Sequence[Blob], secret: bytes | None) -> Parsed:
@@ -241,7 +232,7 @@ class FileSettings(Protocol):
     @property
     def certificate_file_p12(self) -> Path | None: ...
     @property
-    def certificate_password(self) -> Secret | None: ...
+    def certificate_password(self) -> str | None: ...
     @property
     def key_file_p8(self) -> Path | None: ...
     @property

@@ -1,0 +1,478 @@
+"""The keeper takes what is good, refuses what is bad and warns in time."""
+
+from __future__ import annotations
+
+import collections
+import datetime
+import itertools
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.task import Clock
+from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests import pki
+from xaps.credentials.certificate import CredentialError, utc_text
+from xaps.credentials.keeper import CredentialKeeper
+from xaps.credentials.sources import Finding, pem_source
+from xaps.model import CertificateCredential, Credential, TokenCredential
+
+DAY = 86400.0
+HOUR = 3600.0
+BEGIN = float(int(pki.now().timestamp()))
+AUTHORITY = pki.Authority.create()
+OTHER_TOPIC = "com.apple.mobilemail.push.org.example"
+
+
+def moment(time: float) -> datetime.datetime:
+    return datetime.datetime.fromtimestamp(time, datetime.UTC)
+
+
+def certificate(ends: float, topic: str = pki.MAIL_TOPIC, name: str = "a") -> CertificateCredential:
+    return CertificateCredential(topic, name, BEGIN - DAY, ends, (b"",), b"")
+
+
+def good(credential: Credential) -> Finding:
+    return Finding(repr(credential).encode(), credential=credential)
+
+
+def bad(reason: str) -> Finding:
+    return Finding(reason.encode(), errors=(CredentialError("a.pem", reason, "do something"),))
+
+
+class FakeSource:
+    """A source whose content the test sets; it expires by itself, as real ones do."""
+
+    name = "certificateFilePem a.pem"
+
+    def __init__(self, finding: Finding) -> None:
+        self.finding = finding
+        self.renewals: list[float] = []
+        self.renewed: Callable[[], Deferred[bool]] = lambda: succeed(False)
+        self.loads = 0
+
+    def load(self, now: float) -> Finding:
+        self.loads += 1
+        if self.finding.expires is not None and now >= self.finding.expires:
+            return Finding(self.finding.fingerprint, errors=bad("it has expired").errors)
+        return self.finding
+
+    def describe(self, now: float) -> Finding:
+        return self.load(now)
+
+    def renew(self, now: float) -> Deferred[bool]:
+        self.renewals.append(now)
+        return self.renewed()
+
+
+class KeeperCase(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.clock.advance(BEGIN)
+        self.source = FakeSource(good(certificate(BEGIN + 365 * DAY)))
+        self.changes: list[Credential | None] = []
+        self.logged: list[tuple[str, str]] = []
+        observer = cast(ILogObserver, self.log)
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+        self.keeper = CredentialKeeper(self.clock, self.source, self.changes.append)
+
+    def log(self, event: LogEvent) -> None:
+        if event["log_namespace"] == "xaps.credentials.keeper.CredentialKeeper":
+            self.logged.append((event["log_level"].name, formatEvent(event)))
+
+    def start(self) -> None:
+        self.keeper.start()
+        self.addCleanup(self.stop)
+
+    def stop(self) -> None:
+        self.keeper.stop()
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def advance(self, seconds: float) -> None:
+        self.clock.pump([60.0] * int(seconds // 60))
+
+    def take_logged(self) -> list[tuple[str, str]]:
+        logged, self.logged = self.logged, []
+        return logged
+
+
+class StartTests(KeeperCase):
+    def test_there_is_a_credential_as_soon_as_it_has_started(self) -> None:
+        self.assertIsNotNone(self.keeper.problem)
+        self.start()
+        credential = self.source.finding.credential
+        self.assertEqual(self.changes, [credential])
+        self.assertEqual((self.keeper.credential, self.keeper.problem), (credential, None))
+        self.assertEqual(
+            self.logged,
+            [
+                (
+                    "info",
+                    f"Certificate valid until {utc_text(BEGIN + 365 * DAY)}:"
+                    f" topic {pki.MAIL_TOPIC}, from a",
+                )
+            ],
+        )
+
+    def test_a_token_key_is_told_with_its_ids(self) -> None:
+        token = TokenCredential(OTHER_TOPIC, "a.p8", "ABC123DEFG", "DEF123GHIJ", b"secret")
+        self.source.finding = good(token)
+        self.start()
+        self.advance(800 * DAY // 60 // 60)
+        self.assertEqual(
+            self.logged,
+            [
+                (
+                    "info",
+                    f"Token key ABC123DEFG of team DEF123GHIJ: topic {OTHER_TOPIC}, from a.p8",
+                )
+            ],
+        )
+
+    def test_without_a_usable_one_it_says_why_at_once_and_daily_and_goes_on(self) -> None:
+        self.source.finding = bad("it is broken")
+        self.start()
+        self.assertEqual(self.keeper.problem, "a.pem: it is broken")
+        told = [("critical", "No mail can be pushed: a.pem: it is broken; do something")]
+        self.assertEqual(self.take_logged(), told)
+        self.advance(DAY - 60)
+        self.assertEqual(self.take_logged(), [])
+        self.advance(120)
+        self.assertEqual(self.take_logged(), told)
+        self.source.finding = good(certificate(BEGIN + 100 * DAY))
+        self.advance(60)
+        self.assertEqual(self.changes, [self.source.finding.credential])
+        self.assertIsNone(self.keeper.problem)
+
+    def test_without_any_source_it_says_so(self) -> None:
+        self.keeper = CredentialKeeper(self.clock, None, self.changes.append)
+        self.start()
+        self.assertEqual(self.keeper.problem, "no push credential is configured")
+        self.assertEqual(
+            self.logged, [("critical", "No mail can be pushed: no push credential is configured")]
+        )
+        self.assertEqual(self.changes, [])
+
+    def test_the_problem_is_a_short_line_of_ascii(self) -> None:
+        self.source.finding = bad("schl\u00fcssel\r\n\x00" + "x" * 500)
+        self.start()
+        problem = self.keeper.problem
+        assert problem is not None
+        self.assertTrue(problem.startswith("a.pem: schl?ssel???xxx"), problem)
+        self.assertEqual(len(problem), 150)
+
+
+class ReplacementTests(KeeperCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.start()
+        self.old = self.keeper.credential
+        self.changes.clear()
+        self.logged.clear()
+
+    def test_the_same_content_is_no_change(self) -> None:
+        self.advance(10 * HOUR)
+        self.assertEqual((self.changes, self.logged), ([], []))
+
+    def test_a_good_one_is_taken_within_a_minute(self) -> None:
+        new = certificate(BEGIN + 400 * DAY)
+        self.source.finding = good(new)
+        self.clock.advance(59)
+        self.assertEqual(self.changes, [])
+        self.clock.advance(1)
+        self.assertEqual(self.changes, [new])
+        [(level, text)] = self.logged
+        self.assertEqual(level, "info")
+        self.assertIn("Certificate valid until", text)
+
+    def test_a_hang_up_takes_it_at_once(self) -> None:
+        new = certificate(BEGIN + 400 * DAY)
+        self.source.finding = good(new)
+        self.successResultOf(self.keeper.check_now())
+        self.assertEqual(self.keeper.credential, new)
+
+    def test_a_bad_one_is_refused_once_and_the_old_one_stays(self) -> None:
+        self.source.finding = bad("it is broken")
+        self.advance(HOUR)
+        self.assertEqual(
+            self.logged,
+            [
+                (
+                    "warn",
+                    "Refused: a.pem: it is broken; do something."
+                    " The credential from a stays in use",
+                )
+            ],
+        )
+        self.assertEqual((self.keeper.credential, self.keeper.problem), (self.old, None))
+        self.assertEqual(self.changes, [])
+
+    def test_a_bad_one_of_another_kind_is_told_again_and_so_is_a_relapse(self) -> None:
+        for finding in (bad("one"), bad("two"), good(certificate(BEGIN + 300 * DAY)), bad("two")):
+            self.source.finding = finding
+            self.advance(180)
+        self.assertEqual([level for level, _ in self.logged], ["warn", "warn", "info", "warn"])
+
+    def test_a_half_written_file_is_waited_for_as_long_as_it_grows(self) -> None:
+        for part in range(5):
+            self.source.finding = bad(f"cut off after {part}")
+            self.clock.advance(60)
+        self.assertEqual(self.logged, [])
+        self.source.finding = good(certificate(BEGIN + 300 * DAY))
+        self.clock.advance(60)
+        self.assertEqual([level for level, _ in self.logged], ["info"])
+        self.source.finding = bad("cut off for good")
+        self.clock.advance(60)
+        self.clock.advance(60)
+        self.assertIn("cut off for good", self.logged[-1][1])
+
+    def test_a_hang_up_does_not_wait_before_it_refuses(self) -> None:
+        self.source.finding = bad("it is broken")
+        self.successResultOf(self.keeper.check_now())
+        self.assertEqual([level for level, _ in self.logged], ["warn"])
+
+    def test_another_topic_is_warned_of_with_what_it_means(self) -> None:
+        self.source.finding = good(certificate(BEGIN + 300 * DAY, OTHER_TOPIC))
+        self.clock.advance(60)
+        [(_, _), (level, text)] = self.logged
+        self.assertEqual(level, "warn")
+        self.assertIn(f"has changed from {pki.MAIL_TOPIC} to {OTHER_TOPIC}: phones register", text)
+        self.assertIn("DeviceTokenNotForTopic", text)
+
+    def test_a_topic_that_changes_while_there_is_no_credential_is_warned_of_too(self) -> None:
+        self.advance(400 * 60)
+        self.source.finding = good(certificate(self.clock.seconds() + 120))
+        self.advance(300)
+        self.assertIsNone(self.keeper.credential)
+        self.logged.clear()
+        self.source.finding = good(certificate(BEGIN + 900 * DAY, OTHER_TOPIC))
+        self.clock.advance(60)
+        self.assertEqual([level for level, _ in self.logged], ["info", "warn"])
+
+    def test_careless_modes_are_told_once(self) -> None:
+        credential = self.old
+        self.source.finding = Finding(b"", credential=credential, warnings=("careless",))
+        self.advance(HOUR)
+        self.assertEqual(self.logged, [("warn", "careless")])
+
+    def test_after_the_stop_nothing_changes(self) -> None:
+        self.keeper.stop()
+        self.source.finding = good(certificate(BEGIN + 400 * DAY))
+        self.successResultOf(self.keeper.check_now())
+        self.clock.advance(600)
+        self.assertEqual(self.changes, [])
+
+
+class ExpiryTests(KeeperCase):
+    def days_told(self) -> list[tuple[str, float]]:
+        return [(level, (self.clock.seconds() - BEGIN) / DAY) for level, _ in self.take_logged()]
+
+    def test_two_years_bring_each_warning_once_and_each_renewal_once(self) -> None:
+        """Three certificates of 200 days, each renewed when the warning of 3 days was given; the
+        last is not renewed."""
+        ends = BEGIN + 200 * DAY
+        self.source.finding = good(certificate(ends))
+        self.start()
+        told: list[tuple[str, str, int]] = []
+        for hour in range(1, 730 * 24 + 1):
+            self.clock.advance(HOUR)
+            for level, text in self.take_logged():
+                told.append((level, text.split(" from ")[0].split(":")[0][:40], hour // 24))
+            if self.clock.seconds() >= ends - 2.5 * DAY and ends < BEGIN + 500 * DAY:
+                ends = self.clock.seconds() + 200 * DAY
+                self.source.finding = good(certificate(ends, name=f"{hour}"))
+        counted = collections.Counter((level, text[:21]) for level, text, _ in told)
+        self.assertEqual(counted["info", "Certificate valid unt"], 3)
+        # Twice the warnings of 30, 14, 7 and 3 days, then once all five.
+        self.assertEqual(counted["warn", "The certificate"], 2 * 4 + 5)
+        last = (ends - BEGIN) / DAY
+        warned = [day for level, _, day in told if level == "warn"][-5:]
+        for day, left in zip(warned, (30, 14, 7, 3, 1), strict=True):
+            self.assertAlmostEqual(day, last - left, delta=1)
+        days = [day for level, _, day in told if level == "critical"]
+        self.assertEqual(days, list(range(int(last), 731))[: len(days)])
+        self.assertIn(len(days), (int(731 - last), int(732 - last)))
+        self.assertEqual(len(self.changes), 4)
+        self.assertIsNone(self.changes[-1])
+
+    def test_a_start_shortly_before_the_end_gives_one_warning(self) -> None:
+        self.source.finding = good(certificate(BEGIN + 5 * DAY))
+        self.start()
+        [_, (level, text)] = self.logged
+        self.assertEqual(level, "warn")
+        until = utc_text(BEGIN + 5 * DAY)
+        self.assertIn(f"certificate from a expires on {until} (days left: 5): renew it", text)
+
+    def test_the_thresholds_are_met_to_the_minute(self) -> None:
+        self.source.finding = good(certificate(BEGIN + 30 * DAY + 60))
+        self.start()
+        self.logged.clear()
+        self.clock.advance(59)
+        self.assertEqual(self.logged, [])
+        self.clock.advance(1)
+        self.assertEqual([level for level, _ in self.logged], ["warn"])
+
+    def test_it_is_given_up_when_it_expires(self) -> None:
+        self.source.finding = good(certificate(BEGIN + 120))
+        self.start()
+        self.logged.clear()
+        self.clock.advance(60)
+        self.assertIsNotNone(self.keeper.credential)
+        self.clock.advance(60)
+        self.assertEqual(self.changes[-1], None)
+        self.assertEqual(self.keeper.problem, "a.pem: it has expired")
+        self.assertEqual([level for level, _ in self.logged], ["critical"])
+
+    def test_it_is_given_up_even_while_its_file_is_being_rewritten(self) -> None:
+        self.source.finding = good(certificate(BEGIN + 120))
+        self.start()
+        self.clock.advance(60)
+        self.source.finding = bad("cut off")
+        self.clock.advance(60)
+        self.assertEqual(self.changes[-1], None)
+        self.assertEqual(self.keeper.problem, "a.pem: cut off")
+
+    def test_warnings_go_on_while_its_file_is_bad(self) -> None:
+        self.source.finding = good(certificate(BEGIN + 3 * DAY + 300))
+        self.start()
+        self.source.finding = bad("it is broken")
+        self.advance(600)
+        self.assertEqual([level for level, _ in self.logged], ["info", "warn", "warn", "warn"])
+
+    @settings(max_examples=60, deadline=None)
+    @given(
+        st.lists(
+            st.tuples(
+                st.sampled_from(["good", "bad", "same"]), st.sampled_from([60, HOUR, DAY, 9 * DAY])
+            ),
+            max_size=25,
+        )
+    )
+    def test_whatever_happens_the_credential_in_use_is_valid(
+        self, steps: list[tuple[str, float]]
+    ) -> None:
+        clock = Clock()
+        clock.advance(BEGIN)
+        source = FakeSource(bad("at first"))
+        current: list[Credential | None] = [None]
+        keeper = CredentialKeeper(clock, source, current.append)
+        keeper.start()
+        numbers = itertools.count()
+        for kind, seconds in steps:
+            if kind == "good":
+                source.finding = good(
+                    certificate(clock.seconds() + 5 * DAY, name=f"{next(numbers)}")
+                )
+            elif kind == "bad":
+                source.finding = bad(f"reason {next(numbers)}")
+            clock.advance(seconds)
+            credential = keeper.credential
+            self.assertEqual(current[-1], credential)
+            self.assertEqual(credential is None, keeper.problem is not None)
+            if credential is not None:
+                assert isinstance(credential, CertificateCredential)
+                self.assertLess(clock.seconds(), credential.not_after)
+            found = source.load(clock.seconds()).credential
+            self.assertIn(found, (None, credential))
+        keeper.stop()
+        self.assertEqual(clock.getDelayedCalls(), [])
+
+
+class RenewalTests(KeeperCase):
+    def test_it_is_asked_for_at_the_start_and_each_minute(self) -> None:
+        self.start()
+        self.assertEqual(self.source.renewals, [BEGIN])
+        self.clock.advance(60)
+        self.assertEqual(self.source.renewals, [BEGIN, BEGIN + 60])
+
+    def test_what_was_issued_is_taken_as_soon_as_it_is_there(self) -> None:
+        waiting: Deferred[bool] = Deferred()
+        self.source.finding = bad("nothing was issued yet")
+        self.source.renewed = lambda: waiting
+        self.start()
+        self.assertEqual(self.changes, [])
+        new = certificate(BEGIN + 300 * DAY)
+        self.source.finding = good(new)
+        waiting.callback(True)
+        self.assertEqual(self.changes, [new])
+
+    def test_one_that_takes_long_is_not_asked_for_twice(self) -> None:
+        waiting: Deferred[bool] = Deferred()
+        self.source.renewed = lambda: waiting
+        self.start()
+        self.clock.advance(60)
+        hang_up = self.keeper.check_now()
+        self.clock.advance(60)
+        self.assertNoResult(hang_up)
+        self.assertEqual(len(self.source.renewals), 1)
+        self.source.renewed = lambda: succeed(False)
+        waiting.callback(False)
+        self.successResultOf(hang_up)
+
+    def test_a_defect_in_a_source_is_logged_and_does_not_end_the_watch(self) -> None:
+        self.start()
+
+        def break_down() -> Deferred[bool]:
+            raise ZeroDivisionError
+
+        self.source.renewed = break_down
+        self.clock.advance(60)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        self.source.renewed = lambda: succeed(False)
+        self.source.finding = good(certificate(BEGIN + 400 * DAY))
+        self.clock.advance(60)
+        self.assertEqual(self.changes[-1], self.source.finding.credential)
+
+
+class ThreadTests(KeeperCase):
+    def test_files_are_read_where_the_reactor_is_not_held_up(self) -> None:
+        jobs: list[tuple[Callable[[], Finding], Deferred[Finding]]] = []
+
+        def run(function: Callable[[], Finding]) -> Deferred[Finding]:
+            jobs.append((function, Deferred()))
+            return jobs[-1][1]
+
+        def finish() -> None:
+            function, deferred = jobs.pop()
+            deferred.callback(function())
+
+        self.keeper = CredentialKeeper(self.clock, self.source, self.changes.append, run=run)
+        self.start()
+        self.assertEqual((len(self.changes), self.source.loads), (1, 1))
+        finish()
+        self.source.finding = good(certificate(BEGIN + 400 * DAY))
+        self.clock.advance(60)
+        self.assertEqual((len(self.changes), self.source.loads), (1, 2))
+        finish()
+        self.assertEqual(len(self.changes), 2)
+        self.source.finding = good(certificate(BEGIN + 500 * DAY))
+        self.clock.advance(60)
+        self.keeper.stop()
+        finish()
+        self.assertEqual(len(self.changes), 2)
+
+
+class RealFileTests(KeeperCase):
+    def test_a_file_is_replaced_broken_and_repaired(self) -> None:
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        path = Path(folder.name) / "push.pem"
+        ends = pki.now() + datetime.timedelta(days=100)
+        first, second = (AUTHORITY.client(not_after=ends) for _ in range(2))
+        first.write_together(path)
+        self.keeper = CredentialKeeper(self.clock, pem_source(path, None), self.changes.append)
+        self.start()
+        for content in (second.pem[:300], second.pem[:700], second.pem, b"", first.pem):
+            path.write_bytes(content)
+            self.clock.advance(60)
+        self.advance(300)
+        serials = [c.chain_pem[0] for c in self.changes if isinstance(c, CertificateCredential)]
+        self.assertEqual(serials, [first.cert_pem, second.cert_pem, first.cert_pem])
+        self.assertEqual([level for level, _ in self.logged], ["info", "info", "info"])
