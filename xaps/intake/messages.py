@@ -1,0 +1,264 @@
+"""What a request says: bodies and fields to checked values, or a precise reason."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+
+import attrs
+
+from xaps.mailboxes import INBOX, canonical, from_utf7
+from xaps.model import MAIL_SUBTOPIC, Notice, Refused, Registration, RegistrationKey
+
+MAX_USER = 255  # characters
+MAX_ACCOUNT_ID = 128  # characters
+MAX_TOKEN = 256  # characters; Apple documents no length, today's tokens have 64 or 160
+MAX_MAILBOX = 1000  # bytes
+MAX_MAILBOXES = 1000
+
+NEW_MAIL_EVENT = "MessageNew"
+
+_MAX_REASON = 200
+_MAX_QUOTED = 60
+_NOT_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_TOKEN = re.compile(r"[0-9A-Fa-f]+")
+
+
+@attrs.frozen
+class RegisterRequest:
+    """A phone asks, through its IMAP server, to hear about mailboxes."""
+
+    key: RegistrationKey
+    mailboxes: tuple[str, ...]
+    """Decoded, without doubles; INBOX alone when the request named none."""
+    as_sent: tuple[str, ...]
+    """The spelling in the request (modified UTF-7) of each of `mailboxes`; empty when the request
+    named none: such a phone (version 1 of the extension) knows no mailbox lines."""
+
+    def registration(self, now: float, confirmed: frozenset[str]) -> Registration:
+        """The registration that this asks for."""
+        return Registration(self.key, self.mailboxes, registered_at=now, confirmed=confirmed)
+
+
+@attrs.frozen
+class FieldNames:
+    """What a protocol calls the fields, so that reasons speak the client's language."""
+
+    user: str
+    account_id: str = ""
+    device_token: str = ""
+    subtopic: str = ""
+    mailboxes: str = ""
+    mailbox: str = ""
+    events: str = ""
+
+
+_JSON = FieldNames(
+    user="Username",
+    account_id="ApsAccountId",
+    device_token="ApsDeviceToken",  # noqa: S106 -- the name of a field
+    subtopic="ApsSubtopic",
+    mailboxes="Mailboxes",
+    mailbox="Mailbox",
+    events="Events",
+)
+_OX = FieldNames(user="user", mailbox="folder", events="event")
+
+
+# ---------------------------------------------------------------- JSON bodies
+
+
+def register_from_json(body: bytes) -> RegisterRequest:
+    """The body of ``POST /register``.
+
+    :raises Refused: permanently, as everything in this module.
+    """
+    return register_request(json_object(body), _JSON)
+
+
+def notice_from_json(body: bytes) -> Notice:
+    """The body of ``POST /notify``; mailbox names are UTF-8 in it."""
+    return notice(json_object(body), _JSON)
+
+
+def notice_from_ox(body: bytes) -> Notice:
+    """The body of a ``PUT`` by Dovecot's OX push driver.
+
+    It carries sender, subject and the beginning of the text too; nothing but the user, the folder
+    and the event is looked at.
+    """
+    fields = json_object(body)
+    user = _text(fields, _OX.user, MAX_USER)
+    mailbox = _mailbox(fields.get(_OX.mailbox), _OX.mailbox)
+    event = _text(fields, _OX.events, MAX_USER)
+    return Notice(user, mailbox, new_mail=event == "messageNew")
+
+
+class _NotJson(ValueError):
+    """What the decoder's hooks object to."""
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise _NotJson(f"the key {quoted(name)} is there twice")
+            seen.add(name)
+    return fields
+
+
+def _constant(name: str) -> object:
+    raise _NotJson(f"{name} is not a JSON number")
+
+
+_decode = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant).decode
+
+
+def json_object(body: bytes) -> Mapping[str, object]:
+    """The fields of a JSON object; one that has a key twice is refused."""
+    try:
+        # Not json.loads(bytes): it would guess UTF-16 and UTF-32.
+        value = _decode(body.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise Refused(f"the body is not UTF-8 at byte {error.start}") from None
+    except json.JSONDecodeError as error:
+        reason = f"{error.msg} at character {error.pos}" if body else "it is empty"
+        raise Refused(f"the body is not JSON: {reason}") from None
+    except RecursionError:
+        raise Refused("the body is not JSON: it is nested too deeply") from None
+    except _NotJson as error:
+        raise Refused(f"the body is not JSON: {error}") from None
+    except ValueError:
+        # Python bounds the digits of a number.
+        raise Refused("the body is not JSON: a number in it is too long") from None
+    if not isinstance(value, dict):
+        raise Refused("the body is not a JSON object")
+    return value
+
+
+# ---------------------------------------------------------------- fields
+
+
+def register_request(fields: Mapping[str, object], names: FieldNames) -> RegisterRequest:
+    """Check the fields of a registration; fields that are not known are left alone."""
+    subtopic = _text(fields, names.subtopic, MAX_USER)
+    if subtopic != MAIL_SUBTOPIC:
+        raise Refused(f"{names.subtopic} is {quoted(subtopic)}, only {MAIL_SUBTOPIC} is served")
+    user = _text(fields, names.user, MAX_USER)
+    account_id = _text(fields, names.account_id, MAX_ACCOUNT_ID)
+    if not account_id.isascii():
+        raise Refused(f"{names.account_id} is not printable ASCII")
+    token = _text(fields, names.device_token, MAX_TOKEN)
+    if not _TOKEN.fullmatch(token):
+        raise Refused(f"{names.device_token} is not hexadecimal")
+    if len(token) < 2:
+        raise Refused(f"{names.device_token} is too short")
+    mailboxes, as_sent = _mailboxes(fields.get(names.mailboxes), names.mailboxes)
+    return RegisterRequest(RegistrationKey(user, account_id, token), mailboxes, as_sent)
+
+
+def notice(fields: Mapping[str, object], names: FieldNames) -> Notice:
+    """Check the fields of a notice; one that names no event is about new mail."""
+    user = _text(fields, names.user, MAX_USER)
+    mailbox = _mailbox(fields.get(names.mailbox), names.mailbox)
+    return Notice(user, mailbox, _new_mail(fields.get(names.events), names.events))
+
+
+def _mailboxes(value: object, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The decoded names and their spelling as sent.
+
+    A name that is empty or holds control characters cannot be quoted for the phone nor be the
+    name of a mailbox. It is left out, so that it does not cost the phone its other mailboxes.
+    """
+    if value is None or value == []:
+        return (INBOX,), ()
+    entries = _strings(value, name)
+    if len(entries) > MAX_MAILBOXES:
+        raise Refused(f"{name} has {len(entries)} entries, at most {MAX_MAILBOXES} are allowed")
+    found: dict[str, tuple[str, str]] = {}
+    for index, sent in enumerate(entries):
+        size = _utf8_size(sent, f"{name}[{index}]")
+        if size > MAX_MAILBOX:
+            raise Refused(f"{name}[{index}] has {size} bytes, at most {MAX_MAILBOX} are allowed")
+        decoded = from_utf7(sent)
+        if sent and not _NOT_TEXT.search(sent) and not _NOT_TEXT.search(decoded):
+            found.setdefault(canonical(decoded), (decoded, sent))
+    return tuple(decoded for decoded, _ in found.values()), tuple(
+        sent for _, sent in found.values()
+    )
+
+
+def _mailbox(value: object, name: str) -> str:
+    if type(value) is not str:
+        raise _wrong(value, name)
+    if not value:
+        raise Refused(f"{name} is empty")
+    if not value.isprintable():
+        _check_text(value, name)
+    if len(value) * 4 > MAX_MAILBOX and (size := _utf8_size(value, name)) > MAX_MAILBOX:
+        raise Refused(f"{name} has {size} bytes, at most {MAX_MAILBOX} are allowed")
+    return canonical(value)
+
+
+def _new_mail(value: object, name: str) -> bool:
+    if value is None or value == []:
+        return True
+    return NEW_MAIL_EVENT in _strings(value, name)
+
+
+def _text(fields: Mapping[str, object], name: str, limit: int) -> str:
+    value = fields.get(name)
+    if type(value) is not str:
+        raise _wrong(value, name)
+    if not value:
+        raise Refused(f"{name} is empty")
+    if len(value) > limit:
+        raise Refused(f"{name} has {len(value)} characters, at most {limit} are allowed")
+    if not value.isprintable():
+        _check_text(value, name)
+    return value
+
+
+def _strings(value: object, name: str) -> list[str]:
+    if not isinstance(value, list):
+        raise Refused(f"{name} is not a list")
+    for index, entry in enumerate(value):
+        if type(entry) is not str:
+            raise Refused(f"{name}[{index}] is not a string")
+    return value
+
+
+def _check_text(value: str, name: str) -> None:
+    if found := _NOT_TEXT.search(value):
+        surrogate = "\ud800" <= found[0] <= "\udfff"
+        raise Refused(f"{name} has a {'lone surrogate' if surrogate else 'control character'}")
+
+
+def _utf8_size(value: str, name: str) -> int:
+    try:
+        return len(value.encode("utf-8"))
+    except UnicodeEncodeError:
+        raise Refused(f"{name} has a lone surrogate") from None
+
+
+def _wrong(value: object, name: str) -> Refused:
+    return Refused(f"{name} is missing" if value is None else f"{name} is not a string")
+
+
+# ---------------------------------------------------------------- reasons
+
+
+def quoted(value: str) -> str:
+    """A client's text as a reason may show it: short, printable ASCII, in double quotes."""
+    shortened = value if len(value) <= _MAX_QUOTED else value[: _MAX_QUOTED - 3] + "..."
+    return json.dumps(shortened)
+
+
+def one_line(reason: str) -> str:
+    """A reason that can go into a status line or a line of the UNIX socket's protocol."""
+    if not (reason.isascii() and reason.isprintable()):
+        reason = reason.encode("unicode_escape").decode("ascii")
+    return reason if len(reason) <= _MAX_REASON else reason[: _MAX_REASON - 3] + "..."
