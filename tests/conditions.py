@@ -5,7 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import subprocess
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
+
+from twisted.trial.unittest import SkipTest
 
 NOBODY = 65534
 
@@ -33,3 +38,19 @@ def without_root() -> Iterator[None]:
         yield
     finally:
         os.seteuid(0)
+
+
+@contextlib.contextmanager
+def small_disk(size: int) -> Iterator[Path]:
+    """A file system of `size` bytes; only root can make one."""
+    if os.geteuid() != 0:
+        raise SkipTest("only root can mount a small file system")
+    with tempfile.TemporaryDirectory() as folder:
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", folder]
+        mounted = subprocess.run(mount, capture_output=True, text=True, check=False)
+        if mounted.returncode != 0:
+            raise SkipTest(f"no small file system can be mounted here: {mounted.stderr.strip()}")
+        try:
+            yield Path(folder)
+        finally:
+            subprocess.run(["umount", "--lazy", folder], check=True)
