@@ -6,7 +6,7 @@ import contextlib
 import errno
 import socket
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, cast
 
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
@@ -14,11 +14,11 @@ from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import (
     IListeningPort,
+    IProtocolFactory,
     IReactorSocket,
     IReactorTCP,
     IStreamServerEndpoint,
 )
-from twisted.internet.protocol import ServerFactory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -36,9 +36,6 @@ class Reactor(IReactorTCP, IReactorSocket):
     """What listening takes."""
 
 
-Factory: TypeAlias = "ServerFactory[Any]"
-
-
 class Listeners:
     """The open listeners of the daemon.
 
@@ -54,7 +51,7 @@ class Listeners:
         self.addresses: list[str] = []
         """What is listened on, for people."""
 
-    def tcp(self, key: str, address: str, port: int, factory: Factory) -> None:
+    def tcp(self, key: str, address: str, port: int, factory: IProtocolFactory) -> None:
         """Listen on an address (or a ``systemd:`` endpoint); `key` is the setting to name.
 
         :raises ListenError: it cannot be had.
@@ -64,12 +61,14 @@ class Listeners:
             return
         interface = _numeric(key, address)
         try:
-            listening = self._reactor.listenTCP(port, factory, BACKLOG, interface)
+            listening = self._reactor.listenTCP(port, cast(Any, factory), BACKLOG, interface)
         except CannotListenError as error:
             raise ListenError(_why_not(key, address, port, error.socketError)) from error
         self._opened(listening)
 
-    def unix(self, key: str, path: str, factory: Factory, *, mode: int, group: str | None) -> None:
+    def unix(
+        self, key: str, path: str, factory: IProtocolFactory, *, mode: int, group: str | None
+    ) -> None:
         """Listen on a UNIX socket (or a ``systemd:`` endpoint).
 
         :raises ListenError: systemd's socket cannot be had.
@@ -81,7 +80,9 @@ class Listeners:
         with bind_unix(Path(path), socket.SOCK_STREAM, mode=mode, group=group) as bound:
             bound.listen(BACKLOG)
             # The reactor takes a copy of the descriptor.
-            listening = self._reactor.adoptStreamPort(bound.fileno(), socket.AF_UNIX, factory)
+            listening = self._reactor.adoptStreamPort(
+                bound.fileno(), socket.AF_UNIX, cast(Any, factory)
+            )
         self._ports.append(listening)
         self._paths.append(Path(path))
         self._note(path)
@@ -96,12 +97,12 @@ class Listeners:
         closing = [maybeDeferred(port.stopListening) for port in ports]
         return gatherResults(closing).addBoth(lambda _: None)
 
-    def _activated(self, key: str, description: str, factory: Factory) -> None:
+    def _activated(self, key: str, description: str, factory: IProtocolFactory) -> None:
         try:
             endpoint: IStreamServerEndpoint = serverFromString(  # type: ignore[no-untyped-call]
                 self._reactor, description
             )
-            result = endpoint.listen(factory)
+            result = endpoint.listen(cast(Any, factory))
         except (ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
             raise ListenError(
                 f"{key}: {description}: systemd passed no such socket ({error}); "

@@ -12,6 +12,10 @@ MAIL_SUBTOPIC = "com.apple.mobilemail"
 """The only ``aps-subtopic`` that iOS Mail registers with."""
 
 
+def _lower(text: str) -> str:
+    return text.lower()
+
+
 # ---------------------------------------------------------------- registrations and notices
 
 
@@ -23,9 +27,9 @@ class RegistrationKey:
     token; both are to be pushed.
     """
 
-    user: str = attrs.field(converter=str.lower)
+    user: str = attrs.field(converter=_lower)
     account_id: str
-    device_token: str = attrs.field(converter=str.lower)
+    device_token: str = attrs.field(converter=_lower)
 
     def __str__(self) -> str:
         return f"{self.user} {self.account_id} {short_token(self.device_token)}"
@@ -48,7 +52,7 @@ class Registration:
 class Notice:
     """Something happened in a mailbox."""
 
-    user: str = attrs.field(converter=str.lower)
+    user: str = attrs.field(converter=_lower)
     mailbox: str
     new_mail: bool
     """New mail is pushed at once, everything else (flags, expunges, copies) may wait."""

@@ -1,0 +1,99 @@
+"""``--check``: whether what the configuration points to is there and usable, without starting."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+from xaps.apns.tls import trust_root
+from xaps.config import Config
+from xaps.credentials.certificate import utc_text
+from xaps.credentials.sources import source_from_config
+from xaps.servertls import TLSError, server_options
+from xaps.sockets import SocketError, group_id
+
+
+def check(path: Path, config: Config, out: TextIO) -> bool:
+    """Tell `out` what is wrong, or that nothing is; returns whether something is wrong.
+
+    :param path: the configuration file, to be named.
+    """
+    problems = [
+        *_credential(config, out),
+        *_tls(config),
+        *_trust_roots(config),
+        *_groups(config),
+        *_database(config),
+    ]
+    for problem in problems:
+        out.write(f"{path}: {problem}\n")
+    if not problems:
+        out.write(f"{path}: no problems found\n")
+    return bool(problems)
+
+
+def _credential(config: Config, out: TextIO) -> Iterator[str]:
+    source = source_from_config(config)
+    if source is None:
+        yield (
+            "no push credential is configured: set certificateFileP12, certificateFilePem or "
+            "keyFileP8 (README: Credentials)"
+        )
+        return
+    finding = source.describe(time.time())
+    for warning in finding.warnings:
+        out.write(f"Warning: {warning}\n")
+    for error in finding.errors:
+        yield f"{source.name}: {error}"
+    if finding.credential is not None:
+        out.write(f"Topic: {finding.credential.topic}\n")
+        if finding.expires is not None:
+            out.write(f"Certificate valid until {utc_text(finding.expires)}\n")
+
+
+def _tls(config: Config) -> Iterator[str]:
+    if config.tls_certfile is None or config.tls_keyfile is None:
+        return
+    try:
+        server_options(config.tls_certfile, config.tls_keyfile, config.tls_client_ca)
+    except TLSError as error:
+        yield str(error)
+
+
+def _trust_roots(config: Config) -> Iterator[str]:
+    file = config.apns_trust_roots
+    if file is None:
+        return
+    try:
+        trust_root(file.read_bytes())
+    except OSError as error:
+        yield f"apnsTrustRoots: {file}: {error.strerror}"
+    except ValueError as error:
+        yield f"apnsTrustRoots: {file}: {error}"
+
+
+def _groups(config: Config) -> Iterator[str]:
+    for key, group in (
+        ("socketGroup", config.socket_group),
+        ("cyrusSocketGroup", config.cyrus_socket_group),
+        ("controlSocketGroup", config.control_socket_group),
+    ):
+        if group is not None:
+            try:
+                group_id(group)
+            except SocketError as error:
+                yield f"{key}: {error}"
+
+
+def _database(config: Config) -> Iterator[str]:
+    folder = config.database_file.parent
+    if not folder.is_dir():
+        yield f"databaseFile: the folder {folder} does not exist: create it for the daemon's user"
+    elif not os.access(folder, os.W_OK | os.X_OK):
+        yield (
+            f"databaseFile: {folder} cannot be written by this user "
+            "(run --check as the daemon's user)"
+        )

@@ -1,0 +1,348 @@
+"""``twistd xapsd``: its options, and the one place where the parts are wired together."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import TimeoutError as DeferTimeout
+from twisted.internet.task import LoopingCall
+from twisted.internet.threads import deferToThread, deferToThreadPool
+from twisted.logger import ILogObserver, Logger
+from twisted.protocols.tls import TLSMemoryBIOFactory
+from twisted.python import usage
+from twisted.python.components import Componentized
+from twisted.python.failure import Failure
+from twisted.python.threadpool import ThreadPool
+
+import xaps
+from xaps import config as configuration
+from xaps.apns.client import Client
+from xaps.apns.tls import authority, tls_endpoint, trust_root
+from xaps.check import check
+from xaps.config import Config, ConfigError
+from xaps.credentials.keeper import CredentialKeeper
+from xaps.credentials.sources import source_from_config
+from xaps.dispatch import REGISTRATION_LIFETIME, Dispatcher
+from xaps.intake.cyrus_conf import ImapdConfError, read_imapd_conf
+from xaps.intake.cyrus_listener import CyrusListener
+from xaps.intake.cyrus_names import CyrusSettings
+from xaps.intake.protocol import IntakeFactory
+from xaps.intake.web import TlsIntakeFactory
+from xaps.listeners import ListenError, Listeners
+from xaps.log import observer
+from xaps.model import Credential, Refused
+from xaps.registry.interface import RegistryError
+from xaps.registry.opening import open_registry
+from xaps.servertls import TLSError, server_options
+from xaps.sockets import SocketError
+
+EX_UNAVAILABLE = 69
+"""A socket or the database cannot be had (sysexits.h)."""
+EX_CONFIG = 78
+"""The configuration is wrong (sysexits.h)."""
+
+DRAIN = 10.0
+"""Seconds that pushes in flight get when the daemon stops."""
+MAX_CONNECTIONS = 10_000
+"""Connections of IMAP servers on one listener; fewer if the process may open fewer files."""
+SPARE_FILES = 200
+"""Open files that are kept for everything but those connections."""
+HOUSEKEEPING = 3600.0
+"""Seconds between two looks for registrations and flags that are too old."""
+
+
+class Options(usage.Options):
+    """What ``twistd xapsd`` understands."""
+
+    synopsis = "[options]"
+    optParameters = [
+        ["config", "c", str(configuration.DEFAULT_PATH), "The configuration file."],
+    ]
+    optFlags = [
+        ["check", None, "Check the configuration and what it points to, and exit."],
+    ]
+    foreground = False
+    """Whether log lines go to standard output, in our form and at ``loglevel``."""
+    longdesc = "Tells iPhones and iPads that new mail has arrived on a Dovecot or Cyrus server."
+
+    def postOptions(self) -> None:
+        """Read the configuration; what is wrong with it is told before anything else happens."""
+        path = Path(self["config"])
+        try:
+            self.config = configuration.load(path)
+        except ConfigError as error:
+            sys.stderr.write(f"{error}\n")
+            raise SystemExit(EX_CONFIG) from None
+        if self["check"]:
+            raise SystemExit(EX_CONFIG if check(path, self.config, sys.stdout) else 0)
+        twistd = getattr(self, "parent", None)
+        if twistd is not None and twistd.get("nodaemon"):
+            self.foreground = not twistd.get("logger") and not twistd.get("logfile")
+            if twistd.get("pidfile") == "twistd.pid":
+                # In the foreground a supervisor knows the process; the working folder, often /,
+                # need not be writable.
+                twistd["pidfile"] = ""
+
+
+def raise_open_files() -> int:
+    """Allow this process as many open files as the system lets it; returns the number.
+
+    Each IMAP process holds a connection, and the usual limit is 1024.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
+
+
+def makeService(options: Options) -> Service:
+    """The daemon, for twistd to start."""
+    from twisted.internet import reactor  # noqa: PLC0415 - importing it installs it
+
+    log = None
+    if options.foreground:
+        log = observer(options.config.loglevel, sys.stdout, os.environ)
+    return Daemon(reactor, options.config, log)
+
+
+class StartError(Exception):
+    """The daemon cannot start; the message is one line and says why and what to do."""
+
+
+_CANNOT_START = (
+    StartError,
+    ImapdConfError,
+    ListenError,
+    RegistryError,
+    SocketError,
+    TLSError,
+)
+
+
+class Daemon(Service):
+    """All parts, started and stopped in the order that loses nothing."""
+
+    _log = Logger()
+
+    def __init__(self, reactor: Any, config: Config, log: ILogObserver | None = None) -> None:
+        self._reactor = reactor
+        self._observer = log
+        self._ending = False
+        self._config = config
+        self._listeners = Listeners(reactor)
+        self._writer = ThreadPool(1, 1, "registry")
+        self._intakes: list[IntakeFactory | TlsIntakeFactory] = []
+        self._cyrus: CyrusListener | None = None
+        self._cyrus_topic: str | None = None
+
+    def setServiceParent(self, parent: Any) -> None:
+        """Called by twistd with the application, which is asked for the log observer next."""
+        if self._observer is not None and isinstance(parent, Componentized):
+            parent.setComponent(ILogObserver, self._observer)  # type: ignore[no-untyped-call]
+        super().setServiceParent(parent)  # type: ignore[no-untyped-call]
+
+    # -------------------------------------------------------------- starting
+
+    def startService(self) -> None:
+        """Open everything, or say what cannot be had and exit."""
+        try:
+            self._start()
+        except _CANNOT_START as error:
+            self._log.critical("Cannot start: {error}", error=error)
+            raise SystemExit(EX_UNAVAILABLE) from None
+        Service.startService(self)  # type: ignore[no-untyped-call]
+
+    def _start(self) -> None:
+        config = self._config
+        self._log.info("xapsd {version} starts", version=xaps.__version__)
+        open_files = raise_open_files()
+        self._registry = open_registry(
+            config.database_file,
+            run=partial(deferToThreadPool, self._reactor, self._writer),
+            now=self._reactor.seconds(),
+            lifetime=REGISTRATION_LIFETIME,
+        )
+        self._client = self._make_client()
+        self._dispatcher = Dispatcher(
+            self._reactor,
+            self._registry,
+            self._client,
+            topic=self._topic,
+            delay=config.delay,
+            check_interval=config.check_interval,
+        )
+        self._client.on_room = self._dispatcher.pump
+        self._keeper = CredentialKeeper(
+            self._reactor,
+            source_from_config(config),
+            self._credential_changed,
+            run=deferToThread,
+        )
+        self._listen(max(100, min(MAX_CONNECTIONS, open_files - SPARE_FILES)))
+        self._writer.start()
+        self._client.start()
+        self._keeper.start()
+        self._housekeeping = LoopingCall(self._dispatcher.expire)
+        self._housekeeping.clock = self._reactor
+        self._reactor.callWhenRunning(self._handle_signals)
+        Deferred.fromCoroutine(self._get_ready()).addErrback(self._not_ready)
+
+    def _make_client(self) -> Client:
+        config = self._config
+        server = config.apns_server
+        try:
+            file = config.apns_trust_roots
+            roots = trust_root(None if file is None else file.read_bytes())
+        except (OSError, ValueError) as error:
+            raise StartError(f"apnsTrustRoots: {file}: {error}") from error
+        return Client(
+            self._reactor,
+            partial(tls_endpoint, self._reactor, server.host, server.port, roots),
+            authority(server.host, server.port),
+            priority=config.push_priority,
+            max_connections=config.apns_connections,
+        )
+
+    def _listen(self, max_connections: int) -> None:
+        config = self._config
+        listeners = self._listeners
+        if config.cyrus_socket:
+            self._cyrus = CyrusListener(
+                self._reactor,
+                Path(config.cyrus_socket),
+                self._dispatcher,
+                self._cyrus_settings(),
+                mode=config.cyrus_socket_mode,
+                group=config.cyrus_socket_group,
+                user=config.cyrus_user,
+            )
+            self._cyrus.start()
+            listeners.addresses.append(config.cyrus_socket)
+        common: dict[str, Any] = {
+            "folder_push": config.folder_push,
+            "max_connections": max_connections,
+        }
+        networked = {**common, "allow_from": config.allow_from, "auth_token": config.auth_token}
+        if config.socket:
+            intake = IntakeFactory(self._reactor, self._dispatcher, lines=True, **common)
+            self._intakes.append(intake)
+            listeners.unix(
+                "socket", config.socket, intake, mode=config.socket_mode, group=config.socket_group
+            )
+        if config.listen_addr:
+            intake = IntakeFactory(self._reactor, self._dispatcher, **networked)
+            self._intakes.append(intake)
+            listeners.tcp("listenAddr", config.listen_addr, config.port, intake)
+        if config.tls_certfile is not None and config.tls_keyfile is not None:
+            options = server_options(config.tls_certfile, config.tls_keyfile, config.tls_client_ca)
+            secure = TlsIntakeFactory(self._reactor, self._dispatcher, **networked)
+            self._intakes.append(secure)
+            tls = TLSMemoryBIOFactory(options, False, secure)
+            listeners.tcp("tlsListenAddr", config.tls_listen_addr, config.tls_port, tls)
+
+    def _cyrus_settings(self) -> CyrusSettings:
+        cyrus = self._config.cyrus
+        if cyrus.imapd_conf is None:
+            return CyrusSettings(
+                altnamespace=cyrus.altnamespace,
+                unix_hierarchy_sep=cyrus.unix_hierarchy_sep,
+                virt_domains=cyrus.virt_domains != "off",
+                user_prefix=cyrus.user_prefix,
+                shared_prefix=cyrus.shared_prefix,
+                default_domain=cyrus.default_domain,
+            )
+        found = read_imapd_conf(cyrus.imapd_conf, self._config.cyrus_socket)
+        for problem in found.problems:
+            self._log.warn("{problem}", problem=problem)
+        self._cyrus_topic = found.aps_topic
+        return found.settings
+
+    async def _get_ready(self) -> None:
+        waiting = await self._dispatcher.start()
+        phones = await self._registry.count()
+        self._housekeeping.start(HOUSEKEEPING).addErrback(self._broken)
+        self._log.info(
+            "Ready: {phones} phones, {waiting} pushes waiting, listening on {addresses}",
+            phones=phones,
+            waiting=waiting,
+            addresses=", ".join(self._listeners.addresses) or "nothing",
+        )
+
+    def _not_ready(self, failure: Failure) -> None:
+        self._log.failure("Cannot start", failure)
+        self._reactor.stop()
+
+    def _broken(self, failure: Failure) -> None:
+        self._log.failure("Housekeeping has ended", failure)
+
+    # -------------------------------------------------------------- running
+
+    def _topic(self) -> str:
+        credential = self._keeper.credential
+        if credential is None:
+            raise Refused(self._keeper.problem or "there is no push credential", temporary=True)
+        return credential.topic
+
+    def _credential_changed(self, credential: Credential | None) -> None:
+        self._client.use(credential)
+        self._dispatcher.credential_changed()
+        if credential is not None and self._cyrus_topic not in (None, credential.topic):
+            self._log.warn(
+                "Cyrus gives phones the topic {theirs}, but the credential is for {ours}: their "
+                "registrations cannot be pushed. Set aps_topic: {ours} in imapd.conf and restart "
+                "Cyrus",
+                theirs=self._cyrus_topic,
+                ours=credential.topic,
+            )
+
+    def _handle_signals(self) -> None:
+        """SIGHUP looks at the credential. The others stop the reactor, and are ours because
+        twistd would end itself by the same signal again, where exit status 0 is wanted."""
+        signal.signal(signal.SIGHUP, partial(self._signalled, self._keeper.check_now))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, partial(self._signalled, self._end))
+
+    def _signalled(self, do: Callable[[], object], number: int, frame: FrameType | None) -> None:
+        self._reactor.callFromThread(do)
+
+    def _end(self) -> None:
+        if self._reactor.running and not self._ending:
+            self._ending = True
+            self._reactor.stop()
+
+    # -------------------------------------------------------------- stopping
+
+    def stopService(self) -> Deferred[None]:
+        """Take nothing new, finish what is under way for at most 10 s, close."""
+        Service.stopService(self)  # type: ignore[no-untyped-call]
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        self._log.info("Stopping")
+        await self._listeners.stop()
+        # Requests that are being dealt with get their answers; the registry is still open.
+        closing = gatherResults([intake.close() for intake in self._intakes])
+        with contextlib.suppress(DeferTimeout):
+            await closing.addTimeout(DRAIN, self._reactor)
+        if self._cyrus is not None:
+            await self._cyrus.stop()
+        if self._housekeeping.running:
+            self._housekeeping.stop()
+        self._keeper.stop()
+        # The client answers what is in flight, or gives it back at its deadline.
+        draining = self._dispatcher.stop()
+        await self._client.stop(DRAIN)
+        await draining
+        await self._registry.close()
+        self._writer.stop()
+        self._log.info("Stopped")
