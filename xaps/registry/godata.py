@@ -83,7 +83,7 @@ def parse(data: bytes, *, now: float, oldest: float) -> GoData:
     certificates = document.get("AppleCerts")
     if not isinstance(users, dict | None):
         raise GoDataError('"Users" is not an object')
-    if users is None and certificates is None and document:
+    if document and not {"Users", "AppleCerts"} & document.keys():
         raise GoDataError('there is no "Users" in it: it is not a database of the Go daemon')
     found: dict[RegistrationKey, Registration] = {}
     problems = []
@@ -200,9 +200,8 @@ def _time(value: Any, phone: str) -> float | None:
     if sign:
         offset = int(hours) * 3600 + int(minutes) * 60
         seconds -= -offset if sign == "-" else offset
-    if seconds == _NO_TIME:
-        return None
-    return seconds + float(fraction or 0)
+    seconds += float(fraction or 0)
+    return None if seconds == _NO_TIME else seconds
 
 
 def _certificates(value: Any) -> AppleCertificates | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from pathlib import Path
 
@@ -17,7 +18,7 @@ BESIDE = "database.sqlite3"
 """The registry's name where ``databaseFile`` names a file of the Go daemon."""
 
 MAX_JSON = 256 * 1024 * 1024
-"""Bytes; what is larger is not read into memory."""
+"""Bytes; what is larger is not read."""
 
 _log = Logger()
 
@@ -81,7 +82,13 @@ def _read(source: Path, *, now: float, oldest: float) -> GoData | None:
     """What is in the file; ``None`` if there is none."""
     try:
         with source.open("rb") as file:
-            data = file.read(MAX_JSON + 1)
+            size = os.fstat(file.fileno()).st_size
+            if size > MAX_JSON:
+                raise RegistryError(
+                    f"{source}: it has {size} bytes, which no Go daemon's file has; change"
+                    " databaseFile"
+                )
+            data = file.read()
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -89,11 +96,6 @@ def _read(source: Path, *, now: float, oldest: float) -> GoData | None:
             f"{source}: it cannot be read: {error.strerror}; change its owner or permissions, or"
             " move it away to begin without its registrations"
         ) from error
-    if len(data) > MAX_JSON:
-        raise RegistryError(
-            f"{source}: it has more than {MAX_JSON} bytes, which no Go daemon's file has; change"
-            " databaseFile"
-        )
     try:
         return parse(data, now=now, oldest=oldest)
     except GoDataError as error:

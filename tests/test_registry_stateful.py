@@ -1,0 +1,148 @@
+"""SQLite against the fake: whatever is asked of both, in any order, they answer alike."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from twisted.internet.defer import Deferred, execute
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.fakes import MemoryRegistry
+from xaps.model import Registration, RegistrationKey, WaitingFlag
+from xaps.registry.database import open_writer
+from xaps.registry.interface import IRegistry
+from xaps.registry.sqlite import SQLiteRegistry
+
+MAX_PER_USER = 3
+
+IN_MEMORY = Path("/dev/shm")
+"""Waiting for a real disk would show nothing here and take most of the time."""
+
+KEYS = st.builds(
+    RegistrationKey,
+    st.sampled_from(["alice", "Alice", "bob", "ö'\"\0"]),
+    st.sampled_from(["A1", "a1", "A2"]),
+    st.sampled_from(["aa", "AB"]),
+)
+TIMES = st.integers(0, 40).map(lambda quarters: quarters / 4)
+MAILBOXES = st.lists(
+    st.sampled_from(["INBOX", "inbox", "Sent", "Entwürfe", '"', "x" * 600]), unique=True, max_size=4
+)
+FLAGS = st.builds(WaitingFlag, KEYS, TIMES, TIMES, MAILBOXES.map(frozenset))
+
+
+class Worker:
+    """Works at once, or when it is told to, so that writes queue up."""
+
+    def __init__(self) -> None:
+        self.held = False
+        self.jobs: list[Callable[[], object]] = []
+
+    def __call__(self, work: Callable[[], Any], /) -> Deferred[Any]:
+        answer: Deferred[Any] = Deferred()
+        self.jobs.append(lambda: execute(work).chainDeferred(answer))
+        if not self.held:
+            self.catch_up()
+        return answer
+
+    def catch_up(self) -> None:
+        while self.jobs:
+            self.jobs.pop(0)()
+
+
+class Registries(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = tempfile.TemporaryDirectory(dir=IN_MEMORY if IN_MEMORY.is_dir() else None)
+        self.path = Path(self.folder.name) / "phones.sqlite3"
+        self.fake = MemoryRegistry(MAX_PER_USER)
+        self.worker = Worker()
+        self.real = self.open()
+        self.expected: list[Any] = []
+        self.found: list[Any] = []
+
+    def open(self) -> SQLiteRegistry:
+        connection = open_writer(self.path, busy_timeout=1.0)
+        return SQLiteRegistry(connection, self.path, run=self.worker, max_per_user=MAX_PER_USER)
+
+    def teardown(self) -> None:
+        self.catch_up()
+        self.real.close()
+        self.folder.cleanup()
+
+    def ask_both(self, ask: Callable[[IRegistry], Deferred[Any]]) -> None:
+        ask(self.fake).addCallback(self.expected.append)
+        ask(self.real).addCallback(self.found.append)
+
+    @rule()
+    @precondition(lambda self: not self.worker.held)
+    def hold_writes(self) -> None:
+        self.worker.held = True
+
+    @rule()
+    @precondition(lambda self: self.worker.held)
+    def catch_up(self) -> None:
+        self.worker.held = False
+        self.worker.catch_up()
+
+    @rule()
+    def close_and_open(self) -> None:
+        self.catch_up()
+        self.real.close()
+        self.real = self.open()
+
+    @rule(key=KEYS, mailboxes=MAILBOXES, confirmed=st.integers(0, 4), time=TIMES)
+    def register(
+        self, key: RegistrationKey, mailboxes: list[str], confirmed: int, time: float
+    ) -> None:
+        given = Registration(key, tuple(mailboxes), time, frozenset(mailboxes[:confirmed]))
+        self.ask_both(lambda registry: registry.register(given))
+
+    @rule(key=KEYS, until=st.none() | TIMES)
+    def remove(self, key: RegistrationKey, until: float | None) -> None:
+        self.ask_both(lambda registry: registry.remove(key, registered_until=until))
+
+    @rule(before=TIMES)
+    def expire(self, before: float) -> None:
+        self.ask_both(lambda registry: registry.expire(before))
+
+    @rule(changed=st.lists(FLAGS, max_size=4), cleared=st.lists(KEYS, max_size=2))
+    def save_flags(self, changed: list[WaitingFlag], cleared: list[RegistrationKey]) -> None:
+        self.ask_both(lambda registry: registry.save_flags(changed, cleared))
+
+    @rule(key=KEYS)
+    def look_up(self, key: RegistrationKey) -> None:
+        self.catch_up()
+        self.ask_both(lambda registry: registry.get(key))
+        self.ask_both(lambda registry: registry.registrations(key.user))
+
+    @invariant()
+    def they_answer_alike(self) -> None:
+        if self.worker.held:
+            return
+        self.ask_both(lambda registry: registry.all())
+        self.ask_both(lambda registry: registry.count())
+        self.ask_both(lambda registry: registry.load_flags())
+        assert self.found == self.expected
+        assert len(self.found) >= 3
+        self.found.clear()
+        self.expected.clear()
+
+
+class StatefulTests(SynchronousTestCase):
+    def test_sqlite_and_the_fake_answer_alike(self) -> None:
+        run_state_machine_as_test(
+            Registries, settings=settings(max_examples=50, stateful_step_count=25, deadline=None)
+        )
