@@ -122,6 +122,7 @@ class TableTests(ConfigTestCase):
         self.assertEqual((config.socket, config.socket_mode), ("/run/xapsd/xapsd.sock", 0o660))
         self.assertEqual((config.cyrus_socket, config.cyrus_socket_mode), ("", 0o660))
         self.assertEqual(config.control_socket, "/run/xapsd/control.sock")
+        self.assertEqual(config.control_socket_mode, 0o660)
         self.assertEqual(config.apns_server, HostPort("api.push.apple.com", 443))
         self.assertEqual(config.apns_connections, 2)
         self.assertEqual(
@@ -195,6 +196,7 @@ class ExistingFilesTests(ConfigTestCase):
         )
 
     def test_an_empty_file_means_the_defaults(self) -> None:
+        self.assertEqual(self.load("\ufeffport: 7\n"), Config(port=7))
         for text in ("", "\n", "# nothing\n", "---\n", "null\n", "--- {}\n", "\ufeff# BOM\n"):
             with self.subTest(text):
                 self.assertEqual(self.load(text), Config())
@@ -246,6 +248,7 @@ class ValueTests(ConfigTestCase):
 
     def test_intervals(self) -> None:
         self.assertEqual(self.load("delay: 0\ncheckInterval: 0.5\n").delay, 0)
+        self.assertEqual(self.load("delay: 86400\n").delay, 86400)
         expected = "expected seconds, more than 0 to 86400 (a day)"
         self.assert_refused("checkInterval: 0", f"1: checkInterval: found '0', {expected}")
         self.assert_refused("checkInterval: 86401", f"1: checkInterval: found '86401', {expected}")
@@ -448,6 +451,10 @@ class ValueTests(ConfigTestCase):
         config = self.load("cyrus: {imapdConf: /etc/imapd.conf}\n")
         self.assertEqual(config.cyrus, Cyrus(imapd_conf=Path("/etc/imapd.conf")))
 
+    def test_an_empty_name_is_refused(self) -> None:
+        self.assertIn("expected a name", self.error("cyrus: {userPrefix: ''}\n"))
+        self.assertIn("expected the path of a file", self.error("databaseFile: ''\n"))
+
     def test_errors_in_the_cyrus_settings_name_them_in_full(self) -> None:
         self.assertEqual(
             self.errors("cyrus:\n  altnamespace: 7\n  virtdomain: off\n"),
@@ -598,9 +605,11 @@ class CombinationTests(ConfigTestCase):
                     "^1: keyFileTopic: found '.*', expected a topic that iOS Mail listens to",
                 )
 
-    def test_a_wrong_topic_is_not_told_to_be_missing_as_well(self) -> None:
+    def test_what_is_wrong_is_not_told_to_be_missing_as_well(self) -> None:
         text = self.P8.replace("com.apple", "com.example")
         self.assertTrue(self.error(text).startswith("2: keyFileTopic: found"))
+        line = self.error("certificateFilePem: [a.pem]\ncertificateFilePemKey: a.key\n")
+        self.assertTrue(line.startswith("1: certificateFilePem: found a list"))
 
     def test_what_goes_together_is_refused_alone(self) -> None:
         for name, needed in (

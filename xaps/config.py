@@ -114,7 +114,7 @@ def _read(path: Path) -> str:
     if len(content) > _SIZE_MAX:
         raise _whole_file(path, f"found more than {_SIZE_MAX} bytes, expected a configuration")
     try:
-        return content.decode("utf-8-sig")
+        return content.decode("utf-8")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         text = "found bytes that are not UTF-8; save the file in that encoding"
@@ -217,8 +217,8 @@ class _Reading:
             if isinstance(node, MappingNode):
                 self.mapping(node, "cyrus.")
             else:
-                text = f"found {_what(node)}, expected indented lines such as altnamespace: no"
-                self.problem(line, name, text)
+                expected = "expected indented lines such as altnamespace: no"
+                self.problem(line, name, f"found {_what(node)}, {expected}")
             return
         key = KEYS[name]
         text = self.text(key, node, line)

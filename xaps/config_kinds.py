@@ -118,6 +118,12 @@ def _priority(text: str, folder: Path) -> int | None:
     return int(text) if text else None
 
 
+def _name(text: str, folder: Path) -> str:
+    if not text:
+        raise Unfit
+    return text
+
+
 def matching(pattern: str, expected: str, advice: str = "") -> Kind[str | None]:
     """A text of some form, or none."""
 
@@ -133,6 +139,7 @@ FLAG = Kind("yes or no", _flag)
 MODE = Kind("an octal file mode such as 0660", _mode)
 PORT = whole_number(0, 65535, "a port number")
 PRIORITY = Kind("1, 5, 10 or nothing", _priority)
+NAME = Kind("a name", _name)
 TEXT = matching(r".*", "a text")
 USER = matching(r"[A-Za-z_][A-Za-z0-9_.-]*\$?|[0-9]{1,9}", "a name or a number")
 TOPIC = matching(

@@ -11,7 +11,7 @@ import re
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import attrs
 
@@ -39,12 +39,12 @@ class Key:
 
 def _setting(name: str, kind: Kind[T], default: str, help: str, *, section: str | None = None) -> T:
     """A field of :class:`Config`."""
-    field = attrs.field(
+    field: T = attrs.field(
         default=kind.parse(default, DEFAULT_PATH.parent),
         repr=not kind.secret,
         metadata={"key": Key(name, kind, default, help, section)},
     )
-    return cast(T, field)
+    return field
 
 
 @attrs.frozen(kw_only=True)
@@ -63,14 +63,14 @@ class Cyrus:
         "off",
         "User names have domains: off, userid or on.",
     )
-    user_prefix: str | None = _setting(
-        "cyrus.userPrefix", kinds.TEXT, "Other Users", "Where other users' folders are."
+    user_prefix: str = _setting(
+        "cyrus.userPrefix", kinds.NAME, "Other Users", "Where other users' folders are."
     )
-    shared_prefix: str | None = _setting(
-        "cyrus.sharedPrefix", kinds.TEXT, "Shared Folders", "Where shared folders are."
+    shared_prefix: str = _setting(
+        "cyrus.sharedPrefix", kinds.NAME, "Shared Folders", "Where shared folders are."
     )
-    default_domain: str | None = _setting(
-        "cyrus.defaultDomain", kinds.TEXT, "internal", "The domain of users whose names have none."
+    default_domain: str = _setting(
+        "cyrus.defaultDomain", kinds.NAME, "internal", "The domain of users whose names have none."
     )
     imapd_conf: Path | None = _setting(
         "cyrus.imapdConf",
