@@ -11,10 +11,18 @@ from typing import TextIO
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet.protocol import Factory
-from twisted.logger import ILogObserver, Logger, LogLevel, LogPublisher
+from twisted.logger import (
+    ILogObserver,
+    LogEvent,
+    Logger,
+    LogLevel,
+    LogPublisher,
+    globalLogPublisher,
+)
 from twisted.python.failure import Failure
 from twisted.python.log import LogPublisher as LegacyPublisher
 from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from xaps.log import observer, printable
@@ -171,10 +179,8 @@ class LevelTests(LogTestCase):
         factory = Factory()
         events: list[str] = []
 
-        from twisted.logger import globalLogPublisher  # noqa: PLC0415
-
-        def collect(event: object) -> None:
-            assert isinstance(event, dict)
+        @implementer(ILogObserver)
+        def collect(event: LogEvent) -> None:
             events.append(event["log_format"])
             self.observer(event)
 

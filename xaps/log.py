@@ -5,31 +5,24 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from typing import TextIO, cast
+from typing import TextIO
 
-from constantly import NamedConstant
 from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, formatTime
 from zope.interface import implementer
 
-_LEVELS: Mapping[str, NamedConstant] = {
-    "trace": LogLevel.debug,
-    "debug": LogLevel.debug,
-    "info": LogLevel.info,
-    "warn": LogLevel.warn,
-    "error": LogLevel.error,
-    "fatal": LogLevel.critical,
-    "panic": LogLevel.critical,
+_PRIORITIES = {"debug": 7, "info": 6, "warn": 4, "error": 3, "critical": 2}
+"""Twisted's levels as syslog's priorities, as in sd-daemon(3)."""
+
+_LEAST = {
+    "trace": "debug",
+    "debug": "debug",
+    "info": "info",
+    "warn": "warn",
+    "error": "error",
+    "fatal": "critical",
+    "panic": "critical",
 }
 """The names of ``loglevel``, which are the Go daemon's, and the least level that each shows."""
-
-_PRIORITIES: Mapping[NamedConstant, int] = {
-    LogLevel.debug: 7,
-    LogLevel.info: 6,
-    LogLevel.warn: 4,
-    LogLevel.error: 3,
-    LogLevel.critical: 2,
-}
-"""Syslog's priorities, as in sd-daemon(3)."""
 
 _LONGEST = 16000
 """Characters of a message; the journal splits what has more than 48 kB (journald.conf(5))."""
@@ -61,14 +54,14 @@ def printable(text: str) -> str:
 @implementer(ILogObserver)
 class _Lines:
     def __init__(self, level: str, stream: TextIO, journal: bool) -> None:
-        self._least = _PRIORITIES[_LEVELS[level]]
+        self._least = _PRIORITIES[_LEAST[level]]
         self._trace = level == "trace"
         self._stream = stream
         self._encoding = getattr(stream, "encoding", None) or "utf-8"
         self._journal = journal
 
     def __call__(self, event: LogEvent) -> None:
-        level = cast(NamedConstant, event.get("log_level") or LogLevel.info)
+        level = (event.get("log_level") or LogLevel.info).name
         priority = _PRIORITIES[level]
         if priority > self._least:
             return
@@ -84,7 +77,7 @@ class _Lines:
         if self._journal:
             start = f"<{priority}>"
         else:
-            start = f"{formatTime(event.get('log_time'))} [{level.name}] "
+            start = f"{formatTime(event.get('log_time'))} [{level}] "
         line = f"{start}{message}\n"
         # One write, so that lines from threads do not get into each other.
         self._stream.write(line.encode(self._encoding, "backslashreplace").decode(self._encoding))
