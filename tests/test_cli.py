@@ -184,6 +184,10 @@ class PasswordTests(CommandTestCase):
             self.assertEqual(self.command("-pass", typed=typed), 2)
             self.assert_refused(text)
 
+    def test_an_empty_password_is_not_asked_for_again(self) -> None:
+        self.command("-pass", typed=["", PASSWORD])
+        self.assertEqual(len(self.prompts), 1)
+
     def test_what_is_not_utf_8_is_refused(self) -> None:
         self.assertEqual(self.command("-pass", stdin=b"correct-horse\xff\n"), 2)
         self.assert_refused("the password on standard input is not UTF-8")
