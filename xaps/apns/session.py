@@ -122,7 +122,7 @@ class Session(Generic[T]):
         self._received = bytearray()
         self._in_header_block = False
         self._heard_at = now
-        self._answered_at = now
+        self._answered_at = float("-inf")
         self._ping_due: float | None = None  # when the PING that was sent must be answered
         self._pings = 0
 
@@ -279,6 +279,8 @@ class Session(Generic[T]):
         if kind == _GOAWAY:
             self._receive_goaway(frame, stream_id, events)
             return
+        if kind > _CONTINUATION and not self._in_header_block:
+            return  # an extension, of no use to us
         if kind in (_HEADERS, _PUSH_PROMISE, _CONTINUATION):
             self._in_header_block = not flags & _END_HEADERS
         for event in self._h2.receive_data(frame):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 
 import attrs
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
@@ -32,12 +34,14 @@ class ProviderToken:
 class TokenSource:
     """Signs tokens, and no more of them than APNs likes.
 
-    :param credential: its key must be one for the curve P-256, which reading it has checked.
+    :raises ValueError: if the key is none for the curve P-256.
     """
 
     def __init__(self, credential: TokenCredential) -> None:
-        key = serialization.load_pem_private_key(credential.key_pem, password=None)
-        if not isinstance(key, ec.EllipticCurvePrivateKey):
+        key: object = None
+        with contextlib.suppress(ValueError, TypeError, UnsupportedAlgorithm):
+            key = serialization.load_pem_private_key(credential.key_pem, password=None)
+        if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name != "secp256r1":
             raise ValueError(f"{credential.source} holds no key for the curve P-256")
         self.credential = credential
         self._key = key
