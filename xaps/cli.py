@@ -62,16 +62,10 @@ def run_twistd(arguments: Sequence[str]) -> int:
     :returns: the exit status.
     """
     # Imported late, so that --help, --version and -pass answer at once.
-    from twisted.python.usage import UsageError as TwistedUsageError  # noqa: PLC0415
-    from twisted.scripts import _twistd_unix as twistd  # noqa: PLC0415
+    from twisted.scripts import twistd  # noqa: PLC0415
 
-    options = twistd.ServerOptions()  # type: ignore[no-untyped-call]
-    try:
-        options.parseOptions(list(arguments))  # type: ignore[no-untyped-call]
-    except TwistedUsageError as error:
-        raise UsageError(str(error)) from error
-    # Not twistd's runApp(), which ends itself by the signal that stopped it: a stop is a success.
-    twistd.UnixApplicationRunner(options).run()  # type: ignore[no-untyped-call]
+    sys.argv = ["twistd", *arguments]
+    twistd.run()  # type: ignore[no-untyped-call]
     return 0
 
 
