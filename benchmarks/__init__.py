@@ -1,0 +1,1 @@
+"""Measurements of the running daemon, each against a stand-in for APNs; ``make bench``."""
