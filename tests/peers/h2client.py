@@ -13,7 +13,7 @@ import attrs
 import h2.config
 import h2.connection
 import h2.events
-from h2.exceptions import ProtocolError
+from h2.exceptions import FrameTooLargeError, ProtocolError
 from twisted.internet import defer
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
 from twisted.internet.error import ConnectionLost
@@ -22,10 +22,8 @@ from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
 
 from tests import pki
+from tests.standins.frames import GOAWAY, FrameSplitter
 from tests.standins.tls import client_options
-
-FRAME_HEADER = 9
-GOAWAY = 7
 
 
 class StreamResetByServer(Exception):
@@ -82,8 +80,9 @@ class H2Client(Protocol):
         self.h2 = h2.connection.H2Connection(
             h2.config.H2Configuration(client_side=True, header_encoding=None)
         )
-        self._buffer = b""
+        self._splitter = FrameSplitter(preface=False)
         self._pending: dict[int, _Pending] = {}
+        self._pings: list[defer.Deferred[None]] = []
 
     def connectionMade(self) -> None:
         self.h2.initiate_connection()
@@ -97,6 +96,14 @@ class H2Client(Protocol):
     def abort(self) -> None:
         """Reset the connection."""
         ITLSTransport(self.transport).abortConnection()
+
+    def ping(self) -> defer.Deferred[None]:
+        """Fires when a PING is answered: the server has read all that was sent before."""
+        self.h2.ping(b"12345678")
+        self.flush()
+        answered: defer.Deferred[None] = defer.Deferred()
+        self._pings.append(answered)
+        return answered
 
     def push(
         self,
@@ -130,19 +137,16 @@ class H2Client(Protocol):
     def dataReceived(self, data: bytes) -> None:
         transport = ITLSTransport(self.transport)
         self.negotiated = getattr(transport, "negotiatedProtocol", None)
-        self._buffer += data
-        while len(self._buffer) >= FRAME_HEADER:
-            size = FRAME_HEADER + int.from_bytes(self._buffer[:3], "big")
-            if len(self._buffer) < size:
-                return
-            frame, self._buffer = self._buffer[:size], self._buffer[size:]
-            if frame[3] == GOAWAY:
+        for frame in self._splitter.feed(data):
+            if frame.kind == GOAWAY:
                 # h2 takes nothing after a GOAWAY, but a server still answers earlier streams.
-                numbers = [int.from_bytes(frame[i : i + 4], "big") for i in (9, 13)]
-                self.goaways.append(GoAwayReceived(numbers[0], numbers[1], frame[17:]))
+                last, code = (int.from_bytes(frame.payload[i : i + 4], "big") for i in (0, 4))
+                self.goaways.append(GoAwayReceived(last, code, frame.payload[8:]))
                 continue
             try:
-                events = self.h2.receive_data(frame)
+                if frame.oversized:  # h2 would wait for its end
+                    raise FrameTooLargeError("oversized")
+                events = self.h2.receive_data(frame.raw)
             except ProtocolError:
                 transport.abortConnection()
                 return
@@ -167,6 +171,8 @@ class H2Client(Protocol):
                 pending = self._pending.pop(event.stream_id)
                 status = int(pending.headers[":status"])
                 pending.deferred.callback(Response(status, pending.headers, pending.body))
+            case h2.events.PingAckReceived():
+                self._pings.pop(0).callback(None)
             case h2.events.StreamReset():
                 pending = self._pending.pop(event.stream_id)
                 pending.deferred.errback(StreamResetByServer(int(event.error_code)))

@@ -9,6 +9,7 @@ from typing import Any
 
 from tests import pki
 from tests.peers.child import PATIENCE, ChildError, PythonChild
+from tests.standins.steps import Step
 
 
 class StandinProcess:
@@ -27,7 +28,7 @@ class StandinProcess:
             self.folder,
             errors=self.folder / "standin.log",
         )
-        self._parsed = 0
+        self._said: list[dict[str, Any]] = []
         self._pushes: list[dict[str, Any]] = []
         self.port: int = json.loads(self._child.wait_for('{"listening": '))["listening"]
 
@@ -50,12 +51,21 @@ class StandinProcess:
             raise ChildError(f"the stand-in refuses {text}: {answer}")
 
     @property
+    def said(self) -> list[dict[str, Any]]:
+        """All that it has printed; not to be changed."""
+        for line in self._child.lines_since(len(self._said)):
+            fields = json.loads(line)
+            self._said.append(fields)
+            if "status" in fields:
+                self._pushes.append(fields)
+        return self._said
+
+    @property
     def pushes(self) -> list[dict[str, Any]]:
-        """The pushes that have arrived, as `ReceivedPush.as_json` tells them."""
-        lines = self._child.lines_since(self._parsed)
-        self._parsed += len(lines)
-        self._pushes.extend(json.loads(line) for line in lines if '"device_token": ' in line)
-        return list(self._pushes)
+        """The pushes so far, not to be changed: of `tests.standins.apns` as
+        `ReceivedPush.as_json` tells them when they arrive, of `tests.standins.faults` as
+        `FaultRequest.as_json` does when they have been answered or reset."""
+        return self._pushes if self.said else []
 
     def wait_for(
         self,
@@ -84,6 +94,69 @@ class StandinProcess:
     def close(self) -> None:
         """End it."""
         self._child.close()
+
+
+class FaultsProcess(StandinProcess):
+    """`tests.standins.faults` as a process; the methods are those of its `FaultServer`."""
+
+    def __init__(self, folder: Path, authority: pki.Authority, *, port: int = 0) -> None:
+        super().__init__("tests.standins.faults", folder, authority, "--port", str(port))
+
+    def next_connection(self, *script: Step) -> None:
+        self._script("next", script)
+
+    def every_connection(self, *script: Step) -> None:
+        self._script("every", script)
+
+    def now(self, *script: Step) -> None:
+        self._script("now", script)
+
+    def release(self) -> None:
+        self.command("release")
+
+    def forget_scripts(self) -> None:
+        self.command("forget")
+
+    def drop_connections(self) -> None:
+        self.command("drop")
+
+    @property
+    def arrived(self) -> list[dict[str, Any]]:
+        """The requests that have arrived, whether they are answered or not."""
+        return [fields["arrived"] for fields in self.said if "arrived" in fields]
+
+    @property
+    def violations(self) -> list[str]:
+        """What the daemon did that it must not."""
+        return [fields["violation"] for fields in self.said if "violation" in fields]
+
+    def events(self, event: str) -> list[dict[str, Any]]:
+        """The connections that were ``accepted``, ``handshaken`` or ``closed``: each with its
+        ``connection`` number and the time ``at``."""
+        return [fields for fields in self.said if fields.get("event") == event]
+
+    def wait_for_event(
+        self, event: str, number: int = 1, timeout: float = PATIENCE
+    ) -> list[dict[str, Any]]:
+        """The connections of which `event` was told, once there are `number`.
+
+        :raises ChildError: there were not so many in time.
+        """
+        if not self._child.wait_until(lambda: len(self.events(event)) >= number, timeout=timeout):
+            raise ChildError(f"{len(self.events(event))} connections {event}, not {number}")
+        return self.events(event)
+
+    def wait_for_arrivals(self, number: int = 1, timeout: float = PATIENCE) -> list[dict[str, Any]]:
+        """The requests that have arrived, once there are `number`.
+
+        :raises ChildError: there were not so many in time.
+        """
+        if not self._child.wait_until(lambda: len(self.arrived) >= number, timeout=timeout):
+            raise ChildError(f"{len(self.arrived)} requests have arrived, not {number}")
+        return self.arrived
+
+    def _script(self, verb: str, script: tuple[Step, ...]) -> None:
+        self.command(f"{verb} {', '.join(repr(step) for step in script)}".rstrip())
 
 
 class APNsProcess(StandinProcess):

@@ -63,9 +63,9 @@ def client_options(
     )
 
 
-def listen_on_loopback(reactor: IReactorTCP, port: int, factory: TLSMemoryBIOFactory) -> Port:
+def listen_on_loopback(reactor: IReactorTCP, port: int, factory: IProtocolFactory) -> Port:
     """Listen on 127.0.0.1; the port is returned already listening."""
-    # Twisted's annotations want a factory of another base class than its own TLS factory's.
+    # Twisted's annotations want a ServerFactory, which its own TLS factory is not.
     server = cast("ServerFactory[Any]", factory)
     listening = reactor.listenTCP(port, server, interface="127.0.0.1")
     assert isinstance(listening, Port)
