@@ -1,0 +1,133 @@
+"""A model of iOS Mail: what it learns when it registers, and what it does with a push.
+
+It behaves as iOS Mail was seen to, and shares no code with the daemon: it is the judge in the
+end-to-end tests. Not "a push was sent" but "the phone refreshed the right mailbox".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import attrs
+from twisted.mail import imap4  # noqa: F401 - registers the codec imap4-utf-7
+
+INBOX = "INBOX"
+TOPICS = ("com.apple.mail.", "com.apple.mobilemail.push.")
+
+_STRING = r'"((?:[^"\\\r\n]|\\["\\])*)"'
+_MAILBOX = re.compile(rf'\* XAPPLEPUSHSERVICE "mailbox" {_STRING}\r\n')
+_TOPIC = re.compile(rf'\* XAPPLEPUSHSERVICE "aps-version" "2" "aps-topic" {_STRING}\r\n')
+
+
+@attrs.frozen
+class Refreshed:
+    """The phone fetches these mailboxes."""
+
+    mailboxes: frozenset[str]
+
+    def __str__(self) -> str:
+        return f"refreshes {', '.join(sorted(self.mailboxes))}"
+
+
+@attrs.frozen
+class Ignored:
+    """The phone does nothing."""
+
+    reason: str
+
+    def __str__(self) -> str:
+        return f"ignores the push: {self.reason}"
+
+
+Effect = Refreshed | Ignored
+
+
+@attrs.frozen
+class ModelPhone:
+    """A phone that has registered for one account."""
+
+    account_id: str
+    device_token: str
+    topic: str
+    confirmed: frozenset[str] = frozenset()
+    """The mailboxes that the server named in a ``"mailbox"`` line, decoded."""
+
+    @classmethod
+    def from_lines(cls, account_id: str, device_token: str, lines: str) -> ModelPhone:
+        """The phone after it has read the untagged lines of the server.
+
+        :raises ValueError: a line is not one that a server may send.
+        """
+        topic = None
+        confirmed = set()
+        for line in lines.splitlines(keepends=True):
+            if match := _MAILBOX.fullmatch(line):
+                confirmed.add(_decoded(match[1]))
+            elif match := _TOPIC.fullmatch(line):
+                topic = _unquoted(match[1])
+            else:
+                raise ValueError(f"the phone does not understand {line!r}")
+        if topic is None:
+            raise ValueError("the phone was not told the topic")
+        return cls(account_id, device_token, topic, frozenset(confirmed))
+
+    @classmethod
+    def from_plugin_answer(cls, account_id: str, device_token: str, body: bytes) -> ModelPhone:
+        """The phone behind dovecot-xaps-plugin, which prints the body of the daemon's answer with
+        ``%s`` into the line with the topic, so up to the first NUL.
+
+        :raises ValueError: the plugin would crash, or the phone does not understand its lines.
+        """
+        if len(body) < 51:
+            raise ValueError(f"the plugin aborts at a body of {len(body)} bytes")
+        if b"\0" not in body:
+            raise ValueError("the body does not end with NUL: old headers leak into the line")
+        text = body.partition(b"\0")[0].decode("ascii")
+        lines = f'* XAPPLEPUSHSERVICE "aps-version" "2" "aps-topic" "{text}"\r\n'
+        return cls.from_lines(account_id, device_token, lines)
+
+    def receive(self, push: Mapping[str, Any], *, stored: bool = False) -> Effect:
+        """What the phone does with a push as APNs got it.
+
+        :param push: ``device_token``, ``headers`` and ``payload``.
+        :param stored: APNs kept the push for a while before it delivered it.
+        """
+        if push["device_token"].lower() != self.device_token.lower():
+            return Ignored("it is for another device")
+        topic = push["headers"].get("apns-topic", "")
+        if topic != self.topic or not topic.startswith(TOPICS):
+            return Ignored(f"the topic {topic} is not the one that Mail registered with")
+        return decide(push["payload"], self.account_id, self.confirmed, stored=stored)
+
+
+def decide(
+    payload: Any, account_id: str, confirmed: Iterable[str], *, stored: bool = False
+) -> Effect:
+    """What Mail does with a payload for its topic."""
+    aps = payload.get("aps") if isinstance(payload, dict) else None
+    if not isinstance(aps, dict) or aps.get("account-id") != account_id:
+        return Ignored("there is no account with this account-id")
+    if "m" not in aps:
+        return Refreshed(frozenset([INBOX]))
+    if not isinstance(aps["m"], list):
+        return Ignored("m is not an array")
+    if stored:
+        return Refreshed(frozenset(confirmed))
+    hashes = {str(value).lower() for value in aps["m"]}
+    matching = frozenset(name for name in confirmed if _md5(name) in hashes)
+    return Refreshed(matching) if matching else Ignored("no hash in m is of a known mailbox")
+
+
+def _md5(name: str) -> str:
+    return hashlib.md5(name.encode()).hexdigest()
+
+
+def _unquoted(text: str) -> str:
+    return re.sub(r'\\(["\\])', r"\1", text)
+
+
+def _decoded(text: str) -> str:
+    return _unquoted(text).encode("ascii").decode("imap4-utf-7")
