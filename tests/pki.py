@@ -160,7 +160,7 @@ class Authority:
     ) -> Issued:
         """A server certificate for `names`: host names and addresses, by default this host's.
 
-        The validity is from yesterday to in 30 days, unless told otherwise.
+        The validity is from yesterday to in a year, unless told otherwise.
         """
         names = names or ("localhost", "127.0.0.1", "::1")
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0])])
@@ -222,7 +222,7 @@ class Authority:
         builder = _builder(subject, private, self.certificate.subject, self.key)
         builder = (
             builder.not_valid_before(not_before or now() - _DAY)
-            .not_valid_after(not_after or now() + 30 * _DAY)
+            .not_valid_after(not_after or now() + 365 * _DAY)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_key_usage(authority=False), critical=True)
         )

@@ -196,7 +196,7 @@ class NghttpdLogTests(SynchronousTestCase):
         log = """\
 IPv4: listen 127.0.0.1:18443
 [id=1] [  0.5] recv (stream_id=1) :path: /3/device/aa
-[id=2] [  0.5] recv (stream_id=1) :path: /3/device/bb
+[id=2] [  0.5] recv (stream_id=1, sensitive) :path: /3/device/bb
 [id=2] [  0.5] recv (stream_id=1) apns-topic: x: y
 [id=2] [  0.5] send HEADERS frame <length=82, flags=0x04, stream_id=1>
           ; END_HEADERS
@@ -210,7 +210,9 @@ IPv4: listen 127.0.0.1:18443
         self.assertEqual(
             parse(log.splitlines()),
             [
-                NghttpdRequest(2, 1, {":path": "/3/device/bb", "apns-topic": "x: y"}, 404),
+                NghttpdRequest(
+                    2, 1, {":path": "/3/device/bb", "apns-topic": "x: y"}, 404, frozenset({":path"})
+                ),
                 NghttpdRequest(1, 1, {":path": "/3/device/aa"}, 200),
             ],
         )

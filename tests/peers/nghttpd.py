@@ -18,7 +18,7 @@ from twisted.trial.unittest import SkipTest
 from tests import pki
 from tests.peers.child import PATIENCE, Child, ChildError
 
-_HEADER = re.compile(r"\[id=(\d+)\] .*? recv \(stream_id=(\d+)\) (:?[^:]+): ?(.*)")
+_HEADER = re.compile(r"\[id=(\d+)\] .*? recv \(stream_id=(\d+)(, sensitive)?\) (:?[^:]+): ?(.*)")
 _ENDED = re.compile(r"\[id=(\d+)\] .*? send HEADERS frame <length=\d+, flags=\S+ stream_id=(\d+)>")
 _STATUS = re.compile(r" +:status: (\d+)")
 
@@ -32,6 +32,8 @@ class NghttpdRequest:
     headers: dict[str, str]
     """With the pseudo-headers, ``:path`` and so on."""
     status: int
+    sensitive: frozenset[str] = frozenset()
+    """The headers that were sent as never to be indexed (RFC 7541, section 6.2.3)."""
 
     @property
     def path(self) -> str:
@@ -103,16 +105,22 @@ class Nghttpd:
 def parse(lines: Iterable[str]) -> list[NghttpdRequest]:
     """Read the requests out of the log of ``nghttpd -v``."""
     headers: dict[tuple[int, int], dict[str, str]] = {}
+    sensitive: dict[tuple[int, int], set[str]] = {}
     answered: tuple[int, int] | None = None
     requests: list[NghttpdRequest] = []
     for line in lines:
         if match := _HEADER.fullmatch(line):
             stream = (int(match[1]), int(match[2]))
-            headers.setdefault(stream, {})[match[3]] = match[4]
+            headers.setdefault(stream, {})[match[4]] = match[5]
+            if match[3]:
+                sensitive.setdefault(stream, set()).add(match[4])
         elif match := _ENDED.match(line):
             answered = (int(match[1]), int(match[2]))
         elif answered is not None and (match := _STATUS.fullmatch(line)):
-            requests.append(NghttpdRequest(*answered, headers[answered], int(match[1])))
+            never_indexed = frozenset(sensitive.get(answered, ()))
+            requests.append(
+                NghttpdRequest(*answered, headers[answered], int(match[1]), never_indexed)
+            )
             answered = None
     return requests
 
