@@ -19,8 +19,9 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests import pki
 from xaps.credentials.certificate import CredentialError, utc_text
+from xaps.credentials.filesource import pem_source
+from xaps.credentials.finding import Finding
 from xaps.credentials.keeper import CredentialKeeper
-from xaps.credentials.sources import Finding, pem_source
 from xaps.model import CertificateCredential, Credential, TokenCredential
 
 DAY = 86400.0

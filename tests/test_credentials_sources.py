@@ -13,15 +13,10 @@ import attrs
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests import pki
+from xaps.credentials.filesource import p8_source, p12_source, pem_source
+from xaps.credentials.finding import Finding, Source
 from xaps.credentials.reading import MAX_FILE
-from xaps.credentials.sources import (
-    Finding,
-    Source,
-    p8_source,
-    p12_source,
-    pem_source,
-    source_from_config,
-)
+from xaps.credentials.sources import source_from_config
 from xaps.model import CertificateCredential, TokenCredential
 
 NOW = pki.now().timestamp()
@@ -43,6 +38,11 @@ class Settings:
     key_file_topic: str | None = None
     key_file_key_id: str | None = None
     key_file_team_id: str | None = None
+    apple_id: str | None = None
+    apple_id_hashed_password: str | None = None
+    server_identity: Path | None = None
+    certificate_service: str = "https://identity.example/pushcert/caservice"
+    database_file: Path = Path("/nonexistent/database")
 
 
 @contextmanager

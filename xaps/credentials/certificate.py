@@ -129,6 +129,11 @@ class CertificateInfo:
         """The first UID that is a Mail topic, or else the first."""
         return next(filter(is_mail_topic, self.topics), self.topics[0] if self.topics else None)
 
+    @property
+    def chain_pem(self) -> tuple[bytes, ...]:
+        """`chain`, one PEM text each."""
+        return tuple(c.public_bytes(serialization.Encoding.PEM) for c in self.chain)
+
     def errors(self, now: float) -> list[CredentialError]:
         """Why this certificate cannot push at the time `now`, the gravest first."""
         errors: list[CredentialError] = []
@@ -199,7 +204,7 @@ class CertificateInfo:
             source=self.source,
             not_before=self.not_before,
             not_after=self.not_after,
-            chain_pem=tuple(c.public_bytes(serialization.Encoding.PEM) for c in self.chain),
+            chain_pem=self.chain_pem,
             key_pem=key_pem(self.key),
         )
 
@@ -253,7 +258,7 @@ def key_pem(key: PrivateKey) -> bytes:
 
 def printable(text: str) -> str:
     """`text` from a certificate, fit for one line of a log."""
-    return "".join(c if " " < c <= "~" else "?" for c in text[:100])
+    return "".join(c if " " <= c <= "~" else "?" for c in text[:100])
 
 
 def reason_of(error: Exception) -> str:

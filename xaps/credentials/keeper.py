@@ -14,7 +14,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from xaps.credentials.certificate import DAY, utc_text
-from xaps.credentials.sources import Finding, Source
+from xaps.credentials.finding import Finding, Source
 from xaps.model import CertificateCredential, Credential
 
 T = TypeVar("T")

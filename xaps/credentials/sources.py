@@ -1,229 +1,23 @@
-"""Where a credential comes from: one small interface for files and for Apple's service."""
+"""The configuration's keys for credentials become the source that they name."""
 
 from __future__ import annotations
 
-import hashlib
-import stat
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-import attrs
-from twisted.internet.defer import Deferred, succeed
+from twisted.logger import Logger
 
-from xaps.credentials.certificate import CertificateInfo, CredentialError
-from xaps.credentials.reading import MAX_FILE, Blob, read_p8, read_pem, read_pkcs12
-from xaps.model import CertificateCredential, Credential, TokenCredential
+from xaps.credentials.apple_messages import Account
+from xaps.credentials.apple_store import AppleStore
+from xaps.credentials.appleid import AppleIdSource, Ask, Run, run_here
+from xaps.credentials.filesource import p8_source, p12_source, pem_source
+from xaps.credentials.finding import Source
 
-Parsed = CertificateInfo | TokenCredential
-"""What a source holds, before it is judged."""
-
-
-@attrs.frozen
-class Finding:
-    """What a look at a source found: a credential or why there is none."""
-
-    fingerprint: bytes
-    """Of the content that was looked at; it says whether two findings are of the same content."""
-    parsed: Parsed | None = None
-    """``None`` when the content could not be read."""
-    errors: tuple[CredentialError, ...] = ()
-    """Why there is no usable credential, the gravest first."""
-    warnings: tuple[str, ...] = ()
-    credential: Credential | None = None
-    """``None`` if and only if there are errors."""
-
-    @property
-    def expires(self) -> float | None:
-        """When the credential ends; token keys do not."""
-        if isinstance(self.credential, CertificateCredential):
-            return self.credential.not_after
-        return None
+_log = Logger()
 
 
-class Source(Protocol):
-    """Something that a credential can be had from."""
-
-    @property
-    def name(self) -> str:
-        """For people, with the configuration's key."""
-
-    def load(self, now: float) -> Finding:
-        """Look at what there is. It reads files and may take a while: call it in a thread."""
-
-    def describe(self, now: float) -> Finding:
-        """Look anew, as a person asks for it, and judge what is there as of `now`."""
-
-    def renew(self, now: float) -> Deferred[bool]:
-        """Get a new credential if one is due. Fires with whether there is a new one, which the
-        next :meth:`load` finds. It never fails."""
-
-
-class FileSource:
-    """A credential in files that somebody else replaces.
-
-    :param files: read in this order; `parse` gets them in this order.
-    :param parse: makes of the files and the password what they hold; raises
-        :class:`CredentialError`.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        files: Sequence[Path],
-        parse: Callable[[Sequence[Blob], bytes | None], Parsed],
-        password: str | None = None,
-    ) -> None:
-        self.name = name
-        self._files = files
-        self._parse = parse
-        self._password = password
-        self._last: tuple[bytes, Parsed | CredentialError] | None = None
-
-    def load(self, now: float) -> Finding:
-        try:
-            blobs, password, warnings = self._read()
-        except CredentialError as error:
-            return Finding(hashlib.sha256(str(error).encode()).digest(), errors=(error,))
-        fingerprint = _fingerprint(blobs, password)
-        # Checking an RSA key takes tens of milliseconds: once for each content.
-        if self._last is None or self._last[0] != fingerprint:
-            self._last = fingerprint, self._parsed(blobs, password)
-        return judge(fingerprint, self._last[1], warnings, now)
-
-    def describe(self, now: float) -> Finding:
-        return self.load(now)
-
-    def renew(self, now: float) -> Deferred[bool]:
-        return succeed(False)
-
-    def _read(self) -> tuple[list[Blob], bytes | None, tuple[str, ...]]:
-        blobs, warnings = [], []
-        for path in self._files:
-            blob, warning = read_file(path)
-            blobs.append(blob)
-            warnings += warning
-        password = None
-        if self._password is not None:
-            password, warning = _read_password(self._password)
-            warnings += warning
-        return blobs, password, tuple(warnings)
-
-    def _parsed(self, blobs: Sequence[Blob], password: bytes | None) -> Parsed | CredentialError:
-        try:
-            return self._parse(blobs, password)
-        except CredentialError as error:
-            return error
-
-
-def judge(
-    fingerprint: bytes, parsed: Parsed | CredentialError, warnings: tuple[str, ...], now: float
-) -> Finding:
-    """Whether what was read is usable at the time `now`."""
-    if isinstance(parsed, CredentialError):
-        return Finding(fingerprint, None, (parsed,), warnings)
-    if isinstance(parsed, TokenCredential):
-        return Finding(fingerprint, parsed, (), warnings, parsed)
-    warnings = (*warnings, *parsed.warnings())
-    errors = tuple(parsed.errors(now))
-    credential = None if errors else parsed.credential(now)
-    return Finding(fingerprint, parsed, errors, warnings, credential)
-
-
-def read_file(path: Path) -> tuple[Blob, list[str]]:
-    """A file's content, and what is careless about it.
-
-    :raises CredentialError: it cannot be read, is empty or too large.
-    """
-    name = str(path)
-    try:
-        # A FIFO would block for ever.
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise CredentialError(name, "this is not a file")
-        with path.open("rb") as file:
-            data = file.read(MAX_FILE + 1)
-    except FileNotFoundError:
-        raise CredentialError(
-            name, "there is no such file", "put it there or correct the configuration"
-        ) from None
-    except PermissionError:
-        raise CredentialError(
-            name, "it cannot be read: permission denied", "let the daemon's user read it"
-        ) from None
-    except OSError as error:
-        raise CredentialError(name, f"it cannot be read: {error.strerror}") from None
-    if not data:
-        raise CredentialError(name, "the file is empty", "copy it again")
-    if len(data) > MAX_FILE:
-        raise CredentialError(
-            name, f"the file has more than {MAX_FILE} bytes", "is it the right one?"
-        )
-    blob = Blob(name, data)
-    if blob.has_key and _others_can_read(path):
-        return blob, [_OTHERS.format(path=path, what="private key")]
-    return blob, []
-
-
-_OTHERS = "{path}: everybody on this machine can read the {what}; run chmod o-rwx {path}"
-
-
-def _read_password(password: str) -> tuple[bytes, list[str]]:
-    """The password, which is the setting itself or in the file that ``file:`` names."""
-    if not password.startswith("file:"):
-        return password.encode(), []
-    path = Path(password.removeprefix("file:"))
-    blob, _ = read_file(path)
-    careless = [_OTHERS.format(path=path, what="password")] if _others_can_read(path) else []
-    return blob.data.rstrip(b"\r\n"), careless
-
-
-def _others_can_read(path: Path) -> bool:
-    try:
-        return bool(path.stat().st_mode & stat.S_IROTH)
-    except OSError:
-        return False
-
-
-def _fingerprint(blobs: Sequence[Blob], password: bytes | None) -> bytes:
-    digest = hashlib.sha256(repr(password).encode())
-    for blob in blobs:
-        digest.update(hashlib.sha256(blob.data).digest())
-    return digest.digest()
-
-
-# ---------------------------------------------------------------- from the configuration
-
-
-def pem_source(certificate: Path, key: Path | None, password: str | None = None) -> Source:
-    """``certificateFilePem`` with or without ``certificateFilePemKey``."""
-
-    def parse(blobs: Sequence[Blob], secret: bytes | None) -> Parsed:
-        return read_pem(blobs[0], blobs[1] if key is not None else None, secret)
-
-    files = [certificate] if key is None else [certificate, key]
-    return FileSource(f"certificateFilePem {certificate}", files, parse, password)
-
-
-def p12_source(file: Path, password: str | None = None) -> Source:
-    """``certificateFileP12``."""
-
-    def parse(blobs: Sequence[Blob], secret: bytes | None) -> Parsed:
-        return read_pkcs12(blobs[0], secret)
-
-    return FileSource(f"certificateFileP12 {file}", [file], parse, password)
-
-
-def p8_source(file: Path, *, topic: str, key_id: str, team_id: str) -> Source:
-    """``keyFileP8`` with its three companions."""
-
-    def parse(blobs: Sequence[Blob], _: bytes | None) -> Parsed:
-        return read_p8(blobs[0], topic=topic, key_id=key_id, team_id=team_id)
-
-    return FileSource(f"keyFileP8 {file}", [file], parse)
-
-
-class FileSettings(Protocol):
-    """The configuration's keys for credentials in files."""
+class CredentialSettings(Protocol):
+    """The configuration's keys for credentials."""
 
     @property
     def certificate_file_pem(self) -> Path | None: ...
@@ -241,13 +35,51 @@ class FileSettings(Protocol):
     def key_file_key_id(self) -> str | None: ...
     @property
     def key_file_team_id(self) -> str | None: ...
+    @property
+    def apple_id(self) -> str | None: ...
+    @property
+    def apple_id_hashed_password(self) -> str | None: ...
+    @property
+    def server_identity(self) -> Path | None: ...
+    @property
+    def certificate_service(self) -> str: ...
+    @property
+    def database_file(self) -> Path: ...
 
 
-def source_from_config(config: FileSettings) -> Source | None:
-    """The source that the configuration names; ``None``: it names none.
+def source_from_config(
+    config: CredentialSettings, ask: Ask | None = None, run: Run = run_here
+) -> Source | None:
+    """The source that the configuration names; ``None``: it names none and none is stored.
 
     That it names one file at most has been checked where the configuration was read.
+
+    :param ask: how Apple's certificate service is asked; without it nothing is renewed.
+    :param run: runs what takes a while, such as making keys, elsewhere.
     """
+    source = _file_source(config)
+    if source is not None:
+        if config.apple_id is not None:
+            _log.info("{source} is used, not appleId", source=source.name)
+        return source
+    store = AppleStore(config.database_file.parent)
+    account = None
+    if config.apple_id is not None:
+        account = Account(config.apple_id, config.apple_id_hashed_password or "")
+    elif not store.exists():
+        return None
+    return AppleIdSource(
+        store,
+        account,
+        config.server_identity,
+        config.certificate_password,
+        service=config.certificate_service,
+        ask=ask,
+        run=run,
+    )
+
+
+def _file_source(config: CredentialSettings) -> Source | None:
     if config.certificate_file_pem is not None:
         return pem_source(
             config.certificate_file_pem,

@@ -1,0 +1,287 @@
+"""What is said to Apple's push certificate service, and what it answers; pure.
+
+The messages are those of macOS Server ("XServer"), as the daemons that stood in for it send them
+(dovecot-xaps-daemon, macos-server-apns-certs).
+"""
+
+from __future__ import annotations
+
+import base64
+import plistlib
+import textwrap
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeAlias
+from xml.parsers.expat import ExpatError
+
+import attrs
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
+from cryptography.x509.oid import NameOID
+
+from xaps.credentials.certificate import CredentialError, printable
+from xaps.credentials.reading import Blob, read_any
+
+CONTENT_TYPE = "text/x-xml-plist"
+
+SERVICE_TYPE_INVALID = -80010
+"""Apple's answer for certificates that it does not issue any more."""
+
+
+class ServiceError(Exception):
+    """The service gave no certificate; the message is one line for the administrator."""
+
+
+@attrs.frozen
+class Service:
+    """One of the five certificates that macOS Server asks for at once."""
+
+    number: int
+    common_name: str
+    description: str
+    service_type: str
+
+
+SERVICES = (
+    Service(0, "com.apple.servermgrd.apns.calendar", "com.apple.calendar", "Service_Calendar"),
+    Service(1, "com.apple.servermgrd.apns.contact", "com.apple.contact", "Service_Contact"),
+    Service(2, "com.apple.servermgrd.apns.mail", "com.apple.mail", "Service_Mail"),
+    Service(3, "com.apple.servermgrd.apns.mgmt", "com.apple.mgmt", "Service_Mgmt"),
+    Service(4, "com.apple.server.apns.alerts", "com.apple.alerts", "Service_Alerts"),
+)
+MAIL = SERVICES[2]
+
+Keys: TypeAlias = Mapping[Service, rsa.RSAPrivateKey]
+
+
+@attrs.frozen
+class Account:
+    """An Apple ID."""
+
+    apple_id: str
+    password_hash: str = attrs.field(repr=False)
+    """SHA-256 of the password, in lower-case hex. Never logged."""
+
+
+@attrs.frozen
+class ServerIdentity:
+    """Certificates and key of a copy of macOS Server, which sign requests."""
+
+    chain: tuple[bytes, ...]
+    """DER, the leaf first."""
+    key: rsa.RSAPrivateKey = attrs.field(repr=False)
+
+
+def read_server_identity(file: Blob, password: bytes | None = None) -> ServerIdentity:
+    """Key and certificates in one file, PEM or PKCS#12.
+
+    :raises CredentialError: with a reason for people.
+    """
+    info = read_any(file, password)
+    wanted = "serverIdentity must hold the key and the certificates of your macOS Server"
+    if info.key is None:
+        raise CredentialError(file.name, "there is no private key", wanted)
+    if not info.key_matches:
+        raise CredentialError(file.name, "certificate and private key do not match", wanted)
+    if not isinstance(info.key, rsa.RSAPrivateKey):
+        raise CredentialError(file.name, "the private key is not an RSA key", wanted)
+    chain = tuple(c.public_bytes(serialization.Encoding.DER) for c in info.chain)
+    return ServerIdentity(chain, info.key)
+
+
+# ---------------------------------------------------------------- the request
+
+
+def request_body(
+    identity: ServerIdentity,
+    account: Account,
+    host_name: str,
+    keys: Keys,
+    serials: Mapping[Service, str],
+) -> bytes:
+    """The body of a request for all five certificates.
+
+    :param keys: the new ones, which the certificates are for.
+    :param serials: of the certificates to be renewed, in hex; empty for the first issue.
+    """
+    inner = plistlib.dumps(_request(account, host_name, keys, serials))
+    # SHA-1 is what the service verifies.
+    signature = identity.key.sign(inner, padding.PKCS1v15(), hashes.SHA1())  # noqa: S303
+    return plistlib.dumps(
+        {
+            "PushCertCertificateChain": b"".join(identity.chain),
+            "PushCertRequestPlist": inner,
+            "PushCertSignature": signature,
+            "PushCertSignedRequest": True,
+        }
+    )
+
+
+def _request(
+    account: Account, host_name: str, keys: Keys, serials: Mapping[Service, str]
+) -> dict[str, object]:
+    return {
+        "Header": {
+            "ClientApplicationCredential": "1",
+            "ClientApplicationName": "XServer",
+            "ClientIPAddress": "1",
+            "ClientOSName": "MAC OSX",
+            "ClientOSVersion": "2.1",
+            "LanguagePreference": "1",
+            "TransactionId": "1",
+            "Version": "1",
+        },
+        "Request": {
+            "CertRequestList": [
+                _entry(service, host_name, keys[service], serials.get(service))
+                for service in SERVICES
+            ],
+            "ProfileType": "Production",
+            "RequesterType": "XServer",
+            "User": {"AccountName": account.apple_id, "PasswordHash": account.password_hash},
+        },
+    }
+
+
+def _entry(
+    service: Service, host_name: str, key: rsa.RSAPrivateKey, serial: str | None
+) -> dict[str, object]:
+    entry: dict[str, object] = {
+        "CSR": signing_request(service.common_name, key).decode(),
+        "CertRequestNo": service.number,
+        "Description": f"{host_name} - apns:{service.description}",
+        "ServiceType": service.service_type,
+    }
+    if serial is not None:
+        entry["CertificateSerialNumber"] = serial
+    return entry
+
+
+_SHA1_WITH_RSA = bytes.fromhex("300d06092a864886f70d0101050500")
+"""AlgorithmIdentifier sha1WithRSAEncryption (RFC 3279)."""
+
+
+def signing_request(common_name: str, key: rsa.RSAPrivateKey) -> bytes:
+    """A PKCS#10 request, PEM, signed with SHA-1 as the service wants it.
+
+    cryptography refuses to make these by now, so its request is signed anew.
+    """
+    name = x509.Name(
+        [
+            x509.NameAttribute(NameOID.COUNTRY_NAME, "US"),
+            x509.NameAttribute(NameOID.COMMON_NAME, common_name),
+        ]
+    )
+    modern = x509.CertificateSigningRequestBuilder().subject_name(name).sign(key, hashes.SHA256())
+    content = modern.tbs_certrequest_bytes
+    signature = key.sign(content, padding.PKCS1v15(), hashes.SHA1())  # noqa: S303
+    der = _der(0x30, content + _SHA1_WITH_RSA + _der(0x03, b"\x00" + signature))
+    text = "\n".join(textwrap.wrap(base64.b64encode(der).decode(), 64))
+    label = "CERTIFICATE REQUEST-----"
+    return f"-----BEGIN {label}\n{text}\n-----END {label}\n".encode()
+
+
+def _der(tag: int, content: bytes) -> bytes:
+    size = len(content).to_bytes((len(content).bit_length() + 7) // 8, "big")
+    assert len(content) > 127  # else the length takes another form
+    return bytes([tag, 0x80 | len(size)]) + size + content
+
+
+# ---------------------------------------------------------------- the answer
+
+
+@attrs.frozen
+class Certificate:
+    """One entry of the answer."""
+
+    service: Service
+    pem: bytes
+
+
+# What plistlib lets through for damaged property lists, beside its own errors.
+_PLIST_ERRORS = (
+    ExpatError,
+    plistlib.InvalidFileException,
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    OverflowError,
+    RecursionError,
+)
+
+
+def read_answer(body: bytes) -> tuple[Certificate, ...]:
+    """The certificates in the service's answer, in whichever order they are.
+
+    :raises ServiceError: it refused, or the answer cannot be understood.
+    """
+    response = _response(body)
+    _check_status(response.get("Status"))
+    entries = response.get("Certificates")
+    if not isinstance(entries, list):
+        raise ServiceError("Apple's certificate service sent no certificates")
+    return tuple(_certificates(entries))
+
+
+def _response(body: bytes) -> dict[str, Any]:
+    start = body[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if start.startswith((b"<!doctype html", b"<html")):
+        raise ServiceError(
+            "Apple's certificate service answered with a web page, not a property list;"
+            " something is in between, or the service is out of order"
+        )
+    try:
+        document = plistlib.loads(body, fmt=plistlib.FMT_XML)
+    except _PLIST_ERRORS as error:
+        raise ServiceError(
+            f"Apple's certificate service sent no property list, or a damaged one"
+            f" ({type(error).__name__})"
+        ) from None
+    response = document.get("Response") if isinstance(document, dict) else None
+    if not isinstance(response, dict):
+        raise ServiceError("Apple's certificate service sent a property list without a Response")
+    return response
+
+
+def _check_status(status: object) -> None:
+    code = status.get("ErrorCode") if isinstance(status, dict) else None
+    if isinstance(code, str) and code.lstrip("-").isascii() and code.lstrip("-").isdigit():
+        code = int(code[:20])
+    if not isinstance(status, dict) or not isinstance(code, int) or isinstance(code, bool):
+        raise ServiceError("Apple's certificate service sent an answer without an ErrorCode")
+    if code == 0:
+        return
+    words = [status.get(name) for name in ("ErrorMessage", "ErrorDescription")]
+    said = ", ".join(dict.fromkeys(printable(word) for word in words if isinstance(word, str)))
+    explained = (
+        ": since late 2024 Apple issues and renews no certificates for macOS Server, so a"
+        " certificate for a topic com.apple.mobilemail.push... is needed (certificateFilePem)"
+        if code == SERVICE_TYPE_INVALID
+        else ""
+    )
+    raise ServiceError(f"Apple's certificate service refused with error {code} ({said}){explained}")
+
+
+def _certificates(entries: Iterable[object]) -> Iterable[Certificate]:
+    """The entries that can be told what they are for: by their names, never by position."""
+    for entry in entries:
+        if not isinstance(entry, dict):
+            continue
+        service = _service(entry)
+        pem = entry.get("Certificate")
+        if isinstance(pem, str):
+            pem = pem.encode("utf-8", "replace")
+        if service is not None and isinstance(pem, bytes):
+            yield Certificate(service, pem)
+
+
+def _service(entry: Mapping[str, object]) -> Service | None:
+    service_type, number = entry.get("ServiceType"), entry.get("CertRequestNo")
+    for service in SERVICES:
+        if service.service_type == service_type:
+            return service
+    if service_type is not None:
+        return None
+    numbers = {str(service.number): service for service in SERVICES}
+    return numbers.get(str(number)) if isinstance(number, int | str) else None
