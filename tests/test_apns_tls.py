@@ -1,0 +1,342 @@
+"""TLS to APNs, with real handshakes over the loopback interface."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable
+from typing import Any, cast
+
+from OpenSSL import SSL
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.error import (
+    ConnectBindError,
+    ConnectionDone,
+    ConnectionLost,
+    ConnectionRefusedError,
+    DNSLookupError,
+    TimeoutError,
+)
+from twisted.internet.interfaces import IReactorTCP, IReactorTime
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase, TestCase
+
+from tests import pki
+from tests.coroutines import as_deferred
+from tests.standins.apns import APNsStandin
+from tests.standins.faults import FaultServer
+from tests.standins.steps import AcceptAndDrop, Certificate, NoAlpn, Step
+from xaps.apns.client import Client
+from xaps.apns.connection import Connection, OneConnection
+from xaps.apns.events import Answered, GivenBack, Lost
+from xaps.apns.reasons import Farewell
+from xaps.apns.tls import Trouble, authority, explain, tls_endpoint, trust_root
+from xaps.model import (
+    CertificateCredential,
+    Credential,
+    Delivered,
+    Push,
+    RegistrationKey,
+    TokenCredential,
+)
+
+CLOCK = cast(IReactorTime, reactor)
+
+
+def credential(issued: pki.Issued) -> CertificateCredential:
+    chain = [issued.cert_pem]
+    chain += [
+        text + b"-----END CERTIFICATE-----\n"
+        for text in issued.chain_pem.split(b"-----END CERTIFICATE-----\n")
+        if text.strip()
+    ]
+    return CertificateCredential(pki.MAIL_TOPIC, "push.pem", 0.0, 2e9, tuple(chain), issued.key_pem)
+
+
+def push(number: int = 1) -> Push:
+    return Push(
+        RegistrationKey("alice", f"account-{number}", "ab12" * 16),
+        f"11111111-2222-3333-4444-{number:012}",
+    )
+
+
+class Result:
+    """Owns one connection, and waits for it to be ready or closed."""
+
+    def __init__(self) -> None:
+        self.told: Deferred[Trouble | None] = Deferred()
+        self.gone: Deferred[None] = Deferred()
+
+    def on_ready(self, connection: Connection[int]) -> None:
+        self.told.callback(None)
+
+    def on_ended(
+        self, connection: Connection[int], event: Answered[int] | GivenBack[int] | Lost[int]
+    ) -> None:
+        raise AssertionError("nothing was sent")
+
+    def on_retired(self, connection: Connection[int], told: Farewell | None) -> None:
+        raise AssertionError("the stand-in does not")
+
+    def on_progress(self, connection: Connection[int]) -> None:
+        pass
+
+    def on_closed(self, connection: Connection[int], trouble: Trouble) -> None:
+        if not self.told.called:
+            self.told.callback(trouble)
+
+    def on_gone(self, connection: Connection[int]) -> None:
+        self.gone.callback(None)
+
+
+class HandshakeTests(TestCase):
+    """What becomes of a connection."""
+
+    timeout = 20
+
+    def setUp(self) -> None:
+        self.authority = pki.Authority.create()
+        self.server = FaultServer(cast(IReactorTCP, reactor), self.authority)
+        self.addCleanup(self.server.stop)
+
+    async def connect(
+        self,
+        *script: Step,
+        credential_: Credential | None = None,
+        host: str = "localhost",
+        trusted: bytes | None = None,
+    ) -> Trouble | None:
+        """The trouble, or ``None`` if HTTP/2 is spoken."""
+        self.server.next_connection(*script)
+        if not self.server.port:
+            await self.server.listen()
+        endpoint = tls_endpoint(
+            reactor,
+            host,
+            self.server.port,
+            trust_root(trusted or self.authority.pem),
+            credential_ or credential(self.authority.client()),
+        )
+        result = Result()
+        connection: Connection[int] = Connection(CLOCK, result)
+        await endpoint.connect(OneConnection(connection))
+        trouble = await result.told
+        connection.close(Trouble("the test is over"))
+        await result.gone
+        return trouble
+
+    @as_deferred
+    async def test_a_good_server_and_a_good_certificate_speak_http2(self) -> None:
+        self.assertIsNone(await self.connect())
+
+    @as_deferred
+    async def test_an_address_is_a_name_too(self) -> None:
+        self.assertIsNone(await self.connect(host="127.0.0.1"))
+
+    @as_deferred
+    async def test_the_whole_chain_is_shown(self) -> None:
+        issued = self.authority.intermediate().client()
+        self.assertIsNone(await self.connect(credential_=credential(issued)))
+        leaf_only = CertificateCredential(
+            pki.MAIL_TOPIC, "x", 0.0, 2e9, (issued.cert_pem,), issued.key_pem
+        )
+        trouble = await self.connect(credential_=leaf_only)
+        assert trouble is not None
+        self.assertTrue(trouble.ours)
+
+    @as_deferred
+    async def test_a_server_of_another_name_is_refused(self) -> None:
+        trouble = await self.connect(Certificate("wrong name"))
+        assert trouble is not None
+        self.assertIn("another name", trouble.text)
+        self.assertFalse(trouble.ours)
+
+    @as_deferred
+    async def test_a_server_with_an_expired_certificate_is_refused(self) -> None:
+        trouble = await self.connect(Certificate("expired"))
+        assert trouble is not None
+        self.assertIn("expired", trouble.text)
+        self.assertFalse(trouble.ours)
+
+    @as_deferred
+    async def test_a_server_that_nobody_vouches_for_is_refused(self) -> None:
+        for script, trusted in (
+            ((Certificate("unknown authority"),), None),
+            ((), pki.Authority.create("another one").pem),
+        ):
+            trouble = await self.connect(*script, trusted=trusted)
+            assert trouble is not None
+            self.assertIn("not trusted", trouble.text)
+            self.assertFalse(trouble.ours)
+
+    @as_deferred
+    async def test_the_systems_trust_roots_do_not_know_the_stand_in(self) -> None:
+        await self.server.listen()
+        endpoint = tls_endpoint(
+            reactor,
+            "localhost",
+            self.server.port,
+            trust_root(None),
+            credential(self.authority.client()),
+        )
+        result = Result()
+        await endpoint.connect(OneConnection(Connection(CLOCK, result)))
+        trouble = await result.told
+        await result.gone
+        assert trouble is not None
+        self.assertIn("not trusted", trouble.text)
+
+    @as_deferred
+    async def test_a_server_without_http2_is_refused(self) -> None:
+        trouble = await self.connect(NoAlpn())
+        assert trouble is not None
+        self.assertIn("HTTP/2", trouble.text)
+
+    @as_deferred
+    async def test_a_certificate_that_the_server_refuses_is_ours_to_renew(self) -> None:
+        yesterday = pki.now() - datetime.timedelta(days=1)
+        for issued in (
+            self.authority.client(not_before=yesterday, not_after=yesterday),
+            pki.Authority.create("another CA").client(),
+        ):
+            trouble = await self.connect(credential_=credential(issued))
+            assert trouble is not None
+            self.assertIn("does not accept our certificate", trouble.text)
+            self.assertTrue(trouble.ours)
+
+    @as_deferred
+    async def test_a_key_shows_no_certificate(self) -> None:
+        key = pki.SigningKey.create()
+        token = TokenCredential(pki.MAIL_TOPIC, "key.p8", key.key_id, key.team_id, key.p8)
+        trouble = await self.connect(credential_=token)  # the stand-in wants one
+        assert trouble is not None
+        self.assertIn("certificate", trouble.text)
+
+    @as_deferred
+    async def test_a_bare_close_is_told_as_one(self) -> None:
+        for after_handshake in (False, True):
+            trouble = await self.connect(AcceptAndDrop(after_handshake=after_handshake))
+            self.assertEqual(trouble, Trouble("the server has closed the connection"))
+
+
+class PushTests(TestCase):
+    """The whole client against the stand-in, which checks what Apple checks."""
+
+    timeout = 20
+
+    def setUp(self) -> None:
+        self.authority = pki.Authority.create()
+
+    async def pushed(self, standin: APNsStandin, credential_: Credential) -> None:
+        """A client pushes a hundred times and stops."""
+        self.addCleanup(standin.stop)
+        port = await standin.listen()
+        root = trust_root(self.authority.pem)
+        client = Client(
+            CLOCK,
+            lambda credential: tls_endpoint(reactor, "localhost", port, root, credential),
+            authority("localhost", port),
+            priority=5,
+        )
+        numbers = iter(range(100))
+        outcomes: list[Any] = []
+        done: Deferred[None] = Deferred()
+
+        def answered(outcome: object) -> None:
+            outcomes.append(outcome)
+            if len(outcomes) == 100:
+                done.callback(None)
+
+        def more() -> None:
+            while client.room() > 0 and (number := next(numbers, None)) is not None:
+                client.send(push(number)).addCallback(answered)
+
+        client.on_room = more
+        client.use(credential_)
+        client.start()
+        try:
+            await done
+        finally:
+            await client.stop(5.0)
+        self.assertEqual(standin.connections, 0)
+        self.assertEqual(standin.connections_made, 1)
+        self.assertEqual(outcomes, [Delivered()] * 100)
+        self.assertEqual({record.status for record in standin.received}, {200})
+        self.assertEqual({record.headers["apns-priority"] for record in standin.received}, {"5"})
+        accounts = {record.payload["aps"]["account-id"] for record in standin.received}
+        self.assertEqual(accounts, {f"account-{n}" for n in range(100)})
+
+    @as_deferred
+    async def test_pushes_with_a_certificate(self) -> None:
+        standin = APNsStandin(cast(IReactorTCP, reactor), self.authority)
+        await self.pushed(standin, credential(self.authority.client()))
+
+    @as_deferred
+    async def test_pushes_with_a_token(self) -> None:
+        key = pki.SigningKey.create()
+        standin = APNsStandin(cast(IReactorTCP, reactor), self.authority, token_keys=[key])
+        token = TokenCredential(pki.MAIL_TOPIC, "key.p8", key.key_id, key.team_id, key.p8)
+        await self.pushed(standin, token)
+
+
+class WordsTests(SynchronousTestCase):
+    """What is said to whom."""
+
+    def test_the_authority_names_the_port_unless_it_is_the_usual_one(self) -> None:
+        self.assertEqual(authority("api.push.apple.com", 443), "api.push.apple.com")
+        self.assertEqual(authority("api.push.apple.com", 2197), "api.push.apple.com:2197")
+        self.assertEqual(authority("::1", 443), "[::1]")
+        self.assertEqual(authority("::1", 2197), "[::1]:2197")
+
+    def test_trust_roots_that_are_none_are_refused(self) -> None:
+        damaged = pki.Authority.create().pem.replace(b"M", b"N", 5)
+        for pem in (b"", b"rubbish", damaged):
+            self.assertRaises(ValueError, trust_root, pem)
+
+    def test_a_credential_that_is_no_pem_is_refused_without_showing_it(self) -> None:
+        issued = pki.Authority.create().client()
+        for chain, key in (
+            ((b"rubbish",), issued.key_pem),
+            ((issued.cert_pem,), b"secret rubbish"),
+            ((), issued.key_pem),
+        ):
+            bad = CertificateCredential(pki.MAIL_TOPIC, "push.pem", 0.0, 2e9, chain, key)
+            connect: Callable[[], object] = lambda: tls_endpoint(  # noqa: E731
+                reactor,
+                "localhost",
+                1,
+                trust_root(None),
+                bad,  # noqa: B023
+            )
+            error = self.assertRaises(ValueError, connect)
+            self.assertEqual(str(error), "push.pem cannot be used for TLS")
+
+    def test_troubles_are_told_in_words(self) -> None:
+        for reason, words in (
+            (DNSLookupError("no results for hostname lookup"), "cannot be looked up"),
+            (ConnectionRefusedError(), "Connection was refused by other side"),
+            (TimeoutError(), "cannot be reached"),
+            (ConnectionDone(), "closed the connection"),
+            (ConnectionLost(), "closed the connection"),
+            (ConnectBindError(), "bind"),
+            (SSL.Error([("SSL routines", "", "wrong version number")]), "wrong version number"),
+            (SSL.Error([]), "TLS ended unexpectedly"),
+            (SSL.Error(), "TLS ended unexpectedly"),
+            (SSL.Error([("", "", "tlsv1 alert no application protocol")]), "HTTP/2"),
+            (RuntimeError(), "RuntimeError"),
+        ):
+            trouble = explain(Failure(reason))
+            self.assertIn(words, trouble.text)
+            self.assertFalse(trouble.ours)
+
+    def test_alerts_about_our_certificate_are_ours(self) -> None:
+        for alert in (
+            "sslv3 alert certificate expired",
+            "sslv3 alert certificate revoked",
+            "sslv3 alert bad certificate",
+            "tlsv1 alert unknown ca",
+            "tlsv13 alert certificate required",
+        ):
+            trouble = explain(Failure(SSL.Error([("SSL routines", "", alert)])))
+            self.assertTrue(trouble.ours, alert)
+            self.assertIn(alert, trouble.text)
