@@ -14,8 +14,7 @@ TESTS ?= tests
 $(VENV)/ready: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade pip setuptools
-	$(BIN)/pip install --quiet --disable-pip-version-check \
-	    --config-settings editable_mode=compat --editable '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
 
 try: $(VENV)/ready
