@@ -35,7 +35,6 @@ _NAMES = FieldNames(
     events="events",
 )
 _BLANK = re.compile(r"[ \t]*")
-_COMMAND = re.compile(r"[^ \t]*")
 _NAME = re.compile(r"([A-Za-z0-9-]+)=")
 _STRING = re.compile(r'"([^"\\]*(?:\\.[^"\\]*)*)"', re.DOTALL)
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
@@ -128,17 +127,15 @@ def parse(line: bytes) -> RegisterRequest | Notice:
 
     :raises Refused: permanently.
     """
+    command = line.split(b" ", 1)[0].split(b"\t", 1)[0]
+    if command not in (b"REGISTER", b"NOTIFY"):
+        shown = quoted(command.decode("latin-1"))
+        raise UnknownCommand(f"{shown} is not a command, REGISTER and NOTIFY are")
     try:
-        text = line.decode("utf-8")
+        fields = _fields(line.decode("utf-8"), len(command))
     except UnicodeDecodeError as error:
         raise Refused(f"the line is not UTF-8 at byte {error.start}") from None
-    command = _COMMAND.match(text)
-    assert command is not None
-    if command[0] == "REGISTER":
-        return register_request(_fields(text, command.end()), _NAMES)
-    if command[0] == "NOTIFY":
-        return notice(_fields(text, command.end()), _NAMES)
-    raise UnknownCommand(f"{quoted(command[0])} is not a command, REGISTER and NOTIFY are")
+    return register_request(fields, _NAMES) if command == b"REGISTER" else notice(fields, _NAMES)
 
 
 def _fields(text: str, position: int) -> dict[str, object]:

@@ -54,7 +54,7 @@ class FieldNames:
     events: str = ""
 
 
-_JSON = FieldNames(
+JSON_NAMES = FieldNames(
     user="Username",
     account_id="ApsAccountId",
     device_token="ApsDeviceToken",  # noqa: S106 -- the name of a field
@@ -74,12 +74,12 @@ def register_from_json(body: bytes) -> RegisterRequest:
 
     :raises Refused: permanently, as everything in this module.
     """
-    return register_request(json_object(body), _JSON)
+    return register_request(json_object(body), JSON_NAMES)
 
 
 def notice_from_json(body: bytes) -> Notice:
     """The body of ``POST /notify``; mailbox names are UTF-8 in it."""
-    return notice(json_object(body), _JSON)
+    return notice(json_object(body), JSON_NAMES)
 
 
 def notice_from_ox(body: bytes) -> Notice:

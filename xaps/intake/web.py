@@ -30,7 +30,6 @@ from xaps.intake.http import (
 from xaps.intake.http2 import Http2Request
 from xaps.intake.interface import Handler
 
-
 _FLUSH = 0.2  # seconds
 
 
@@ -88,6 +87,23 @@ class _Rejected(Protocol):
         cast(_TlsTransport, self.transport).abortConnection()
 
 
+class _Http2Connection(H2Connection):
+    """Twisted's, which on errors closes the connection and leaves it to a timeout to end it: with
+    a producer, TLS does not say goodbye."""
+
+    def __init__(self, owner: _TlsConnection, clock: IReactorTime) -> None:
+        super().__init__(clock)  # type: ignore[no-untyped-call]
+        self._owner = owner
+
+    def connectionLost(
+        self, reason: Failure = connectionDone, _cancelTimeouts: bool = True
+    ) -> None:
+        """Called by Twisted and, with ``_cancelTimeouts=False``, by the base class itself."""
+        super().connectionLost(reason, _cancelTimeouts)  # type: ignore[no-untyped-call]
+        if not _cancelTimeouts:
+            self._owner.close()
+
+
 @implementer(IHandshakeListener)
 class _TlsConnection(Protocol):
     """One connection; waits for the handshake and lets HTTP/1.1 or HTTP/2 have the rest."""
@@ -131,7 +147,7 @@ class _TlsConnection(Protocol):
 
     def _http2(self) -> H2Connection:
         served_by = self._served_by
-        connection = cast(Any, H2Connection)(served_by.clock)
+        connection = cast(Any, _Http2Connection)(self, served_by.clock)
         connection.callLater = served_by.clock.callLater
         connection.timeOut = None  # requests have a deadline, a connection may be idle
         connection.requestFactory = partial(
@@ -182,10 +198,15 @@ class _TlsConnection(Protocol):
         if self._stopping and not self._requests:
             # twisted.web needs some turns of the reactor to send what it was given.
             self._end_deadline()
-            self._deadline = self._served_by.clock.callLater(_FLUSH, self._close)
+            self._deadline = self._served_by.clock.callLater(_FLUSH, self._flushed)
 
-    def _close(self) -> None:
+    def _flushed(self) -> None:
         self._deadline = None
+        self.close()
+
+    def close(self) -> None:
+        """HTTP/2 has said its last."""
+        self._end_deadline()
         transport = self._transport()
         transport.unregisterProducer()
         transport.loseConnection()
@@ -209,3 +230,6 @@ class _TlsConnection(Protocol):
 
     def _transport(self) -> _TlsTransport:
         return cast(_TlsTransport, self.transport)
+
+
+site = TlsIntakeFactory
