@@ -9,7 +9,7 @@ from collections.abc import Callable
 from enum import Enum, auto
 from typing import Protocol
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -119,6 +119,7 @@ class Dispatcher:
         self.topic = topic
         self._jitter = jitter
         self._on_outcome = on_outcome
+        self._new_id = new_id
         self.waiting = WaitingTable(delay=delay, check_interval=check_interval, new_id=new_id)
         self.gate = Gate.OPEN
         self.held_because = ""
@@ -346,6 +347,32 @@ class Dispatcher:
             return
         self._arm()
         self._arm_save()
+
+    def push_now(self, registration: Registration, mailbox: str) -> Deferred[Outcome]:
+        """Push at once and once, for an administrator who wants to know whether it works; fires
+        with the outcome. What is owed to the phone stays as it is, nothing is dropped.
+
+        A success opens the gate. Fails with :class:`~xaps.model.Refused` when the phone cannot be
+        told of `mailbox`, or there is no room to push now.
+        """
+        name = pushable(registration, mailbox)
+        if name is None:
+            return fail(Refused(f"this phone has no push for the mailbox {mailbox!r}"))
+        if self.gate is Gate.STOPPED:
+            return fail(Refused("the daemon is stopping", temporary=True))
+        if self._sender.room() <= 0:
+            return fail(Refused("nothing can be sent to APNs at the moment", temporary=True))
+        hashed = hashes(registration, frozenset([name]))
+        sending = self._sender.send(Push(registration.key, self._new_id(), hashed))
+        return sending.addCallback(self._pushed_now)
+
+    def _pushed_now(self, outcome: Outcome) -> Outcome:
+        if isinstance(outcome, Delivered) and self.gate is Gate.HELD:
+            self._release()
+            self.pump()
+        elif self.gate is not Gate.STOPPED:
+            self._arm()  # there may be room again
+        return outcome
 
     # -------------------------------------------------------------- the gate
 

@@ -31,6 +31,8 @@ from xaps.apns.client import Client
 from xaps.apns.tls import authority, tls_endpoint, trust_root
 from xaps.check import check
 from xaps.config import Config, ConfigError
+from xaps.control import Control
+from xaps.controlweb import control_site, metrics_site
 from xaps.credentials.keeper import CredentialKeeper
 from xaps.credentials.sources import source_from_config
 from xaps.dispatch import REGISTRATION_LIFETIME, Dispatcher
@@ -41,11 +43,15 @@ from xaps.intake.protocol import IntakeFactory
 from xaps.intake.web import TlsIntakeFactory
 from xaps.listeners import ListenError, Listeners
 from xaps.log import observer
+from xaps.metrics import CountingHandler, Metrics
 from xaps.model import Credential, Refused
+from xaps.pushlog import PushLog
 from xaps.registry.interface import RegistryError
 from xaps.registry.opening import open_registry
+from xaps.sdnotify import Supervision
 from xaps.servertls import TLSError, server_options
 from xaps.sockets import SocketError
+from xaps.stalls import StallWatch
 
 EX_UNAVAILABLE = 69
 """A socket or the database cannot be had (sysexits.h)."""
@@ -144,6 +150,9 @@ class Daemon(Service):
         self._intakes: list[IntakeFactory | TlsIntakeFactory] = []
         self._cyrus: CyrusListener | None = None
         self._cyrus_topic: str | None = None
+        self._counted: list[CountingHandler] = []
+        self._pushes = PushLog(reactor.seconds)
+        self._stalls = StallWatch()
 
     def setServiceParent(self, parent: Any) -> None:
         """Called by twistd with the application, which is asked for the log observer next."""
@@ -166,6 +175,7 @@ class Daemon(Service):
         config = self._config
         self._log.info("xapsd {version} starts", version=xaps.__version__)
         open_files = raise_open_files()
+        self._supervision = Supervision(self._reactor, os.environ, self._status_line)
         self._registry = open_registry(
             config.database_file,
             run=partial(deferToThreadPool, self._reactor, self._writer),
@@ -180,6 +190,7 @@ class Daemon(Service):
             topic=self._topic,
             delay=config.delay,
             check_interval=config.check_interval,
+            on_outcome=self._pushes.record,
         )
         self._client.on_room = self._dispatcher.pump
         self._keeper = CredentialKeeper(
@@ -189,6 +200,8 @@ class Daemon(Service):
             run=deferToThread,
         )
         self._listen(max(100, min(MAX_CONNECTIONS, open_files - SPARE_FILES)))
+        self._listen_for_administrators()
+        self._stalls.watch(self._reactor)
         self._writer.start()
         self._client.start()
         self._keeper.start()
@@ -220,7 +233,7 @@ class Daemon(Service):
             self._cyrus = CyrusListener(
                 self._reactor,
                 Path(config.cyrus_socket),
-                self._dispatcher,
+                self._handler("cyrusSocket"),
                 self._cyrus_settings(),
                 mode=config.cyrus_socket_mode,
                 group=config.cyrus_socket_group,
@@ -234,21 +247,54 @@ class Daemon(Service):
         }
         networked = {**common, "allow_from": config.allow_from, "auth_token": config.auth_token}
         if config.socket:
-            intake = IntakeFactory(self._reactor, self._dispatcher, lines=True, **common)
+            handler = self._handler("socket")
+            intake = IntakeFactory(self._reactor, handler, lines=True, **common)
             self._intakes.append(intake)
             listeners.unix(
                 "socket", config.socket, intake, mode=config.socket_mode, group=config.socket_group
             )
         if config.listen_addr:
-            intake = IntakeFactory(self._reactor, self._dispatcher, **networked)
+            intake = IntakeFactory(self._reactor, self._handler("listenAddr"), **networked)
             self._intakes.append(intake)
             listeners.tcp("listenAddr", config.listen_addr, config.port, intake)
         if config.tls_certfile is not None and config.tls_keyfile is not None:
             options = server_options(config.tls_certfile, config.tls_keyfile, config.tls_client_ca)
-            secure = TlsIntakeFactory(self._reactor, self._dispatcher, **networked)
+            handler = self._handler("tlsListenAddr")
+            secure = TlsIntakeFactory(self._reactor, handler, **networked)
             self._intakes.append(secure)
             tls = TLSMemoryBIOFactory(options, False, secure)
             listeners.tcp("tlsListenAddr", config.tls_listen_addr, config.tls_port, tls)
+
+    def _handler(self, key: str) -> CountingHandler:
+        """The dispatcher, for the intake that the setting `key` opens."""
+        counted = CountingHandler(key, self._dispatcher)
+        self._counted.append(counted)
+        return counted
+
+    def _listen_for_administrators(self) -> None:
+        config = self._config
+        reactor = self._reactor
+        self._control = Control(
+            reactor,
+            self._registry,
+            self._dispatcher,
+            self._keeper,
+            connection=self._client.status,
+            pushes=self._pushes,
+            stalls=self._stalls,
+        )
+        metrics = Metrics(self._counted, self._pushes, self._stalls, self._control.snapshot)
+        if config.control_socket:
+            self._listeners.unix(
+                "controlSocket",
+                config.control_socket,
+                control_site(reactor, self._control, metrics),
+                mode=config.control_socket_mode,
+                group=config.control_socket_group,
+            )
+        if config.metrics_addr is not None:
+            host, port = config.metrics_addr.host, config.metrics_addr.port
+            self._listeners.tcp("metricsAddr", host, port, metrics_site(reactor, metrics))
 
     def _cyrus_settings(self) -> CyrusSettings:
         cyrus = self._config.cyrus
@@ -277,6 +323,7 @@ class Daemon(Service):
             waiting=waiting,
             addresses=", ".join(self._listeners.addresses) or "nothing",
         )
+        self._supervision.ready()
 
     def _not_ready(self, failure: Failure) -> None:
         self._log.failure("Cannot start", failure)
@@ -308,12 +355,18 @@ class Daemon(Service):
     def _handle_signals(self) -> None:
         """SIGHUP looks at the credential. The others stop the reactor, and are ours because
         twistd would end itself by the same signal again, where exit status 0 is wanted."""
-        signal.signal(signal.SIGHUP, partial(self._signalled, self._keeper.check_now))
+        signal.signal(signal.SIGHUP, partial(self._signalled, self._reload))
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, partial(self._signalled, self._end))
 
     def _signalled(self, do: Callable[[], object], number: int, frame: FrameType | None) -> None:
         self._reactor.callFromThread(do)
+
+    def _status_line(self) -> Deferred[str]:
+        return self._control.status_line()
+
+    def _reload(self) -> None:
+        self._supervision.reloading(self._keeper.check_now())
 
     def _end(self) -> None:
         if self._reactor.running and not self._ending:
@@ -329,6 +382,7 @@ class Daemon(Service):
 
     async def _stop(self) -> None:
         self._log.info("Stopping")
+        self._supervision.stopping()
         await self._listeners.stop()
         # Requests that are being dealt with get their answers; the registry is still open.
         closing = gatherResults([intake.close() for intake in self._intakes])

@@ -40,6 +40,7 @@ class Daemon:
     :ivar settings: what `start` writes into the configuration file.
     :ivar socket: the UNIX socket. It is in a short folder of its own, since a path that is longer
         than 107 bytes cannot be bound.
+    :ivar control: the control socket, in the same folder.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Daemon:
         self.authority = authority
         self._short = Path(tempfile.mkdtemp(prefix="xaps-"))
         self.socket = self._short / "xapsd.sock"
+        self.control = self._short / "control.sock"
         self.config = self.folder / "xapsd.yaml"
         self.certificate = self.folder / "push.pem"
         self.authority.write(self.folder / "roots.pem")
@@ -65,6 +67,7 @@ class Daemon:
             "listenAddr": "127.0.0.1",
             "port": 0,
             "socket": str(self.socket),
+            "controlSocket": str(self.control),
             "certificateFilePem": str(self.certificate),
             "apnsServer": apns,
             "apnsTrustRoots": str(self.folder / "roots.pem"),

@@ -1,0 +1,248 @@
+"""The control socket and the metrics over HTTP, for ``xapsctl`` and Prometheus.
+
+``GET /status``, ``GET /devices?user=U&full=1``, ``GET /metrics``; ``POST /forget``, ``/push`` and
+``/reload`` with a JSON object. Answers are JSON, an error is ``{"error": "one line"}``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+from twisted.internet.defer import Deferred, fail
+from twisted.internet.interfaces import IPullProducer, IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web.resource import Resource
+from twisted.web.server import NOT_DONE_YET, Request, Site
+from zope.interface import implementer
+
+from xaps.control import Control, Value
+from xaps.mailboxes import INBOX
+from xaps.metrics import CONTENT_TYPE, Metrics
+from xaps.model import Refused
+from xaps.registry.interface import RegistryError
+
+MAX_BODY = 64 * 1024
+"""Bytes of a request."""
+IDLE = 60.0
+"""Seconds after which a connection without a request is closed."""
+SLICE = 200
+"""Phones that are told of in one go; between two slices others have their turn."""
+
+
+class QuietSite(Site):
+    """A site without an access log, and without the timer that keeps the time for it."""
+
+    noisy = False
+    displayTracebacks = False
+
+    def __init__(self, reactor: IReactorTime, root: Resource) -> None:
+        super().__init__(  # type: ignore[no-untyped-call]
+            root, _Request, timeout=IDLE, reactor=reactor
+        )
+
+    def startFactory(self) -> None:
+        """Called by Twisted."""
+
+    def stopFactory(self) -> None:
+        """Called by Twisted."""
+
+    def log(self, request: object) -> None:
+        """Called by Twisted."""
+
+
+class _Request(Request):
+    """A request with a bound."""
+
+    _got = 0
+
+    def handleContentChunk(self, data: bytes) -> None:
+        """Called by Twisted."""
+        # What is sent in chunks has no length that could be refused beforehand.
+        self._got += len(data)
+        if self._got > MAX_BODY:
+            self.channel.transport.abortConnection()
+        else:
+            super().handleContentChunk(data)  # type: ignore[no-untyped-call]
+
+
+def metrics_site(reactor: IReactorTime, metrics: Metrics) -> Site:
+    """What listens at ``metricsAddr``: metrics, and nothing else."""
+    root = Resource()  # type: ignore[no-untyped-call]
+    root.putChild(b"metrics", _Get(lambda _: _page(metrics)))
+    return QuietSite(reactor, root)
+
+
+def control_site(reactor: IReactorTime, control: Control, metrics: Metrics) -> Site:
+    """What listens on the control socket."""
+    root = Resource()  # type: ignore[no-untyped-call]
+    root.putChild(b"metrics", _Get(lambda _: _page(metrics)))
+    root.putChild(b"status", _Get(lambda _: control.status().addCallback(_json)))
+    root.putChild(b"devices", _Get(lambda request: _devices(control, request)))
+    root.putChild(b"forget", _Post(lambda order: _forget(control, order)))
+    root.putChild(b"push", _Post(lambda order: _push(control, order)))
+    root.putChild(b"reload", _Post(lambda order: control.reload()))
+    return QuietSite(reactor, root)
+
+
+# Requests of twisted.web are Any below: their methods carry no types.
+
+Body = tuple[str, bytes | Iterator[bytes]]
+"""The type of the content, and the content."""
+
+
+class _Leaf(Resource):
+    """Answers when a Deferred fires."""
+
+    _log = Logger()
+    isLeaf = True
+
+    def answer(self, request: Any, answer: Deferred[Body]) -> int:
+        gone: list[object] = []
+        request.notifyFinish().addErrback(gone.append)
+        answer.addCallback(self._good, request, gone)
+        answer.addErrback(self._bad, request, gone)
+        answer.addErrback(lambda failure: self._log.failure("No answer could be given", failure))
+        return NOT_DONE_YET
+
+    def _good(self, body: Body, request: Any, gone: Sequence[object]) -> None:
+        if gone:
+            return
+        kind, content = body
+        request.setHeader(b"Content-Type", kind.encode())
+        if isinstance(content, bytes):
+            request.setHeader(b"Content-Length", b"%d" % len(content))
+            request.write(content)
+            request.finish()
+        else:
+            request.registerProducer(_Slices(request, content), False)
+
+    def _bad(self, failure: Failure, request: Any, gone: Sequence[object]) -> None:
+        error = failure.value
+        if isinstance(error, Refused):
+            status, reason = (503 if error.temporary else 400), error.reason
+        elif isinstance(error, RegistryError):
+            status, reason = 503, str(error)
+        else:
+            self._log.failure("A request on the control socket could not be dealt with", failure)
+            status, reason = 500, "internal error, see the log of xapsd"
+        if gone:
+            return
+        body = json.dumps({"error": reason}).encode()
+        request.setResponseCode(status)
+        request.setHeader(b"Content-Type", b"application/json")
+        request.setHeader(b"Content-Length", b"%d" % len(body))
+        request.write(body)
+        request.finish()
+
+
+@implementer(IPullProducer)
+class _Slices:
+    """Writes an answer whenever the client has taken what was written before."""
+
+    def __init__(self, request: Any, content: Iterator[bytes]) -> None:
+        self._request = request
+        self._content = content
+
+    def resumeProducing(self) -> None:
+        """Called by the transport."""
+        part = next(self._content, None)
+        if part is None:
+            self._request.unregisterProducer()
+            self._request.finish()
+        else:
+            self._request.write(part)
+
+    def stopProducing(self) -> None:
+        """Called by the transport: the client has gone."""
+        self._content = iter(())
+
+
+class _Get(_Leaf):
+    """A question."""
+
+    def __init__(self, ask: Callable[[Any], Deferred[Body]]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._ask = ask
+
+    def render_GET(self, request: Any) -> int:
+        """Called by Twisted."""
+        return self.answer(request, self._ask(request))
+
+
+class _Post(_Leaf):
+    """An order, which is a JSON object."""
+
+    def __init__(self, do: Callable[[Value], Deferred[Any]]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._do = do
+
+    def render_POST(self, request: Any) -> int:
+        """Called by Twisted."""
+        try:
+            doing = self._do(_order(request.content.read()))
+        except Refused as refused:
+            doing = fail(refused)
+        return self.answer(request, doing.addCallback(_json))
+
+
+def _order(body: bytes) -> Value:
+    try:
+        order = json.loads(body or b"{}")
+    except (ValueError, RecursionError):
+        raise Refused("the request is not JSON") from None
+    if not isinstance(order, dict):
+        raise Refused("the request is not a JSON object")
+    return order
+
+
+def _text(order: Value, name: str) -> str | None:
+    value = order.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, str) or not value.isprintable():
+        raise Refused(f'"{name}" is not a text')
+    return value
+
+
+def _user(order: Value) -> str:
+    user = _text(order, "user")
+    if not user:
+        raise Refused('"user" is missing')
+    return user
+
+
+def _forget(control: Control, order: Value) -> Deferred[Any]:
+    return control.forget(_user(order), _text(order, "token"))
+
+
+def _push(control: Control, order: Value) -> Deferred[Any]:
+    return control.push(_user(order), _text(order, "mailbox") or INBOX)
+
+
+def _devices(control: Control, request: Any) -> Deferred[Body]:
+    arguments = request.args or {}
+    (user, *_) = arguments.get(b"user", [b""])
+    full = arguments.get(b"full") == [b"1"]
+    found = control.devices(user.decode("utf-8", "replace") or None, full_tokens=full)
+    return found.addCallback(lambda phones: ("application/json", _array(phones)))
+
+
+def _array(values: Iterator[Value]) -> Iterator[bytes]:
+    """A JSON array in parts."""
+    start = "["
+    while part := list(islice(values, SLICE)):
+        yield (start + ",\n".join(map(json.dumps, part))).encode()
+        start = ",\n"
+    yield b"[]\n" if start == "[" else b"]\n"
+
+
+def _json(value: object) -> Body:
+    return "application/json", json.dumps(value).encode() + b"\n"
+
+
+def _page(metrics: Metrics) -> Deferred[Body]:
+    return metrics.page().addCallback(lambda page: (CONTENT_TYPE, page))

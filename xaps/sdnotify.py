@@ -1,0 +1,109 @@
+"""Tells systemd how the daemon is: readiness, a line of status, signs of life.
+
+The protocol is that of sd_notify(3): datagrams with lines ``NAME=VALUE``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Callable, MutableMapping
+from typing import TypeVar
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+T = TypeVar("T")
+
+STATUS_INTERVAL = 10.0
+"""Seconds between two looks at whether the status has changed."""
+
+
+class Supervision:
+    """The daemon as systemd sees it; does nothing where nobody wants to be told.
+
+    :param environ: the environment, which names the socket. The names are taken out of it, so
+        that processes that the daemon starts do not speak for it.
+    :param status: gives the line of status.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        environ: MutableMapping[str, str],
+        status: Callable[[], Deferred[str]],
+    ) -> None:
+        self._status = status
+        self._told = ""
+        self._is_ready = False
+        self._socket: socket.socket | None = None
+        self._address = environ.pop("NOTIFY_SOCKET", "")
+        usec, pid = environ.pop("WATCHDOG_USEC", ""), environ.pop("WATCHDOG_PID", "")
+        self._watched = usec.isdecimal() and int(usec) > 0 and pid in ("", str(os.getpid()))
+        interval = STATUS_INTERVAL
+        if self._watched:
+            # systemd's own advice: twice in the time after which it takes the daemon for dead.
+            interval = min(interval, int(usec) / 2e6)
+        self._interval = interval
+        self._loop = LoopingCall(self._beat)
+        self._loop.clock = clock
+
+    def ready(self) -> None:
+        """The daemon does its work; from now on it gives signs of life."""
+        self._is_ready = True
+        self._tell("READY=1")
+        if self._address:
+            self._loop.start(self._interval).addErrback(self._broken)
+
+    def reloading(self, done: Deferred[None]) -> None:
+        """What can be read anew is being read anew, until `done` fires."""
+        if not self._is_ready:
+            return
+        microseconds = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+        self._tell("RELOADING=1", f"MONOTONIC_USEC={microseconds}")
+        done.addBoth(self._reloaded)
+
+    def _reloaded(self, result: T) -> T:
+        if self._is_ready:
+            self._tell("READY=1")
+        return result
+
+    def stopping(self) -> None:
+        """The daemon ends."""
+        self._is_ready = False
+        if self._loop.running:
+            self._loop.stop()
+        self._tell("STOPPING=1", "STATUS=Stopping")
+
+    def _beat(self) -> None:
+        if self._watched:
+            self._tell("WATCHDOG=1")
+        self._status().addCallbacks(self._tell_status, self._broken)
+
+    def _tell_status(self, text: str) -> None:
+        if text != self._told and self._loop.running:
+            self._told = text
+            self._tell("STATUS=" + " ".join(text.split()))
+
+    def _broken(self, failure: Failure) -> None:
+        self._log.failure("The status could not be told to systemd", failure)
+
+    def _tell(self, *lines: str) -> None:
+        if not self._address:
+            return
+        if self._socket is None:
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            self._socket.setblocking(False)
+        address = self._address
+        if address.startswith("@"):  # a name in the abstract namespace
+            address = "\0" + address[1:]
+        # If systemd does not take it there is nothing better to do than to go on.
+        with contextlib.suppress(OSError):
+            self._socket.sendto("\n".join(lines).encode(), address)
