@@ -13,9 +13,11 @@ from twisted.internet.interfaces import IAddress, ITCPTransport
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import directlyProvides
 
 from xaps.intake.connection import IntakeProtocol
+from xaps.intake.door import Network
 from xaps.intake.protocol import IntakeFactory
 from xaps.model import Notice, Refused, Registration
 
@@ -168,3 +170,62 @@ def registration(**changed: object) -> dict[str, object]:
 NOTICE: dict[str, object] = {"Username": "alice", "Mailbox": "INBOX", "Events": ["MessageNew"]}
 NOTIFY = post("/notify", NOTICE)
 REGISTER = post("/register", registration())
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+NONE = b"HTTP/1.1 204 No Content\r\n\r\n"
+GO_ON = b"HTTP/1.1 100 Continue\r\n\r\n"
+BAD = post("/register", registration(ApsDeviceToken="xyz"))
+LINE = b'NOTIFY dovecot-username="stefan"\tdovecot-mailbox="INBOX"\r\n'
+REGISTER_LINE = (
+    b'REGISTER aps-account-id="AAA"\taps-device-token="BBB0"\taps-subtopic="com.apple.mobilemail"'
+    b'\tdovecot-username="stefan"\tdovecot-mailboxes=("INBOX","Notes")\r\n'
+)
+OK_TOPIC = b"OK " + TOPIC.encode() + b"\r\n"
+
+
+def topic_answer(body: bytes) -> bytes:
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n"
+    return head % len(body) + body
+
+
+CONFIRMING = topic_answer(
+    TOPIC.encode()
+    + b'"\r\n* XAPPLEPUSHSERVICE "mailbox" "INBOX'
+    + b'"\r\n* XAPPLEPUSHSERVICE "mailbox" "Sent Messages\0'
+)
+
+
+class IntakeCase(SynchronousTestCase):
+    """A listener, its clock and its handler."""
+
+    def setUp(self) -> None:
+        self.clock = make_clock()
+        self.handler = RecordingHandler()
+        self.factory = self.listen()
+
+    def listen(
+        self,
+        *,
+        lines: bool = False,
+        folder_push: bool = True,
+        allow_from: tuple[Network, ...] = (),
+        auth_token: str | None = None,
+        max_connections: int = 10,
+    ) -> IntakeFactory:
+        return IntakeFactory(
+            self.clock,
+            self.handler,
+            folder_push=folder_push,
+            lines=lines,
+            allow_from=allow_from,
+            auth_token=auth_token,
+            max_connections=max_connections,
+        )
+
+    def connect(self) -> Connection:
+        return Connection(self.factory)
+
+    def connect_unix(self) -> Connection:
+        return Connection(self.listen(lines=True), UNIX)
+
+    def assert_no_timers(self) -> None:
+        self.assertEqual(self.clock.getDelayedCalls(), [])

@@ -1,101 +1,41 @@
-"""Connections of IMAP servers, in memory: what they ask, what they get, and when they end."""
+"""Connections of IMAP servers, in memory: what they ask, and what they get."""
 
 from __future__ import annotations
 
-import base64
-from ipaddress import ip_network
-
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred
 from twisted.logger import LogLevel, capturedLogs
-from twisted.trial.unittest import SynchronousTestCase
 
 from tests.intake import (
-    LOOPBACK,
+    BAD,
+    CONFIRMING,
+    GO_ON,
+    LINE,
+    NONE,
     NOTICE,
     NOTIFY,
     NOW,
+    OK,
+    OK_TOPIC,
     REGISTER,
+    REGISTER_LINE,
     TOKEN,
     TOPIC,
     UNIX,
     Connection,
-    RecordingHandler,
+    IntakeCase,
     bytewise,
     capture,
-    make_clock,
     post,
     registration,
+    topic_answer,
 )
-from xaps.intake.connection import LINGER, REQUEST_DEADLINE, WRITE_DEADLINE
-from xaps.intake.door import Network
-from xaps.intake.protocol import IntakeFactory
+from xaps.intake.connection import REQUEST_DEADLINE
 from xaps.model import Notice, Refused
 
-OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
-NONE = b"HTTP/1.1 204 No Content\r\n\r\n"
-GO_ON = b"HTTP/1.1 100 Continue\r\n\r\n"
-BAD = post("/register", registration(ApsDeviceToken="xyz"))
-LINE = b'NOTIFY dovecot-username="stefan"\tdovecot-mailbox="INBOX"\r\n'
-REGISTER_LINE = (
-    b'REGISTER aps-account-id="AAA"\taps-device-token="BBB0"\taps-subtopic="com.apple.mobilemail"'
-    b'\tdovecot-username="stefan"\tdovecot-mailboxes=("INBOX","Notes")\r\n'
-)
-OK_TOPIC = b"OK " + TOPIC.encode() + b"\r\n"
 
-
-def topic_answer(body: bytes) -> bytes:
-    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n"
-    return head % len(body) + body
-
-
-CONFIRMING = topic_answer(
-    TOPIC.encode()
-    + b'"\r\n* XAPPLEPUSHSERVICE "mailbox" "INBOX'
-    + b'"\r\n* XAPPLEPUSHSERVICE "mailbox" "Sent Messages\0'
-)
-
-
-class Case(SynchronousTestCase):
-    """One listener and its clock."""
-
-    def setUp(self) -> None:
-        self.clock = make_clock()
-        self.handler = RecordingHandler()
-        self.factory = self.listen()
-
-    def listen(
-        self,
-        *,
-        lines: bool = False,
-        folder_push: bool = True,
-        allow_from: tuple[Network, ...] = (),
-        auth_token: str | None = None,
-        max_connections: int = 10,
-    ) -> IntakeFactory:
-        return IntakeFactory(
-            self.clock,
-            self.handler,
-            folder_push=folder_push,
-            lines=lines,
-            allow_from=allow_from,
-            auth_token=auth_token,
-            max_connections=max_connections,
-        )
-
-    def connect(self) -> Connection:
-        return Connection(self.factory)
-
-    def connect_unix(self) -> Connection:
-        return Connection(self.listen(lines=True), UNIX)
-
-    def assert_no_timers(self) -> None:
-        self.assertEqual(self.clock.getDelayedCalls(), [])
-
-
-class AnswerTests(Case):
+class AnswerTests(IntakeCase):
     """What is asked reaches the handler, and what it says reaches the client."""
 
     def test_a_notice_is_answered_at_once(self) -> None:
@@ -220,7 +160,7 @@ class AnswerTests(Case):
         self.assertTrue(self.connect().wire.no_delay)
 
 
-class OrderTests(Case):
+class OrderTests(IntakeCase):
     """Registrations take time, and answers stay in order."""
 
     def setUp(self) -> None:
@@ -321,219 +261,7 @@ class OrderTests(Case):
         self.assert_no_timers()
 
 
-class BoundTests(Case):
-    """Time and room are limited, for each in its way."""
-
-    def test_an_idle_connection_stays(self) -> None:
-        client = self.connect()
-        self.clock.advance(86400)
-        self.assertEqual(client.send(NOTIFY), OK)
-        self.assert_no_timers()
-        self.clock.advance(86400)
-        self.assertEqual(client.send(NOTIFY), OK)
-
-    def test_an_unfinished_request_is_dropped(self) -> None:
-        for parts in ([NOTIFY[:1]], [NOTIFY[:-1]], [NOTIFY + NOTIFY[:30]]):
-            client = self.connect()
-            client.send(*parts)
-            self.clock.advance(REQUEST_DEADLINE - 0.1)
-            self.assertEqual(client.received(), b"")
-            self.clock.advance(0.1)
-            self.assertTrue(client.received().startswith(b"HTTP/1.1 408 "))
-            self.assertTrue(client.wire.half_closed)
-            client.lose()
-            self.assert_no_timers()
-
-    def test_bytes_that_trickle_in_do_not_buy_time(self) -> None:
-        client = self.connect()
-        for byte in list(bytewise(NOTIFY))[:29]:
-            self.assertEqual(client.send(byte), b"")
-            self.clock.advance(1)
-        self.assertEqual(client.send(NOTIFY[29:30]), b"")
-        self.clock.advance(1)
-        self.assertTrue(client.received().startswith(b"HTTP/1.1 408 "))
-
-    def test_each_request_has_its_own_time(self) -> None:
-        client = self.connect()
-        client.send(NOTIFY[:-1])
-        self.clock.advance(REQUEST_DEADLINE - 1)
-        self.assertEqual(client.send(NOTIFY[-1:] + NOTIFY[:-1]), OK)
-        self.clock.advance(REQUEST_DEADLINE - 1)
-        self.assertEqual(client.send(NOTIFY[-1:]), OK)
-        self.assert_no_timers()
-
-    def test_refusals_that_end_a_connection_can_be_read(self) -> None:
-        client = self.connect()
-        received = client.send(b"POST /notify HTTP/1.1\r\nContent-Length: 9999999\r\n\r\nxxxx")
-        self.assertTrue(received.startswith(b"HTTP/1.1 413 "))
-        self.assertTrue(client.wire.half_closed)
-        self.assertFalse(client.wire.disconnecting, "closing now would reset the connection")
-        self.assertTrue(client.wire.reading)
-        self.assertEqual(client.send(b"x" * 100_000), b"")
-        self.clock.advance(LINGER)
-        self.assertTrue(client.wire.aborted)
-
-    def test_a_head_without_end_is_refused(self) -> None:
-        client = self.connect()
-        received = client.send(b"GET / HTTP/1.1\r\nX: " + b"x" * 65_000)
-        self.assertTrue(received.startswith(b"HTTP/1.1 431 "))
-
-    def test_a_client_that_does_not_read_is_cut_off(self) -> None:
-        client = self.connect()
-        client.protocol.pauseProducing()
-        self.assertEqual(client.send(NOTIFY), b"")
-        self.assertEqual(self.handler.notices, [])
-        self.assertFalse(client.wire.reading)
-        self.clock.advance(WRITE_DEADLINE - 0.1)
-        self.assertFalse(client.wire.aborted)
-        with capturedLogs() as events:
-            self.clock.advance(0.1)
-        self.assertTrue(client.wire.aborted)
-        self.assertEqual([event["peer"] for event in events], ["127.0.0.1 port 40000"])
-        client.lose()
-        self.assert_no_timers()
-
-    def test_a_client_that_reads_again_is_served_again(self) -> None:
-        client = self.connect()
-        client.protocol.pauseProducing()
-        client.send(NOTIFY + NOTIFY[:-1])
-        self.clock.advance(WRITE_DEADLINE - 1)
-        client.protocol.resumeProducing()
-        self.assertEqual(client.received(), OK)
-        self.assertTrue(client.wire.reading)
-        self.clock.advance(REQUEST_DEADLINE - 1)
-        self.assertEqual(client.send(NOTIFY[-1:]), OK)
-        self.assert_no_timers()
-
-    def test_answers_stop_where_the_client_stops_reading(self) -> None:
-        client = self.connect()
-        write = client.wire.write
-
-        def fill_up(data: bytes) -> None:
-            write(data)
-            if len(client.wire.writes) == 2:
-                client.protocol.pauseProducing()
-
-        self.patch(client.wire, "write", fill_up)
-        self.assertEqual(client.send(NOTIFY * 5), OK * 2)
-        client.protocol.resumeProducing()
-        self.assertEqual(client.received(), OK * 3)
-
-    def test_a_flood_lets_others_have_their_turn(self) -> None:
-        client = self.connect()
-        first = client.send(NOTIFY * 200)
-        self.assertEqual(first, OK * 64)
-        self.assertFalse(client.wire.reading)
-        other = self.connect()
-        self.assertEqual(other.send(NOTIFY), OK)
-        self.clock.pump([0] * 10)
-        self.assertEqual(client.received(), OK * 136)
-        self.assertTrue(client.wire.reading)
-        self.assert_no_timers()
-
-    def test_a_flood_that_goes_away_is_forgotten(self) -> None:
-        client = self.connect()
-        client.send(NOTIFY * 200)
-        client.lose()
-        self.assert_no_timers()
-        self.assertEqual(len(self.handler.notices), 64)
-
-    def test_too_many_connections_are_told_so(self) -> None:
-        with capturedLogs() as events:
-            clients = [self.connect() for _ in range(10)]
-            for _ in range(3):
-                surplus = self.connect()
-                received = surplus.send(NOTIFY)
-                self.assertTrue(received.startswith(b"HTTP/1.1 503 too many connections"))
-                self.assertTrue(surplus.wire.half_closed)
-                surplus.lose()
-        self.assertEqual(self.handler.notices, [])
-        full = [event for event in events if "limit" in event]
-        self.assertEqual([event["limit"] for event in full], [10])
-        clients[0].lose()
-        self.assertEqual(self.connect().send(NOTIFY), OK)
-        with capturedLogs() as events:
-            self.connect()
-        self.assertEqual(len([event for event in events if "limit" in event]), 1)
-
-    def test_far_too_many_connections_are_not_even_told(self) -> None:
-        for _ in range(10 + 64):
-            self.connect()
-        self.assertIsNone(self.factory.buildProtocol(LOOPBACK))
-
-    def test_a_surplus_connection_must_not_stay(self) -> None:
-        for _ in range(10):
-            self.connect()
-        surplus = self.connect()
-        self.clock.advance(LINGER)
-        self.assertTrue(surplus.wire.aborted)
-
-    def test_2000_connections_at_once(self) -> None:
-        self.factory = self.listen(max_connections=2000)
-        clients = [self.connect() for _ in range(2000)]
-        for client in clients:
-            client.protocol.dataReceived(NOTIFY[:50])
-        for client in clients:
-            self.assertEqual(client.send(NOTIFY[50:]), OK)
-        self.assert_no_timers()
-
-
-class DoorTests(Case):
-    """``allowFrom`` and ``authToken``."""
-
-    def test_networks(self) -> None:
-        self.factory = self.listen(
-            allow_from=(ip_network("192.0.2.0/24"), ip_network("2001:db8::/32"))
-        )
-        for host, admitted in (
-            ("192.0.2.7", True),
-            ("192.0.3.7", False),
-            ("127.0.0.1", False),
-        ):
-            made = self.factory.buildProtocol(IPv4Address("TCP", host, 1))
-            self.assertIs(made is not None, admitted, host)
-        for host, admitted in (
-            ("2001:db8::7", True),
-            ("2001:db9::7", False),
-            ("::ffff:192.0.2.7", True),
-            ("::ffff:192.0.3.7", False),
-            ("fe80::1%eth0", False),
-        ):
-            made = self.factory.buildProtocol(IPv6Address("TCP", host, 1))
-            self.assertIs(made is not None, admitted, host)
-        self.assertIsNotNone(self.factory.buildProtocol(UNIX))
-
-    def test_strangers_are_logged_once(self) -> None:
-        self.factory = self.listen(allow_from=(ip_network("192.0.2.0/24"),))
-        with capturedLogs() as events:
-            for host in ("10.0.0.1", "10.0.0.2", "10.0.0.1"):
-                self.factory.buildProtocol(IPv4Address("TCP", host, 1))
-        self.assertEqual([event["host"] for event in events], ["10.0.0.1", "10.0.0.2"])
-
-    def test_many_strangers_do_not_fill_memory_or_log(self) -> None:
-        self.factory = self.listen(allow_from=(ip_network("192.0.2.0/24"),))
-        with capturedLogs() as events:
-            for number in range(2000):
-                host = f"10.0.{number // 250}.{number % 250}"
-                self.factory.buildProtocol(IPv4Address("TCP", host, 1))
-        self.assertEqual(len(events), 1000)
-
-    def test_tcp_clients_need_the_secret(self) -> None:
-        self.factory = self.listen(auth_token="secret")
-        client = self.connect()
-        self.assertTrue(client.send(NOTIFY).startswith(b"HTTP/1.1 401 "))
-        self.assertEqual(self.handler.notices, [])
-        authorization = "Authorization: Basic " + base64.b64encode(b"xaps:secret").decode()
-        self.assertEqual(client.send(post("/notify", NOTICE, authorization)), OK)
-
-    def test_the_unix_socket_needs_none(self) -> None:
-        for lines in (False, True):
-            client = Connection(self.listen(auth_token="secret", lines=lines), UNIX)
-            self.assertEqual(client.send(NOTIFY), OK)
-            self.assertFalse(client.wire.no_delay)
-
-
-class UnixTests(Case):
+class UnixTests(IntakeCase):
     """The UNIX socket, where both protocols are spoken."""
 
     def test_lines(self) -> None:
@@ -618,63 +346,7 @@ class UnixTests(Case):
         self.assertTrue(client.send(NOTIFY).startswith(b"HTTP/1.1 503 "))
 
 
-class StopTests(Case):
-    """The daemon stops: nothing new, but what was taken is answered."""
-
-    def setUp(self) -> None:
-        super().setUp()
-        self.held: list[Deferred[None]] = []
-        self.handler.held = self.held
-
-    def test_without_connections_it_is_over_at_once(self) -> None:
-        self.successResultOf(self.factory.close())
-        self.assertIsNone(self.factory.buildProtocol(LOOPBACK))
-
-    def test_idle_connections_are_closed(self) -> None:
-        clients = [self.connect(), self.connect()]
-        clients[1].send(NOTIFY[:-1])
-        closed, again = self.factory.close(), self.factory.close()
-        for client in clients:
-            self.assertTrue(client.wire.disconnecting)
-            self.assertNoResult(closed)
-            self.assertEqual(client.send(NOTIFY), b"")
-            client.lose()
-        self.successResultOf(closed)
-        self.successResultOf(again)
-        self.assertEqual(self.handler.notices, [])
-        self.assert_no_timers()
-
-    def test_what_was_taken_is_answered(self) -> None:
-        client = self.connect()
-        client.send(REGISTER + NOTIFY)
-        closed = self.factory.close()
-        self.assertFalse(client.wire.disconnecting)
-        self.held[0].callback(None)
-        received = client.received()
-        self.assertIn(b"\r\nConnection: close\r\n", received)
-        self.assertEqual(received.count(b"HTTP/1.1 "), 1)
-        self.assertTrue(client.wire.disconnecting)
-        self.assertEqual(self.handler.notices, [], "it had not been taken")
-        client.lose()
-        self.successResultOf(closed)
-        self.assert_no_timers()
-
-    def test_a_refusal_is_an_answer_too(self) -> None:
-        client = self.connect()
-        client.send(REGISTER)
-        self.factory.close()
-        self.held[0].errback(Refused("no", temporary=True))
-        self.assertIn(b"\r\nConnection: close\r\n", client.received())
-        self.assertTrue(client.wire.ended)
-
-    def test_a_client_that_does_not_go_is_cut_off(self) -> None:
-        client = self.connect()
-        self.factory.close()
-        self.clock.advance(LINGER)
-        self.assertTrue(client.wire.aborted)
-
-
-class PropertyTests(Case):
+class PropertyTests(IntakeCase):
     """Whatever clients send, nothing is raised and nothing stays behind."""
 
     @given(

@@ -13,6 +13,7 @@ import h2.config
 import h2.connection
 import h2.events
 from twisted.internet.address import IPv4Address
+from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import (
     IAddress,
