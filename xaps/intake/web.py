@@ -230,6 +230,3 @@ class _TlsConnection(Protocol):
 
     def _transport(self) -> _TlsTransport:
         return cast(_TlsTransport, self.transport)
-
-
-site = TlsIntakeFactory
