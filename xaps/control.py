@@ -254,6 +254,7 @@ class Control:
 
     def _reloaded(self) -> Value:
         return {
+            "now": self._clock.seconds(),
             "credential": _described(self._keeper.credential),
             "problem": self._keeper.problem,
         }

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IPullProducer, IReactorTime
@@ -64,7 +64,7 @@ class _Request(Request):
         # What is sent in chunks has no length that could be refused beforehand.
         self._got += len(data)
         if self._got > MAX_BODY:
-            self.channel.transport.abortConnection()
+            cast(Any, self.channel.transport).abortConnection()
         else:
             super().handleContentChunk(data)  # type: ignore[no-untyped-call]
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from collections.abc import Iterable
 from pathlib import Path
 
 from twisted.logger import Logger
 
+from xaps.model import Registration
 from xaps.registry.database import explain, open_writer, roll_back
 from xaps.registry.godata import GoData, GoDataError, parse
 from xaps.registry.groupcommit import Run
@@ -46,7 +48,7 @@ def open_registry(
     :raises RegistryError: a file cannot be used; nothing was imported then.
     """
     is_json = _is_go_data(database_file)
-    path = database_file.parent / BESIDE if is_json else database_file
+    path = _registry_path(database_file, is_json)
     connection = open_writer(path, busy_timeout=busy_timeout)
     try:
         if is_json and not _was_imported(connection, database_file):
@@ -60,6 +62,40 @@ def open_registry(
         if isinstance(error, sqlite3.Error):
             raise RegistryError(explain(error, path)) from error
         raise
+
+
+def add_registrations(
+    database_file: Path,
+    registrations: Iterable[Registration],
+    *,
+    max_per_user: int = MAX_PER_USER,
+    busy_timeout: float = BUSY_TIMEOUT,
+) -> int:
+    """Add to the registry that `database_file` names what it does not know or knows an older state
+    of, all or nothing; gives the number of these.
+
+    The registry must have been opened once (:func:`open_registry`).
+
+    :raises RegistryError: it cannot be used.
+    """
+    path = _registry_path(database_file, _is_go_data(database_file))
+    connection = open_writer(path, busy_timeout=busy_timeout)
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            added = add_if_newer(connection, registrations, max_per_user)
+            connection.execute("COMMIT")
+        finally:
+            roll_back(connection)
+        return added
+    except sqlite3.Error as error:
+        raise RegistryError(explain(error, path)) from error
+    finally:
+        connection.close()
+
+
+def _registry_path(database_file: Path, is_json: bool) -> Path:
+    return database_file.parent / BESIDE if is_json else database_file
 
 
 def _is_go_data(path: Path) -> bool:

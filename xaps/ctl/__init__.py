@@ -1,0 +1,1 @@
+"""The command ``xapsctl``: a client of the control socket, without a reactor."""
