@@ -39,6 +39,10 @@ SCRIPT = ROOT / "dovecot" / "xaps-notify.lua"
 DOCUMENT = ROOT / "docs" / "dovecot.rst"
 """Where the settings are read from, so that what it says is what was tried."""
 
+SENDER = "robert@example.org"
+SUBJECT = "Dinner on Tuesday"
+TEXT = "Will you come?"
+
 _PROGRAM = "/usr/sbin/dovecot"
 _NEEDED = (
     _PROGRAM,
@@ -220,13 +224,13 @@ class Dovecot:
         It returns when Dovecot has answered, and so after the notice was sent.
         """
         message = EmailMessage()
-        message["From"] = "bob@example.org"
-        message["Subject"] = "Hello"
+        message["From"] = SENDER
+        message["Subject"] = SUBJECT
         if folder is not None:
             message["X-Folder"] = folder
-        message.set_content("How are you?")
+        message.set_content(TEXT)
         with smtplib.LMTP("127.0.0.1", self.lmtp_port) as client:
-            client.sendmail("bob@example.org", [user], message.as_bytes(policy=SMTP))
+            client.sendmail(SENDER, [user], message.as_bytes(policy=SMTP))
 
     def opt_in(self, user: str) -> None:
         """Ask the OX driver for notices to `user`, with the documented command."""
