@@ -134,6 +134,7 @@ class ReadTests(SynchronousTestCase):
         for raw, reason in (
             (b"", "the datagram is cut off"),
             (good[:-1], "the datagram is cut off"),
+            (good + b"/tmp/mess", "the datagram is cut off"),
             (b"\0" * 6, "the datagram is cut off"),
             (b"x" * 30000, "the datagram is cut off"),
             (good.replace(b"\0000\0", b"\0one\0"), "the number of options is not a number"),

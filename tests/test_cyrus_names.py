@@ -66,6 +66,7 @@ class FromUriTests(SynchronousTestCase):
             (UNIX, "user/john.doe/Notes", Mailbox("john.doe", "", ("Notes",))),
             (DOMAINS, "user.carol%40dom.test", Mailbox("carol", "dom.test")),
             (DOMAINS, "user.carol.Notes%40dom.test", Mailbox("carol", "dom.test", ("Notes",))),
+            (DOMAINS, "user.carol.a%40b%40dom.test", Mailbox("carol", "dom.test", ("a@b",))),
             (DOMAINS, "user.alice.Notes", Mailbox("alice", "", ("Notes",))),
             (DEBIAN, "user.alice.a%40b", Mailbox("alice", "", ("a@b",))),
         ):

@@ -168,10 +168,7 @@ class Followers:
         user = registration.key.user
         for name in registration.mailboxes:
             mailbox = from_registered(name, user, self._settings)
-            if mailbox is None or (
-                mailbox.owner.lower() == user
-                and own_name(mailbox, self._settings) == canonical(name)
-            ):
+            if mailbox is None or own_name(mailbox, self._settings) == canonical(name):
                 continue
             theirs = self._by_user.setdefault(user, {})
             theirs.pop((mailbox, name), None)
