@@ -270,7 +270,9 @@ class CertificateTests(SynchronousTestCase):
             self.assertIsNone(self.certificates(value))
         self.assertEqual(self.certificates({}), AppleCertificates((), ()))
         self.assertEqual(
-            self.certificates({"Signature": [None, {"Certificate": ["%", 5]}], "Keys": ["=", "ä"]}),
+            self.certificates(
+                {"Signature": [None, {"Certificate": ["%QUJD", 5]}], "Keys": ["=", "ä"]}
+            ),
             AppleCertificates(((), (b"", b"")), (b"", b"")),
         )
 

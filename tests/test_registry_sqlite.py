@@ -31,7 +31,7 @@ from tests.registry_contract import (
 )
 from xaps.model import Registration, RegistrationKey, WaitingFlag
 from xaps.registry import sqlite
-from xaps.registry.database import open_writer
+from xaps.registry.database import open_reader, open_writer
 from xaps.registry.groupcommit import Run
 from xaps.registry.interface import RegistryError
 from xaps.registry.sqlite import SQLiteRegistry
@@ -171,6 +171,12 @@ class FileTests(InFolder):
         self.assertEqual(self.results(again.all()), [given])
         self.assertEqual(self.results(again.load_flags()), [flag(ALICE, "INBOX")])
 
+    def test_what_reads_cannot_write(self) -> None:
+        self.open()
+        with contextlib.closing(open_reader(self.path)) as reader:
+            error = self.assertRaises(sqlite3.Error, reader.execute, "DELETE FROM registrations")
+        self.assertIn("readonly", str(error))
+
     def test_any_path_will_do(self) -> None:
         for name in ("a b", "a?mode=ro#x", "50%25", "ä", "{0}", "\udcff"):
             path = self.folder / name
@@ -249,6 +255,18 @@ class GroupCommitTests(InFolder):
         self.worker.work()
         self.assertEqual(self.results(flags), [])
 
+    def test_flags_are_taken_as_they_were_when_asked(self) -> None:
+        self.registry.register(registration(ALICE))
+        self.worker.work()
+        changed, cleared = [flag(ALICE)], [BOB]
+        self.registry.save_flags(changed, cleared)
+        changed.clear()
+        cleared[:] = [ALICE]
+        self.worker.work()
+        flags = self.registry.load_flags()
+        self.worker.work()
+        self.assertEqual(self.results(flags), [flag(ALICE)])
+
     def test_too_many_waiting_writes_are_refused_until_some_are_done(self) -> None:
         keys = [RegistrationKey("bob", "A", f"{number:02x}") for number in range(22)]
         answers = [self.registry.register(registration(key)) for key in keys]
@@ -315,6 +333,19 @@ class FaultTests(InFolder):
         self.assertIn("another process keeps it locked", reason)
         self.successResultOf(registry.register(registration(ALICE)))
         self.assertEqual(self.keys_in(registry), [ALICE])
+
+    def test_writes_that_queued_up_wait_for_a_lock_together(self) -> None:
+        worker = HeldWorker()
+        registry = self.open(run=worker, busy_timeout=0.2)
+        with self.locked():
+            answers = [registry.register(registration(ALICE)) for _ in range(11)]
+            worker.work()
+            self.why(answers.pop(0))
+            began = time.monotonic()
+            worker.work()
+            self.assertLess(time.monotonic() - began, 10 * 0.2)
+            for answer in answers:
+                self.assertIn("another process keeps it locked", self.why(answer))
 
     def test_when_files_cannot_grow_writes_fail_whole_and_later_ones_succeed(self) -> None:
         registry = self.open()
