@@ -141,7 +141,7 @@ class Control:
         if isinstance(now.credential, CertificateCredential):
             left = now.credential.not_after - self._clock.seconds()
             if left < EXPIRES_SOON:
-                degraded.append(f"the certificate expires in {max(0, int(left // DAY))} days")
+                degraded.append(f"the certificate expires in {_days(left)}")
         if failing:
             return "failing", failing + degraded
         return "degraded" if degraded else "good", degraded
@@ -152,12 +152,12 @@ class Control:
 
     def _line(self, now: Snapshot) -> str:
         health, why = self.health(now)
-        parts = [f"{now.phones} phones", f"{now.waiting} pushes waiting"]
+        parts = [_number(now.phones, "phone"), f"{_number(now.waiting, 'push')} waiting"]
         if now.connection.state is State.CONNECTED:
             parts.append("connected to APNs")
         if isinstance(now.credential, CertificateCredential):
-            days = max(0, int((now.credential.not_after - self._clock.seconds()) // DAY))
-            parts.append(f"certificate good for {days} days")
+            left = now.credential.not_after - self._clock.seconds()
+            parts.append(f"certificate good for {_days(left)}")
         return f"{health.capitalize()}: {', '.join(parts)}{''.join(f'; {each}' for each in why)}"
 
     def devices(self, user: str | None, *, full_tokens: bool) -> Deferred[Iterator[Value]]:
@@ -258,6 +258,15 @@ class Control:
             "credential": _described(self._keeper.credential),
             "problem": self._keeper.problem,
         }
+
+
+def _days(seconds: float) -> str:
+    return _number(max(0, int(seconds // DAY)), "day")
+
+
+def _number(number: int, noun: str) -> str:
+    ending = "" if number == 1 else "es" if noun.endswith("sh") else "s"
+    return f"{number} {noun}{ending}"
 
 
 def _named(registration: Registration, *, full_token: bool = False) -> Value:

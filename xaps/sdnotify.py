@@ -43,6 +43,7 @@ class Supervision:
         self._status = status
         self._told = ""
         self._is_ready = False
+        self._asking = False
         self._socket: socket.socket | None = None
         self._address = environ.pop("NOTIFY_SOCKET", "")
         usec, pid = environ.pop("WATCHDOG_USEC", ""), environ.pop("WATCHDOG_PID", "")
@@ -85,14 +86,18 @@ class Supervision:
     def _beat(self) -> None:
         if self._watched:
             self._tell("WATCHDOG=1")
-        self._status().addCallbacks(self._tell_status, self._broken)
+        if not self._asking:
+            self._asking = True
+            self._status().addCallbacks(self._tell_status, self._broken)
 
     def _tell_status(self, text: str) -> None:
+        self._asking = False
         if text != self._told and self._loop.running:
             self._told = text
             self._tell("STATUS=" + " ".join(text.split()))
 
     def _broken(self, failure: Failure) -> None:
+        self._asking = False
         self._log.failure("The status could not be told to systemd", failure)
 
     def _tell(self, *lines: str) -> None:

@@ -1,0 +1,141 @@
+"""A reactor that is kept from its work is noticed, without a timer or a thread."""
+
+from __future__ import annotations
+
+import select
+from typing import Any
+
+from twisted.internet.epollreactor import EPollReactor
+from twisted.internet.task import Clock
+from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import implementer
+
+from xaps.stalls import LIMIT, QUIET, StallWatch
+
+
+class StallTestCase(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.now = 1000.0
+        self.watch = StallWatch(lambda: self.now)
+        self.logged: list[str] = []
+
+        @implementer(ILogObserver)
+        def observe(event: LogEvent) -> None:
+            if event.get("log_namespace") == "xaps.stalls.StallWatch":
+                level = event["log_level"].name
+                self.logged.append(f"{level} {str(event['log_format']).format(**event)}")
+
+        globalLogPublisher.addObserver(observe)
+        self.addCleanup(globalLogPublisher.removeObserver, observe)
+
+    def pass_time(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class ReactorTests(StallTestCase):
+    """With a reactor of its own; what it is made of is not public, so this is what tells when a
+    new Twisted has it otherwise."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.reactor: Any = EPollReactor()
+        self.addCleanup(self.close)
+        self.assertTrue(self.watch.watch(self.reactor))
+        self.reactor.iterate(0)
+
+    def close(self) -> None:
+        for selectable in self.reactor.removeAll():
+            selectable.connectionLost(None)
+        for waker in self.reactor._internalReaders:
+            waker.connectionLost(None)
+
+    def turn(self, seconds: float) -> None:
+        """A turn of the reactor in which something takes so long."""
+        self.reactor.callLater(0, self.pass_time, seconds)
+        self.reactor.iterate(0)
+        self.reactor.iterate(0)
+
+    def test_a_turn_that_takes_too_long_is_counted_and_warned_of(self) -> None:
+        self.turn(0.2)
+        self.assertEqual(self.watch.count, 1)
+        self.assertAlmostEqual(self.watch.total, 0.2)
+        (line,) = self.logged
+        self.assertTrue(line.startswith("warn The reactor was blocked for 200 ms"), line)
+
+    def test_a_turn_within_the_limit_is_none(self) -> None:
+        self.turn(LIMIT * 0.9)
+        self.assertEqual((self.watch.count, self.logged), (0, []))
+
+    def test_reading_and_writing_still_work(self) -> None:
+        self.reactor.callFromThread(self.pass_time, 0.1)  # wakes it by a file descriptor
+        self.reactor.iterate(0)
+        self.reactor.iterate(0)
+        self.assertEqual(self.watch.count, 1)
+
+
+class PollingTests(StallTestCase):
+    """With a poller of the test's."""
+
+    def poller(self, sleeps: float) -> Any:
+        test = self
+
+        class Poller:
+            def poll(self, timeout: float, events: int) -> list[tuple[int, int]]:
+                test.pass_time(sleeps)
+                return [(events, int(timeout))]
+
+            def register(self, fd: int, events: int) -> str:
+                return f"{fd} {events}"
+
+        class Reactor:
+            _poller: Any = Poller()
+
+        reactor = Reactor()
+        test.assertTrue(test.watch.watch(reactor))
+        return reactor._poller
+
+    def test_sleeping_because_there_is_nothing_to_do_is_no_stall(self) -> None:
+        poller = self.poller(sleeps=3600)
+        for _ in range(3):
+            self.assertEqual(poller.poll(7, 5), [(5, 7)])
+        self.assertEqual(self.watch.count, 0)
+
+    def test_what_came_before_the_first_poll_is_the_start_and_no_stall(self) -> None:
+        poller = self.poller(sleeps=0)
+        self.pass_time(5)
+        poller.poll(0, 0)
+        self.assertEqual(self.watch.count, 0)
+
+    def test_a_poll_that_fails_does_not_make_the_next_turn_long(self) -> None:
+        class Poller:
+            def poll(poller) -> None:
+                self.pass_time(3)
+                raise InterruptedError
+
+        class Reactor:
+            _poller: Any = Poller()
+
+        reactor = Reactor()
+        self.watch.watch(reactor)
+        for _ in range(2):
+            self.assertRaises(InterruptedError, reactor._poller.poll)
+        self.assertEqual(self.watch.count, 0)
+
+    def test_everything_else_goes_to_the_poller(self) -> None:
+        self.assertEqual(self.poller(0).register(3, select.EPOLLIN), "3 1")
+
+    def test_a_reactor_of_another_kind_is_left_alone(self) -> None:
+        self.assertFalse(self.watch.watch(Clock()))
+
+
+class WarningTests(StallTestCase):
+    def test_a_series_of_stalls_is_one_warning_and_the_next_tells_how_many_there_were(self) -> None:
+        for _ in range(4):
+            self.watch.stalled(0.1)
+        self.assertEqual(len(self.logged), 1)
+        self.pass_time(QUIET)
+        self.watch.stalled(0.3)
+        self.assertEqual(len(self.logged), 2)
+        self.assertIn("300 ms (3 more times", self.logged[1])
+        self.assertEqual(self.watch.count, 5)
