@@ -8,11 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from xaps.mailboxes import canonical
 from xaps.model import Registration, RegistrationKey
 from xaps.registry.godata import AppleCertificates, GoData, GoDataError, export, parse
 
 NOW = 1_800_000_000.0
 TOKEN = "0123456789abcdef" * 4
+NAME_CHARACTERS = "iInNbBoOxX&- ,+äö\u20ac\U0001f4ec"
 KNOWN_KEYS = [
     "Users",
     "alice",
@@ -138,23 +140,32 @@ class ParseTests(SynchronousTestCase):
             self.assertIn("Mailboxes", problem)
 
     def test_a_mailbox_that_is_listed_twice_counts_once(self) -> None:
-        found = with_account({"DeviceToken": TOKEN, "Mailboxes": ["Notes", "INBOX", "Notes"]})
-        self.assertEqual(found.registrations[0].mailboxes, ("Notes", "INBOX"))
+        mailboxes = ["Notes", "inbox", "Notes", "INBOX", "notes", "Inbox"]
+        found = with_account({"DeviceToken": TOKEN, "Mailboxes": mailboxes})
+        self.assertEqual(found.registrations[0].mailboxes, ("Notes", "inbox", "notes"))
+
+    def test_what_no_mailbox_is_named_is_left_out(self) -> None:
+        mailboxes = ["", "a\nb", "INBOX", "\ud800", "&AAA-"]
+        found = with_account({"DeviceToken": TOKEN, "Mailboxes": mailboxes})
+        self.assertEqual(found.registrations[0].mailboxes, ("INBOX",))
 
     def test_without_a_token_that_is_hexadecimal_there_is_a_problem(self) -> None:
-        for token in (None, "", "xyz", "abc", TOKEN + "\n", "٠١", 12, ["aa"], "ab" * 101):
+        for token in (None, "", "xyz", "a", TOKEN + "\n", "٠١", 12, ["aa"], "ab" * 128 + "a"):
             problem = self.problem({"DeviceToken": token})
             self.assertIn("DeviceToken", problem)
             self.assertIn("user 'alice', account 'A1'", problem)
         self.assertIn("no DeviceToken", self.problem({}))
 
     def test_names_that_no_mail_server_has_are_problems(self) -> None:
-        for name in ("", "a\nb", "\0", "\ud800", "x" * 1001):
-            for user, account_id in ((name, "A1"), ("alice", name)):
-                found = read({"Users": {user: {"Accounts": {account_id: {"DeviceToken": TOKEN}}}}})
-                self.assertEqual(found.registrations, ())
-                (problem,) = found.problems
-                self.assertNotIn("\n", problem)
+        no_names = ["", "a\nb", "\0", "\x85", "\ud800", "x" * 256]
+        pairs = [(name, "A1") for name in no_names] + [("alice", name) for name in no_names]
+        for user, account_id in [*pairs, ("alice", "ä"), ("alice", "x" * 129)]:
+            found = read({"Users": {user: {"Accounts": {account_id: {"DeviceToken": TOKEN}}}}})
+            self.assertEqual(found.registrations, ())
+            (problem,) = found.problems
+            self.assertNotIn("\n", problem)
+        found = read({"Users": {"ä" * 255: {"Accounts": {"x" * 128: {"DeviceToken": TOKEN}}}}})
+        self.assertEqual(found.problems, ())
 
     def test_entries_of_another_type_are_problems_and_the_rest_is_read(self) -> None:
         found = read(
@@ -336,7 +347,9 @@ class ExportTests(SynchronousTestCase):
                     st.text("A1", min_size=1, max_size=2),
                     st.sampled_from(["aa", "BB", "0c"]),
                 ),
-                st.lists(st.text(max_size=4), min_size=1, max_size=3, unique=True).map(tuple),
+                st.lists(st.text(NAME_CHARACTERS, min_size=1, max_size=4), min_size=1, max_size=3)
+                .filter(lambda names: len(set(map(canonical, names))) == len(names))
+                .map(tuple),
                 # Exact in binary and in decimal.
                 st.integers(0, int(NOW) * 8).map(lambda eighths: eighths / 8),
             ),
