@@ -12,7 +12,7 @@ from itertools import islice
 from typing import Any, cast
 
 from twisted.internet.defer import Deferred, fail
-from twisted.internet.interfaces import IPullProducer, IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.resource import Resource
@@ -68,23 +68,28 @@ class _Request(Request):
         else:
             super().handleContentChunk(data)  # type: ignore[no-untyped-call]
 
+    def process(self) -> None:
+        """Called by Twisted."""
+        if self._got <= MAX_BODY:
+            super().process()  # type: ignore[no-untyped-call]
+
 
 def metrics_site(reactor: IReactorTime, metrics: Metrics) -> Site:
     """What listens at ``metricsAddr``: metrics, and nothing else."""
     root = Resource()  # type: ignore[no-untyped-call]
-    root.putChild(b"metrics", _Get(lambda _: _page(metrics)))
+    root.putChild(b"metrics", _Get(reactor, lambda _: _page(metrics)))
     return QuietSite(reactor, root)
 
 
 def control_site(reactor: IReactorTime, control: Control, metrics: Metrics) -> Site:
     """What listens on the control socket."""
     root = Resource()  # type: ignore[no-untyped-call]
-    root.putChild(b"metrics", _Get(lambda _: _page(metrics)))
-    root.putChild(b"status", _Get(lambda _: control.status().addCallback(_json)))
-    root.putChild(b"devices", _Get(lambda request: _devices(control, request)))
-    root.putChild(b"forget", _Post(lambda order: _forget(control, order)))
-    root.putChild(b"push", _Post(lambda order: _push(control, order)))
-    root.putChild(b"reload", _Post(lambda order: control.reload()))
+    root.putChild(b"metrics", _Get(reactor, lambda _: _page(metrics)))
+    root.putChild(b"status", _Get(reactor, lambda _: control.status().addCallback(_json)))
+    root.putChild(b"devices", _Get(reactor, lambda request: _devices(control, request)))
+    root.putChild(b"forget", _Post(reactor, lambda order: _forget(control, order)))
+    root.putChild(b"push", _Post(reactor, lambda order: _push(control, order)))
+    root.putChild(b"reload", _Post(reactor, lambda order: control.reload()))
     return QuietSite(reactor, root)
 
 
@@ -99,6 +104,10 @@ class _Leaf(Resource):
 
     _log = Logger()
     isLeaf = True
+
+    def __init__(self, clock: IReactorTime) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._clock = clock
 
     def answer(self, request: Any, answer: Deferred[Body]) -> int:
         gone: list[object] = []
@@ -118,7 +127,7 @@ class _Leaf(Resource):
             request.write(content)
             request.finish()
         else:
-            request.registerProducer(_Slices(request, content), False)
+            _Slices(self._clock, request, content).start()
 
     def _bad(self, failure: Failure, request: Any, gone: Sequence[object]) -> None:
         error = failure.value
@@ -139,33 +148,53 @@ class _Leaf(Resource):
         request.finish()
 
 
-@implementer(IPullProducer)
+@implementer(IPushProducer)
 class _Slices:
-    """Writes an answer whenever the client has taken what was written before."""
+    """Writes an answer part by part, as fast as the client takes it, and others have their turn
+    in between."""
 
-    def __init__(self, request: Any, content: Iterator[bytes]) -> None:
+    def __init__(self, clock: IReactorTime, request: Any, content: Iterator[bytes]) -> None:
+        self._clock = clock
         self._request = request
         self._content = content
+        self._turn: IDelayedCall | None = None
+
+    def start(self) -> None:
+        """Write the first part, and the rest in due time."""
+        self._request.registerProducer(self, True)
+        self.resumeProducing()
 
     def resumeProducing(self) -> None:
-        """Called by the transport."""
+        """Called by the transport: the client has taken what there was."""
+        if self._turn is None:
+            self._turn = self._clock.callLater(0, self._write)
+
+    def pauseProducing(self) -> None:
+        """Called by the transport: the client does not read."""
+        if self._turn is not None:
+            self._turn.cancel()
+            self._turn = None
+
+    def stopProducing(self) -> None:
+        """Called by the transport: the client has gone."""
+        self.pauseProducing()
+
+    def _write(self) -> None:
+        self._turn = None
         part = next(self._content, None)
         if part is None:
             self._request.unregisterProducer()
             self._request.finish()
         else:
-            self._request.write(part)
-
-    def stopProducing(self) -> None:
-        """Called by the transport: the client has gone."""
-        self._content = iter(())
+            self.resumeProducing()
+            self._request.write(part)  # which may pause
 
 
 class _Get(_Leaf):
     """A question."""
 
-    def __init__(self, ask: Callable[[Any], Deferred[Body]]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+    def __init__(self, clock: IReactorTime, ask: Callable[[Any], Deferred[Body]]) -> None:
+        super().__init__(clock)
         self._ask = ask
 
     def render_GET(self, request: Any) -> int:
@@ -176,8 +205,8 @@ class _Get(_Leaf):
 class _Post(_Leaf):
     """An order, which is a JSON object."""
 
-    def __init__(self, do: Callable[[Value], Deferred[Any]]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+    def __init__(self, clock: IReactorTime, do: Callable[[Value], Deferred[Any]]) -> None:
+        super().__init__(clock)
         self._do = do
 
     def render_POST(self, request: Any) -> int:
