@@ -1,6 +1,7 @@
 # make try    shows a notice become a push          make test   runs the test suite
 # make check  ruff, mypy and the suite on both sets of dependencies (Debian 12's and PyPI's newest)
 # make bench  measures                              make clean  removes what these made
+# make deb    builds dist/xapsd_VERSION_all.deb, with Debian's tools
 
 PYTHON ?= python3
 VENV = .venv
@@ -9,7 +10,7 @@ DEBIAN_PYTHON ?= /usr/bin/python3
 TRIAL = -m twisted.trial
 TESTS ?= tests
 
-.PHONY: try test lint types test-debian check bench clean
+.PHONY: try test lint types test-debian check bench deb clean
 
 $(VENV)/ready: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -37,6 +38,22 @@ check: lint types test test-debian
 
 bench: $(VENV)/ready
 	$(BIN)/python -m benchmarks
+
+# Debian's tools leave files all over the tree, so they get a copy. Their PATH is Debian's own.
+SOURCE = dist/source
+deb: export PATH = /usr/sbin:/usr/bin:/sbin:/bin
+deb:
+	rm -rf $(SOURCE) dist/xaps_* dist/xapsd_*
+	mkdir -p $(SOURCE)
+	tar -c --exclude-vcs --exclude-caches --exclude='./.*' --exclude=./dist --exclude=./build \
+	    --exclude='./_trial_temp*' --exclude='*.egg-info' --exclude=__pycache__ . | tar -x -C $(SOURCE)
+	version=$$(dpkg-parsechangelog --show-field Version) && \
+	tar -cJ -f dist/xaps_$${version%-*}.orig.tar.xz --sort=name --owner=0 --group=0 --numeric-owner \
+	    --mtime=@$$(dpkg-parsechangelog --show-field Timestamp) --exclude=./debian -C $(SOURCE) \
+	    --transform="s,^\.,xaps-$${version%-*}," .
+	cd $(SOURCE) && dpkg-buildpackage --unsigned-source --unsigned-changes
+	rm -rf $(SOURCE)
+	ls dist/xapsd_*_all.deb
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info _trial_temp* .mypy_cache .ruff_cache .hypothesis
