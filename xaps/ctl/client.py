@@ -77,6 +77,8 @@ def _error(status: int, content: bytes) -> str:
 
 
 def _why_not(path: Path, error: Exception) -> str:
+    if isinstance(error, http.client.HTTPException):
+        return f"{path}: what listens there is not xapsd, or has ended during the answer"
     number = error.errno if isinstance(error, OSError) else None
     if number in (errno.ENOENT, errno.ENOTDIR):
         return (
@@ -92,7 +94,7 @@ def _why_not(path: Path, error: Exception) -> str:
         group = _group(path)
         member = f", or join the group {group} (adduser USER {group})" if group else ""
         return f"{path}: you may not use this socket. Run xapsctl as root{member}"
-    return f"{path}: {error or type(error).__name__}"
+    return f"{path}: {error}"
 
 
 def _group(path: Path) -> str:
