@@ -11,6 +11,7 @@ from typing import Protocol
 
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -42,6 +43,9 @@ ALARM_INTERVAL = 3600.0
 
 SLICE = 16
 """Pushes that are started in one go; between two slices the IMAP servers are served."""
+
+RESTORE_SLICE = 500
+"""Flags that are taken up in one go at the start; each is a look into the registry."""
 
 FLOOD_WINDOW = 100
 FLOOD_LEAST = 20
@@ -142,7 +146,9 @@ class Dispatcher:
 
     async def _restore(self) -> int:
         now = self._clock.seconds()
-        for saved in await self._registry.load_flags():
+        for number, saved in enumerate(await self._registry.load_flags(), start=1):
+            if number % RESTORE_SLICE == 0:
+                await deferLater(self._clock, 0)
             registration = await self._registry.get(saved.key)
             if registration is not None:
                 self.waiting.restore(saved, registration, now)
@@ -213,6 +219,13 @@ class Dispatcher:
         if phones:
             self._arm()
             self._arm_save()
+        self._log.debug(
+            "Notice for {user}, {what} in {mailbox}: {phones} phones",
+            user=notice.user,
+            what="new mail" if notice.new_mail else "a change",
+            mailbox=notice.mailbox,
+            phones=phones,
+        )
         return phones
 
     def _unread(self, failure: Failure) -> Failure:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import ipaddress
 import socket
 from pathlib import Path
 from typing import Any, cast
@@ -51,20 +52,20 @@ class Listeners:
         self.addresses: list[str] = []
         """What is listened on, for people."""
 
-    def tcp(self, key: str, address: str, port: int, factory: IProtocolFactory) -> None:
+    def tcp(self, key: str, address: str, port: int, factory: IProtocolFactory) -> bool:
         """Listen on an address (or a ``systemd:`` endpoint); `key` is the setting to name.
 
+        :returns: whether other machines can reach it.
         :raises ListenError: it cannot be had.
         """
         if address.startswith("systemd:"):
-            self._activated(key, address, factory)
-            return
+            return self._activated(key, address, factory)
         interface = _numeric(key, address)
         try:
             listening = self._reactor.listenTCP(port, cast(Any, factory), BACKLOG, interface)
         except CannotListenError as error:
             raise ListenError(_why_not(key, address, port, error.socketError)) from error
-        self._opened(listening)
+        return self._opened(listening)
 
     def unix(
         self, key: str, path: str, factory: IProtocolFactory, *, mode: int, group: str | None
@@ -97,7 +98,7 @@ class Listeners:
         closing = [maybeDeferred(port.stopListening) for port in ports]
         return gatherResults(closing).addBoth(lambda _: None)
 
-    def _activated(self, key: str, description: str, factory: IProtocolFactory) -> None:
+    def _activated(self, key: str, description: str, factory: IProtocolFactory) -> bool:
         try:
             endpoint: IStreamServerEndpoint = serverFromString(  # type: ignore[no-untyped-call]
                 self._reactor, description
@@ -113,17 +114,18 @@ class Listeners:
         if isinstance(outcome[0], Failure):
             reason = outcome[0].getErrorMessage()
             raise ListenError(f"{key}: {description}: {reason}")
-        self._opened(outcome[0])  # type: ignore[arg-type]
+        return self._opened(outcome[0])  # type: ignore[arg-type]
 
-    def _opened(self, listening: IListeningPort) -> None:
+    def _opened(self, listening: IListeningPort) -> bool:
         self._ports.append(listening)
         address = listening.getHost()
-        if isinstance(address, IPv6Address):
-            self._note(f"[{address.host}]:{address.port}")
-        elif isinstance(address, IPv4Address):
-            self._note(f"{address.host}:{address.port}")
-        else:
-            self._note(f"{getattr(address, 'name', address)}")
+        if isinstance(address, (IPv4Address, IPv6Address)):
+            number = ipaddress.ip_address(address.host.partition("%")[0])
+            host = f"[{address.host}]" if number.version == 6 else address.host
+            self._note(f"{host}:{address.port}")
+            return not number.is_loopback
+        self._note(f"{getattr(address, 'name', address)}")
+        return False
 
     def _note(self, address: str) -> None:
         self.addresses.append(address)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import resource
 import signal
@@ -168,6 +169,7 @@ class Daemon(Service):
             self._start()
         except _CANNOT_START as error:
             self._log.critical("Cannot start: {error}", error=error)
+            self._listeners.stop()
             raise SystemExit(EX_UNAVAILABLE) from None
         Service.startService(self)  # type: ignore[no-untyped-call]
 
@@ -256,14 +258,26 @@ class Daemon(Service):
         if config.listen_addr:
             intake = IntakeFactory(self._reactor, self._handler("listenAddr"), **networked)
             self._intakes.append(intake)
-            listeners.tcp("listenAddr", config.listen_addr, config.port, intake)
+            if listeners.tcp("listenAddr", config.listen_addr, config.port, intake):
+                self._warn_if_open("listenAddr", "allowFrom")
         if config.tls_certfile is not None and config.tls_keyfile is not None:
             options = server_options(config.tls_certfile, config.tls_keyfile, config.tls_client_ca)
             handler = self._handler("tlsListenAddr")
             secure = TlsIntakeFactory(self._reactor, handler, **networked)
             self._intakes.append(secure)
             tls = TLSMemoryBIOFactory(options, False, secure)
-            listeners.tcp("tlsListenAddr", config.tls_listen_addr, config.tls_port, tls)
+            local = not listeners.tcp("tlsListenAddr", config.tls_listen_addr, config.tls_port, tls)
+            if not local and config.tls_client_ca is None:
+                self._warn_if_open("tlsListenAddr", "allowFrom or tlsClientCA")
+
+    def _warn_if_open(self, key: str, remedy: str) -> None:
+        if not self._config.allow_from:
+            self._log.warn(
+                "{key}: other machines can register phones and send notices here; set {remedy}, or "
+                "listen on a loopback address",
+                key=key,
+                remedy=remedy,
+            )
 
     def _handler(self, key: str) -> CountingHandler:
         """The dispatcher, for the intake that the setting `key` opens."""
@@ -324,6 +338,11 @@ class Daemon(Service):
             addresses=", ".join(self._listeners.addresses) or "nothing",
         )
         self._supervision.ready()
+        # A full collection of what lives as long as the daemon would block for tens of
+        # milliseconds; what comes and goes is small, and has hardly any cycles.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(10_000, 20, 100)
 
     def _not_ready(self, failure: Failure) -> None:
         self._log.failure("Cannot start", failure)
