@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import ipaddress
 import socket
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from twisted.internet.address import IPv4Address, IPv6Address
-from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
+from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import (
@@ -48,7 +47,6 @@ class Listeners:
     def __init__(self, reactor: Reactor) -> None:
         self._reactor = reactor
         self._ports: list[IListeningPort] = []
-        self._paths: list[Path] = []
         self.addresses: list[str] = []
         """What is listened on, for people."""
 
@@ -85,18 +83,15 @@ class Listeners:
                 bound.fileno(), socket.AF_UNIX, cast(Any, factory)
             )
         self._ports.append(listening)
-        self._paths.append(Path(path))
         self._note(path)
 
     def stop(self) -> Deferred[None]:
         """Take no more connections; fires when nothing listens any more. Those that are open
         stay."""
         ports, self._ports = self._ports, []
-        for path in self._paths:
-            with contextlib.suppress(OSError):
-                path.unlink()
+        # Twisted removes the file of a UNIX socket; that it was gone already is no trouble.
         closing = [maybeDeferred(port.stopListening) for port in ports]
-        return gatherResults(closing).addBoth(lambda _: None)
+        return DeferredList(closing, consumeErrors=True).addCallback(lambda _: None)
 
     def _activated(self, key: str, description: str, factory: IProtocolFactory) -> bool:
         try:

@@ -169,7 +169,6 @@ class Daemon(Service):
             self._start()
         except _CANNOT_START as error:
             self._log.critical("Cannot start: {error}", error=error)
-            self._listeners.stop()
             raise SystemExit(EX_UNAVAILABLE) from None
         Service.startService(self)  # type: ignore[no-untyped-call]
 

@@ -29,7 +29,7 @@ from email.policy import SMTP
 from pathlib import Path
 from typing import Any
 
-from twisted.trial.unittest import SkipTest
+from tests.peers import missing
 
 PASSWORD = "secret"
 """Every user name exists and has this password."""
@@ -149,12 +149,9 @@ class Dovecot:
 
     def __init__(self, settings: str) -> None:
         if not all(Path(path).exists() for path in _NEEDED):
-            missing = (
+            raise missing(
                 "Dovecot is not installed (apt install dovecot-imapd dovecot-lmtpd dovecot-sieve)"
             )
-            if os.environ.get("CI"):
-                raise RuntimeError(missing)
-            raise SkipTest(missing)
         self.folder = Path(tempfile.mkdtemp(prefix="dovecot-"))
         self._process: subprocess.Popen[bytes] | None = None
         try:

@@ -13,9 +13,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import attrs
-from twisted.trial.unittest import SkipTest
 
 from tests import pki
+from tests.peers import missing
 from tests.peers.child import PATIENCE, Child, ChildError
 
 _HEADER = re.compile(r"\[id=(\d+)\] .*? recv \(stream_id=(\d+)(, sensitive)?\) (:?[^:]+): ?(.*)")
@@ -60,7 +60,7 @@ class Nghttpd:
     ) -> None:
         program = shutil.which("nghttpd") or shutil.which("nghttpd", path="/usr/sbin")
         if program is None:
-            raise SkipTest("nghttpd is not installed (Debian: nghttp2-server)")
+            raise missing("nghttpd is not installed (Debian: nghttp2-server)")
         folder = folder.absolute()
         documents = folder / "htdocs" / "3" / "device"
         documents.mkdir(parents=True)

@@ -1,0 +1,61 @@
+"""What is listened on, and what an administrator reads when that cannot be."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Any, cast
+
+from twisted.internet import reactor
+from twisted.internet.protocol import Factory
+from twisted.trial.unittest import TestCase
+
+from tests.coroutines import as_deferred
+from xaps.listeners import ListenError, Listeners
+
+
+class ListenersTests(TestCase):
+    def setUp(self) -> None:
+        self.listeners = Listeners(cast(Any, reactor))
+        self.addCleanup(self.listeners.stop)
+        self.factory = Factory()
+        self.factory.noisy = False
+
+    def refusal(self, address: str, port: int = 0) -> str:
+        error = self.assertRaises(
+            ListenError, self.listeners.tcp, "listenAddr", address, port, self.factory
+        )
+        return str(error)
+
+    def test_loopback_addresses_are_local_and_named_with_their_port(self) -> None:
+        for address in ("127.0.0.1", "localhost", "127.0.0.3"):
+            self.assertFalse(self.listeners.tcp("listenAddr", address, 0, self.factory))
+        host, _, port = self.listeners.addresses[0].partition(":")
+        self.assertEqual(host, "127.0.0.1")
+        socket.create_connection((host, int(port)), timeout=5).close()
+
+    def test_all_addresses_are_open_to_other_machines(self) -> None:
+        self.assertTrue(self.listeners.tcp("listenAddr", "0.0.0.0", 0, self.factory))
+
+    def test_a_port_in_use_is_named_with_a_way_to_find_who_uses_it(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            port = other.getsockname()[1]
+            text = self.refusal("127.0.0.1", port)
+        self.assertIn(f"listenAddr: 127.0.0.1:{port}: another program listens there", text)
+        self.assertIn("ss -ltnp", text)
+
+    def test_an_address_of_another_machine_is_refused_with_advice(self) -> None:
+        self.assertIn("this machine has no such address", self.refusal("192.0.2.1"))
+
+    def test_a_socket_that_systemd_did_not_pass_is_explained(self) -> None:
+        self.assertIn("systemd passed no such socket", self.refusal("systemd:domain=INET:index=0"))
+
+    @as_deferred
+    async def test_stopping_closes_everything_and_removes_the_socket(self) -> None:
+        path = Path(self.mktemp()).name
+        self.listeners.unix("socket", path, self.factory, mode=0o600, group=None)
+        self.listeners.tcp("listenAddr", "127.0.0.1", 0, self.factory)
+        port = int(self.listeners.addresses[1].rpartition(":")[2])
+        await self.listeners.stop()
+        self.assertFalse(Path(path).exists())
+        self.assertRaises(ConnectionRefusedError, socket.create_connection, ("127.0.0.1", port))
