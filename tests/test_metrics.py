@@ -44,7 +44,7 @@ CONNECTED = ConnectionStatus(
 CERTIFICATE = CertificateCredential("topic", "push.pem", 0.0, 1_900_000_000.0, (b"",), b"")
 
 
-class MetricsTests(SynchronousTestCase):
+class MetricsTestCase(SynchronousTestCase):
     def setUp(self) -> None:
         clock = Clock()
         self.pushes = PushLog(clock.seconds)
@@ -78,6 +78,8 @@ class MetricsTests(SynchronousTestCase):
         match = re.search(rf"^{re.escape(series)} (\S+)$", self.page(), re.MULTILINE)
         return float(match[1]) if match else None
 
+
+class MetricsTests(MetricsTestCase):
     def test_the_state_of_the_daemon_is_told(self) -> None:
         for series, value in (
             ("xapsd_registrations", 7),
