@@ -1,6 +1,7 @@
 # make try    shows a notice become a push          make test   runs the test suite
 # make check  ruff, mypy and the suite on both sets of dependencies (Debian 12's and PyPI's newest)
 # make bench  measures                              make clean  removes what these made
+# make soak   ten minutes of faults and SIGKILL     make soak-short  the same in one minute
 # make deb    builds dist/xapsd_VERSION_all.deb, with Debian's tools
 
 PYTHON ?= python3
@@ -38,6 +39,12 @@ check: lint types test test-debian
 
 bench: $(VENV)/ready
 	$(BIN)/python -m benchmarks
+
+soak: $(VENV)/ready
+	$(BIN)/python -m benchmarks.soak --seconds 600
+
+soak-short: $(VENV)/ready
+	$(BIN)/python -m benchmarks.soak --seconds 60
 
 # Debian's tools leave files all over the tree, so they get a copy. Their PATH is Debian's own.
 SOURCE = dist/source

@@ -104,7 +104,7 @@ class ConnectionTests(FaultTestCase):
     def test_pushes_above_goaway_are_sent_again_elsewhere_and_those_below_are_not(self) -> None:
         scene = self.scene("goaway", phones=10)
         scene.faults.drop_connections()
-        scene.faults.next_connection(Hold(until=10), GoAway(after=10, last=4))
+        scene.faults.next_connection(Hold(until=10), GoAway(after=10, last=4, close=False))
         scene.faults.wait_for_event("handshaken", 2)
         scene.notify()
         self.finish(scene)
