@@ -7,8 +7,9 @@ end-to-end tests. Not "a push was sent" but "the phone refreshed the right mailb
 from __future__ import annotations
 
 import hashlib
+import imaplib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -17,9 +18,10 @@ from twisted.mail import imap4  # noqa: F401 - registers the codec imap4-utf-7
 INBOX = "INBOX"
 TOPICS = ("com.apple.mail.", "com.apple.mobilemail.push.")
 
+_EXTENSION = "XAPPLEPUSHSERVICE"
 _STRING = r'"((?:[^"\\\r\n]|\\["\\])*)"'
 _MAILBOX = re.compile(rf'\* XAPPLEPUSHSERVICE "mailbox" {_STRING}\r\n')
-_TOPIC = re.compile(rf'\* XAPPLEPUSHSERVICE "aps-version" "2" "aps-topic" {_STRING}\r\n')
+_TOPIC = re.compile(rf'\* XAPPLEPUSHSERVICE "aps-version" "[12]" "aps-topic" {_STRING}\r\n')
 
 
 @attrs.frozen
@@ -89,6 +91,36 @@ class ModelPhone:
         lines = f'* XAPPLEPUSHSERVICE "aps-version" "2" "aps-topic" "{text}"\r\n'
         return cls.from_lines(account_id, device_token, lines)
 
+    @classmethod
+    def register(
+        cls,
+        session: imaplib.IMAP4,
+        account_id: str,
+        device_token: str,
+        mailboxes: Sequence[str],
+        *,
+        version: int = 2,
+    ) -> ModelPhone:
+        """The phone that registers with a server that speaks the extension itself.
+
+        :param session: logged in.
+        :raises ValueError: the server does not, or the phone does not understand its lines.
+        """
+        if _EXTENSION not in session.capabilities:
+            raise ValueError("the server does not offer push")
+        names = " ".join(_quoted(name.encode("imap4-utf-7").decode("ascii")) for name in mailboxes)
+        imaplib.Commands[_EXTENSION] = ("AUTH", "SELECTED")
+        status, answer = session._simple_command(
+            _EXTENSION,
+            f'"aps-version" "{version}" "aps-account-id" {_quoted(account_id)} '
+            f'"aps-device-token" {_quoted(device_token.upper())} '
+            f'"aps-subtopic" "com.apple.mobilemail" "mailboxes" ({names})',
+        )
+        if status != "OK":
+            raise ValueError(f"the server refused: {answer!r}")
+        said = session.untagged_responses.pop(_EXTENSION, [])
+        return cls.from_lines(account_id, device_token, "".join(_lines(said)))
+
     def receive(self, push: Mapping[str, Any], *, stored: bool = False) -> Effect:
         """What the phone does with a push as APNs got it.
 
@@ -127,6 +159,21 @@ def _md5(name: str) -> str:
 
 def _unquoted(text: str) -> str:
     return re.sub(r'\\(["\\])', r"\1", text)
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _lines(said: Iterable[bytes | tuple[bytes, bytes]]) -> Iterator[str]:
+    """The server's lines, of what imaplib has kept of them; a literal becomes a quoted string."""
+    line = f"* {_EXTENSION} "
+    for part in said:
+        if isinstance(part, tuple):
+            line += re.sub(r"\{\d+\}$", "", part[0].decode()) + _quoted(part[1].decode())
+        else:
+            yield line + part.decode() + "\r\n"
+            line = f"* {_EXTENSION} "
 
 
 def _decoded(text: str) -> str:

@@ -1,0 +1,236 @@
+"""Debian's Cyrus IMAP with its IMAP and LMTP services, started and ended by a test.
+
+``tests/fetch-cyrus`` puts its packages into a folder, not installed. Everything that the server
+writes is in a temporary folder. A test that is run by root gives the server to the user nobody.
+"""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import re
+import shutil
+import signal
+import smtplib
+import socket
+import subprocess
+import tempfile
+import time
+from email.message import EmailMessage
+from email.policy import SMTP
+from functools import cached_property
+from pathlib import Path
+
+from twisted.mail import imap4  # registers the codec imap4-utf-7
+from twisted.trial.unittest import SkipTest
+
+from tests.peers.dovecot import ImapSession
+from tests.peers.nghttpd import free_port
+
+UNPACKED = Path("/var/cache/xaps-peers/cyrus")
+TOPIC = "com.apple.mail.XServer.2c94f3cf-9d0b-4fd2-b1c4-05a9ecbc4d3f"
+SENDER = "robert@example.org"
+
+_PROGRAMS = UNPACKED / "usr/lib/cyrus/bin"
+_LIBRARIES = UNPACKED / "usr/lib" / f"{os.uname().machine}-linux-gnu"
+_ADMIN = "admin"
+_PATIENCE = 20.0
+"""Seconds that the server gets to start."""
+
+_IMAPD = """\
+configdirectory: {folder}/config
+defaultpartition: default
+partition-default: {folder}/spool
+proc_path: {folder}/proc
+mboxname_lockpath: {folder}/lock
+cyrus_user: {user}
+cyrus_group: {group}
+sievedir: {folder}/sieve
+servername: mail.example.test
+admins: {admin}
+allowplaintext: yes
+sasl_pwcheck_method: alwaystrue
+sasl_mech_list: PLAIN
+aps_topic: {topic}
+event_notifier: xapsd
+event_groups: message flags applepushservice
+notifysocket: {socket}
+"""
+_FILING = """\
+require ["fileinto", "variables"];
+if header :matches "X-Folder" "?*" {
+  fileinto "${1}${2}";
+}
+"""
+_CYRUS = """\
+START {{
+  recover cmd="{programs}/ctl_cyrusdb -C {folder}/imapd.conf -r"
+}}
+SERVICES {{
+  imap cmd="{programs}/imapd -C {folder}/imapd.conf" listen="127.0.0.1:{imap_port}" prefork=1
+  lmtp cmd="{programs}/lmtpd -a -C {folder}/imapd.conf" listen="127.0.0.1:{lmtp_port}" prefork=1
+}}
+EVENTS {{
+}}
+"""
+assert imap4
+
+
+class Cyrus:
+    """A running server; `stop` must be called. Every password is right.
+
+    :param socket: where it sends its events.
+    :param settings: further lines of its ``imapd.conf``, such as ``altnamespace: no``.
+    :ivar imapd_conf: that file.
+    :raises twisted.trial.unittest.SkipTest: Cyrus is not there, and this is not CI.
+    """
+
+    def __init__(self, socket: Path, settings: str = "") -> None:
+        if not UNPACKED.exists():
+            missing = "Cyrus is not there (run tests/fetch-cyrus as root)"
+            if os.environ.get("CI"):
+                raise RuntimeError(missing)
+            raise SkipTest(missing)
+        self.folder = Path(tempfile.mkdtemp(prefix="cyrus-"))
+        self.imapd_conf = self.folder / "imapd.conf"
+        self._process: subprocess.Popen[bytes] | None = None
+        try:
+            self._start(socket, settings)
+        except BaseException:
+            self.stop()
+            raise
+
+    def _start(self, socket: Path, settings: str) -> None:
+        account = pwd.getpwnam("nobody") if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
+        self.user = account.pw_name
+        self.group = grp.getgrgid(account.pw_gid).gr_name
+        self.imap_port, self.lmtp_port = free_port(), free_port()
+        facts = {
+            "folder": self.folder,
+            "user": self.user,
+            "group": self.group,
+            "admin": _ADMIN,
+            "topic": TOPIC,
+            "socket": socket,
+            "programs": _PROGRAMS,
+            "imap_port": self.imap_port,
+            "lmtp_port": self.lmtp_port,
+        }
+        self.imapd_conf.write_text(_IMAPD.format(**facts) + settings)
+        (self.folder / "cyrus.conf").write_text(_CYRUS.format(**facts))
+        for name in ("config", "spool", "proc", "lock"):
+            (self.folder / name).mkdir()
+        if os.geteuid() == 0:
+            for path in (self.folder, *self.folder.iterdir()):
+                os.chown(path, account.pw_uid, account.pw_gid)
+        with (self.folder / "output").open("wb") as output:
+            self._process = subprocess.Popen(
+                [
+                    *(_PROGRAMS / "master", "-D", "-p", self.folder / "pid"),
+                    *("-C", self.imapd_conf, "-M", self.folder / "cyrus.conf"),
+                ],
+                cwd=self.folder,
+                env=_environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        self._wait_until_it_listens()
+
+    def stop(self) -> None:
+        """End the server and remove everything that it wrote."""
+        if self._process is not None:
+            # There is nothing here that it could spoil.
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    # ------------------------------------------------------------ what users do
+
+    def login(self, user: str) -> ImapSession:
+        """Log `user` in over IMAP."""
+        session = ImapSession("127.0.0.1", self.imap_port)
+        session.login(user, "any")
+        return session
+
+    def create(self, *mailboxes: str, rights: str = "") -> None:
+        """Make mailboxes, which the administrator names (``user.alice``); a new ``user.NAME`` makes
+        the user.
+
+        :param rights: what everybody may do there in addition to the owner.
+        """
+        with self.login(_ADMIN) as session:
+            for mailbox in mailboxes:
+                name = quoted(mailbox)
+                (answer,) = session.command("CREATE", name)
+                (mailbox_id,) = re.findall(rb"MAILBOXID \((\w+)\)", answer)
+                self._file_by_header(mailbox_id.decode())
+                if rights:
+                    session.command("SETACL", name, "anyone", rights)
+
+    def allow(self, mailbox: str, user: str, rights: str) -> None:
+        """Say what a user may do in a mailbox, which the administrator names."""
+        with self.login(_ADMIN) as session:
+            session.command("SETACL", quoted(mailbox), quoted(user), quoted(rights))
+
+    def deliver(self, user: str, folder: str = "") -> None:
+        """Deliver a message over LMTP, to INBOX or, with Sieve, to a folder by the user's name for
+        it."""
+        message = EmailMessage()
+        message["From"] = SENDER
+        message["Subject"] = "Dinner on Tuesday"
+        message["X-Folder"] = folder.encode("imap4-utf-7").decode("ascii")
+        message.set_content("Will you come?")
+        with smtplib.LMTP("127.0.0.1", self.lmtp_port) as client:
+            client.sendmail(SENDER, [user], message.as_bytes(policy=SMTP))
+
+    def _file_by_header(self, mailbox_id: str) -> None:
+        """Give the user whose INBOX has that id the script that files mail into folders."""
+        target = self.folder / "sieve" / "uuid" / mailbox_id[0] / mailbox_id[1] / mailbox_id
+        target.mkdir(parents=True)
+        shutil.copy(self._script, target)
+        (target / "defaultbc").symlink_to(self._script.name)
+        for path in (target, *target.parents[:3]):
+            path.chmod(0o755)
+
+    @cached_property
+    def _script(self) -> Path:
+        source, compiled = self.folder / "filing.sieve", self.folder / "filing.bc"
+        source.write_text(_FILING)
+        subprocess.run(
+            [_PROGRAMS / "sievec", "-C", self.imapd_conf, source, compiled],
+            check=True,
+            env=_environment(),
+            stdout=subprocess.DEVNULL,
+        )
+        return compiled
+
+    def _wait_until_it_listens(self) -> None:
+        assert self._process is not None
+        deadline = time.monotonic() + _PATIENCE
+        for port in (self.imap_port, self.lmtp_port):
+            while True:
+                try:
+                    # Its greeting says that a port is Cyrus', and that the service is ready.
+                    with socket.create_connection(("127.0.0.1", port), 5) as connection:
+                        if b"Cyrus" in connection.recv(1024):
+                            break
+                except OSError:
+                    pass
+                if self._process.poll() is not None or time.monotonic() > deadline:
+                    said = (self.folder / "output").read_text()
+                    raise RuntimeError(f"Cyrus does not start: {said}")
+                time.sleep(0.02)
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "LD_LIBRARY_PATH": str(_LIBRARIES)}
+
+
+def quoted(name: str) -> str:
+    """A mailbox name, or a string, as IMAP clients write it."""
+    encoded = name.encode("imap4-utf-7").decode("ascii")
+    return '"' + encoded.replace("\\", "\\\\").replace('"', '\\"') + '"'
