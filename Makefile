@@ -2,6 +2,7 @@
 # make check  ruff, mypy and the suite on both sets of dependencies (Debian 12's and PyPI's newest)
 # make bench  measures                              make clean  removes what these made
 # make soak   ten minutes of faults and SIGKILL     make soak-short  the same in one minute
+# make fuzz   a million inputs for each parser (RUNS=1000 for fewer)
 # make deb    builds dist/xapsd_VERSION_all.deb, with Debian's tools
 
 PYTHON ?= python3
@@ -10,8 +11,9 @@ BIN = $(VENV)/bin
 DEBIAN_PYTHON ?= /usr/bin/python3
 TRIAL = -m twisted.trial
 TESTS ?= tests
+RUNS ?= 1000000
 
-.PHONY: try test lint types test-debian check bench deb clean
+.PHONY: try test lint types test-debian check bench soak soak-short fuzz deb clean
 
 $(VENV)/ready: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -46,6 +48,12 @@ soak: $(VENV)/ready
 soak-short: $(VENV)/ready
 	$(BIN)/python -m benchmarks.soak --seconds 60
 
+fuzz: $(VENV)/ready
+	$(BIN)/pip install --quiet --disable-pip-version-check atheris
+	for target in lines http session configuration; do \
+		$(BIN)/python -m benchmarks.fuzz $$target --runs $(RUNS) || exit 1; \
+	done
+
 # Debian's tools leave files all over the tree, so they get a copy. Their PATH is Debian's own.
 SOURCE = dist/source
 deb: export PATH = /usr/sbin:/usr/bin:/sbin:/bin
@@ -63,6 +71,6 @@ deb:
 	ls dist/xapsd_*_all.deb
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info _trial_temp* .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info _trial_temp* _fuzz .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 	rm -f twisted/plugins/dropin.cache
