@@ -185,9 +185,7 @@ def _text(text: str) -> str:
 
 def _escaped(text: str) -> str:
     """A quote in roff's way: it may be typed after a space."""
-    return (
-        text.replace("\\", r"\e").replace("-", r"\-").replace("'", r"\(aq").replace('"', r"\(dq")
-    )
+    return text.replace("\\", r"\e").replace("-", r"\-").replace("'", r"\(aq").replace('"', r"\(dq")
 
 
 if __name__ == "__main__":
