@@ -153,13 +153,17 @@ class CyrusListenerTests(SynchronousTestCase):
         self.handler = FakeHandler()
 
     def start(
-        self, where: Path | int | None = None, *, group: str | None = None, user: str | None = None
+        self,
+        where: Path | int | None = None,
+        *,
+        group: str | None = None,
+        user: str | None = None,
+        known: tuple[Registration, ...] = (),
     ) -> CyrusListener:
         where = self.path if where is None else where
-        listener = CyrusListener(
-            self.reactor, where, self.handler, CyrusSettings(), group=group, user=user
-        )
+        listener = CyrusListener(self.reactor, where, CyrusSettings(), group=group, user=user)
         listener.start()
+        listener.begin(self.handler, known)
         self.addCleanup(self.stop, listener)
         return listener
 
@@ -213,9 +217,8 @@ class CyrusListenerTests(SynchronousTestCase):
         self.assertEqual(registered.registered_at, 1795490400)
 
     def test_users_who_registered_a_mailbox_of_others_are_told(self) -> None:
-        listener = self.start()
         key = RegistrationKey("carol", "A", "ef")
-        listener.remember([Registration(key, ("user.alice.Notes",), 0.0)])
+        self.start(known=(Registration(key, ("user.alice.Notes",), 0.0),))
         event = mail("Notes", "bob\tlr\tcarol\tlr\t")
         told = self.got_after(register("bob", "user.alice.Notes"), event)[1:]
         expected = [Notice(user, "user.alice.Notes", True) for user in ("carol", "bob")]
@@ -258,6 +261,37 @@ class CyrusListenerTests(SynchronousTestCase):
         self.got_after(*[mail()] * (count // 2))
         self.assertFalse(self.drain.is_paused)
         self.assertEqual(len(self.handler.got), count + count // 2)
+
+    # ------------------------------------------------------------ before the registry is open
+
+    def test_what_comes_in_before_it_can_be_worked_off_is_kept(self) -> None:
+        listener = CyrusListener(self.reactor, self.path, CyrusSettings())
+        listener.start()
+        self.addCleanup(self.stop, listener)
+        self.assertEqual(self.got_after(mail(), mail("Notes")), [])
+        count = HIGH_WATER // len(mail())
+        self.drain.hand_on(*[mail()] * count)
+        self.assertTrue(self.drain.is_paused)
+        listener.begin(self.handler, [])
+        self.work()
+        self.assertEqual(len(self.handler.got), 2 + count)
+        self.assertFalse(self.drain.is_paused)
+
+    def test_a_stop_before_that_ends_the_drain_all_the_same(self) -> None:
+        listener = CyrusListener(self.reactor, self.path, CyrusSettings())
+        listener.start()
+        count = HIGH_WATER // len(mail())
+        self.drain.hand_on(*[mail()] * count)
+        stopped = listener.stop()
+        self.work()
+        self.assertFalse(self.drain.is_paused)
+        self.drain.hand_on(*[mail()] * count)
+        self.work()
+        self.assertFalse(self.drain.is_paused)
+        self.drain.end()
+        self.work()
+        self.successResultOf(stopped)
+        self.assertEqual(self.handler.got, [])
 
     # ------------------------------------------------------------ a slow or failing registry
 
@@ -383,7 +417,7 @@ class CyrusListenerTests(SynchronousTestCase):
 
     def test_a_socket_that_is_in_use_is_left_alone(self) -> None:
         self.start()
-        other = CyrusListener(self.reactor, self.path, self.handler, CyrusSettings())
+        other = CyrusListener(self.reactor, self.path, CyrusSettings())
         refused = self.assertRaises(SocketError, other.start)
         self.assertIn("another daemon is listening there", str(refused))
 
@@ -479,5 +513,5 @@ class CyrusListenerTests(SynchronousTestCase):
         self.assertEqual(len(self.handler.got), 1)
 
     def test_a_listener_that_was_not_started_stops_at_once(self) -> None:
-        listener = CyrusListener(self.reactor, self.path, self.handler, CyrusSettings())
+        listener = CyrusListener(self.reactor, self.path, CyrusSettings())
         self.assertIsNone(self.successResultOf(listener.stop()))

@@ -177,6 +177,7 @@ class Daemon(Service):
         self._log.info("xapsd {version} starts", version=xaps.__version__)
         open_files = raise_open_files()
         self._supervision = Supervision(self._reactor, os.environ, self._status_line)
+        self._open_for_cyrus()
         self._registry = open_registry(
             config.database_file,
             run=partial(deferToThreadPool, self._reactor, self._writer),
@@ -211,6 +212,22 @@ class Daemon(Service):
         self._reactor.callWhenRunning(self._handle_signals)
         Deferred.fromCoroutine(self._get_ready()).addErrback(self._not_ready)
 
+    def _open_for_cyrus(self) -> None:
+        """Before anything that can take long: Cyrus waits, with the mailbox locked, while nobody
+        empties the socket that it sends to."""
+        config = self._config
+        if config.cyrus_socket:
+            self._cyrus = CyrusListener(
+                self._reactor,
+                Path(config.cyrus_socket),
+                self._cyrus_settings(),
+                mode=config.cyrus_socket_mode,
+                group=config.cyrus_socket_group,
+                user=config.cyrus_user,
+            )
+            self._cyrus.start()
+            self._listeners.addresses.append(config.cyrus_socket)
+
     def _make_client(self) -> Client:
         config = self._config
         server = config.apns_server
@@ -230,18 +247,6 @@ class Daemon(Service):
     def _listen(self, max_connections: int) -> None:
         config = self._config
         listeners = self._listeners
-        if config.cyrus_socket:
-            self._cyrus = CyrusListener(
-                self._reactor,
-                Path(config.cyrus_socket),
-                self._handler("cyrusSocket"),
-                self._cyrus_settings(),
-                mode=config.cyrus_socket_mode,
-                group=config.cyrus_socket_group,
-                user=config.cyrus_user,
-            )
-            self._cyrus.start()
-            listeners.addresses.append(config.cyrus_socket)
         common: dict[str, Any] = {
             "folder_push": config.folder_push,
             "max_connections": max_connections,
@@ -332,6 +337,8 @@ class Daemon(Service):
     async def _get_ready(self) -> None:
         waiting = await self._dispatcher.start()
         phones = await self._registry.count()
+        if self._cyrus is not None:
+            self._cyrus.begin(self._handler("cyrusSocket"), await self._registry.all())
         self._housekeeping.start(HOUSEKEEPING).addErrback(self._broken)
         self._log.info(
             "Ready: {phones} phones, {waiting} pushes waiting, listening on {addresses}",

@@ -10,9 +10,15 @@ from collections.abc import Iterator, Mapping
 
 import attrs
 
-from xaps.intake.cyrus_names import CyrusSettings, Mailbox, from_registered, from_uri, own_name
+from xaps.intake.cyrus_names import (
+    CyrusSettings,
+    Mailbox,
+    from_registered,
+    from_uri,
+    is_own_name,
+    own_name,
+)
 from xaps.intake.messages import FieldNames, json_object, quoted, register_request
-from xaps.mailboxes import canonical
 from xaps.model import Notice, Refused, Registration
 
 _REGISTRATION = "ApplePushService"
@@ -167,8 +173,10 @@ class Followers:
         goes: a notice too many finds no phone."""
         user = registration.key.user
         for name in registration.mailboxes:
+            if is_own_name(name, self._settings):
+                continue
             mailbox = from_registered(name, user, self._settings)
-            if mailbox is None or own_name(mailbox, self._settings) == canonical(name):
+            if mailbox is None or own_name(mailbox, self._settings) == name:
                 continue
             theirs = self._by_user.setdefault(user, {})
             theirs.pop((mailbox, name), None)

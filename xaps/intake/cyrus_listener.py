@@ -79,7 +79,6 @@ class CyrusListener:
         self,
         reactor: Reactor,
         where: Path | int,
-        handler: Handler,
         settings: CyrusSettings,
         *,
         mode: int = 0o660,
@@ -88,7 +87,7 @@ class CyrusListener:
     ) -> None:
         self._reactor = reactor
         self._where = where
-        self._handler = handler
+        self._handler: Handler | None = None
         self._settings = settings
         self._mode = mode
         self._group = group
@@ -107,7 +106,7 @@ class CyrusListener:
         self._complain_after = 0.0
 
     def start(self) -> None:
-        """Open the socket and begin to drain it.
+        """Open the socket and begin to drain it; nothing is worked off before :meth:`begin`.
 
         :raises xaps.sockets.SocketError: it cannot be opened.
         """
@@ -124,11 +123,16 @@ class CyrusListener:
         self._start_drain()
         self._log.info("Taking events from Cyrus at {where}", where=self._where)
 
-    def remember(self, registrations: Iterable[Registration]) -> None:
-        """Take note of whose phones know which mailboxes by which names; to be called at the start
-        with all that is in the registry."""
+    def begin(self, handler: Handler, registrations: Iterable[Registration]) -> None:
+        """Work off what comes in, and what has come in.
+
+        :param registrations: all that are known. They tell which users know the mailboxes of others
+            by which names.
+        """
         for registration in registrations:
             self._followers.remember(registration)
+        self._handler = handler
+        self._work_soon()
 
     def stop(self) -> Deferred[None]:
         """Close the socket; fires when everything that came in before has been handed over."""
@@ -171,7 +175,8 @@ class CyrusListener:
     def _received(self, kind: bytes, number: int, datagram: bytes) -> None:
         if kind == cyrus_drain.DATAGRAM:
             self._datagrams.append(datagram)
-            self._work_soon()
+            if self._handler is not None or self._stopped is not None:
+                self._work_soon()
         elif kind == cyrus_drain.LOST:
             self._log.error(
                 "{count} events of Cyrus are lost: they came in faster than they could be stored",
@@ -203,10 +208,11 @@ class CyrusListener:
 
     def _work(self) -> None:
         self._work_call = None
-        for _ in range(SLICE):
-            if not self._datagrams or self._open >= WINDOW:
-                break
-            self._handle(self._datagrams.popleft())
+        if self._handler is None:
+            # Stopped before it has begun: nobody takes these.
+            self._datagrams.clear()
+        else:
+            self._work_off(self._handler)
         if self._datagrams:
             if self._open < WINDOW:
                 self._work_soon()
@@ -222,7 +228,13 @@ class CyrusListener:
         self._socket = self._stopped = None
         stopped.callback(None)
 
-    def _handle(self, datagram: bytes) -> None:
+    def _work_off(self, handler: Handler) -> None:
+        for _ in range(SLICE):
+            if not self._datagrams or self._open >= WINDOW:
+                return
+            self._handle(self._datagrams.popleft(), handler)
+
+    def _handle(self, datagram: bytes, handler: Handler) -> None:
         try:
             said = read(datagram, self._reactor.seconds(), self._settings)
         except Refused as refused:
@@ -233,10 +245,10 @@ class CyrusListener:
             return
         if isinstance(said, Registration):
             self._followers.remember(said)
-            self._hand_over(partial(self._handler.register, said))
+            self._hand_over(partial(handler.register, said))
             return
         for notice in notices(said, self._followers, self._settings):
-            self._hand_over(partial(self._handler.notify, notice))
+            self._hand_over(partial(handler.notify, notice))
 
     def _hand_over(self, ask: Ask) -> None:
         self._open += 1

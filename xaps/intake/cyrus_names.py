@@ -120,6 +120,21 @@ def own_name(mailbox: Mailbox, settings: CyrusSettings) -> str:
     return settings.separator.join(path)
 
 
+def is_own_name(name: str, settings: CyrusSettings) -> bool:
+    """Whether `name`, registered by anybody, is :func:`own_name` of a mailbox of theirs (or of none
+    at all). Quicker than to go by that: it is asked for all names when the daemon starts."""
+    separator = settings.separator
+    if name.endswith(separator) or separator * 2 in name:
+        return False
+    if not settings.altnamespace:
+        return name.startswith(INBOX + separator) or canonical(name) == INBOX
+    top, has_children, _ = name.partition(separator)
+    if canonical(top) == INBOX:
+        return not has_children
+    special = ("", settings.user_prefix, settings.shared_prefix, settings.alt_prefix)
+    return top not in special and not name.startswith("\\")
+
+
 def _is_hidden(path: Sequence[str], settings: CyrusSettings) -> bool:
     """Whether something else has the name that the alternate namespace would show."""
     top = path[0]
