@@ -65,8 +65,9 @@ class Ledger:
 
     def __init__(self, phones: int) -> None:
         self.answered: Counter[str] = Counter()
-        self.unprotected: set[int] = set()
-        """Those whose last notice may have been forgotten."""
+        self.unprotected: dict[int, float] = {}
+        """Those whose last notice may have been forgotten, and how many seconds before SIGKILL it
+        was answered."""
         self.outcomes: Counter[str] = Counter()
         self.phones = phones
         self._lock = threading.Lock()
@@ -82,16 +83,14 @@ class Ledger:
             if answer == "taken" and sent_at > self._noticed[phone]:
                 self._noticed[phone] = sent_at
                 self._accepted[phone] = time.time()
-                self.unprotected.discard(phone)
+                self.unprotected.pop(phone, None)
 
     def killed(self, at: float) -> None:
         """The daemon was killed."""
         with self._lock:
-            self.unprotected.update(
-                phone
-                for phone, accepted in enumerate(self._accepted)
-                if accepted > at - ON_DISK_AFTER
-            )
+            for phone, accepted in enumerate(self._accepted):
+                if accepted > at - ON_DISK_AFTER:
+                    self.unprotected[phone] = at - accepted
 
     def look(self, apns: FaultsProcess) -> None:
         """Take note of the new pushes."""
@@ -380,7 +379,7 @@ def _soak(plan: Plan, rng: random.Random, apns: FaultsProcess, daemon: Daemon) -
         worker.join(30)
     faults.over()
     ended = time.monotonic()
-    while ledger.owed() - ledger.unprotected and time.monotonic() - ended < PATIENCE:
+    while ledger.owed() - ledger.unprotected.keys() and time.monotonic() - ended < PATIENCE:
         time.sleep(0.2)
         ledger.look(apns)
     took = time.monotonic() - ended
@@ -398,11 +397,12 @@ def _soak(plan: Plan, rng: random.Random, apns: FaultsProcess, daemon: Daemon) -
 def _judge(ledger: Ledger, apns: FaultsProcess, daemon: Daemon, settled: int) -> list[str]:
     wrong = []
     owed = ledger.owed()
-    missed = owed - ledger.unprotected
+    missed = owed - ledger.unprotected.keys()
+    forgotten = [age for phone, age in ledger.unprotected.items() if phone in owed]
     print(
         f"missed phones: {len(missed)}; besides, {len(ledger.unprotected)} had their last notice "
-        f"less than {ON_DISK_AFTER} s before SIGKILL, of which {len(owed & ledger.unprotected)} "
-        "were not pushed"
+        f"less than {ON_DISK_AFTER} s before SIGKILL, of which {len(forgotten)} were not pushed "
+        f"(answered up to {max(forgotten, default=0):.2f} s before it)"
     )
     if missed:
         wrong.append(f"{len(missed)} phones were missed, such as {sorted(missed)[:5]}")

@@ -103,6 +103,7 @@ class Scene:
 class ConnectionTests(FaultTestCase):
     def test_pushes_above_goaway_are_sent_again_elsewhere_and_those_below_are_not(self) -> None:
         scene = self.scene("goaway", phones=10)
+        scene.faults.wait_for_event("handshaken")
         scene.faults.drop_connections()
         scene.faults.next_connection(Hold(until=10), GoAway(after=10, last=4, close=False))
         scene.faults.wait_for_event("handshaken", 2)
@@ -238,7 +239,8 @@ class SlowTests(FaultTestCase):
         """A phone that registers again while APNs says that it is gone stays registered."""
         scene = self.scene("gone", Hold(), phones=2)
         back, gone = scene.phones
-        time.sleep(0.1)
+        scene.faults.wait_for_event("handshaken")
+        time.sleep(0.1)  # APNs tells milliseconds
         for phone in scene.phones:
             scene.faults.now(
                 Answer(
