@@ -3,7 +3,8 @@
 # make bench  measures                              make clean  removes what these made
 # make soak   ten minutes of faults and SIGKILL     make soak-short  the same in one minute
 # make fuzz   a million inputs for each parser (RUNS=1000 for fewer)
-# make deb    builds dist/xapsd_VERSION_all.deb, with Debian's tools
+# make deb    builds dist/xapsd_VERSION_all.deb with Debian's tools
+# make test-deb   builds it, asks lintian, installs it, runs it and purges it (root, Debian 12)
 
 PYTHON ?= python3
 VENV = .venv
@@ -69,6 +70,10 @@ deb:
 	cd $(SOURCE) && dpkg-buildpackage --unsigned-source --unsigned-changes
 	rm -rf $(SOURCE)
 	ls dist/xapsd_*_all.deb
+
+test-deb: deb
+	lintian --allow-root --fail-on error,warning dist/xaps_*.changes
+	$(DEBIAN_PYTHON) -m tests.installed dist/xapsd_*_all.deb
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info _trial_temp* _fuzz .mypy_cache .ruff_cache .hypothesis
