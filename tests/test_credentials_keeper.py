@@ -417,6 +417,16 @@ class RenewalTests(KeeperCase):
         waiting.callback(False)
         self.successResultOf(hang_up)
 
+    def test_the_stop_cancels_one_that_is_under_way(self) -> None:
+        cancelled: list[object] = []
+        waiting: Deferred[bool] = Deferred(cancelled.append)
+        self.source.renewed = lambda: waiting
+        self.start()
+        hang_up = self.keeper.check_now()
+        self.keeper.stop()
+        self.assertEqual(cancelled, [waiting])
+        self.successResultOf(hang_up)
+
     def test_a_defect_in_a_source_is_logged_and_does_not_end_the_watch(self) -> None:
         self.start()
 

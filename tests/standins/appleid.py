@@ -87,10 +87,7 @@ class AppleCertificates:
         self.asked: list[Asked] = []
         self.wrong: list[str] = []
         self.serials: set[str] = set()
-        self._authority = pki.Authority.create("a stand-in for Apple", key="rsa")
-        own_key = self._authority.key.public_key()
-        assert isinstance(own_key, rsa.RSAPublicKey)
-        self._own_key = own_key
+        self._authority = pki.Authority.create("a stand-in for Apple")
         self._identity = identity
         self._now = now
         self._user = {
@@ -130,6 +127,8 @@ class AppleCertificates:
 
     def _check(self, path: str, body: bytes) -> Asked:
         outer = plistlib.loads(body, fmt=plistlib.FMT_XML)
+        if not isinstance(outer, dict):
+            raise Wrong("not a dictionary")
         _same("outer keys", set(outer), {
             "PushCertCertificateChain", "PushCertRequestPlist", "PushCertSignature",
             "PushCertSignedRequest",
@@ -202,9 +201,9 @@ class AppleCertificates:
                     del entry[name]
         return entries
 
-    def _issue(self, number: int, key: rsa.RSAPublicKey) -> bytes:
-        if self.behaviour == "wrong key":
-            key = self._own_key
+    def _issue(self, number: int, asked: rsa.RSAPublicKey) -> bytes:
+        own = self._authority.key.public_key()
+        key = own if self.behaviour == "wrong key" else asked
         topic = self.topic if number == MAIL else self.topic.replace("mail", f"other{number}")
         now = datetime.datetime.fromtimestamp(self._now(), datetime.UTC)
         certificate = (
@@ -276,16 +275,16 @@ def _check_csr(number: int, text: str) -> rsa.RSAPublicKey:
 class AppleCertificatesFactory(Factory):
     """The service on HTTP/1.1, one request a connection.
 
-    :ivar misbehaviour: ``None``; ``hang``: no answer; ``drop``: the connection is closed instead;
-        ``truncated``: it is closed in the middle of the body; ``endless``: the body has no end;
-        ``status LINE``: another status line; ``chunked``: the body comes so.
+    :ivar misbehaviour: none if it is empty; ``hang``: no answer; ``drop``: the connection is
+        closed instead; ``truncated``: it is closed in the middle of the body; ``endless``: the
+        body has no end; ``status LINE``: another status line; ``chunked``: the body comes so.
     :ivar broken: bytes put among the headers; by default what Apple's service is known to send.
     :ivar requests: how many came, good and bad.
     """
 
     def __init__(self, service: AppleCertificates) -> None:
         self.service = service
-        self.misbehaviour: str | None = None
+        self.misbehaviour = ""
         self.broken = BROKEN_HEADER
         self.requests = 0
 
@@ -321,7 +320,7 @@ class _Server(Protocol):
 
     def _respond(self, body: bytes) -> None:
         assert self.transport is not None
-        misbehaviour = self._factory.misbehaviour or ""
+        misbehaviour = self._factory.misbehaviour
         if misbehaviour == "hang":
             return
         if misbehaviour == "drop":

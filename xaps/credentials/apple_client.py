@@ -5,15 +5,18 @@ from __future__ import annotations
 from typing import Any, cast
 
 from OpenSSL import SSL
+from service_identity import VerificationError
 from treq.client import HTTPClient
-from twisted.internet.defer import CancelledError, Deferred, TimeoutError
+from twisted.internet.defer import CancelledError, Deferred, TimeoutError, succeed
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
 from twisted.internet.error import (
     ConnectError,
     ConnectionRefusedError,
     DNSLookupError,
 )
+from twisted.internet.error import TimeoutError as ConnectTimeoutError
 from twisted.internet.interfaces import (
+    IConsumer,
     IProtocol,
     IProtocolFactory,
     IStreamClientEndpoint,
@@ -25,7 +28,7 @@ from twisted.python.failure import Failure
 from twisted.web.client import URI, Agent, ResponseDone, ResponseFailed, ResponseNeverReceived
 from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
-from twisted.web.iweb import IAgentEndpointFactory, IResponse
+from twisted.web.iweb import IAgentEndpointFactory, IBodyProducer, IResponse
 from zope.interface import implementer
 
 from xaps.credentials.apple_messages import CONTENT_TYPE, ServiceError
@@ -69,17 +72,21 @@ class AppleService:
 
     async def _explained(self, url: str, body: bytes) -> bytes:
         asking = Deferred.fromCoroutine(self._ask(url, body))
+        began = self._reactor.seconds()
         try:
             return await asking.addTimeout(TIMEOUT, self._reactor)
         except (ServiceError, CancelledError):
             raise
         except Exception as error:
-            raise ServiceError(f"Apple's certificate service {_reason(error)}") from None
+            # A connection that was ended for this can fail with an error of its own.
+            late = self._reactor.seconds() >= began + TIMEOUT
+            reason = "did not answer in time" if late else _reason(error)
+            raise ServiceError(f"Apple's certificate service {reason}") from None
 
     async def _ask(self, url: str, body: bytes) -> bytes:
         response = await self._http.post(
             url,
-            data=body,
+            data=_Body(body),
             headers=_HEADERS,
             # The password's hash is for this address and no other.
             allow_redirects=False,
@@ -96,8 +103,10 @@ def _reason(error: BaseException) -> str:
     """What went wrong, in words that go on after the service's name."""
     if isinstance(error, ResponseNeverReceived | ResponseFailed) and error.reasons:
         return _reason(error.reasons[0].value)
-    if isinstance(error, TimeoutError):
-        return "did not answer in time"
+    if isinstance(error, TimeoutError | ConnectTimeoutError):
+        return "cannot be reached: nobody answers there"
+    if isinstance(error, VerificationError):
+        return "cannot be reached: its certificate is for another name"
     if isinstance(error, DNSLookupError):
         return "cannot be found: its name is not resolved"
     if isinstance(error, ConnectionRefusedError):
@@ -110,7 +119,29 @@ def _reason(error: BaseException) -> str:
     return f"sent an answer that is damaged or cut off ({type(error).__name__})"
 
 
-# ---------------------------------------------------------------- the body
+# ---------------------------------------------------------------- bodies
+
+
+@implementer(IBodyProducer)
+class _Body:
+    """Writes a body at once. (What treq makes of bytes is written by the global reactor.)"""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self.length = len(data)
+
+    def startProducing(self, consumer: IConsumer) -> Deferred[None]:
+        consumer.write(self._data)
+        return succeed(None)
+
+    def pauseProducing(self) -> None:
+        """It is too late for that."""
+
+    def resumeProducing(self) -> None:
+        """There is nothing left."""
+
+    def stopProducing(self) -> None:
+        """There is nothing left."""
 
 
 def _content(response: IResponse) -> Deferred[bytes]:
@@ -124,7 +155,7 @@ class _Collector(Protocol):
     """Gathers a body; `done` fires with it when it has ended as it should."""
 
     def __init__(self) -> None:
-        self.done: Deferred[bytes] = Deferred(lambda _: self._abort())
+        self.done: Deferred[bytes] = Deferred(self._cancel)
         self._parts: list[bytes] = []
         self._size = 0
 
@@ -145,6 +176,10 @@ class _Collector(Protocol):
             self.done.callback(b"".join(self._parts))
         else:
             self.done.errback(reason)
+
+    def _cancel(self, done: Deferred[bytes]) -> None:
+        done.errback(CancelledError())
+        self._abort()
 
     def _abort(self) -> None:
         assert self.transport is not None

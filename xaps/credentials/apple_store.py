@@ -95,6 +95,7 @@ class AppleStore:
     """The files in one folder. Every method reads or writes files: call it in a thread."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.path = folder / "apple-certificates.json"
         self.previous_path = folder / "apple-certificates.previous.json"
         self.schedule_path = folder / "apple-schedule.json"
@@ -111,18 +112,14 @@ class AppleStore:
         data = read_file(path)[0].data
         return data, _decode(str(path), data)
 
-    def write(self, generation: Generation) -> None:
-        """Put `generation` in the place of the current one, which becomes the previous one,
-        unless it is damaged.
+    def write(self, generation: Generation, before: bytes | None = None) -> None:
+        """Put `generation` in the place of the current one.
 
+        :param before: the last good generation, as it was read, which becomes the previous one.
         :raises OSError: the current one is still there.
         """
-        try:
-            current, known = self.read(self.path)
-        except CredentialError:
-            current, known = b"", {}
-        if MAIL in readable(known):
-            replace_file(self.previous_path, current)
+        if before is not None:
+            replace_file(self.previous_path, before)
         replace_file(self.path, _encode(generation))
 
     def adopt(self, chains: Sequence[Sequence[bytes]], keys: Sequence[bytes]) -> bool:
@@ -178,15 +175,15 @@ class AppleStore:
         replace_file(self.schedule_path, json.dumps(attrs.asdict(schedule)).encode() + b"\n")
 
 
-def readable(generation: Generation) -> dict[Service, CertificateInfo]:
-    """Those of the certificates that are not damaged."""
-    certificates: dict[Service, CertificateInfo] = {}
+def serial_numbers(generation: Generation) -> dict[Service, str]:
+    """In hex, of those certificates that are not damaged."""
+    serials = {}
     for service, issued in generation.items():
         try:
-            certificates[service] = issued.read(f"the certificate for {service.description}")
+            serials[service] = read_pem(Blob("", issued.certificate_pem)).serial
         except CredentialError:
             continue
-    return certificates
+    return serials
 
 
 def issued(info: CertificateInfo) -> Issued:

@@ -31,7 +31,7 @@ from xaps.credentials.apple_store import (
     Generation,
     Issued,
     Schedule,
-    readable,
+    serial_numbers,
     settings_fingerprint,
 )
 from xaps.credentials.certificate import (
@@ -39,11 +39,13 @@ from xaps.credentials.certificate import (
     CertificateInfo,
     CredentialError,
     PrivateKey,
+    certificate_info,
     key_pem,
     utc_text,
 )
 from xaps.credentials.filesource import read_file, read_password
 from xaps.credentials.finding import Finding, judge
+from xaps.credentials.reading import Blob, read_pem
 
 T = TypeVar("T")
 
@@ -72,6 +74,16 @@ def make_key() -> rsa.RSAPrivateKey:
 
 
 @attrs.frozen
+class _Known:
+    """What was issued before, as far as it can be read."""
+
+    mail: CertificateInfo | None = None
+    generation: Generation = attrs.field(factory=dict, repr=False)
+    data: bytes | None = attrs.field(default=None, repr=False)
+    """What `generation` was read from."""
+
+
+@attrs.frozen
 class _Attempt:
     """A request that was announced in the schedule."""
 
@@ -79,8 +91,7 @@ class _Attempt:
     body: bytes = attrs.field(repr=False)
     keys: Keys = attrs.field(repr=False)
     schedule: Schedule
-    known: Generation = attrs.field(repr=False)
-    """What was issued before."""
+    known: _Known = attrs.field(repr=False)
 
 
 class AppleIdSource:
@@ -117,7 +128,8 @@ class AppleIdSource:
         self._ask = ask
         self._run = run
         self._make_key = make_key
-        self._parsed: tuple[bytes, CertificateInfo | CredentialError] | None = None
+        self._parsed: dict[Path, tuple[bytes, CertificateInfo | CredentialError]] = {}
+        self._known_identity: tuple[Blob, bytes | None, ServerIdentity] | None = None
         self._unsaved: Generation | None = None
         self._said: tuple[str, float] = ("", 0.0)
 
@@ -125,8 +137,7 @@ class AppleIdSource:
 
     def load(self, now: float) -> Finding:
         if self._unsaved is not None:
-            mail = self._unsaved[MAIL]
-            return self._judge(mail.certificate_pem, mail, now)
+            return self._judge(self._store.path, b"unsaved", self._unsaved, now)
         if not self._store.exists():
             error = self._why_nothing(now)
             return Finding(str(error).encode(), errors=(error,))
@@ -146,20 +157,29 @@ class AppleIdSource:
             data, generation = self._store.read(path)
         except CredentialError as error:
             return Finding(hashlib.sha256(str(error).encode()).digest(), errors=(error,))
-        if MAIL not in generation:
-            missing = CredentialError(str(path), "there is no certificate for Mail in it")
-            return Finding(hashlib.sha256(data).digest(), errors=(missing,))
-        return self._judge(data, generation[MAIL], now, path)
+        return self._judge(path, data, generation, now)
 
-    def _judge(self, content: bytes, mail: Issued, now: float, path: Path | None = None) -> Finding:
-        fingerprint = hashlib.sha256(content).digest()
-        if self._parsed is None or self._parsed[0] != fingerprint:
+    def _judge(self, path: Path, data: bytes, generation: Generation, now: float) -> Finding:
+        parsed = self._parse(path, data, generation)
+        return judge(hashlib.sha256(data).digest(), parsed, (), now)
+
+    def _parse(
+        self, path: Path, data: bytes, generation: Generation
+    ) -> CertificateInfo | CredentialError:
+        """The certificate for Mail, read once for each content: checking its key takes a while."""
+        known = self._parsed.get(path)
+        if known is not None and known[0] == data:
+            return known[1]
+        parsed: CertificateInfo | CredentialError
+        if MAIL not in generation:
+            parsed = CredentialError(str(path), "there is no certificate for Mail in it")
+        else:
             try:
-                parsed: CertificateInfo | CredentialError = mail.read(str(path or self._store.path))
+                parsed = generation[MAIL].read(str(path))
             except CredentialError as error:
                 parsed = error
-            self._parsed = fingerprint, parsed
-        return judge(fingerprint, self._parsed[1], (), now)
+        self._parsed[path] = data, parsed
+        return parsed
 
     def _why_nothing(self, now: float) -> CredentialError:
         """Why no certificate was issued yet."""
@@ -171,7 +191,7 @@ class AppleIdSource:
         try:
             schedule = self._store.read_schedule(now)
         except OSError as error:
-            return CredentialError(self.name, f"{what}: {error}")
+            return CredentialError(self.name, f"{what}: {self._store.folder}: {error.strerror}")
         if not schedule.reason:
             return CredentialError(self.name, what, "Apple's certificate service will be asked")
         return CredentialError(
@@ -192,7 +212,9 @@ class AppleIdSource:
             self._say(f"Apple's certificate service cannot be asked: {error}", now)
             return False
         except OSError as error:
-            self._say(f"Apple's certificate service is not asked as long as: {error}", now)
+            # The message itself names a temporary file, another one each time.
+            where = f"{self._store.folder}: {error.strerror}"
+            self._say(f"Apple's certificate service is not asked: {where}", now)
             return False
         if attempt is None:
             return False
@@ -216,18 +238,17 @@ class AppleIdSource:
         try:
             await self._run(partial(self._store.write_schedule, schedule))
         except OSError as error:
-            self._say(f"The time of the next attempt cannot be kept: {error}", now)
+            self._say(f"The time of the next attempt cannot be kept: {error.strerror}", now)
         return True
 
     def _prepare(self, account: Account, now: float) -> _Attempt | None:
         """Decide whether to ask, and if so announce it on disk and make the request."""
         if self._unsaved is not None:
-            self._store.write(self._unsaved)
+            self._store.write(self._unsaved, self._known().data)
             self._unsaved = None
             self._log.info("The new certificates are kept now")
         known = self._known()
-        certificates = readable(known)
-        mail = certificates.get(MAIL)
+        mail = known.mail
         if mail is not None and now < mail.not_after - RENEW_BEFORE:
             return None
         settings = settings_fingerprint(account, self._service)
@@ -238,21 +259,21 @@ class AppleIdSource:
         schedule = schedule.asked(now, settings)
         self._store.write_schedule(schedule)
         keys = {service: self._make_key() for service in SERVICES}
-        serials = {service: info.serial for service, info in certificates.items()}
-        body = request_body(identity, account, socket.gethostname(), keys, serials)
+        host = socket.gethostname()
+        body = request_body(identity, account, host, keys, serial_numbers(known.generation))
         url = f"{self._service}/{'renew' if mail is not None else 'new'}"
         return _Attempt(url, body, keys, schedule, known)
 
-    def _known(self) -> Generation:
-        """What was issued, as far as it can be read."""
+    def _known(self) -> _Known:
         for path in (self._store.path, self._store.previous_path):
             try:
-                _, generation = self._store.read(path)
+                data, generation = self._store.read(path)
             except CredentialError:
                 continue
-            if MAIL in readable(generation):
-                return generation
-        return {}
+            mail = self._parse(path, data, generation)
+            if isinstance(mail, CertificateInfo):
+                return _Known(mail, generation, data)
+        return _Known()
 
     def _read_identity(self) -> ServerIdentity:
         if self._identity is None:
@@ -263,7 +284,13 @@ class AppleIdSource:
                 " with the key and the certificates of yours",
             )
         password = read_password(self._password)[0] if self._password is not None else None
-        return read_server_identity(read_file(self._identity)[0], password)
+        blob, _ = read_file(self._identity)
+        known = self._known_identity
+        if known is not None and known[:2] == (blob, password):
+            return known[2]
+        identity = read_server_identity(blob, password)
+        self._known_identity = blob, password, identity
+        return identity
 
     def _accept(self, attempt: _Attempt, answer: bytes) -> CertificateInfo:
         """Keep what was issued for the keys that were made.
@@ -290,16 +317,16 @@ class AppleIdSource:
                 f"Apple's certificate service sent certificates that cannot be used: {problem}"
             )
         # What was issued before stays for the services that got nothing now.
-        generation = {**attempt.known, **good}
+        generation = {**attempt.known.generation, **good}
         try:
-            self._store.write(generation)
+            self._store.write(generation, attempt.known.data)
         except OSError as error:
             self._unsaved = generation
             self._log.error(
                 "The new certificates cannot be kept in {path}: {error}. They are used from memory"
                 " and this is tried again each minute: do not stop the daemon before it worked",
                 path=self._store.path,
-                error=error,
+                error=error.strerror,
             )
         return info
 
@@ -313,7 +340,7 @@ class AppleIdSource:
 
 def _checked(certificate: Certificate, key: PrivateKey) -> CertificateInfo:
     name = f"the certificate for {certificate.service.description}"
-    info = Issued(certificate.pem, key_pem(key)).read(name)
+    info = certificate_info(name, read_pem(Blob(name, certificate.pem)).chain, key)
     if not info.key_matches:
         raise CredentialError(name, "the certificate is for another key than was asked for")
     if certificate.service is MAIL:

@@ -50,8 +50,8 @@ class Source(Protocol):
         """Look anew, as a person asks for it, and judge what is there as of `now`."""
 
     def renew(self, now: float) -> Deferred[bool]:
-        """Get a new credential if one is due. Fires with whether there is a new one, which the
-        next :meth:`load` finds. It never fails."""
+        """Get a new credential if one is due. Fires with whether that was tried, so that
+        :meth:`load` may find something else now."""
 
 
 def judge(

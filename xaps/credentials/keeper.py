@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
-from twisted.internet.defer import Deferred, DeferredLock, maybeDeferred
+from twisted.internet.defer import CancelledError, Deferred, DeferredLock, maybeDeferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
@@ -60,6 +60,7 @@ class CredentialKeeper:
         self.credential: Credential | None = None
         self.problem: str | None = "the push credential has not been looked for yet"
         self._lock = DeferredLock()
+        self._looking: Deferred[None] | None = None
         self._stopped = False
         self._loop = LoopingCall(self._check, patient=True)
         self._loop.clock = clock
@@ -80,10 +81,12 @@ class CredentialKeeper:
         self._loop.start(INTERVAL).addErrback(self._broken)
 
     def stop(self) -> None:
-        """Look no more; what is under way has no effect."""
+        """Look no more. What is under way is cancelled."""
         self._stopped = True
         if self._loop.running:
             self._loop.stop()
+        if self._looking is not None:
+            self._looking.cancel()
 
     def check_now(self) -> Deferred[None]:
         """Look at once, as the administrator asks for it. Fires when that is done; never fails."""
@@ -92,9 +95,11 @@ class CredentialKeeper:
     # -------------------------------------------------------------- looking
 
     def _check(self, patient: bool) -> Deferred[None]:
-        return self._lock.run(
-            lambda: Deferred.fromCoroutine(self._look(patient)).addErrback(self._broken)
-        )
+        return self._lock.run(partial(self._look_cancellably, patient))
+
+    def _look_cancellably(self, patient: bool) -> Deferred[None]:
+        self._looking = Deferred.fromCoroutine(self._look(patient))
+        return self._looking.addErrback(self._broken)
 
     async def _look(self, patient: bool) -> None:
         if self._stopped:
@@ -112,6 +117,8 @@ class CredentialKeeper:
             self._take(finding, patient)
 
     def _broken(self, failure: Failure) -> None:
+        if self._stopped and isinstance(failure.value, CancelledError):
+            return
         self._log.failure("Cannot look after the push credential", failure)
 
     # -------------------------------------------------------------- judging
