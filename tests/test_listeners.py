@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import stat
 from pathlib import Path
 from typing import Any, cast
 
@@ -49,6 +50,13 @@ class ListenersTests(TestCase):
 
     def test_a_socket_that_systemd_did_not_pass_is_explained(self) -> None:
         self.assertIn("systemd passed no such socket", self.refusal("systemd:domain=INET:index=0"))
+
+    def test_a_socket_has_its_mode_when_it_is_listened_on(self) -> None:
+        path = Path(self.mktemp()).name
+        for mode in (0o600, 0o660):
+            name = f"{path}{mode}"
+            self.listeners.unix("socket", name, self.factory, mode=mode, group=None)
+            self.assertEqual(stat.S_IMODE(Path(name).stat().st_mode), mode)
 
     @as_deferred
     async def test_stopping_closes_everything_and_removes_the_socket(self) -> None:

@@ -10,19 +10,21 @@ from typing import Any, cast
 
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
-from twisted.internet.endpoints import serverFromString
+from twisted.internet.endpoints import AdoptedStreamServerEndpoint, serverFromString
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import (
     IListeningPort,
     IProtocolFactory,
     IReactorSocket,
     IReactorTCP,
+    IReactorUNIX,
     IStreamServerEndpoint,
 )
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from xaps.sockets import bind_unix
+from xaps.acceptor import UnixAcceptor
+from xaps.sockets import private_socket
 
 BACKLOG = 1024
 """Connections that may wait to be accepted; a large IMAP server opens thousands at its start."""
@@ -32,7 +34,7 @@ class ListenError(Exception):
     """A listener cannot be opened; the message is one line and says which, why and what to do."""
 
 
-class Reactor(IReactorTCP, IReactorSocket):
+class Reactor(IReactorTCP, IReactorUNIX, IReactorSocket):
     """What listening takes."""
 
 
@@ -46,7 +48,7 @@ class Listeners:
 
     def __init__(self, reactor: Reactor) -> None:
         self._reactor = reactor
-        self._ports: list[IListeningPort] = []
+        self._ports: list[IListeningPort | UnixAcceptor] = []
         self.addresses: list[str] = []
         """What is listened on, for people."""
 
@@ -74,14 +76,22 @@ class Listeners:
         :raises xaps.sockets.SocketError: the path cannot be had.
         """
         if path.startswith("systemd:"):
-            self._activated(key, path, factory)
+            endpoint = self._endpoint(key, path)
+            if endpoint.addressFamily != socket.AF_UNIX:
+                raise ListenError(f"{key}: {path}: this is to be a UNIX socket: domain=UNIX")
+            inherited = socket.socket(fileno=endpoint.fileno)
+            acceptor = UnixAcceptor(self._reactor, inherited, factory)
+            acceptor.startListening()
+            self._ports.append(acceptor)
+            self._note(str(inherited.getsockname()))
             return
-        with bind_unix(Path(path), socket.SOCK_STREAM, mode=mode, group=group) as bound:
-            bound.listen(BACKLOG)
-            # The reactor takes a copy of the descriptor.
-            listening = self._reactor.adoptStreamPort(
-                bound.fileno(), socket.AF_UNIX, cast(Any, factory)
-            )
+        with private_socket(Path(path), socket.SOCK_STREAM, mode=mode, group=group):
+            try:
+                # Twisted sets the mode of the file: to none, until it has its group. (What it
+                # adopts it would give the mode 0666.)
+                listening = self._reactor.listenUNIX(path, cast(Any, factory), BACKLOG, mode=0)
+            except CannotListenError as error:
+                raise error.socketError from None
         self._ports.append(listening)
         self._note(path)
 
@@ -93,17 +103,26 @@ class Listeners:
         closing = [maybeDeferred(port.stopListening) for port in ports]
         return DeferredList(closing, consumeErrors=True).addCallback(lambda _: None)
 
-    def _activated(self, key: str, description: str, factory: IProtocolFactory) -> bool:
+    def _endpoint(self, key: str, description: str) -> AdoptedStreamServerEndpoint:
+        """What a ``systemd:`` description stands for.
+
+        :raises ListenError: systemd passed no such socket.
+        """
         try:
-            endpoint: IStreamServerEndpoint = serverFromString(  # type: ignore[no-untyped-call]
+            endpoint = serverFromString(  # type: ignore[no-untyped-call]
                 self._reactor, description
             )
-            result = endpoint.listen(cast(Any, factory))
         except (ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
             raise ListenError(
                 f"{key}: {description}: systemd passed no such socket ({error}); "
                 "start the daemon by its socket unit, or name an address or a path here"
             ) from error
+        assert isinstance(endpoint, AdoptedStreamServerEndpoint)
+        return endpoint
+
+    def _activated(self, key: str, description: str, factory: IProtocolFactory) -> bool:
+        endpoint: IStreamServerEndpoint = self._endpoint(key, description)
+        result = endpoint.listen(cast(Any, factory))
         outcome: list[object] = []
         result.addBoth(outcome.append)  # adopting a socket is done at once
         if isinstance(outcome[0], Failure):

@@ -7,6 +7,7 @@ import grp
 import os
 import socket
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -25,16 +26,33 @@ def bind_unix(
     :param group: a name or a number; ``None`` leaves the process's own.
     :raises SocketError: somebody else is listening there, or the file cannot be made.
     """
-    gid = -1 if group is None else group_id(group)
-    _remove_stale(path, kind)
     bound = socket.socket(socket.AF_UNIX, kind)
     bound.setblocking(False)
+    try:
+        with private_socket(path, kind, mode=mode, group=group):
+            bound.bind(os.fspath(path))
+    except BaseException:
+        bound.close()
+        raise
+    return bound
+
+
+@contextlib.contextmanager
+def private_socket(
+    path: Path, kind: socket.SocketKind, *, mode: int, group: str | None
+) -> Iterator[None]:
+    """While this is open, `path` is to be bound; nobody can connect before it is closed, which
+    sets the group and the mode. A socket file that a dead daemon left behind is removed first.
+
+    :raises SocketError: as of `bind_unix`.
+    """
+    gid = -1 if group is None else group_id(group)
+    _remove_stale(path, kind)
     # The file exists from bind() on, and what it allows then is ruled by the umask alone.
     umask = os.umask(0o777)
     try:
-        bound.bind(os.fspath(path))
+        yield
     except OSError as error:
-        bound.close()
         raise SocketError(f"{path}: cannot be made: {_reason(error, path)}") from error
     finally:
         os.umask(umask)
@@ -42,14 +60,12 @@ def bind_unix(
         os.chown(path, -1, gid)
         path.chmod(mode)
     except OSError as error:
-        bound.close()
         with contextlib.suppress(OSError):
             path.unlink()
         raise SocketError(
             f"{path}: cannot be given to group {group}: {error.strerror}; "
             "the daemon's user must be a member of it"
         ) from error
-    return bound
 
 
 def group_id(group: str) -> int:

@@ -310,9 +310,6 @@ class Daemon(Service):
                 mode=config.control_socket_mode,
                 group=config.control_socket_group,
             )
-            if not config.control_socket.startswith("systemd:"):
-                # Twisted gives every UNIX socket that it adopts the mode 0666.
-                Path(config.control_socket).chmod(config.control_socket_mode)
         if config.metrics_addr is not None:
             host, port = config.metrics_addr.host, config.metrics_addr.port
             self._listeners.tcp("metricsAddr", host, port, metrics_site(reactor, metrics))
