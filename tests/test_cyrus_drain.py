@@ -12,23 +12,12 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.peers import datagrams
 from xaps.intake import cyrus_drain
 from xaps.intake.cyrus_drain import DATAGRAM, FOREIGN, HEADER, LOST
 
 PATIENCE = 20
 """Seconds for what should happen at once."""
-
-SENDER = """
-import socket, sys, time
-path, count, datagram = sys.argv[1], int(sys.argv[2]), sys.argv[3].encode()
-longest = 0.0
-for number in range(count):
-    begun = time.perf_counter()
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-        sender.sendto(datagram, path)
-    longest = max(longest, time.perf_counter() - begun)
-print(longest)
-"""
 
 
 def frames(data: bytes) -> list[tuple[bytes, bytes | int]]:
@@ -119,15 +108,21 @@ class DrainTests(SynchronousTestCase):
         self.send(b"ready")
         assert process.stdout is not None
         process.stdout.read(HEADER.size + 5)
-        count, datagram = 100_000, "m" * 450
-        code = (sys.executable, "-c", SENDER, self.path, str(count), datagram)
-        with subprocess.Popen(code, stdout=subprocess.PIPE, text=True) as sender:
+        count, datagram = 100_000, b"m" * 450
+        with subprocess.Popen(
+            [sys.executable, datagrams.__file__, self.path, str(count)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        ) as sender:
+            assert sender.stdin is not None
+            assert sender.stdout is not None
+            sender.stdin.write(datagram)
+            sender.stdin.close()
             # The daemon is busy, and so is one of the processors.
             while sender.poll() is None:
                 sum(range(1000))
-            assert sender.stdout is not None
             longest = float(sender.stdout.read())
-        self.assertEqual(self.rest(process), [(DATAGRAM, datagram.encode())] * count)
+        self.assertEqual(self.rest(process), [(DATAGRAM, datagram)] * count)
         self.assertLess(longest, 0.05)
 
     def test_what_there_is_no_room_for_is_counted(self) -> None:

@@ -199,6 +199,36 @@ class CyrusListenerTests(SynchronousTestCase):
         expected = [Notice("alice", "INBOX", True), Notice("alice", "INBOX.Notes", True)]
         self.assertEqual(rest, expected)
 
+    def test_a_notice_waits_until_the_users_registration_before_it_is_stored(self) -> None:
+        stored: list[Deferred[None]] = []
+
+        def store() -> Deferred[None]:
+            stored.append(Deferred())
+            return stored[-1]
+
+        self.start()
+        self.handler.answer = store
+        self.got_after(register("alice", "INBOX"), mail(owner="bob", acl="bob\tr\t"), mail())
+        self.got_after(register("alice", "INBOX"), mail("Notes"))
+        self.assertEqual([type(got) for got in self.handler.got], [Registration, Notice])
+        self.handler.answer = lambda: succeed(None)
+        stored[0].callback(None)
+        stored[1].callback(None)
+        order = [got.mailbox for got in self.handler.got[2:] if isinstance(got, Notice)]
+        self.assertEqual(order, ["INBOX", "INBOX.Notes"])
+        self.assertEqual(len(self.handler.got), 5)
+        self.got_after(mail())
+        self.assertEqual(len(self.handler.got), 6)
+
+    def test_notices_do_not_wait_for_a_registration_that_cannot_be_stored(self) -> None:
+        self.start()
+        self.handler.answer = lambda: fail(Refused("the disk is full", temporary=True))
+        self.got_after(register("alice", "INBOX"))
+        self.handler.answer = lambda: succeed(None)
+        self.assertEqual(self.got_after(mail())[1:], [Notice("alice", "INBOX", True)])
+        self.reactor.advance(1)
+        self.assertIsInstance(self.handler.got[-1], Registration)
+
     def test_frames_may_come_in_any_pieces(self) -> None:
         self.start()
         frames = b"".join(

@@ -100,6 +100,7 @@ class CyrusListener:
         self._datagrams: deque[bytes] = deque()
         self._work_call: IDelayedCall | None = None
         self._open = 0
+        self._registering: dict[str, Deferred[None]] = {}
         self._pauses: dict[Deferred[None], IDelayedCall] = {}
         self._stopped: Deferred[None] | None = None
         self._complaints = 0
@@ -245,21 +246,43 @@ class CyrusListener:
             return
         if isinstance(said, Registration):
             self._followers.remember(said)
-            self._hand_over(partial(handler.register, said))
+            self._register(said, handler)
             return
         for notice in notices(said, self._followers, self._settings):
-            self._hand_over(partial(handler.notify, notice))
+            # A registration that came before must have been stored, or the notice finds no phone.
+            before = self._registering.get(notice.user)
+            self._hand_over(partial(handler.notify, notice), before)
 
-    def _hand_over(self, ask: Ask) -> None:
+    def _register(self, registration: Registration, handler: Handler) -> None:
+        user = registration.key.user
+        tried: Deferred[None] = Deferred()
+
+        async def register() -> None:
+            try:
+                await handler.register(registration)
+            finally:
+                if self._registering.get(user) is tried:
+                    del self._registering[user]
+                if not tried.called:
+                    tried.callback(None)
+
+        before = self._registering.get(user)
+        self._registering[user] = tried
+        self._hand_over(lambda: Deferred.fromCoroutine(register()), before)
+
+    def _hand_over(self, ask: Ask, before: Deferred[None] | None) -> None:
+        """Let the handler have it when `before` has fired, which never fails."""
         self._open += 1
-        handed_over = Deferred.fromCoroutine(self._until_taken(ask))
+        handed_over = Deferred.fromCoroutine(self._until_taken(ask, before))
         handed_over.addErrback(
             lambda failure: self._log.failure("An event of Cyrus could not be handled", failure)
         )
 
-    async def _until_taken(self, ask: Ask) -> None:
+    async def _until_taken(self, ask: Ask, before: Deferred[None] | None) -> None:
         delay = 1.0
         try:
+            if before is not None:
+                await before
             while not await self._taken(ask):
                 await self._pause(delay)
                 delay = min(2 * delay, LONGEST_RETRY)
