@@ -148,6 +148,8 @@ def exchange(
             peer.receive(sent)
         for piece in cut(answered, pieces or len(answered)):
             events += session.receive(piece, now)
+            while session.backlog:
+                events += session.receive(b"", now)
 
 
 def cut(data: bytes, size: int) -> Iterable[bytes]:

@@ -54,6 +54,8 @@ class Wire:
         """Closes its side when the client does."""
         self.mute = False
         """Takes everything and says nothing."""
+        self.arriving = bytearray()
+        """What waits for the client to read."""
         self._factory: IProtocolFactory | None = None
 
     def _cancel(self, _: Deferred[IProtocol]) -> None:
@@ -102,11 +104,14 @@ class Wire:
                 self.lost = True
                 assert self.protocol is not None
                 self.protocol.connectionLost(Failure(ConnectionDone()))
-            elif answered and not self.transport.disconnecting:
-                assert self.protocol is not None
-                self.protocol.dataReceived(answered)
-            elif not sent:
-                return
+            else:
+                self.arriving += answered
+                if self.arriving and self.transport.producerState == "producing":
+                    data, self.arriving = bytes(self.arriving), bytearray()
+                    assert self.protocol is not None
+                    self.protocol.dataReceived(data)
+                elif not sent:
+                    return
 
     @property
     def pushes(self) -> list[str]:
@@ -182,6 +187,11 @@ class WireTestCase(SynchronousTestCase):
         while self.clock.seconds() < until - 1e-6:
             self.clock.advance(min(step, until - self.clock.seconds()))
             self.pump()
+
+    def turn(self) -> None:
+        """Let the reactor go round until it has nothing to do."""
+        self.clock.advance(0)
+        self.pump()
 
     def send(self, *numbers: int) -> list[Deferred[Outcome]]:
         sending = [self.client.send(push(number)) for number in numbers]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 from h2.errors import ErrorCodes
 from hyperframe.frame import PingFrame
@@ -13,12 +14,15 @@ from twisted.logger import LogEvent, capturedLogs, formatEvent
 from tests import pki
 from tests.apns_peer import Peer
 from tests.apns_wire import NOW, TOKEN, TOPIC, WireTestCase, certificate, push
+from xaps.apns.connection import Connection
 from xaps.apns.pool import State
 from xaps.model import (
     Delivered,
     Gone,
     Misconfigured,
     Outcome,
+    Push,
+    RegistrationKey,
     Rejected,
     RetryAfter,
     TokenCredential,
@@ -108,7 +112,6 @@ class LifeTests(WireTestCase):
         self.assertEqual(self.rooms, [1])
 
     def test_pushes_can_be_sent_from_where_room_is_told(self) -> None:
-        self.clock.advance(0)
         numbers = iter(range(10))
         sent: list[Deferred[Outcome]] = []
 
@@ -127,6 +130,33 @@ class LifeTests(WireTestCase):
         for number in range(10):
             wire.answer(number)
         self.assertEqual([self.successResultOf(d) for d in sent], [Delivered()] * 10)
+
+    def test_a_push_that_cannot_be_handled_has_an_outcome_all_the_same(self) -> None:
+        class Odd:
+            """Can be sent once."""
+
+            apns_id = "id-1"
+            hashes = ()
+
+            def __init__(self) -> None:
+                self.keys = [push().key] * 2  # for the path, and for the payload
+
+            @property
+            def key(self) -> RegistrationKey:
+                return self.keys.pop()
+
+        self.begin()
+        self.wires[0].peer.settings(MAX_CONCURRENT_STREAMS=1)
+        self.pump()
+        sending = self.client.send(cast(Push, Odd()))
+        for _ in range(10):
+            self.client.room()
+            self.pass_time(0.25)
+        self.wires[1].accept()
+        self.wires[0].peer.reset(1, ErrorCodes.REFUSED_STREAM)
+        self.pump()
+        self.assertEqual(self.successResultOf(sending), RetryAfter("internal error"))
+        self.assertEqual(len(self.flushLoggedErrors(IndexError)), 1)
 
     def test_an_error_of_whom_it_tells_is_logged_and_does_no_harm(self) -> None:
         def fail() -> None:
@@ -212,7 +242,23 @@ class StopTests(WireTestCase):
         self.client.use(certificate())
         self.wires[0].establish()
         stopping = self.client.stop(10.0)
+        self.assertNoResult(stopping)
         self.pump()
+        self.assertIsNone(self.successResultOf(stopping))
+
+    def test_a_connection_that_failed_and_is_still_there_is_waited_for(self) -> None:
+        self.client.start()
+        self.client.use(certificate())
+        wire = self.wires[0]
+        wire.polite = False
+        wire.peer.take()
+        wire.peer.goaway(0)
+        wire.establish()
+        wire.pump()
+        stopping = self.client.stop(10.0)
+        self.pass_time(1.5)
+        self.assertNoResult(stopping)
+        self.pass_time(0.5)
         self.assertIsNone(self.successResultOf(stopping))
 
     def test_a_wait_for_the_next_attempt_is_given_up(self) -> None:
@@ -298,6 +344,18 @@ class ReconnectTests(WireTestCase):
         self.pass_time(60.0)
         self.wires[-1].drop()
         self.assertEqual(self.delay_until_next(), 1.0)
+
+    def test_complaints_in_answers_do_not(self) -> None:
+        def ending() -> None:
+            self.wires[-1].accept()
+            self.send(1)
+            self.wires[-1].answer(1, 503, "InternalServerError")
+            self.wires[-1].drop()
+
+        self.ending = ending  # type: ignore[method-assign]
+        self.client.start()
+        self.client.use(certificate())
+        self.assertEqual(self.delays(7), self.GROWING)
 
     def test_one_attempt_is_made_at_a_time(self) -> None:
         self.client.start()
@@ -571,6 +629,7 @@ class DeadPeerTests(WireTestCase):
             if not wire.transport.disconnecting:
                 wire.peer.frame(pings)
                 self.pump()
+                self.turn()
         self.assertTrue(wire.transport.disconnecting)
         self.assertIn("does not read", self.client.status().last_error)
 
@@ -583,6 +642,88 @@ class DeadPeerTests(WireTestCase):
         assert isinstance(outcome, RetryAfter)
         self.assertIn("broke the protocol", outcome.reason)
         self.assertEqual(self.delay_until_next(), 1.0)
+
+
+class CrowdTests(WireTestCase):
+    """Many pushes whose fate is known at once must not stop the daemon: some are told, then
+    others have their turn."""
+
+    def crowd(self) -> list[Deferred[Outcome]]:
+        self.begin()
+        return self.send(*range(200))
+
+    def known(self, sending: list[Deferred[Outcome]]) -> int:
+        return sum(bool(outcome.called) for outcome in sending)
+
+    def turns_of_others(self, sending: list[Deferred[Outcome]]) -> list[int]:
+        """How many outcomes are known each time when somebody else has a turn."""
+        known = [self.known(sending)]
+
+        def turn() -> None:
+            known.append(self.known(sending))
+            if known[-1] < len(sending):
+                self.clock.callLater(0, turn)
+
+        self.clock.callLater(0, turn)
+        self.clock.advance(0)
+        self.pump()
+        return known
+
+    def test_answers_are_told_in_slices(self) -> None:
+        sending = self.crowd()
+        wire = self.wires[0]
+        for stream_id in wire.peer.order:
+            wire.peer.answer(stream_id)
+        self.pump()
+        self.assertEqual(self.turns_of_others(sending), [64, 128, 192, 200])
+        self.assertEqual(wire.transport.producerState, "producing")
+        self.assertEqual([self.successResultOf(d) for d in sending], [Delivered()] * 200)
+
+    def test_no_more_is_read_meanwhile(self) -> None:
+        sending = self.crowd()
+        wire = self.wires[0]
+        for stream_id in wire.peer.order:
+            wire.peer.answer(stream_id)
+        self.pump()
+        self.assertEqual(wire.transport.producerState, "paused")
+        self.turn()
+        self.assertEqual(wire.transport.producerState, "producing")
+        self.assertEqual(self.known(sending), 200)
+
+    def test_a_loss_is_told_in_slices(self) -> None:
+        sending = self.crowd()
+        self.wires[0].drop()
+        stopping = self.client.stop(10.0)
+        self.assertNoResult(stopping)
+        self.assertEqual(self.turns_of_others(sending), [64, 128, 192, 200])
+        self.assertIsNone(self.successResultOf(stopping))
+
+    def test_answers_that_came_before_a_loss_count(self) -> None:
+        sending = self.crowd()
+        wire = self.wires[0]
+        for stream_id in wire.peer.order[:150]:
+            wire.peer.answer(stream_id)
+        self.pump()
+        wire.drop()
+        self.turn()
+        outcomes = [self.successResultOf(outcome) for outcome in sending]
+        self.assertEqual(outcomes[:150], [Delivered()] * 150)
+        self.assertEqual({type(outcome) for outcome in outcomes[150:]}, {RetryAfter})
+        self.assertEqual(self.delay_until_next(), 1.0)
+
+    def test_nothing_is_left_to_do_once_everything_is_told(self) -> None:
+        sending = self.crowd()
+        wire = self.wires[0]
+        for stream_id in wire.peer.order[:100]:
+            wire.peer.answer(stream_id)
+        for stream_id in wire.peer.order[100:]:
+            wire.peer.reset(stream_id, ErrorCodes.INTERNAL_ERROR)
+        self.client.stop(10.0)
+        self.pump()
+        self.clock.advance(0)
+        self.assertEqual(self.known(sending), 200)
+        self.pump()
+        self.assertEqual(self.clock.getDelayedCalls(), [])
 
 
 class StreamLimitTests(WireTestCase):
@@ -664,6 +805,11 @@ class StreamLimitTests(WireTestCase):
         self.assertEqual((self.wires[0].lost, self.wires[1].lost), (False, True))
         self.pass_time(600.0, 5.0)
         self.assertEqual(len(self.wires), 2)
+        self.wires[0].drop()
+        self.delay_until_next()
+        self.wires[2].accept()
+        self.pass_time(60.0)
+        self.assertEqual(len(self.wires), 3)  # one is still enough
 
     def test_a_refused_push_is_sent_on_another_connection_with_the_same_id(self) -> None:
         self.limited()
@@ -777,6 +923,7 @@ class CredentialTests(WireTestCase):
         self.client.use(certificate("new.pem"))
         self.pump()
         self.assertTrue(self.wires[0].lost)
+        cast(Connection[object], self.wires[0].protocol).handshakeCompleted()  # too late
         self.wires[1].accept()
         self.assertEqual(self.client.status().connections, 1)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import attrs
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
+from twisted.logger import Logger
 
 from xaps.apns.connection import Connection
 from xaps.apns.events import Answered, GivenBack, Lost
@@ -51,6 +52,8 @@ class Client:
         what holds up pushes.
     :param random: gives numbers from 0 up to 1.
     """
+
+    _log = Logger()
 
     def __init__(
         self,
@@ -149,24 +152,35 @@ class Client:
         connection: Connection[_Pending],
         event: Answered[_Pending] | GivenBack[_Pending] | Lost[_Pending],
     ) -> None:
+        outcome: Outcome | None
+        try:
+            outcome = self._outcome(connection, event)
+        except Exception:
+            self._log.failure("An answer of APNs could not be handled")
+            outcome = RetryAfter("internal error")
+        if outcome is not None:
+            event.tag.done.callback(outcome)
+
+    def _outcome(
+        self,
+        connection: Connection[_Pending],
+        event: Answered[_Pending] | GivenBack[_Pending] | Lost[_Pending],
+    ) -> Outcome | None:
+        """What became of a push; ``None`` if it has been sent again."""
         pending = event.tag
-        outcome: Outcome
         if isinstance(event, Answered):
             verdict = classify(event.status, event.body, self._clock.seconds())
-            outcome = self._judge(connection, pending, verdict)
-        elif isinstance(event, Lost):
+            return self._judge(connection, pending, verdict)
+        if isinstance(event, Lost):
             # The next connection comes in due time; a push that got no answer by itself waits.
-            outcome = RetryAfter(event.reason, 0.0 if event.with_connection else None)
-        else:
-            other = self._pool.pick(other_than=connection)
-            if other is not None and pending.tries < MOST_TRIES:
-                self._send(pending, other)
-                return
-            if self._pool.refused and not event.refused:
-                outcome = Misconfigured(self._pool.refused)
-            else:
-                outcome = RetryAfter(event.reason, 0.0)
-        pending.done.callback(outcome)
+            return RetryAfter(event.reason, 0.0 if event.with_connection else None)
+        other = self._pool.pick(other_than=connection)
+        if other is not None and pending.tries < MOST_TRIES:
+            self._send(pending, other)
+            return None
+        if self._pool.refused:
+            return Misconfigured(self._pool.refused)
+        return RetryAfter(event.reason, 0.0)
 
     def _judge(
         self, connection: Connection[_Pending], pending: _Pending, verdict: Verdict

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Generic, cast
 from typing import Protocol as Interface
@@ -32,6 +33,9 @@ GRACE = 2.0
 """Seconds that a peer has to close its side; TLS waits for it without end."""
 MAX_HELD = 256 * 1024
 """Bytes that are kept for a peer that does not read."""
+EVENTS_AT_ONCE = 64
+"""Events that the owner is told before others get their turn: a connection with a thousand pushes
+on it must not stop the daemon for the time that it takes to see to them all."""
 
 
 class Owner(Interface[T]):
@@ -59,7 +63,8 @@ class Owner(Interface[T]):
 
 
 class Link(enum.Enum):
-    """The transport's part: ``ABSENT -> GREETING -> UP -> CLOSING -> GONE``."""
+    """The transport's part: ``ABSENT -> GREETING -> UP -> CLOSING -> LOST -> GONE``, some of them
+    left out."""
 
     ABSENT = "absent"
     """The endpoint has not connected."""
@@ -68,6 +73,8 @@ class Link(enum.Enum):
     UP = "up"
     CLOSING = "closing"
     """We have hung up, the peer has not."""
+    LOST = "lost"
+    """The transport is no more, but the owner has not been told everything."""
     GONE = "gone"
 
 
@@ -88,7 +95,10 @@ class Connection(Protocol, Generic[T]):
         self._timer: IDelayedCall | None = None
         self._abort: IDelayedCall | None = None
         self._trouble: Trouble | None = None
+        self._untold: deque[Event[T]] = deque()
         self._telling = False
+        self._later: IDelayedCall | None = None
+        self._reading = True
         self._paused = False
         self._held = bytearray()
         self.ready_at: float | None = None
@@ -170,13 +180,14 @@ class Connection(Protocol, Generic[T]):
         self._step(lambda: self._session.receive(data, self._clock.seconds()))
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self._link = Link.GONE
+        self._link = Link.LOST
         self._trouble = self._trouble or explain(reason)
-        self._tell(self._session.lost(self._trouble.text))
         for call in (self._timer, self._abort):
             if call is not None and call.active():
                 call.cancel()
-        self._owner.on_gone(self)
+        while self._session.backlog:  # answers that came in time count
+            self._untold += self._session.receive(b"", self._clock.seconds())
+        self._tell(self._session.lost(self._trouble.text))
 
     def pauseProducing(self) -> None:
         """The peer does not read as fast as we write."""
@@ -219,15 +230,18 @@ class Connection(Protocol, Generic[T]):
 
     def _tell(self, events: Sequence[Event[T]]) -> None:
         """Tell the owner what has happened, then send what came of it."""
-        nested, self._telling = self._telling, True
+        self._untold += events
+        if self._telling:
+            return
+        self._telling = True
         try:
-            for event in events:
-                self._tell_one(event)
+            for _ in range(EVENTS_AT_ONCE):
+                if self._untold:
+                    self._tell_one(self._untold.popleft())
             self._owner.on_progress(self)
         finally:
-            self._telling = nested
-        if not nested:
-            self._settle()
+            self._telling = False
+        self._settle()
 
     def _tell_one(self, event: Event[T]) -> None:
         match event:
@@ -244,19 +258,50 @@ class Connection(Protocol, Generic[T]):
                 self._owner.on_closed(self, self._trouble or Trouble(event.reason))
 
     def _settle(self) -> None:
-        """After everything: send, close if it is time to, and set the alarm clock."""
+        """After everything: send, close if it is time to, and see to what is to come."""
         session = self._session
         if session.state is SessionState.RETIRED and not session.in_flight:
             self.close(Trouble("retired"))
             return
         if self._link is Link.UP:
             self._write(session.data_to_send())
+            self._watch_the_clock()
+        if self._untold or session.backlog:
+            self._read(False)
+            if self._later is None:
+                self._later = self._clock.callLater(0, self._go_on)
+            return
+        if self._later is not None:
+            self._later.cancel()
+            self._later = None
+        self._read(True)
         if session.state is SessionState.CLOSED:
             self._hang_up()
+        if self._link is Link.LOST:
+            self._link = Link.GONE
+            self._owner.on_gone(self)
+
+    def _go_on(self) -> None:
+        self._later = None
+        if self._untold:
+            self._tell([])
+        else:
+            self.dataReceived(b"")
+
+    def _read(self, reading: bool) -> None:
+        """Whether the transport is to bring more."""
+        if self._link is Link.UP and reading is not self._reading:
+            self._reading = reading
+            transport = cast(IPushProducer, self.transport)
+            if reading:
+                transport.resumeProducing()
+            else:
+                transport.pauseProducing()
+
+    def _watch_the_clock(self) -> None:
+        due = self._session.next_deadline()
+        if due is None:
             return
-        due = session.next_deadline()
-        if due is None or self._link is not Link.UP:
-            return  # before, the owner has a deadline
         if self._timer is not None:
             if self._timer.getTime() <= due:
                 return  # it looks again then, which spares setting it for each push

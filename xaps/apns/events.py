@@ -26,15 +26,10 @@ class Answered(Generic[T]):
 
 @attrs.frozen
 class GivenBack(Generic[T]):
-    """The request was certainly not processed.
-
-    :ivar refused: the peer turned this one away (RST_STREAM), as opposed to the whole connection
-        going away.
-    """
+    """The request was certainly not processed."""
 
     tag: T
     reason: str
-    refused: bool
 
 
 @attrs.frozen
