@@ -308,7 +308,7 @@ class ScheduleTests(AppleCase):
         self.attempts(30)
         self.apple.behaviour = "good"
         self.attempts(30)
-        schedule = self.store.read_schedule(self.clock.seconds())
+        schedule, _ = self.store.read_schedule(self.clock.seconds())
         self.assertEqual((schedule.failures, schedule.reason), (0, ""))
 
     def test_the_reason_of_the_last_failure_is_told_across_restarts(self) -> None:
@@ -323,7 +323,7 @@ class ScheduleTests(AppleCase):
         self.apple.behaviour = "error 1"
         self.attempts(10)
         self.source = self.make_source(attrs.evolve(ACCOUNT, apple_id="bob@example.org"))
-        schedule = self.store.read_schedule(self.clock.seconds())
+        schedule, _ = self.store.read_schedule(self.clock.seconds())
         self.assertGreater(schedule.next, self.clock.seconds() + HOUR)
         before = len(self.urls)
         self.renew()

@@ -47,9 +47,16 @@ def pem(
     )
 
 
-def p8(data: bytes, **changes: str) -> TokenCredential:
-    names = {"topic": pki.MAIL_TOPIC, "key_id": "ABC123DEFG", "team_id": "DEF123GHIJ", **changes}
-    return read_p8(Blob("AuthKey.p8", data), **names)
+def p8(
+    data: bytes,
+    password: bytes | None = None,
+    *,
+    topic: str = pki.MAIL_TOPIC,
+    key_id: str = "ABC123DEFG",
+    team_id: str = "DEF123GHIJ",
+) -> TokenCredential:
+    file = Blob("AuthKey.p8", data)
+    return read_p8(file, password, topic=topic, key_id=key_id, team_id=team_id)
 
 
 class Refusals(SynchronousTestCase):
@@ -270,6 +277,10 @@ class P8Tests(Refusals):
             (pki.MAIL_TOPIC, "ABC123DEFG", "DEF123GHIJ", "AuthKey.p8"),
         )
         self.assertNotIn("PRIVATE", repr(credential))
+
+    def test_somebody_may_have_encrypted_it(self) -> None:
+        encrypted = pki.Issued(ISSUED.certificate, SIGNING.key).encrypted_key_pem(PASSWORD)
+        self.assertEqual(p8(encrypted, PASSWORD.encode()).key_pem, SIGNING.p8)
 
     def test_a_topic_that_is_not_one_of_mail_is_refused(self) -> None:
         for topic in ("", "org.example.app", "com.apple.mail."):

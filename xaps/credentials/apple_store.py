@@ -142,33 +142,27 @@ class AppleStore:
         self.write(generation)
         return True
 
-    def read_schedule(self, now: float) -> Schedule:
-        """The schedule. After one that cannot be read an hour passes before the service is asked:
-        nobody knows when that was done last.
+    def read_schedule(self, now: float) -> tuple[Schedule, bool]:
+        """The schedule, and whether it is on disk as it is.
 
-        :raises OSError: a better one cannot be written.
+        After one that cannot be read an hour passes before the service is asked: nobody knows
+        when that was done last.
         """
         try:
-            data = self.schedule_path.read_bytes()
-        except FileNotFoundError:
-            return Schedule()
-        except OSError:
-            return Schedule(now, now + HOUR)
-        try:
-            fields = json.loads(data)
-            schedule: Schedule | None = Schedule(
+            fields = json.loads(self.schedule_path.read_bytes())
+            schedule = Schedule(
                 float(fields["last"]),
                 float(fields["next"]),
                 int(fields["failures"]),
                 str(fields["reason"]),
                 str(fields["settings"]),
             )
-        except (ValueError, TypeError, LookupError, RecursionError, OverflowError):
-            schedule = None
-        plausible = Schedule(now, now + HOUR) if schedule is None else schedule.plausible(now)
-        if plausible != schedule:
-            self.write_schedule(plausible)
-        return plausible
+        except FileNotFoundError:
+            return Schedule(), True
+        except (OSError, ValueError, TypeError, LookupError, RecursionError, OverflowError):
+            return Schedule(now, now + HOUR), False
+        plausible = schedule.plausible(now)
+        return plausible, plausible is schedule
 
     def write_schedule(self, schedule: Schedule) -> None:
         """:raises OSError: the former one is still there."""

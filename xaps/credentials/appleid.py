@@ -188,10 +188,7 @@ class AppleIdSource:
             self._read_identity()
         except CredentialError as error:
             return CredentialError(self.name, f"{what}: {error}")
-        try:
-            schedule = self._store.read_schedule(now)
-        except OSError as error:
-            return CredentialError(self.name, f"{what}: {self._store.folder}: {error.strerror}")
+        schedule, _ = self._store.read_schedule(now)
         if not schedule.reason:
             return CredentialError(self.name, what, "Apple's certificate service will be asked")
         return CredentialError(
@@ -252,8 +249,10 @@ class AppleIdSource:
         if mail is not None and now < mail.not_after - RENEW_BEFORE:
             return None
         settings = settings_fingerprint(account, self._service)
-        schedule = self._store.read_schedule(now)
+        schedule, on_disk = self._store.read_schedule(now)
         if not schedule.allows(now, settings):
+            if not on_disk:
+                self._store.write_schedule(schedule)
             return None
         identity = self._read_identity()
         schedule = schedule.asked(now, settings)

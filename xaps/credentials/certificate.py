@@ -124,6 +124,9 @@ class CertificateInfo:
     key_matches: bool | None
     """Whether `key` belongs to the leaf; ``None``: there is no key."""
 
+    no_key = "there is no private key for the certificate"
+    """What the error about a missing key says."""
+
     @property
     def topic(self) -> str | None:
         """The first UID that is a Mail topic, or else the first."""
@@ -143,7 +146,7 @@ class CertificateInfo:
 
         if self.key is None:
             add(
-                "there is no private key for the certificate",
+                self.no_key,
                 "put the key into the same file or name its file in certificateFilePemKey",
             )
         elif not self.key_matches:

@@ -151,10 +151,12 @@ def p12_source(file: Path, password: str | None = None) -> Source:
     return FileSource(f"certificateFileP12 {file}", [file], parse, password)
 
 
-def p8_source(file: Path, *, topic: str, key_id: str, team_id: str) -> Source:
+def p8_source(
+    file: Path, password: str | None = None, *, topic: str, key_id: str, team_id: str
+) -> Source:
     """``keyFileP8`` with its three companions."""
 
-    def parse(blobs: Sequence[Blob], _: bytes | None) -> Parsed:
-        return read_p8(blobs[0], topic=topic, key_id=key_id, team_id=team_id)
+    def parse(blobs: Sequence[Blob], secret: bytes | None) -> Parsed:
+        return read_p8(blobs[0], secret, topic=topic, key_id=key_id, team_id=team_id)
 
-    return FileSource(f"keyFileP8 {file}", [file], parse)
+    return FileSource(f"keyFileP8 {file}", [file], parse, password)

@@ -85,15 +85,17 @@ def read_pem(
         source = certificate.name
     else:
         source = key.name
-        keys = [block for block in _pem_blocks(key) if block.label in _KEY_LABELS]
-        if not keys:
-            raise CredentialError(
-                source, "there is no private key", "it must hold the certificate's private key"
-            )
-    if len(keys) > 1:
-        raise CredentialError(source, "there are several private keys", "leave one")
-    private = _pem_key(source, keys[0].text, password)
+        keys = _key_blocks(key)
+    private = _only_key(source, keys, password, "it must hold the certificate's private key")
     return certificate_info(certificate.name, certificates, private, source)
+
+
+def read_key(file: Blob, password: bytes | None = None) -> PrivateKey:
+    """The one private key in a PEM file.
+
+    :raises CredentialError: with a reason for people.
+    """
+    return _only_key(file.name, _key_blocks(file), password, "it must hold a private key")
 
 
 def read_pkcs12(file: Blob, password: bytes | None = None) -> CertificateInfo:
@@ -128,7 +130,9 @@ def read_pkcs12(file: Blob, password: bytes | None = None) -> CertificateInfo:
     return certificate_info(file.name, certificates, key)
 
 
-def read_p8(file: Blob, *, topic: str, key_id: str, team_id: str) -> TokenCredential:
+def read_p8(
+    file: Blob, password: bytes | None = None, *, topic: str, key_id: str, team_id: str
+) -> TokenCredential:
     """A key that signs provider tokens, as the developer portal hands it out.
 
     :raises CredentialError: with a reason for people.
@@ -141,20 +145,13 @@ def read_p8(file: Blob, *, topic: str, key_id: str, team_id: str) -> TokenCreden
                 "the developer portal shows it",
             )
     check_topic("keyFileTopic", topic)
-    blocks = list(_pem_blocks(file))
-    keys = [block for block in blocks if block.label in _KEY_LABELS]
-    if not keys:
-        raise CredentialError(
-            file.name, "there is no private key", "use the .p8 file of the developer portal"
-        )
-    if len(keys) > 1:
-        raise CredentialError(file.name, "there are several private keys", "leave one")
-    key = _pem_key(file.name, keys[0].text, None)
+    remedy = "use the .p8 file of the developer portal"
+    key = _only_key(file.name, _key_blocks(file), password, remedy)
     if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
         raise CredentialError(
             file.name,
             "the key is not a P-256 key, so it cannot sign Apple's tokens",
-            "use the .p8 file of the developer portal",
+            remedy,
         )
     return TokenCredential(
         topic=topic, source=file.name, key_id=key_id, team_id=team_id, key_pem=key_pem(key)
@@ -262,6 +259,18 @@ def _pem_blocks(file: Blob) -> Iterator[_Block]:
             )
         position = end + len(ending)
         yield _Block(label, data[begin.start() : position], data[begin.end() : end])
+
+
+def _key_blocks(file: Blob) -> list[_Block]:
+    return [block for block in _pem_blocks(file) if block.label in _KEY_LABELS]
+
+
+def _only_key(name: str, blocks: list[_Block], password: bytes | None, remedy: str) -> PrivateKey:
+    if not blocks:
+        raise CredentialError(name, "there is no private key", remedy)
+    if len(blocks) > 1:
+        raise CredentialError(name, "there are several private keys", "leave one")
+    return _pem_key(name, blocks[0].text, password)
 
 
 def _certificates(name: str, blocks: list[_Block]) -> list[x509.Certificate]:

@@ -91,6 +91,7 @@ def _file_source(config: CredentialSettings) -> Source | None:
     if config.key_file_p8 is not None:
         return p8_source(
             config.key_file_p8,
+            config.certificate_password,
             topic=config.key_file_topic or "",
             key_id=config.key_file_key_id or "",
             team_id=config.key_file_team_id or "",
