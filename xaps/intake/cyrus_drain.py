@@ -2,7 +2,8 @@
 
 A program of its own (``cyrus_drain.py SOCKET ROOM [UID]``); it imports the standard library alone.
 A full queue blocks Cyrus in the middle of a delivery, with the mailbox locked; and the kernel's
-queue is short: ``net.unix.max_dgram_qlen`` datagrams, often 10, whatever the size of the buffers.
+queue is short whatever the size of the buffers: ``net.unix.max_dgram_qlen`` datagrams, which is 10,
+or 512 where systemd is the first process.
 In the daemon's own process a thread would have to wait for the interpreter's lock: on a busy
 machine senders were held up for 70 ms by that, and by a full garbage collection for longer.
 
