@@ -21,8 +21,8 @@ ROUNDS = 4
 
 def longest_waits(path: str, datagram: bytes, meanwhile: Callable[[], object]) -> list[float]:
     """Send `COUNT` datagrams, and again if one had to wait for longer than `BOUND`, in at most
-    `ROUNDS` rounds: a machine with more to do than processors makes processes wait now and then, whatever
-    they are waiting for. Returns the longest wait of each round.
+    `ROUNDS` rounds: a machine with more to do than processors makes processes wait now and then,
+    whatever they are waiting for. Returns the longest wait of each round.
 
     :param meanwhile: called again and again while they are sent.
     """
