@@ -309,7 +309,10 @@ class ConfigurationTests(AppleCase):
         source = source_from_config(config)
         assert source is not None
         self.assertEqual(source.name, "certificateFilePem a")
-        self.assertEqual(self.logged, [("info", "certificateFilePem a is used, not appleId")])
+        told = [("info", "certificateFilePem a is used, not appleId")]
+        self.assertEqual(self.logged, told)
+        source_from_config(attrs.evolve(config, apple_id=None))
+        self.assertEqual(self.logged, told)
 
     def test_what_was_imported_is_used_without_any_key_in_the_configuration(self) -> None:
         config = Settings(self.folder / "database.sqlite")

@@ -266,9 +266,10 @@ class ReplacementTests(KeeperCase):
     def test_after_the_stop_nothing_changes(self) -> None:
         self.keeper.stop()
         self.source.finding = good(certificate(BEGIN + 400 * DAY))
+        renewals = len(self.source.renewals)
         self.successResultOf(self.keeper.check_now())
         self.clock.advance(600)
-        self.assertEqual(self.changes, [])
+        self.assertEqual((self.changes, len(self.source.renewals)), ([], renewals))
 
 
 class ExpiryTests(KeeperCase):
@@ -310,6 +311,13 @@ class ExpiryTests(KeeperCase):
         self.assertEqual(level, "warn")
         until = utc_text(BEGIN + 5 * DAY)
         self.assertIn(f"certificate from a expires on {until} (days left: 5): renew it", text)
+
+    def test_another_certificate_that_ends_as_soon_is_warned_of_too(self) -> None:
+        self.source.finding = good(certificate(BEGIN + 5 * DAY))
+        self.start()
+        self.source.finding = good(certificate(BEGIN + 6 * DAY, name="b"))
+        self.clock.advance(60)
+        self.assertEqual([level for level, _ in self.logged], ["info", "warn"] * 2)
 
     def test_the_thresholds_are_met_to_the_minute(self) -> None:
         self.source.finding = good(certificate(BEGIN + 30 * DAY + 60))
