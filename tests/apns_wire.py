@@ -3,6 +3,7 @@ test to let it succeed, fail or hang."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 from twisted.internet.address import IPv4Address
@@ -11,6 +12,7 @@ from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IProtocol, IProtocolFactory, IStreamClientEndpoint
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
+from twisted.logger import LogEvent, formatEvent
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
@@ -36,6 +38,11 @@ def certificate(name: str = "push.pem", topic: str = TOPIC) -> CertificateCreden
 
 def push(number: int = 1, *, token: str = TOKEN) -> Push:
     return Push(RegistrationKey("alice", f"account-{number}", token), f"id-{number}")
+
+
+def told(events: Sequence[LogEvent], *levels: str) -> list[str]:
+    """What was logged at these levels."""
+    return [str(formatEvent(e)) for e in events if e["log_level"].name in levels]
 
 
 @implementer(IStreamClientEndpoint)

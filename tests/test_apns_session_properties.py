@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.apns_peer import Peer
-from tests.test_apns_session import BUILDER, PUSH
+from tests.apns_session import BUILDER, PUSH
 from xaps.apns.events import Answered, Closed, Event, GivenBack, Lost, Proved
 from xaps.apns.session import MAX_STREAM_ID, Session, SessionState
 
