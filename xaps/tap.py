@@ -34,6 +34,8 @@ from xaps.check import check
 from xaps.config import Config, ConfigError
 from xaps.control import Control
 from xaps.controlweb import control_site, metrics_site
+from xaps.credentials.apple_client import AppleService
+from xaps.credentials.apple_store import AppleStore
 from xaps.credentials.keeper import CredentialKeeper
 from xaps.credentials.sources import source_from_config
 from xaps.dispatch import REGISTRATION_LIFETIME, Dispatcher
@@ -47,6 +49,7 @@ from xaps.log import observer
 from xaps.metrics import CountingHandler, Metrics
 from xaps.model import Credential, Refused
 from xaps.pushlog import PushLog
+from xaps.registry.godata import AppleCertificates
 from xaps.registry.interface import RegistryError
 from xaps.registry.opening import open_registry
 from xaps.sdnotify import Supervision
@@ -183,6 +186,7 @@ class Daemon(Service):
             run=partial(deferToThreadPool, self._reactor, self._writer),
             now=self._reactor.seconds(),
             lifetime=REGISTRATION_LIFETIME,
+            on_certificates=self._take_over,
         )
         self._client = self._make_client()
         self._dispatcher = Dispatcher(
@@ -197,7 +201,7 @@ class Daemon(Service):
         self._client.on_room = self._dispatcher.pump
         self._keeper = CredentialKeeper(
             self._reactor,
-            source_from_config(config),
+            source_from_config(config, AppleService(self._reactor), deferToThread),
             self._credential_changed,
             run=deferToThread,
         )
@@ -227,6 +231,20 @@ class Daemon(Service):
             )
             self._cyrus.start()
             self._listeners.addresses.append(config.cyrus_socket)
+
+    def _take_over(self, certificates: AppleCertificates) -> None:
+        """Use what Apple issued to the Go daemon, as if this daemon had asked for it."""
+        store = AppleStore(self._config.database_file.parent)
+        try:
+            taken = store.adopt(certificates.chains, certificates.keys)
+        except OSError as error:
+            raise StartError(f"{store.path}: {error.strerror}") from error
+        if taken:
+            self._log.info(
+                "{source}: the push certificate in it was copied to {path}",
+                source=str(self._config.database_file),
+                path=str(store.path),
+            )
 
     def _make_client(self) -> Client:
         config = self._config

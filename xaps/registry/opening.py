@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from twisted.logger import Logger
 
 from xaps.model import Registration
 from xaps.registry.database import explain, open_writer, roll_back
-from xaps.registry.godata import GoData, GoDataError, parse
+from xaps.registry.godata import AppleCertificates, GoData, GoDataError, parse
 from xaps.registry.groupcommit import Run
 from xaps.registry.interface import RegistryError
 from xaps.registry.sqlite import BUSY_TIMEOUT, MAX_PER_USER, SQLiteRegistry, add_if_newer
@@ -33,6 +33,7 @@ def open_registry(
     lifetime: float,
     max_per_user: int = MAX_PER_USER,
     busy_timeout: float = BUSY_TIMEOUT,
+    on_certificates: Callable[[AppleCertificates], None] = lambda _: None,
 ) -> SQLiteRegistry:
     """Open the registry, or make it.
 
@@ -45,6 +46,7 @@ def open_registry(
 
     :param now: seconds since the epoch.
     :param lifetime: seconds after which a registration that was not renewed counts no more.
+    :param on_certificates: gets what Apple issued to the Go daemon, when its file is imported.
     :raises RegistryError: a file cannot be used; nothing was imported then.
     """
     is_json = _is_go_data(database_file)
@@ -54,6 +56,8 @@ def open_registry(
         if is_json and not _was_imported(connection, database_file):
             found = _read(database_file, now=now, oldest=now - lifetime)
             if found is not None:
+                if found.certificates is not None:
+                    on_certificates(found.certificates)
                 added = _import(connection, database_file, found, max_per_user)
                 _report(database_file, found, added, path)
         return SQLiteRegistry(connection, path, run=run, max_per_user=max_per_user)
