@@ -65,6 +65,7 @@ class AppleCertificates:
     """The service without its connections.
 
     :param now: seconds since the epoch; what is issued begins an hour before.
+    :param authority: issues the certificates.
     :ivar behaviour: ``good``; ``shuffled`` entries; ``numbers`` or ``types`` alone to tell the
         entries apart; ``wrong key``: certificates for keys of its own; ``swapped``: the entries'
         certificates are not what their names say; ``mail missing``; ``mail only``;
@@ -80,6 +81,7 @@ class AppleCertificates:
         *,
         apple_id: str = "alice@example.org",
         password: str = "correct horse",
+        authority: pki.Authority | None = None,
     ) -> None:
         self.behaviour = "good"
         self.lifetime = 365 * _DAY
@@ -87,7 +89,7 @@ class AppleCertificates:
         self.asked: list[Asked] = []
         self.wrong: list[str] = []
         self.serials: set[str] = set()
-        self._authority = pki.Authority.create("a stand-in for Apple")
+        self._authority = authority or pki.Authority.create("a stand-in for Apple")
         self._identity = identity
         self._now = now
         self._user = {
