@@ -11,7 +11,14 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
 from tests.fakes import MemoryRegistry
-from xaps.dispatch import PROBE_INTERVAL, REGISTRATION_LIFETIME, SLICE, Dispatcher, Gate
+from xaps.dispatch import (
+    PROBE_INTERVAL,
+    REGISTRATION_LIFETIME,
+    REPROBE_AFTER,
+    SLICE,
+    Dispatcher,
+    Gate,
+)
 from xaps.mailboxes import digest
 from xaps.model import (
     Delivered,
@@ -36,6 +43,7 @@ class FakeSender:
 
     def __init__(self) -> None:
         self.capacity = 1000
+        self.broken = False
         self.pushes: list[Push] = []
         self._open: list[Deferred[Outcome]] = []
 
@@ -44,6 +52,8 @@ class FakeSender:
 
     def send(self, push: Push) -> Deferred[Outcome]:
         assert self.room() > 0, "a push without room"
+        if self.broken:
+            raise RuntimeError("broken sender")
         self.pushes.append(push)
         sending: Deferred[Outcome] = Deferred()
         self._open.append(sending)
@@ -352,6 +362,43 @@ class OutcomeTests(DispatcherTestCase):
         self.dispatcher.credential_changed()
         self.assertEqual(self.notify(), 1)
 
+    def test_a_phone_that_is_forgotten_while_it_is_pushed_is_not_pushed_again(self) -> None:
+        for outcome in (RetryAfter("connection lost", 0), Gone("Unregistered", NOW - 1)):
+            self.register()
+            self.notify()
+            self.turn()
+            self.assertTrue(self.successResultOf(self.dispatcher.forget(self.key)))
+            before = len(self.sender.pushes)
+            self.sender.answer(outcome)
+            self.turn(36_000)
+            self.assertEqual(len(self.sender.pushes), before)
+
+    def test_a_sender_that_raises_loses_no_push_and_does_not_block_the_stop(self) -> None:
+        self.sender.broken = True
+        self.notify()
+        self.turn()
+        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
+        self.sender.broken = False
+        self.turn(10)
+        self.assertEqual(len(self.sender.pushes), 1)
+        self.sender.answer(Delivered())
+        self.successResultOf(self.dispatcher.stop())
+
+    def test_what_blames_the_credential_before_is_tried_with_the_new_one(self) -> None:
+        for blame in (
+            Misconfigured("BadCertificate"),
+            Rejected("DeviceTokenNotForTopic", until_registered=True),
+        ):
+            self.notify()
+            self.turn()
+            before = len(self.sender.pushes)
+            self.dispatcher.credential_changed()
+            self.sender.answer(blame)
+            self.turn()
+            self.assertEqual(len(self.sender.pushes), before + 1)
+            self.assertIs(self.dispatcher.gate, Gate.OPEN)
+            self.sender.answer(Delivered())
+
     def test_a_sender_that_breaks_its_promise_loses_no_push(self) -> None:
         self.notify()
         self.turn()
@@ -390,6 +437,16 @@ class GateTests(DispatcherTestCase):
         self.sender.answer(Delivered())
         self.turn()
         self.assertEqual(len(self.sender.pushes), 6)
+
+    def test_a_probe_without_an_answer_proves_nothing(self) -> None:
+        self.turn(PROBE_INTERVAL)
+        self.sender.answer(RetryAfter("connection lost", 0))
+        self.turn()
+        self.assertIs(self.dispatcher.gate, Gate.HELD)
+        self.assertEqual(len(self.sender.pushes), 4)
+        self.turn(REPROBE_AFTER)
+        self.sender.answer(Delivered())
+        self.assertIs(self.dispatcher.gate, Gate.OPEN)
 
     def test_a_new_credential_is_tried_at_once(self) -> None:
         self.dispatcher.credential_changed()

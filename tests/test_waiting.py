@@ -17,7 +17,7 @@ from hypothesis.stateful import (
 from twisted.trial.unittest import SynchronousTestCase
 
 from xaps.model import Registration, RegistrationKey, WaitingFlag
-from xaps.waiting import LIFETIME, SAVE_AFTER, Flag, State, WaitingTable
+from xaps.waiting import LIFETIME, MAX_NAMED, SAVE_AFTER, Flag, State, WaitingTable
 
 START = 1_800_000_000.0
 
@@ -146,6 +146,38 @@ class DueTests(SynchronousTestCase):
         self.table.answered(flag, START + 3)
         self.assertEqual(len(self.table), 0)
 
+    def test_a_push_of_a_dropped_registration_that_fails_is_not_tried_again(self) -> None:
+        self.notice(0, new_mail=True)
+        flag = self.take(0)
+        self.table.drop(self.alice.key)
+        self.table.failed(flag, START + 10, START + 1)
+        self.assertEqual(len(self.table), 0)
+
+    def test_a_phone_that_registers_again_while_it_is_pushed_is_owed_the_push(self) -> None:
+        self.notice(0, new_mail=True)
+        flag = self.take(0)
+        self.table.drop(self.alice.key)
+        self.table.registered(self.alice)
+        self.table.failed(flag, START + 10, START + 1)
+        self.assertEqual(self.take(10).sent, {"INBOX"})
+
+    def test_more_mailboxes_than_a_payload_holds_go_out_in_several_pushes_inbox_first(self) -> None:
+        folders = [f"Folder {number}" for number in range(200)]
+        self.alice = registration("alice", *folders, "INBOX")
+        for folder in (*folders, "INBOX"):
+            self.notice(0, new_mail=True, mailbox=folder)
+        sent: list[frozenset[str]] = []
+        for _ in range(3):
+            flag = self.take(0)
+            sent.append(flag.sent)
+            self.table.answered(flag, START)
+        self.assertEqual(
+            [len(names) for names in sent], [MAX_NAMED, MAX_NAMED, 201 - 2 * MAX_NAMED]
+        )
+        self.assertIn("INBOX", sent[0])
+        self.assertEqual(frozenset().union(*sent), {*folders, "INBOX"})
+        self.assertEqual(len(self.table), 0)
+
     def test_a_renewed_registration_without_the_mailbox_is_owed_nothing_for_it(self) -> None:
         self.notice(0, mailbox="Notes")
         self.table.registered(registration("alice", "INBOX"))
@@ -236,6 +268,26 @@ class DiskTests(SynchronousTestCase):
         fresh.restore(saved, self.alice, START + LIFETIME + 1)
         fresh.restore(saved, registration("alice", "Other"), START + 10)
         self.assertEqual(len(fresh), 0)
+
+    def test_what_was_noticed_since_the_start_is_owed_besides_what_was_kept(self) -> None:
+        (saved,) = self.saved(1)
+        for taken in (False, True):
+            fresh = table()
+            fresh.notice(self.alice, "Notes", new_mail=True, now=START + 10)
+            first = fresh.take(START + 10) if taken else None
+            fresh.restore(saved, self.alice, START + 11)
+            self.assertEqual(fresh.to_save(START + 12)[0][0].mailboxes, {"INBOX", "Notes"})
+            if first is not None:
+                fresh.answered(first, START + 12)
+            flag = fresh.take(START + 12)
+            assert flag
+            self.assertIn("INBOX", flag.sent)
+
+    def test_a_saved_flag_that_is_of_no_use_is_cleared(self) -> None:
+        (saved,) = self.saved(1)
+        fresh = table()
+        fresh.restore(saved, registration("alice", "Other"), START + 10)
+        self.assertEqual(fresh.to_save(START + 11), ([], [self.alice.key]))
 
     def test_a_clock_that_was_set_back_does_not_strand_a_restored_flag(self) -> None:
         saved = WaitingFlag(self.alice.key, START + 9e6, START + 9e6, frozenset(["INBOX"]))

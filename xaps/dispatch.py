@@ -7,9 +7,9 @@ import uuid
 from collections import deque
 from collections.abc import Callable
 from enum import Enum, auto
-from typing import Protocol
+from typing import Protocol, TypeGuard
 
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
@@ -37,6 +37,9 @@ REGISTRATION_LIFETIME = 30 * 24 * 3600.0
 
 PROBE_INTERVAL = 300.0
 """Seconds between two tries while APNs refuses everything for a reason of configuration."""
+
+REPROBE_AFTER = 30.0
+"""Seconds before the next try when one ended without an answer."""
 
 ALARM_INTERVAL = 3600.0
 """Seconds between two repetitions of an alarm in the log."""
@@ -133,6 +136,7 @@ class Dispatcher:
         self._save_alarm = Alarm()
         self._answers: deque[bool] = deque(maxlen=FLOOD_WINDOW)
         self._suspended: set[RegistrationKey] = set()
+        self._generation = 0  # of the credential
         self._pump_call: IDelayedCall | None = None
         self._save_call: IDelayedCall | None = None
         self._saving: Deferred[None] | None = None
@@ -259,16 +263,25 @@ class Dispatcher:
         push = Push(registration.key, flag.apns_id, hashes(registration, flag.sent))
         sent_at = self._clock.seconds()
         self._log.debug("Pushing {key}", key=registration.key)
-        sending = self._sender.send(push)
-        sending.addCallback(self._answered, flag, sent_at)
+        # A sender that raises must not leave the flag in flight for ever.
+        sending = maybeDeferred(self._sender.send, push)
+        sending.addCallback(self._answered, flag, sent_at, self._generation)
         sending.addErrback(self._broken, flag)
 
-    def _answered(self, outcome: Outcome, flag: Flag, sent_at: float) -> Deferred[None]:
+    def _answered(
+        self, outcome: Outcome, flag: Flag, sent_at: float, generation: int
+    ) -> Deferred[None]:
         now = self._clock.seconds()
+        if generation != self._generation and _blames_credential(outcome):
+            outcome = RetryAfter(f"{outcome.reason}, for the credential before", 0.0)
         key = flag.registration.key
         self._on_outcome(key, outcome, now - flag.sent_since)
-        if self.gate is Gate.PROBING and not isinstance(outcome, Misconfigured):
-            self._release()
+        if self.gate is Gate.PROBING:
+            if isinstance(outcome, RetryAfter):  # it proved nothing
+                self.gate = Gate.HELD
+                self._probe_at = now + REPROBE_AFTER
+            elif not isinstance(outcome, Misconfigured):
+                self._release()
         if isinstance(outcome, Delivered):
             self._log.debug("Pushed {key}", key=key)
             self._answers.append(False)
@@ -325,13 +338,16 @@ class Dispatcher:
         # A phone that registered after APNs learned that its token was gone, or while the push
         # was under way, is back.
         until = sent_at if outcome.since is None else outcome.since
-        dropped = True
         try:
             dropped = await self._registry.remove(key, registered_until=until)
+            gone = dropped or await self._registry.get(key) is None
         except RegistryError as error:
             self._log.error("{key} is gone but was not dropped: {error}", key=key, error=error)
-        if dropped:
-            self._log.info("Dropped {key}: APNs says {reason}", key=key, reason=outcome.reason)
+            gone = True
+        else:
+            if dropped:
+                self._log.info("Dropped {key}: APNs says {reason}", key=key, reason=outcome.reason)
+        if gone:
             self.waiting.drop(key)
             self.waiting.answered(flag, self._clock.seconds())
         else:
@@ -392,6 +408,7 @@ class Dispatcher:
     def credential_changed(self) -> None:
         """There is another credential: what was refused before may now be taken."""
         self._suspended.clear()
+        self._generation += 1
         if self.gate in (Gate.HELD, Gate.PROBING):
             self._release()
         self.pump()
@@ -435,7 +452,7 @@ class Dispatcher:
 
     def _arm_save(self) -> None:
         """Call `_save_due` when the oldest change will have waited for long enough."""
-        if self._save_call is not None or self._saving is not None:
+        if self._save_call is not None or self._saving is not None or self.gate is Gate.STOPPED:
             return
         now = self._clock.seconds()
         at = self.waiting.next_save(now)
@@ -460,7 +477,7 @@ class Dispatcher:
             return
         try:
             await self._registry.save_flags(changed, cleared)
-        except RegistryError as error:
+        except Exception as error:  # whatever it is, it has to be written later
             self.waiting.save_failed(changed, cleared, self._clock.seconds())
             if self._save_alarm.due(now):
                 self._log.critical(
@@ -498,6 +515,12 @@ class Dispatcher:
         self.waiting.drop(key)
         self._suspended.discard(key)
         return self._registry.remove(key)
+
+
+def _blames_credential(outcome: Outcome) -> TypeGuard[Misconfigured | Rejected]:
+    return isinstance(outcome, Misconfigured) or (
+        isinstance(outcome, Rejected) and outcome.until_registered
+    )
 
 
 def pushable(registration: Registration, mailbox: str) -> str | None:

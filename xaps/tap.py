@@ -129,14 +129,8 @@ class StartError(Exception):
     """The daemon cannot start; the message is one line and says why and what to do."""
 
 
-_CANNOT_START = (
-    StartError,
-    ImapdConfError,
-    ListenError,
-    RegistryError,
-    SocketError,
-    TLSError,
-)
+_MISCONFIGURED = (StartError, ImapdConfError, TLSError)
+_UNAVAILABLE = (ListenError, RegistryError, SocketError)
 
 
 class Daemon(Service):
@@ -170,7 +164,10 @@ class Daemon(Service):
         """Open everything, or say what cannot be had and exit."""
         try:
             self._start()
-        except _CANNOT_START as error:
+        except _MISCONFIGURED as error:
+            self._log.critical("Cannot start: {error}", error=error)
+            raise SystemExit(EX_CONFIG) from None
+        except _UNAVAILABLE as error:
             self._log.critical("Cannot start: {error}", error=error)
             raise SystemExit(EX_UNAVAILABLE) from None
         Service.startService(self)  # type: ignore[no-untyped-call]
@@ -179,6 +176,8 @@ class Daemon(Service):
         config = self._config
         self._log.info("xapsd {version} starts", version=xaps.__version__)
         open_files = raise_open_files()
+        # Until there is a credential to look at again, and so that it does not end the daemon.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         self._supervision = Supervision(self._reactor, os.environ, self._status_line)
         self._open_for_cyrus()
         self._registry = open_registry(
@@ -205,9 +204,8 @@ class Daemon(Service):
             self._credential_changed,
             run=deferToThread,
         )
-        self._listen(max(100, min(MAX_CONNECTIONS, open_files - SPARE_FILES)))
+        self._listen(max(100, min(MAX_CONNECTIONS, (open_files - SPARE_FILES) // 3)))
         self._listen_for_administrators()
-        self._stalls.watch(self._reactor)
         self._writer.start()
         self._client.start()
         self._keeper.start()
@@ -367,10 +365,18 @@ class Daemon(Service):
         gc.collect()
         gc.freeze()
         gc.set_threshold(10_000, 20, 100)
+        self._stalls.watch(self._reactor)
 
     def _not_ready(self, failure: Failure) -> None:
-        self._log.failure("Cannot start", failure)
-        self._reactor.stop()
+        if self._ending:
+            return  # what was closed under it is no trouble
+        if isinstance(failure.value, RegistryError):
+            self._log.critical("Cannot start: {error}", error=failure.value)
+        else:
+            self._log.failure("Cannot start", failure)
+        # twistd would end with status 0.
+        self._reactor.addSystemEventTrigger("after", "shutdown", os._exit, EX_UNAVAILABLE)
+        self._end()
 
     def _broken(self, failure: Failure) -> None:
         self._log.failure("Housekeeping has ended", failure)

@@ -17,10 +17,14 @@ from enum import Enum, auto
 
 import attrs
 
+from xaps.mailboxes import INBOX, canonical
 from xaps.model import Registration, RegistrationKey, WaitingFlag
 
 LIFETIME = 24 * 3600.0
 """Seconds after its latest event at which a flag that could not be pushed is given up."""
+
+MAX_NAMED = 90
+"""Mailboxes in one push: a payload has at most 4096 bytes, and each takes 35."""
 
 SAVE_AFTER = 0.9
 """Seconds after which an undelivered flag is written to disk; the rest of the second that is
@@ -60,6 +64,8 @@ class Flag:
     """In flight: the `waiting_since` of what the push names."""
     attempts: int = 0
     """Failures in a row."""
+    dropped: bool = False
+    """In flight: the registration is gone, what the push names is owed no more."""
     unsaved_since: float | None = None
     """When this flag first differed from what is on disk; ``None``: it does not."""
     saved_at: float | None = None
@@ -131,27 +137,34 @@ class WaitingTable:
             self._mark_unsaved(flag, now)
 
     def restore(self, saved: WaitingFlag, registration: Registration, now: float) -> None:
-        """Take up a flag that was kept on disk, unless it has expired."""
-        if now - saved.noticed_at > LIFETIME:
-            self._cleared.add(saved.key)
-            return
+        """Take up a flag that was kept on disk, unless it has expired. What was noticed since the
+        start is owed besides."""
+        flag = self._flags.get(saved.key)
         wanted = saved.mailboxes & frozenset(registration.mailboxes)
-        if not wanted or saved.key in self._flags:
+        if not wanted or now - saved.noticed_at > LIFETIME:
+            if flag is None:
+                self._cleared.add(saved.key)
             return
-        # A clock that was set back must not leave a flag due in the far future.
-        due = min(saved.due, now + self._delay + self._check_interval)
-        flag = Flag(registration, self._new_id(), due=due)
-        flag.noticed_at = flag.waiting_since = min(saved.noticed_at, now)
-        flag.mailboxes = set(wanted)
+        noticed_at = min(saved.noticed_at, now)
+        if flag is None:
+            flag = self._flags[saved.key] = Flag(registration, self._new_id())
+            flag.noticed_at = flag.waiting_since = noticed_at
+        else:
+            flag.waiting_since = min(flag.waiting_since, noticed_at)
+            self._mark_unsaved(flag, now)
         flag.saved_at = saved.noticed_at
-        self._flags[saved.key] = flag
-        self._schedule(flag)
+        flag.mailboxes |= wanted
+        # A clock that was set back must not leave a flag due in the far future.
+        flag.due = min(flag.due, saved.due, now + self._delay + self._check_interval)
+        if flag.state is State.WAITING:
+            self._schedule(flag)
 
     def registered(self, registration: Registration) -> None:
         """The registration was renewed: what is owed is owed as it now reads."""
         flag = self._flags.get(registration.key)
         if flag is not None:
             flag.registration = registration
+            flag.dropped = False
             flag.mailboxes &= set(registration.mailboxes)
             if not flag.mailboxes and flag.state is State.WAITING:
                 self.drop(registration.key)
@@ -174,10 +187,10 @@ class WaitingTable:
                 self.drop(flag.registration.key)
                 continue
             flag.state = State.IN_FLIGHT
-            flag.sent = frozenset(flag.mailboxes)
-            flag.mailboxes = set()
+            flag.sent = _first(flag.mailboxes)
+            flag.mailboxes -= flag.sent
             flag.sent_since = flag.waiting_since
-            flag.due = math.inf
+            flag.due = now if flag.mailboxes else math.inf
             self.in_flight += 1
             return flag
         return None
@@ -209,6 +222,9 @@ class WaitingTable:
 
         :param counts: whether it counts as one of the failures in a row that lengthen the delay.
         """
+        if flag.dropped:
+            self.answered(flag, now)
+            return
         self._landed(flag)
         flag.mailboxes |= flag.sent
         flag.sent = frozenset()
@@ -224,6 +240,7 @@ class WaitingTable:
         if flag is None:
             return
         if flag.state is State.IN_FLIGHT:
+            flag.dropped = True
             flag.mailboxes = set()
             flag.due = math.inf
         else:
@@ -304,6 +321,7 @@ class WaitingTable:
 
     def _landed(self, flag: Flag) -> None:
         flag.state = State.WAITING
+        flag.dropped = False
         self.in_flight -= 1
 
     def _forget(self, flag: Flag) -> None:
@@ -317,3 +335,12 @@ class WaitingTable:
         if flag.unsaved_since is None:
             flag.unsaved_since = now
             self._unsaved[flag.registration.key] = flag
+
+
+def _first(mailboxes: set[str]) -> frozenset[str]:
+    """What one push names of these: all, or as many as a payload surely has room for, with INBOX
+    among them."""
+    if len(mailboxes) <= MAX_NAMED:
+        return frozenset(mailboxes)
+    inbox_first = sorted(mailboxes, key=lambda name: (canonical(name) != INBOX, name))
+    return frozenset(inbox_first[:MAX_NAMED])
