@@ -42,6 +42,7 @@ check: lint types test test-debian
 
 bench: $(VENV)/ready
 	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.replace
 
 soak: $(VENV)/ready
 	$(BIN)/python -m benchmarks.soak --seconds 600

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -14,7 +15,9 @@ from typing import Any, TextIO
 from xaps import config as configuration
 from xaps.check import check
 from xaps.config import DEFAULT_PATH, Config, ConfigError
+from xaps.credentials.report import exit_status
 from xaps.ctl import completion, database, tables
+from xaps.ctl.certificate import reports
 from xaps.ctl.client import DaemonClient
 from xaps.ctl.errors import BAD, UNUSABLE, CtlError
 from xaps.ctl.parser import parser
@@ -69,6 +72,7 @@ class _Command:
             "export": self._export,
             "import": self._import,
             "check": self._check,
+            "certificate": self._certificate,
             "reload": self._reload,
             "metrics": self._metrics,
             "completion": self._completion,
@@ -142,6 +146,14 @@ class _Command:
         return DEFAULT_SOCKET if path.startswith("systemd:") else Path(path)
 
     # ------------------------------------------------------------ of files
+
+    def _certificate(self) -> int:
+        found = reports(self._file, self._options.paths, time.time())
+        self._tell(
+            [report.as_json() for report in found],
+            (line for report in found for line in report.lines()),
+        )
+        return exit_status(found)
 
     def _export(self) -> int:
         if hasattr(self._options, "socket"):

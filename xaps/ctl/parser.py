@@ -112,6 +112,16 @@ def parser() -> argparse.ArgumentParser:
         "Needs no running daemon. Run it as the daemon's user, so that permissions are checked too:"
         "\nrunuser -u xapsd -- xapsctl check",
     )
+    certificate = command(
+        "certificate",
+        "tell about the push credential",
+        "Topic, environment, validity and whether key and certificate match: of the configured\n"
+        "credential, or of the files that are named. Needs no running daemon. Exits with 0 if all\n"
+        "is good, with 1 within 30 days of expiry, and with 2 if nothing can be pushed with it.",
+    )
+    certificate.add_argument(
+        "paths", metavar="PATH", nargs="*", type=Path, help="files to look at instead"
+    )
     command(
         "reload",
         "take up changed certificates and keys now",
