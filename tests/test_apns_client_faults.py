@@ -250,6 +250,22 @@ class GoAwayTests(WireTestCase):
         self.pump()
         self.assertEqual(self.successResultOf(sending), RetryAfter("GOAWAY", 0.0))
 
+    def test_an_answered_push_ends_what_was_said_of_the_certificate(self) -> None:
+        first = self.begin()
+        first.peer.goaway(0, b'{"reason":"BadCertificateEnvironment"}')
+        self.pump()
+        self.pass_time(300)
+        second = self.wires[-1]
+        second.accept()
+        (sending,) = self.send(1)
+        second.answer(1)
+        self.pump()
+        self.assertEqual(self.successResultOf(sending), Delivered())
+        (sending,) = self.send(2)
+        second.peer.goaway(1, b'{"reason":"Shutdown"}')
+        self.pump()
+        self.assertEqual(self.successResultOf(sending), RetryAfter("GOAWAY", 0.0))
+
     def test_complaints_about_us_make_the_delays_grow(self) -> None:
         delays = []
         self.begin()

@@ -190,6 +190,7 @@ class Client:
         if verdict.connection is ConnectionAction.KEEP:
             if not isinstance(outcome, (Misconfigured, RetryAfter)):
                 connection.useful = True
+                self._pool.refused = ""  # what APNs said of the credential before is past
             return outcome
         now = self._clock.seconds()
         assert isinstance(outcome, RetryAfter)
