@@ -13,7 +13,7 @@ from OpenSSL import crypto
 from twisted.internet import reactor as global_reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.ssl import Certificate, trustRootFromCertificates
-from twisted.internet.threads import deferToThreadPool
+from twisted.internet.threads import deferToThread, deferToThreadPool
 from twisted.trial.unittest import TestCase
 
 from tests import pki
@@ -21,10 +21,11 @@ from tests.applecase import ACCOUNT, IDENTITY
 from tests.coroutines import as_deferred
 from tests.endtoend import ACCOUNT as MAIL_ACCOUNT
 from tests.endtoend import PHONE, EndToEndTestCase
+from tests.peers.daemon import Daemon
 from tests.replacing import GOOD, replace_while_pushing
 from tests.standins.apns import APNsStandin
 from tests.standins.appleid import AppleCertificates, AppleCertificatesFactory
-from tests.standins.process import StandinProcess
+from tests.standins.process import APNsProcess, StandinProcess
 from tests.standins.tls import TrackingTLSFactory, listen_on_loopback, server_options
 from xaps.apns.client import Client
 from xaps.apns.tls import authority as authority_of
@@ -111,6 +112,34 @@ class LackTests(EndToEndTestCase):
         self.assertEqual((push["device_token"], push["status"]), (PHONE, 200))
         self.assertEqual(daemon.register("alice", MAIL_ACCOUNT, PHONE), f"OK {pki.MAIL_TOPIC}")
 
+    def test_provider_tokens_and_keys_are_in_no_log(self) -> None:
+        key = pki.SigningKey.create()
+        file = key.write(self.folder / "key.p8")
+        option = f"{file}:{key.key_id}:{key.team_id}"
+        apns = StandinProcess(
+            "tests.standins.apns", self.folder, self.authority, "--token-key", option
+        )
+        self.addCleanup(apns.close)
+        daemon = self.make_daemon(
+            apns.url,
+            loglevel="trace",
+            certificateFilePem=None,
+            keyFileP8=str(file),
+            keyFileTopic=pki.MAIL_TOPIC,
+            keyFileKeyId=key.key_id,
+            keyFileTeamId=key.team_id,
+        )
+        daemon.start()
+        daemon.register("alice", MAIL_ACCOUNT, PHONE)
+        daemon.notify("alice")
+        [push] = apns.wait_for(1)
+        daemon.stop()
+        log = "\n".join(daemon.log)
+        self.assertIn(f"Pushed alice {MAIL_ACCOUNT} {PHONE[:6]}", log)
+        token = push["headers"]["authorization"].removeprefix("bearer ")
+        for secret in (*token.split("."), PHONE, "PRIVATE KEY"):
+            self.assertNotIn(secret, log)
+
 
 class ReplacementTests(EndToEndTestCase):
     def test_no_push_is_lost_or_refused_while_the_certificate_is_replaced(self) -> None:
@@ -187,3 +216,49 @@ class AppleIdTests(TestCase):
         keeper.stop()
         await client.stop(1)
         await tls.abort_all()
+
+    @as_deferred
+    async def test_the_daemon_asks_keeps_what_was_issued_and_never_logs_a_secret(self) -> None:
+        reactor: Any = global_reactor
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        authority = pki.Authority.create()
+        apple = AppleCertificates(IDENTITY, reactor.seconds, authority=authority)
+        port = reactor.listenTCP(0, AppleCertificatesFactory(apple), interface="127.0.0.1")
+        self.addCleanup(port.stopListening)
+        url = f"http://127.0.0.1:{port.getHost().port}/pushcert/caservice"
+        # The daemon is waited for in a thread, while the service answers it from here.
+        log = await deferToThread(self._push_twice, Path(folder.name), authority, url)
+        self.assertEqual(apple.wrong, [])
+        self.assertEqual(len(apple.asked), 1)
+        for secret in (ACCOUNT.password_hash, "correct horse", "PRIVATE KEY"):
+            self.assertNotIn(secret, log)
+
+    def _push_twice(self, folder: Path, authority: pki.Authority, url: str) -> str:
+        """Push, and once more after a restart; what was logged."""
+        identity = pki.write_private(folder / "server.pem", IDENTITY.pem)
+        (folder / "apns").mkdir()
+        apns = APNsProcess(folder / "apns", authority)
+        daemon = Daemon(
+            folder,
+            apns=apns.url,
+            authority=authority,
+            loglevel="trace",
+            certificateFilePem=None,
+            appleId=ACCOUNT.apple_id,
+            appleIdHashedPassword=ACCOUNT.password_hash,
+            serverIdentity=str(identity),
+            certificateService=url,
+        )
+        try:
+            for number in (1, 2):
+                daemon.start()
+                daemon.wait_for_log("Certificate valid until")
+                daemon.register("alice", MAIL_ACCOUNT, PHONE)
+                daemon.notify("alice")
+                apns.wait_for(number)
+                daemon.stop()
+            return "\n".join(daemon.log)
+        finally:
+            daemon.close()
+            apns.close()
