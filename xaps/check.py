@@ -12,6 +12,8 @@ from xaps.apns.tls import trust_root
 from xaps.config import Config
 from xaps.credentials.certificate import utc_text
 from xaps.credentials.sources import source_from_config
+from xaps.intake.cyrus_conf import ImapdConfError, read_imapd_conf
+from xaps.registry.opening import BESIDE
 from xaps.servertls import TLSError, server_options
 from xaps.sockets import SocketError, group_id
 
@@ -27,7 +29,10 @@ def check(path: Path, config: Config, out: TextIO) -> bool:
         *_trust_roots(config),
         *_groups(config),
         *_database(config),
+        *_cyrus(config, out),
     ]
+    for warning in _sockets(config):
+        out.write(f"Warning: {warning}\n")
     for problem in problems:
         out.write(f"{path}: {problem}\n")
     if not problems:
@@ -89,11 +94,47 @@ def _groups(config: Config) -> Iterator[str]:
 
 
 def _database(config: Config) -> Iterator[str]:
-    folder = config.database_file.parent
+    named = config.database_file
+    folder = named.parent
     if not folder.is_dir():
         yield f"databaseFile: the folder {folder} does not exist: create it for the daemon's user"
-    elif not os.access(folder, os.W_OK | os.X_OK):
+    elif not _may(folder, os.W_OK | os.X_OK):
         yield (
             f"databaseFile: {folder} cannot be written by this user "
             "(run --check as the daemon's user)"
         )
+    for file, needed in ((named, os.R_OK), (folder / BESIDE, os.R_OK | os.W_OK)):
+        if file.exists() and not _may(file, needed):
+            yield f"databaseFile: {file} belongs to another user: chown it to the daemon's user"
+
+
+def _cyrus(config: Config, out: TextIO) -> Iterator[str]:
+    if not config.cyrus_socket or config.cyrus.imapd_conf is None:
+        return
+    try:
+        found = read_imapd_conf(config.cyrus.imapd_conf, config.cyrus_socket)
+    except ImapdConfError as error:
+        yield f"cyrus.imapdConf: {error}"
+        return
+    for problem in found.problems:
+        out.write(f"Warning: {problem}\n")
+
+
+def _sockets(config: Config) -> Iterator[str]:
+    """No more than warnings: systemd makes the folder when it starts the service."""
+    for key, path in (
+        ("socket", config.socket),
+        ("cyrusSocket", config.cyrus_socket),
+        ("controlSocket", config.control_socket),
+    ):
+        folder = Path(path).parent
+        if path and not path.startswith("systemd:") and not folder.is_dir():
+            yield (
+                f"{key}: the folder {folder} does not exist: make it for the daemon's user, or let "
+                "systemd do it (RuntimeDirectory=xapsd)"
+            )
+
+
+def _may(path: Path, needed: int) -> bool:
+    # By what permissions count for, which is not who started sudo.
+    return os.access(path, needed, effective_ids=True)

@@ -1,0 +1,96 @@
+"""``--check``: what is told of the things that the configuration points to."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests import pki
+from tests.conditions import without_root
+from xaps.check import check
+from xaps.config import Config
+
+
+class CheckTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        folder = tempfile.TemporaryDirectory(prefix="xaps-")
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+        self.folder.chmod(0o777)
+        self.authority = pki.Authority.create()
+        self.push = self.authority.client().write_together(self.folder / "push.pem")
+        self.push.chmod(0o644)
+
+    def check(self, **settings: Any) -> tuple[bool, str]:
+        settings = {
+            "certificate_file_pem": self.push,
+            "database_file": self.folder / "database.json",
+            "socket": str(self.folder / "s.sock"),
+            "control_socket": "",
+            **settings,
+        }
+        out = io.StringIO()
+        bad = check(Path("xapsd.yaml"), Config(**settings), out)
+        return bad, out.getvalue()
+
+    def refusal(self, **settings: Any) -> str:
+        bad, text = self.check(**settings)
+        self.assertTrue(bad, text)
+        return text
+
+    def test_a_good_configuration_tells_topic_and_validity(self) -> None:
+        bad, text = self.check()
+        self.assertFalse(bad, text)
+        self.assertIn(f"Topic: {pki.MAIL_TOPIC}", text)
+        self.assertIn("Certificate valid until ", text)
+        self.assertIn("no problems found", text)
+
+    def test_without_a_credential_the_settings_are_named(self) -> None:
+        self.assertIn("certificateFilePem", self.refusal(certificate_file_pem=None))
+
+    def test_a_missing_certificate_is_named(self) -> None:
+        text = self.refusal(certificate_file_pem=self.folder / "nowhere.pem")
+        self.assertIn(str(self.folder / "nowhere.pem"), text)
+
+    def test_a_key_that_does_not_fit_the_tls_certificate_is_told(self) -> None:
+        certificate, _ = self.authority.server().write(self.folder, "one")
+        _, key = self.authority.server().write(self.folder, "two")
+        text = self.refusal(tls_certfile=certificate, tls_keyfile=key)
+        self.assertIn("tlsKeyfile", text)
+        self.assertIn("does not belong to", text)
+
+    def test_trust_roots_without_a_certificate_are_told(self) -> None:
+        empty = self.folder / "roots.pem"
+        empty.write_text("nothing")
+        self.assertIn("apnsTrustRoots", self.refusal(apns_trust_roots=empty))
+
+    def test_unknown_groups_are_named(self) -> None:
+        self.assertIn("socketGroup: there is no group", self.refusal(socket_group="nosuch"))
+
+    def test_a_database_folder_that_is_missing_is_named(self) -> None:
+        text = self.refusal(database_file=self.folder / "nowhere" / "database.json")
+        self.assertIn(f"the folder {self.folder / 'nowhere'} does not exist", text)
+
+    def test_a_database_of_another_user_is_told(self) -> None:
+        database = self.folder / "database.sqlite3"
+        database.touch(mode=0)
+        with without_root():
+            text = self.refusal()
+        self.assertIn(f"databaseFile: {database} belongs to another user", text)
+
+    def test_an_imapd_conf_that_is_missing_is_named(self) -> None:
+        text = self.refusal(
+            cyrus_socket=str(self.folder / "c.sock"),
+            cyrus=Config().cyrus.__class__(imapd_conf=self.folder / "imapd.conf"),
+        )
+        self.assertIn("cyrus.imapdConf", text)
+        self.assertIn(str(self.folder / "imapd.conf"), text)
+
+    def test_a_socket_folder_that_is_missing_is_a_warning(self) -> None:
+        bad, text = self.check(socket=str(self.folder / "nowhere" / "s.sock"))
+        self.assertFalse(bad, text)
+        self.assertIn("Warning: socket: the folder", text)
