@@ -51,6 +51,18 @@ class DaemonTests(SynchronousTestCase):
         self.assertEqual(daemon.stop(), 0)
         self.assertFalse(daemon.running)
 
+    def test_a_blocked_reactor_fails_the_test(self) -> None:
+        daemon = Daemon(self.folder(), apns=self.standin().url, authority=self.authority)
+        daemon.prelude = (
+            "from time import sleep; from twisted.internet import reactor\n"
+            "reactor.addSystemEventTrigger('before', 'shutdown', sleep, 0.06)\n"
+        )
+        daemon.start()
+        self.assertEqual(daemon.stalls, [])
+        daemon.stop()
+        self.assertEqual(len(daemon.stalls), 1, daemon.log)
+        self.assertRaises(AssertionError, daemon.close)
+
     def test_it_keeps_its_files_when_it_is_started_again(self) -> None:
         standin = self.standin()
         daemon = self.daemon(standin.url)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import select
+import subprocess
+import sys
 from typing import Any
 
 from twisted.internet.epollreactor import EPollReactor
@@ -11,12 +14,13 @@ from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
-from xaps.stalls import LIMIT, QUIET, StallWatch
+from xaps.stalls import LIMIT, QUIET, StallWatch, time_without_processor
 
 
 class StallTestCase(SynchronousTestCase):
     def setUp(self) -> None:
         self.now = 1000.0
+        self.kept = 0.0
         self.watch = StallWatch(lambda: self.now)
         self.logged: list[str] = []
 
@@ -29,8 +33,10 @@ class StallTestCase(SynchronousTestCase):
         globalLogPublisher.addObserver(observe)
         self.addCleanup(globalLogPublisher.removeObserver, observe)
 
-    def pass_time(self, seconds: float) -> None:
+    def pass_time(self, seconds: float, *, kept: float = 0.0) -> None:
+        """:param kept: seconds of them for which the machine runs something else."""
         self.now += seconds
+        self.kept += kept
 
 
 class ReactorTests(StallTestCase):
@@ -41,7 +47,7 @@ class ReactorTests(StallTestCase):
         super().setUp()
         self.reactor: Any = EPollReactor()
         self.addCleanup(self.close)
-        self.assertTrue(self.watch.watch(self.reactor))
+        self.assertTrue(self.watch.watch(self.reactor, lambda: self.kept))
         self.reactor.iterate(0)
 
     def close(self) -> None:
@@ -50,9 +56,9 @@ class ReactorTests(StallTestCase):
         for waker in self.reactor._internalReaders:
             waker.connectionLost(None)
 
-    def turn(self, seconds: float) -> None:
+    def turn(self, seconds: float, kept: float = 0.0) -> None:
         """A turn of the reactor in which something takes so long."""
-        self.reactor.callLater(0, self.pass_time, seconds)
+        self.reactor.callLater(0, self.pass_time, seconds, kept=kept)
         self.reactor.iterate(0)
         self.reactor.iterate(0)
 
@@ -66,6 +72,14 @@ class ReactorTests(StallTestCase):
     def test_a_turn_within_the_limit_is_none(self) -> None:
         self.turn(LIMIT * 0.9)
         self.assertEqual((self.watch.count, self.logged), (0, []))
+
+    def test_a_turn_that_had_no_processor_is_told_apart(self) -> None:
+        self.turn(0.3, kept=0.28)
+        self.turn(0.2, kept=0.1)
+        others, ours = self.logged
+        self.assertIn("300 ms because the machine was busy with something else", others)
+        self.assertIn("200 ms (0 more", ours)
+        self.assertEqual(self.watch.count, 2)
 
     def test_reading_and_writing_still_work(self) -> None:
         self.reactor.callFromThread(self.pass_time, 0.1)  # wakes it by a file descriptor
@@ -132,10 +146,33 @@ class PollingTests(StallTestCase):
 class WarningTests(StallTestCase):
     def test_a_series_of_stalls_is_one_warning_and_the_next_tells_how_many_there_were(self) -> None:
         for _ in range(4):
-            self.watch.stalled(0.1)
+            self.watch.stalled(0.1, 0.0)
         self.assertEqual(len(self.logged), 1)
         self.pass_time(QUIET)
-        self.watch.stalled(0.3)
+        self.watch.stalled(0.3, 0.0)
         self.assertEqual(len(self.logged), 2)
         self.assertIn("300 ms (3 more times", self.logged[1])
         self.assertEqual(self.watch.count, 5)
+
+    def test_a_busy_machine_does_not_hide_what_is_our_own(self) -> None:
+        self.watch.stalled(0.1, 0.09)
+        self.watch.stalled(0.1, 0.09)
+        self.watch.stalled(0.1, 0.04)
+        self.assertEqual([("machine" in line) for line in self.logged], [True, False])
+
+
+class ProcessorTests(SynchronousTestCase):
+    def test_the_system_tells_how_long_a_thread_was_not_let_run(self) -> None:
+        """Two threads that compute, on one processor: one of them waits for half of the time."""
+        told = time_without_processor()
+        before = told()
+        allowed = os.sched_getaffinity(0)
+        script = "import time\nend = time.monotonic() + 0.5\nwhile time.monotonic() < end: pass"
+        os.sched_setaffinity(0, {min(allowed)})
+        try:
+            with subprocess.Popen([sys.executable, "-c", script]) as other:
+                while other.poll() is None:
+                    pass
+        finally:
+            os.sched_setaffinity(0, allowed)
+        self.assertGreater(told() - before, 0.1)

@@ -5,12 +5,18 @@ The time between two polls of the event loop is taken. That needs neither a thre
 daemon with nothing to do sleeps on, and each turn of the reactor costs two looks at the clock. A
 timer that measures how late it is called would wake an idle machine many times a second, and only
 tell of stalls that it happens to be in.
+
+A process can also be held up because the machine runs others. Linux counts the time for which a
+thread was ready and had no processor (``/proc/PID/task/TID/schedstat``, the second number); what
+it grew by tells the administrator whom to blame.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from twisted.logger import Logger
@@ -19,7 +25,35 @@ LIMIT = 0.05
 """Seconds that one turn of the reactor may take."""
 
 QUIET = 60.0
-"""Seconds after a warning in which stalls are only counted."""
+"""Seconds after a warning in which stalls of the same kind are only counted."""
+
+OURS = (
+    "The reactor was blocked for {milliseconds:.0f} ms ({untold} more times since the last "
+    "warning): everything waited for that long"
+)
+OTHERS = (
+    "The reactor was blocked for {milliseconds:.0f} ms because the machine was busy with something "
+    "else ({untold} more times since the last warning): everything waited for that long"
+)
+
+LOOK = 0.1
+"""Seconds between two looks at the time without a processor; a look costs more than the clock."""
+
+
+def time_without_processor() -> Callable[[], float]:
+    """A function that tells for how many seconds the calling thread has been ready to run and was
+    not let; always 0 where the system does not say."""
+    path = Path("/proc/thread-self").resolve() / "schedstat"
+    try:
+        file = path.open("rb", buffering=0)
+        file.read(64)
+    except OSError:
+        return lambda: 0.0
+
+    def told() -> float:
+        return int(os.pread(file.fileno(), 64, 0).split()[1]) / 1e9
+
+    return told
 
 
 class StallWatch:
@@ -34,60 +68,79 @@ class StallWatch:
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._monotonic = monotonic
-        self._quiet_until = float("-inf")
-        self._untold = 0
+        self._quiet_until = {ours: float("-inf") for ours in (True, False)}
+        self._untold = dict.fromkeys((True, False), 0)
         self.count = 0
         self.total = 0.0
 
-    def watch(self, reactor: Any) -> bool:
+    def watch(self, reactor: Any, without_processor: Callable[[], float] | None = None) -> bool:
         """Watch this reactor from its next poll on; returns whether it is of a kind (epoll, poll)
-        that can be watched."""
+        that can be watched. To be called in the reactor's thread.
+
+        :param without_processor: tells for how long that thread was not let run; the system's
+            word if not given.
+        """
         poller = getattr(reactor, "_poller", None)
         if poller is None:
             return False
-        reactor._poller = _TimedPoller(poller, self._monotonic, self.stalled)
+        told = without_processor or time_without_processor()
+        reactor._poller = _TimedPoller(poller, self._monotonic, told, self.stalled)
         return True
 
-    def stalled(self, seconds: float) -> None:
-        """One turn took so long."""
+    def stalled(self, seconds: float, without_processor: float) -> None:
+        """One turn took so long.
+
+        :param without_processor: for how many seconds of it, at the most, the machine ran
+            something else.
+        """
         self.count += 1
         self.total += seconds
+        ours = seconds - without_processor > LIMIT
         now = self._monotonic()
-        if now < self._quiet_until:
-            self._untold += 1
+        if now < self._quiet_until[ours]:
+            self._untold[ours] += 1
             return
         self._log.warn(
-            "The reactor was blocked for {milliseconds:.0f} ms ({untold} more times since the "
-            "last warning): everything waited for that long",
+            OURS if ours else OTHERS,
             milliseconds=1000 * seconds,
-            untold=self._untold,
+            untold=self._untold[ours],
         )
-        self._quiet_until = now + QUIET
-        self._untold = 0
+        self._quiet_until[ours] = now + QUIET
+        self._untold[ours] = 0
 
 
 class _TimedPoller:
     """What the reactor polls, with a look at the clock before and after."""
 
     def __init__(
-        self, poller: Any, monotonic: Callable[[], float], stalled: Callable[[float], None]
+        self,
+        poller: Any,
+        monotonic: Callable[[], float],
+        without_processor: Callable[[], float],
+        stalled: Callable[[float, float], None],
     ) -> None:
         self._poller = poller
         self._poll = poller.poll
         self._monotonic = monotonic
+        self._without_processor = without_processor
         self._stalled = stalled
         self._since: float | None = None
+        self._looked_at = float("-inf")
+        self._seen = 0.0
 
     def poll(self, *arguments: Any) -> Any:
         """As the poller's own."""
         if self._since is not None:
             busy = self._monotonic() - self._since
             if busy > LIMIT:
-                self._stalled(busy)
+                self._stalled(busy, min(busy, self._without_processor() - self._seen))
         try:
             return self._poll(*arguments)
         finally:
-            self._since = self._monotonic()
+            self._since = now = self._monotonic()
+            if now - self._looked_at > LOOK:
+                self._looked_at = now
+                self._seen = self._without_processor()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._poller, name)

@@ -26,6 +26,7 @@ from tests import pki
 from tests.peers.child import PATIENCE, ChildError, PythonChild
 
 _TWISTD = "from twisted.scripts.twistd import run; run()"
+OTHERS = "because the machine was busy"
 _TCP = re.compile(r"Listening on (?:127\.0\.0\.1|\[::1\]):(\d+)")
 
 
@@ -37,6 +38,7 @@ class Daemon:
     :param authority: what signed the stand-in's certificate, and signs the push certificate.
     :param issued: the push certificate; made if it is not given.
     :param settings: further settings, or others than the usual ones; ``None`` leaves one out.
+    :ivar prelude: Python that its process runs first.
     :ivar settings: what `start` writes into the configuration file.
     :ivar socket: the UNIX socket. It is in a short folder of its own, since a path that is longer
         than 107 bytes cannot be bound.
@@ -73,6 +75,7 @@ class Daemon:
             "apnsTrustRoots": str(self.folder / "roots.pem"),
             **settings,
         }
+        self.prelude = ""
         self._past: list[str] = []
         self._child: PythonChild | None = None
 
@@ -91,7 +94,8 @@ class Daemon:
         lines = [f"{k}: {json.dumps(v)}\n" for k, v in self.settings.items() if v is not None]
         pki.write_private(self.config, "".join(lines).encode())
         self._child = PythonChild(
-            ["-c", _TWISTD, "-n", "--pidfile=", "xapsd", "--config", self.config], self.folder
+            ["-c", self.prelude + _TWISTD, "-n", "--pidfile=", "xapsd", "--config", self.config],
+            self.folder,
         )
         if wait:
             self._child.wait_for("Ready: ")
@@ -122,10 +126,14 @@ class Daemon:
         issued.write_together(self.folder / "push.new").replace(self.certificate)
 
     def close(self) -> None:
-        """End it if it runs, and remove the socket's folder; the other files are kept."""
+        """End it if it runs, and remove the socket's folder; the other files are kept.
+
+        Fails when the reactor was ever blocked, and not for want of a processor.
+        """
         if self._child is not None:
             self._child.close()
         shutil.rmtree(self._short, ignore_errors=True)
+        assert not self.stalls, self.stalls
 
     # ------------------------------------------------------------ what it says
 
@@ -140,7 +148,12 @@ class Daemon:
     @property
     def log(self) -> list[str]:
         """All lines of all runs."""
-        return [*self._past, *self._running.lines]
+        return [*self._past, *(self._child.lines if self._child is not None else ())]
+
+    @property
+    def stalls(self) -> list[str]:
+        """What it has logged of a blocked reactor, unless the machine was busy otherwise."""
+        return [line for line in self.log if "reactor was blocked" in line and OTHERS not in line]
 
     @property
     def mark(self) -> int:
