@@ -321,8 +321,29 @@ def check_installation(said: str) -> None:
     done = ctl("status")
     check("xapsctl exits with 69 without a daemon", done.returncode == 69, done)
     check("and tells how to start it", "systemctl" in done.stdout, done.stdout)
+    check_dependencies()
     check_unit()
     check_texts()
+
+
+def check_dependencies() -> None:
+    """A machine that has nothing else on it has to have all that is imported."""
+    program = (
+        "import sys; before = set(sys.modules)\n"
+        "import twisted.internet.reactor, twisted.plugins.xapsd_plugin, xaps.tap, xaps.cli, "
+        "xaps.ctl.main\n"
+        "for name in set(sys.modules) - before: "
+        "print(getattr(sys.modules[name], '__file__', None) or '')"
+    )
+    files = set(run("/usr/bin/python3", "-c", program).stdout.split())
+    owners = run("dpkg", "--search", *sorted(file for file in files if str(LIBRARY) in file))
+    imported = {line.partition(":")[0] for line in owners.stdout.splitlines()}
+    check("the modules of the daemon belong to packages", len(imported) > 10, owners.stdout)
+    kinds = [f"--no-{kind}" for kind in ("recommends", "suggests", "conflicts", "enhances")]
+    kinds += ["--no-breaks", "--no-replaces"]
+    needed = run("apt-cache", "depends", "--recurse", *kinds, "xapsd").stdout
+    undeclared = imported - set(re.findall(r"[\w.+-]+", needed))
+    check("which it depends on", not undeclared, undeclared)
 
 
 def check_modes(when: str) -> None:
