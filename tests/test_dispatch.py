@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
@@ -11,14 +12,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
 from tests.fakes import MemoryRegistry
-from xaps.dispatch import (
-    PROBE_INTERVAL,
-    REGISTRATION_LIFETIME,
-    REPROBE_AFTER,
-    SLICE,
-    Dispatcher,
-    Gate,
-)
+from xaps.dispatch import REGISTRATION_LIFETIME, SLICE, Dispatcher
+from xaps.gate import PROBE_INTERVAL, REPROBE_AFTER, State
 from xaps.mailboxes import digest
 from xaps.model import (
     Delivered,
@@ -32,10 +27,13 @@ from xaps.model import (
     RegistrationKey,
     Rejected,
     RetryAfter,
+    WaitingFlag,
 )
+from xaps.waiting import SAVE_SLICE
 
 NOW = 1_800_000_000.0
 TOKEN = "aa" * 32
+LOGGERS = ("xaps.dispatch.Dispatcher", "xaps.gate.Gate", "xaps.flood.FloodWatch")
 
 
 class FakeSender:
@@ -84,7 +82,7 @@ class DispatcherTestCase(SynchronousTestCase):
 
         @implementer(ILogObserver)
         def observe(event: LogEvent) -> None:
-            if event.get("log_namespace") == "xaps.dispatch.Dispatcher":
+            if event.get("log_namespace") in LOGGERS:
                 text = str(event["log_format"]).format(**event)
                 self.logged.append((event["log_level"], text))
 
@@ -294,13 +292,40 @@ class OutcomeTests(DispatcherTestCase):
             self.turn(waits[-1])
         self.assertEqual(waits, [10, 20, 40, 80, 160, 320, 640, 900, 900])
 
-    def test_immediate_retries_do_not_spin(self) -> None:
+    def test_what_can_go_out_again_at_once_does_so_three_times_and_then_ever_later(self) -> None:
+        self.notify()
+        waits = []
+        for _ in range(14):
+            self.turn()
+            self.sender.answer(RetryAfter("connection lost", 0))
+            due = self.dispatcher.waiting.next_due()
+            assert due is not None
+            waits.append(due - self.clock.seconds())
+            self.turn(waits[-1])
+        self.assertEqual(waits, [0, 0, 0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 900])
+
+    def test_a_device_that_is_busy_again_and_again_waits_no_longer_for_it(self) -> None:
         self.notify()
         for _ in range(6):
             self.turn()
-            if self.sender.in_flight:
-                self.sender.answer(RetryAfter("connection lost", 0))
-        self.assertEqual(len(self.sender.pushes), 4)
+            self.sender.answer(RetryAfter("TooManyRequests", 300))
+            self.assertEqual(self.dispatcher.waiting.next_due(), self.clock.seconds() + 300)
+            self.turn(300)
+
+    def test_what_fails_many_pushes_is_told_once_a_minute_with_the_number_of_them(self) -> None:
+        for number in range(10):
+            self.register(user=f"u{number}")
+            self.notify(user=f"u{number}")
+        self.turn()
+        for _ in range(10):
+            self.sender.answer(RetryAfter("connection lost", 60))
+        self.assertEqual(self.levels().count(LogLevel.warn), 1)
+        self.turn(60)
+        self.sender.answer(RetryAfter("a reason of its own", 60))
+        self.sender.answer(RetryAfter("connection lost", 60))
+        *_, other, last = [text for level, text in self.logged if level is LogLevel.warn]
+        self.assertNotIn("more", other)
+        self.assertIn("9 more pushes failed so", last)
 
     def test_one_phones_failure_does_not_hold_up_another(self) -> None:
         self.register(user="bob")
@@ -396,7 +421,7 @@ class OutcomeTests(DispatcherTestCase):
             self.sender.answer(blame)
             self.turn()
             self.assertEqual(len(self.sender.pushes), before + 1)
-            self.assertIs(self.dispatcher.gate, Gate.OPEN)
+            self.assertIs(self.dispatcher.gate.state, State.OPEN)
             self.sender.answer(Delivered())
 
     def test_a_sender_that_breaks_its_promise_loses_no_push(self) -> None:
@@ -422,7 +447,7 @@ class GateTests(DispatcherTestCase):
         self.turn(PROBE_INTERVAL - 1)
         self.assertEqual(len(self.sender.pushes), 3)
         self.assertEqual(len(self.dispatcher.waiting), 3)
-        self.assertEqual(self.dispatcher.held_because, "BadTopic")
+        self.assertEqual(self.dispatcher.gate.because, "BadTopic")
 
     def test_it_is_logged_at_critical_once_and_then_every_hour(self) -> None:
         self.assertEqual(self.levels().count(LogLevel.critical), 1)
@@ -442,11 +467,11 @@ class GateTests(DispatcherTestCase):
         self.turn(PROBE_INTERVAL)
         self.sender.answer(RetryAfter("connection lost", 0))
         self.turn()
-        self.assertIs(self.dispatcher.gate, Gate.HELD)
+        self.assertIs(self.dispatcher.gate.state, State.HELD)
         self.assertEqual(len(self.sender.pushes), 4)
         self.turn(REPROBE_AFTER)
         self.sender.answer(Delivered())
-        self.assertIs(self.dispatcher.gate, Gate.OPEN)
+        self.assertIs(self.dispatcher.gate.state, State.OPEN)
 
     def test_a_new_credential_is_tried_at_once(self) -> None:
         self.dispatcher.credential_changed()
@@ -523,6 +548,26 @@ class DiskTests(DispatcherTestCase):
         self.turn(1)
         self.assertEqual(len(self.flags()), 1)
 
+    def test_the_flags_of_an_outage_are_written_some_at_a_time(self) -> None:
+        saves: list[int] = []
+
+        class Registry(MemoryRegistry):
+            def save_flags(
+                self, changed: Iterable[WaitingFlag], cleared: Iterable[RegistrationKey]
+            ) -> Deferred[None]:
+                saves.append(len(list(changed)))
+                return super().save_flags(changed, cleared)
+
+        self.registry = Registry()
+        self.dispatcher = self.started()
+        self.sender.capacity = 0
+        for number in range(2 * SAVE_SLICE + 1):
+            self.register(user=f"u{number}")
+            self.notify(user=f"u{number}")
+        self.turn(1)
+        self.assertEqual(saves, [SAVE_SLICE, SAVE_SLICE, 1])
+        self.assertEqual(len(self.flags()), 2 * SAVE_SLICE + 1)
+
     def test_stopping_waits_for_pushes_in_flight_and_keeps_what_is_owed(self) -> None:
         self.register()
         bob = self.register(user="bob")
@@ -554,7 +599,7 @@ class DiskTests(DispatcherTestCase):
         self.sender.answer(Delivered())
         self.successResultOf(stopping)
         self.assertEqual((self.flags(), len(self.sender.pushes)), ([key], 1))
-        self.assertIs(self.dispatcher.gate, Gate.STOPPED)
+        self.assertIs(self.dispatcher.gate.state, State.STOPPED)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from twisted.internet.defer import Deferred
 
 from tests.test_dispatch import DispatcherTestCase
-from xaps.dispatch import Gate
+from xaps.gate import State
 from xaps.mailboxes import digest
 from xaps.model import (
     Delivered,
@@ -80,7 +80,7 @@ class PushNowTests(DispatcherTestCase):
         self.turn()
         self.sender.answer(Misconfigured("BadTopic"))
         self.turn()
-        self.assertIs(self.dispatcher.gate, Gate.HELD)
+        self.assertIs(self.dispatcher.gate.state, State.HELD)
         return key
 
     def test_a_success_lets_out_what_was_held_back(self) -> None:
@@ -88,7 +88,7 @@ class PushNowTests(DispatcherTestCase):
         self.assertEqual(len(self.sender.pushes), 2)
         self.sender.answer(Delivered())
         self.successResultOf(pushing)
-        self.assertIs(self.dispatcher.gate, Gate.OPEN)
+        self.assertIs(self.dispatcher.gate.state, State.OPEN)
         self.turn()
         self.assertEqual(len(self.sender.pushes), 3)
 
@@ -96,7 +96,7 @@ class PushNowTests(DispatcherTestCase):
         self.push_now(self.hold())
         self.sender.answer(Misconfigured("BadTopic"))
         self.turn()
-        self.assertIs(self.dispatcher.gate, Gate.HELD)
+        self.assertIs(self.dispatcher.gate.state, State.HELD)
         self.assertEqual(len(self.sender.pushes), 2)
 
     def test_a_push_that_waited_for_room_follows(self) -> None:

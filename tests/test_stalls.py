@@ -146,10 +146,10 @@ class PollingTests(StallTestCase):
 class WarningTests(StallTestCase):
     def test_a_series_of_stalls_is_one_warning_and_the_next_tells_how_many_there_were(self) -> None:
         for _ in range(4):
-            self.watch.stalled(0.1, 0.0)
+            self.watch.stalled(0.1)
         self.assertEqual(len(self.logged), 1)
         self.pass_time(QUIET)
-        self.watch.stalled(0.3, 0.0)
+        self.watch.stalled(0.3)
         self.assertEqual(len(self.logged), 2)
         self.assertIn("300 ms (3 more times", self.logged[1])
         self.assertEqual(self.watch.count, 5)

@@ -12,7 +12,7 @@ from twisted.logger import Logger
 
 from xaps import __version__
 from xaps.apns.pool import ConnectionStatus, State
-from xaps.dispatch import Dispatcher, Gate
+from xaps.dispatch import Dispatcher
 from xaps.mailboxes import INBOX
 from xaps.metrics import Snapshot
 from xaps.model import (
@@ -89,7 +89,7 @@ class Control:
             phones=phones,
             waiting=len(waiting) - waiting.in_flight,
             in_flight=waiting.in_flight,
-            held=self._dispatcher.gate in (Gate.HELD, Gate.PROBING),
+            held=self._dispatcher.gate.held,
             connection=self._connection(),
             credential=self._keeper.credential,
         )
@@ -137,7 +137,7 @@ class Control:
             error = now.connection.last_error
             degraded.append(f"not connected to APNs: {error}" if error else "connecting to APNs")
         if now.held:
-            failing.append(f"APNs refuses every push: {self._dispatcher.held_because}")
+            failing.append(f"APNs refuses every push: {self._dispatcher.gate.because}")
         if isinstance(now.credential, CertificateCredential):
             left = now.credential.not_after - self._clock.seconds()
             if left < EXPIRES_SOON:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import random
 import uuid
-from collections import deque
 from collections.abc import Callable
-from enum import Enum, auto
 from typing import Protocol, TypeGuard
 
 from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.task import deferLater
-from twisted.logger import Logger
+from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 
-from xaps.mailboxes import INBOX, canonical, digest
+from xaps.alarm import Alarm, Repeated
+from xaps.flood import FloodWatch
+from xaps.gate import Gate
+from xaps.mailboxes import hashes, pushable
 from xaps.model import (
     Delivered,
     Gone,
@@ -35,25 +36,17 @@ from xaps.waiting import Flag, WaitingTable
 REGISTRATION_LIFETIME = 30 * 24 * 3600.0
 """Seconds; iOS Mail registers again once a day: a phone that has not for so long is gone."""
 
-PROBE_INTERVAL = 300.0
-"""Seconds between two tries while APNs refuses everything for a reason of configuration."""
+AT_ONCE = 3
+"""Failures in a row after which a push that can go out again at once has to wait as well."""
 
-REPROBE_AFTER = 30.0
-"""Seconds before the next try when one ended without an answer."""
-
-ALARM_INTERVAL = 3600.0
-"""Seconds between two repetitions of an alarm in the log."""
+LONGEST_DELAY = 900.0
+"""Seconds between two tries of one push, at the most."""
 
 SLICE = 16
 """Pushes that are started in one go; between two slices the IMAP servers are served."""
 
 RESTORE_SLICE = 500
 """Flags that are taken up in one go at the start; each is a look into the registry."""
-
-FLOOD_WINDOW = 100
-FLOOD_LEAST = 20
-"""More than this many BadDeviceToken, and over half of the last `FLOOD_WINDOW` answers, is a wrong
-environment or topic and not so many phones that vanished at once."""
 
 
 class Sender(Protocol):
@@ -64,35 +57,6 @@ class Sender(Protocol):
 
     def send(self, push: Push) -> Deferred[Outcome]:
         """Push; always fires, and with an outcome."""
-
-
-class Gate(Enum):
-    """Whether pushes go out."""
-
-    OPEN = auto()
-    HELD = auto()
-    """APNs refuses our configuration: nothing goes out before the next probe."""
-    PROBING = auto()
-    """One push is out to see whether that is still so."""
-    STOPPED = auto()
-
-
-class Alarm:
-    """A complaint at critical: once, then every hour while it lasts."""
-
-    def __init__(self) -> None:
-        self._next: float | None = None
-
-    def due(self, now: float) -> bool:
-        """Whether to say it (again) now; the next time is an hour away then."""
-        if self._next is not None and now < self._next:
-            return False
-        self._next = now + ALARM_INTERVAL
-        return True
-
-    def over(self) -> None:
-        """The trouble is past; the next one is told at once."""
-        self._next = None
 
 
 class Dispatcher:
@@ -128,13 +92,10 @@ class Dispatcher:
         self._on_outcome = on_outcome
         self._new_id = new_id
         self.waiting = WaitingTable(delay=delay, check_interval=check_interval, new_id=new_id)
-        self.gate = Gate.OPEN
-        self.held_because = ""
-        self._probe_at = 0.0
-        self._hold_alarm = Alarm()
-        self._flood_alarm = Alarm()
+        self.gate = Gate()
+        self._flood = FloodWatch()
         self._save_alarm = Alarm()
-        self._answers: deque[bool] = deque(maxlen=FLOOD_WINDOW)
+        self._repeated = Repeated()
         self._suspended: set[RegistrationKey] = set()
         self._generation = 0  # of the credential
         self._pump_call: IDelayedCall | None = None
@@ -163,7 +124,7 @@ class Dispatcher:
     def stop(self) -> Deferred[None]:
         """Start no more pushes; fires when those in flight have been answered (the sender sees to
         it that they are) and everything that is still owed is on disk."""
-        self.gate = Gate.STOPPED
+        self.gate.stop()
         for call in (self._pump_call, self._save_call):
             if call is not None and call.active():
                 call.cancel()
@@ -247,14 +208,12 @@ class Dispatcher:
         self._pump_call = None
         now = self._clock.seconds()
         for _ in range(SLICE):
-            probing = self.gate is Gate.HELD and now >= self._probe_at
-            if not (probing or self.gate is Gate.OPEN) or self._sender.room() <= 0:
+            if not self.gate.opens(now) or self._sender.room() <= 0:
                 break
             flag = self.waiting.take(now)
             if flag is None:
                 break
-            if probing:
-                self.gate = Gate.PROBING
+            self.gate.sent()
             self._push(flag)
         self._arm()
 
@@ -276,26 +235,20 @@ class Dispatcher:
             outcome = RetryAfter(f"{outcome.reason}, for the credential before", 0.0)
         key = flag.registration.key
         self._on_outcome(key, outcome, now - flag.sent_since)
-        if self.gate is Gate.PROBING:
-            if isinstance(outcome, RetryAfter):  # it proved nothing
-                self.gate = Gate.HELD
-                self._probe_at = now + REPROBE_AFTER
-            elif not isinstance(outcome, Misconfigured):
-                self._release()
+        self.gate.answered(outcome, now)
+        if self._flood.doubts(outcome, now):
+            outcome = Rejected(outcome.reason, until_registered=True)
         if isinstance(outcome, Delivered):
             self._log.debug("Pushed {key}", key=key)
-            self._answers.append(False)
             self.waiting.answered(flag, now)
         elif isinstance(outcome, RetryAfter):
             self._retry(flag, outcome, now)
         elif isinstance(outcome, Gone):
             return Deferred.fromCoroutine(self._gone(flag, outcome, sent_at))
         elif isinstance(outcome, Misconfigured):
-            self._hold(outcome.reason, now)
             self.waiting.failed(flag, now, now, counts=False)
         else:
-            self._answers.append(False)
-            self._give_up(flag, outcome)
+            self._give_up(flag, outcome, now)
         self._settled()
         return succeed(None)
 
@@ -311,30 +264,35 @@ class Dispatcher:
 
     def _retry(self, flag: Flag, outcome: RetryAfter, now: float) -> None:
         delay = outcome.delay
-        if delay is None or flag.attempts >= 3:
-            delay = max(delay or 0.0, min(900.0, 10.0 * 2**flag.attempts) * self._jitter())
-        self._log.warn(
-            "Push to {key} failed: {reason}; next try in {delay:.0f} s",
-            key=flag.registration.key,
-            reason=outcome.reason,
+        if delay is None:
+            delay = min(LONGEST_DELAY, 10.0 * 2**flag.attempts) * self._jitter()
+        elif flag.attempts >= AT_ONCE:
+            # What APNs gives back can go out again at once, but not for ever.
+            growing = min(LONGEST_DELAY, 2.0 ** (flag.attempts - AT_ONCE)) * self._jitter()
+            delay = max(delay, growing)
+        self._complain(
+            LogLevel.warn,
+            "Push to {key} failed: {reason}; next try in {delay:.0f} s{more}",
+            flag,
+            outcome.reason,
+            now,
             delay=delay,
         )
         self.waiting.failed(flag, now + delay, now)
 
+    def _complain(
+        self, level: LogLevel, text: str, flag: Flag, reason: str, now: float, **fields: object
+    ) -> None:
+        """Log what became of a push; of many with one reason the first, and the number of others
+        a minute later."""
+        untold = self._repeated.untold(reason, now)
+        more = f" ({untold} more pushes failed so since it was last told)" if untold else ""
+        level = LogLevel.debug if untold is None else level
+        key = flag.registration.key
+        self._log.emit(level, text, key=key, reason=reason, more=more, **fields)
+
     async def _gone(self, flag: Flag, outcome: Gone, sent_at: float) -> None:
         key = flag.registration.key
-        self._answers.append(outcome.reason == "BadDeviceToken")
-        if outcome.reason == "BadDeviceToken" and self._is_flood():
-            if self._flood_alarm.due(self._clock.seconds()):
-                self._log.critical(
-                    "APNs calls most device tokens bad: registrations are kept. Either apnsServer "
-                    "names the wrong environment, or the credential is not the one that the phones "
-                    "registered with"
-                )
-            self._give_up(flag, Rejected(outcome.reason, until_registered=True))
-            self._settled()
-            return
-        self._flood_alarm.over()
         # A phone that registered after APNs learned that its token was gone, or while the push
         # was under way, is back.
         until = sent_at if outcome.since is None else outcome.since
@@ -354,21 +312,18 @@ class Dispatcher:
             self._retry(flag, RetryAfter(outcome.reason), self._clock.seconds())
         self._settled()
 
-    def _give_up(self, flag: Flag, outcome: Rejected) -> None:
+    def _give_up(self, flag: Flag, outcome: Rejected, now: float) -> None:
+        text = "Push to {key} given up: {reason}{more}"
+        self._complain(LogLevel.error, text, flag, outcome.reason, now)
         key = flag.registration.key
-        self._log.error("Push to {key} given up: {reason}", key=key, reason=outcome.reason)
         if outcome.until_registered:
             self._suspended.add(key)
             self.waiting.drop(key)
-        self.waiting.answered(flag, self._clock.seconds())
-
-    def _is_flood(self) -> bool:
-        bad = sum(self._answers)
-        return bad > FLOOD_LEAST and bad > len(self._answers) / 2
+        self.waiting.answered(flag, now)
 
     def _settled(self) -> None:
         """A push has ended: there may be room for the next, and things to save."""
-        if self.gate is Gate.STOPPED:
+        if self.gate.stopped:
             if not self.waiting.in_flight:
                 landed, self._landed = self._landed, []
                 for waiting in landed:
@@ -387,7 +342,7 @@ class Dispatcher:
         name = pushable(registration, mailbox)
         if name is None:
             return fail(Refused(f"this phone has no push for the mailbox {mailbox!r}"))
-        if self.gate is Gate.STOPPED:
+        if self.gate.stopped:
             return fail(Refused("the daemon is stopping", temporary=True))
         if self._sender.room() <= 0:
             return fail(Refused("nothing can be sent to APNs at the moment", temporary=True))
@@ -396,52 +351,28 @@ class Dispatcher:
         return sending.addCallback(self._pushed_now)
 
     def _pushed_now(self, outcome: Outcome) -> Outcome:
-        if isinstance(outcome, Delivered) and self.gate is Gate.HELD:
-            self._release()
-            self.pump()
-        elif self.gate is not Gate.STOPPED:
+        if isinstance(outcome, Delivered) and self.gate.held:
+            self.gate.release()
+        if not self.gate.stopped:
             self._arm()  # there may be room again
         return outcome
-
-    # -------------------------------------------------------------- the gate
 
     def credential_changed(self) -> None:
         """There is another credential: what was refused before may now be taken."""
         self._suspended.clear()
         self._generation += 1
-        if self.gate in (Gate.HELD, Gate.PROBING):
-            self._release()
+        self.gate.release()
         self.pump()
-
-    def _hold(self, reason: str, now: float) -> None:
-        if self.gate is Gate.STOPPED:
-            return
-        self.gate = Gate.HELD
-        self.held_because = reason
-        self._probe_at = now + PROBE_INTERVAL
-        if self._hold_alarm.due(now):
-            self._log.critical(
-                "APNs refuses every push: {reason}. Nothing is lost, all pushes wait; one is tried "
-                "every 5 minutes and whenever the credential changes",
-                reason=reason,
-            )
-
-    def _release(self) -> None:
-        if self.gate is not Gate.STOPPED:
-            self.gate = Gate.OPEN
-        self.held_because = ""
-        self._hold_alarm.over()
-        self._log.info("APNs takes pushes again")
 
     # -------------------------------------------------------------- timers
 
     def _arm(self) -> None:
         """Call `pump` when the next flag is due, if there will be room for it."""
         due = self.waiting.next_due()
-        if due is None or self.gate in (Gate.PROBING, Gate.STOPPED) or self._sender.room() <= 0:
+        if due is not None:
+            due = self.gate.next_opening(due)
+        if due is None or self._sender.room() <= 0:
             return
-        if self.gate is Gate.HELD:
-            due = max(due, self._probe_at)
         delay = max(0.0, due - self._clock.seconds())
         call = self._pump_call
         if call is not None and call.active():
@@ -452,7 +383,7 @@ class Dispatcher:
 
     def _arm_save(self) -> None:
         """Call `_save_due` when the oldest change will have waited for long enough."""
-        if self._save_call is not None or self._saving is not None or self.gate is Gate.STOPPED:
+        if self._save_call is not None or self._saving is not None or self.gate.stopped:
             return
         now = self._clock.seconds()
         at = self.waiting.next_save(now)
@@ -467,26 +398,25 @@ class Dispatcher:
 
     def _saved(self, result: None) -> None:
         self._saving = None
-        if self.gate is not Gate.STOPPED:
-            self._arm_save()
+        self._arm_save()
 
     async def _save(self, *, everything: bool = False) -> None:
-        now = self._clock.seconds()
-        changed, cleared = self.waiting.to_save(now, everything=everything)
-        if not changed and not cleared:
-            return
-        try:
-            await self._registry.save_flags(changed, cleared)
-        except Exception as error:  # whatever it is, it has to be written later
-            self.waiting.save_failed(changed, cleared, self._clock.seconds())
-            if self._save_alarm.due(now):
-                self._log.critical(
-                    "{count} waiting pushes could not be written to disk and would be lost if the "
-                    "daemon stopped now: {error}",
-                    count=len(changed),
-                    error=error,
-                )
-        else:
+        while True:
+            now = self._clock.seconds()
+            changed, cleared = self.waiting.to_save(now, everything=everything)
+            if not changed and not cleared:
+                return
+            try:
+                await self._registry.save_flags(changed, cleared)
+            except Exception as error:  # whatever it is, it has to be written later
+                self.waiting.save_failed(changed, cleared, self._clock.seconds())
+                if self._save_alarm.due(now):
+                    self._log.critical(
+                        "Waiting pushes could not be written to disk and would be lost if the "
+                        "daemon stopped now: {error}",
+                        error=error,
+                    )
+                return
             self._save_alarm.over()
 
     # -------------------------------------------------------------- housekeeping
@@ -521,20 +451,3 @@ def _blames_credential(outcome: Outcome) -> TypeGuard[Misconfigured | Rejected]:
     return isinstance(outcome, Misconfigured) or (
         isinstance(outcome, Rejected) and outcome.until_registered
     )
-
-
-def pushable(registration: Registration, mailbox: str) -> str | None:
-    """The name under which the phone knows `mailbox`, or ``None`` if it is not to be pushed.
-
-    iOS Mail can be told of INBOX always, and of other mailboxes only when it knows their hashes.
-    """
-    wanted = canonical(mailbox)
-    for name in registration.mailboxes:
-        if canonical(name) == wanted and (wanted == INBOX or name in registration.confirmed):
-            return name
-    return None
-
-
-def hashes(registration: Registration, mailboxes: frozenset[str]) -> tuple[str, ...]:
-    """What to put into the payload's ``m`` for these of the registration's mailboxes."""
-    return tuple(sorted(digest(name) for name in mailboxes & registration.confirmed))

@@ -1,10 +1,12 @@
-"""How mailbox names are decoded, compared and hashed."""
+"""How mailbox names are decoded, compared and hashed, and what a registration makes of them."""
 
 from __future__ import annotations
 
 import binascii
 import hashlib
 import re
+
+from xaps.model import Registration
 
 INBOX = "INBOX"
 
@@ -54,6 +56,23 @@ def digest(name: str) -> str:
     """
     encoded = name.encode("utf-8", "surrogatepass")
     return hashlib.md5(encoded, usedforsecurity=False).hexdigest().upper()
+
+
+def pushable(registration: Registration, mailbox: str) -> str | None:
+    """The name under which the phone knows `mailbox`, or ``None`` if it is not to be pushed.
+
+    iOS Mail can be told of INBOX always, and of other mailboxes only when it knows their hashes.
+    """
+    wanted = canonical(mailbox)
+    for name in registration.mailboxes:
+        if canonical(name) == wanted and (wanted == INBOX or name in registration.confirmed):
+            return name
+    return None
+
+
+def hashes(registration: Registration, mailboxes: frozenset[str]) -> tuple[str, ...]:
+    """What to put into the payload's ``m`` for these of the registration's mailboxes."""
+    return tuple(sorted(digest(name) for name in mailboxes & registration.confirmed))
 
 
 def _decoded(match: re.Match[str]) -> str:

@@ -87,7 +87,7 @@ class StallWatch:
         reactor._poller = _TimedPoller(poller, self._monotonic, told, self.stalled)
         return True
 
-    def stalled(self, seconds: float, without_processor: float) -> None:
+    def stalled(self, seconds: float, without_processor: float = 0.0) -> None:
         """One turn took so long.
 
         :param without_processor: for how many seconds of it, at the most, the machine ran

@@ -11,6 +11,7 @@ Pure: time is an argument, nothing here sends, sleeps or writes.
 from __future__ import annotations
 
 import heapq
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from enum import Enum, auto
@@ -29,6 +30,9 @@ MAX_NAMED = 90
 SAVE_AFTER = 0.9
 """Seconds after which an undelivered flag is written to disk; the rest of the second that is
 promised is for the commit. What is delivered sooner costs no write at all."""
+
+SAVE_SLICE = 1000
+"""Flags that are written in one transaction."""
 
 RESAVE_AFTER = 3600.0
 """Seconds after which a saved flag is written again only because it got younger."""
@@ -267,23 +271,27 @@ class WaitingTable:
         return now + SAVE_AFTER if self._cleared else None
 
     def to_save(
-        self, now: float, *, everything: bool = False
+        self, now: float, *, everything: bool = False, limit: int = SAVE_SLICE
     ) -> tuple[list[WaitingFlag], list[RegistrationKey]]:
-        """What has to be written now: flags that changed, and keys to forget.
+        """What has to be written now: flags that changed, and keys to forget. Ask again until
+        there is nothing.
 
         :param everything: also what has changed within the last moment (the daemon stops).
+        :param limit: of either; a whole outage's flags at once would hold everything up.
         """
         changed = []
-        for key, flag in list(self._unsaved.items()):  # the oldest first
+        for key, flag in itertools.islice(self._unsaved.items(), limit):  # the oldest first
             since = flag.unsaved_since
             if since is not None and since + SAVE_AFTER > now and not everything:
                 break
-            del self._unsaved[key]
             flag.unsaved_since = None
             flag.saved_at = flag.noticed_at
             changed.append(flag.as_saved())
-        cleared = list(self._cleared.difference(saved.key for saved in changed))
-        self._cleared.clear()
+            self._cleared.discard(key)
+        for saved in changed:
+            del self._unsaved[saved.key]
+        cleared = list(itertools.islice(self._cleared, limit))
+        self._cleared.difference_update(cleared)
         return changed, cleared
 
     def save_failed(
