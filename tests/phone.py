@@ -21,7 +21,9 @@ TOPICS = ("com.apple.mail.", "com.apple.mobilemail.push.")
 _EXTENSION = "XAPPLEPUSHSERVICE"
 _STRING = r'"((?:[^"\\\r\n]|\\["\\])*)"'
 _MAILBOX = re.compile(rf'\* XAPPLEPUSHSERVICE "mailbox" {_STRING}\r\n')
-_TOPIC = re.compile(rf'\* XAPPLEPUSHSERVICE "aps-version" "[12]" "aps-topic" {_STRING}\r\n')
+# Cyrus puts the words in quotes, the plugin does not; to IMAP that is the same.
+_WORDS = [f'(?:"{word}"|{word})' for word in ("aps-version", "aps-topic")]
+_TOPIC = re.compile(rf'\* XAPPLEPUSHSERVICE {_WORDS[0]} "[12]" {_WORDS[1]} {_STRING}\r\n')
 
 
 @attrs.frozen
@@ -88,7 +90,7 @@ class ModelPhone:
         if b"\0" not in body:
             raise ValueError("the body does not end with NUL: old headers leak into the line")
         text = body.partition(b"\0")[0].decode("ascii")
-        lines = f'* XAPPLEPUSHSERVICE "aps-version" "2" "aps-topic" "{text}"\r\n'
+        lines = f'* XAPPLEPUSHSERVICE aps-version "2" aps-topic "{text}"\r\n'
         return cls.from_lines(account_id, device_token, lines)
 
     @classmethod

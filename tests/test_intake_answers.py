@@ -10,7 +10,7 @@ from tests.intake import TOPIC, registration
 from xaps.intake import answers
 from xaps.intake.messages import JSON_NAMES, RegisterRequest, register_request
 
-LINE = '* XAPPLEPUSHSERVICE "aps-version" "2" "aps-topic" "%s"\r\n'
+LINE = '* XAPPLEPUSHSERVICE aps-version "2" aps-topic "%s"\r\n'
 
 
 def request(*mailboxes: str) -> RegisterRequest:

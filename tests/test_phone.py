@@ -96,6 +96,9 @@ class LearnTests(SynchronousTestCase):
         phone = ModelPhone.from_lines(ACCOUNT, TOKEN, LINES)
         self.assertEqual(phone.topic, TOPIC)
         self.assertEqual(phone.confirmed, frozenset({"INBOX", "Entwürfe"}))
+        for quoted in ('"aps-version"', '"aps-topic"'):
+            bare = LINES.replace(quoted, quoted.strip('"'))
+            self.assertEqual(ModelPhone.from_lines(ACCOUNT, TOKEN, bare), phone)
 
     def test_lines_that_no_server_may_send(self) -> None:
         for lines in (
@@ -103,6 +106,7 @@ class LearnTests(SynchronousTestCase):
             LINES.replace("\r\n", "\n"),
             LINES.replace('"INBOX"', "INBOX"),
             LINES.replace("INBOX", 'IN"BOX'),
+            LINES.replace('"aps-topic"', 'aps-topic"'),
             LINES + "* BYE\r\n",
             LINES[:-3],
         ):

@@ -33,7 +33,7 @@ def for_plugin(topic: str, request: RegisterRequest, *, folder_push: bool) -> An
     r"""The answer to dovecot-xaps-plugin 1.x.
 
     The plugin prints the body with ``%s`` between the quotes that end its
-    ``* XAPPLEPUSHSERVICE "aps-version" "2" "aps-topic" "%s"``. It does not terminate it (hence
+    ``* XAPPLEPUSHSERVICE aps-version "2" aps-topic "%s"``. It does not terminate it (hence
     the NUL), wants at least 51 bytes, and escapes nothing. So a body that ends that string and
     begins lines of its own makes it send the ``"mailbox"`` lines that it has no code for; it adds
     the last closing quote itself.
