@@ -110,6 +110,19 @@ class RequestTests(DialectCase):
                 self.one(notify(header)), Request(NEW_MAIL, for_plugin=for_plugin), header
             )
 
+    def test_a_plugin_that_wants_the_bare_topic_says_so_in_its_url(self) -> None:
+        for query, for_plugin in (
+            (b"?bare", False),
+            (b"", True),
+            (b"?", True),
+            (b"?bare=no", True),
+            (b"?Bare", True),
+        ):
+            for target in (b"/notify", b"http://host/notify"):
+                line = b"POST %s%s HTTP/1.1" % (target, query)
+                event = self.one(notify(line=line))
+                self.assertEqual(event, Request(NEW_MAIL, for_plugin=for_plugin), line)
+
     def test_requests_may_follow_each_other_at_once(self) -> None:
         events = self.both_ways(NOTIFY + REGISTER + b"\r\n" + NOTIFY)
         self.assertEqual(

@@ -319,9 +319,11 @@ class Http2Tests(Case):
         self.assertEqual((answer.status, answer.body), (200, TOPIC.encode()))
         self.assertEqual(answer.headers[b"content-length"], b"%d" % len(TOPIC))
         self.assertEqual(self.handler.registrations[0].confirmed, frozenset())
+        answer = client.ask("/register?bare", registration())
+        self.assertEqual(answer.body, TOPIC.encode())
         answer = client.ask("/register", registration())
         self.assertTrue(answer.body.endswith(b'"mailbox" "Sent Messages\0'))
-        self.assertEqual(self.handler.registrations[1].confirmed, {"INBOX", "Sent Messages"})
+        self.assertEqual(self.handler.registrations[2].confirmed, {"INBOX", "Sent Messages"})
 
     def test_the_ox_driver(self) -> None:
         fields = {"user": "bob", "folder": "INBOX", "event": "messageNew"}

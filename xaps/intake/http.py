@@ -70,6 +70,17 @@ def path_of(target: bytes) -> bytes:
     return path
 
 
+def is_for_plugin(target: bytes, *, names_itself: bool) -> bool:
+    """Whether the answer has to be in the form of the Dovecot plugin.
+
+    Dovecot's HTTP client sends neither ``User-Agent`` nor ``Accept``, every other one sends at
+    least one. There are plugins that do not bear that form; they have ``?bare`` in their URL.
+
+    :param names_itself: the request has one of the two.
+    """
+    return not names_itself and target.partition(b"?")[2] != b"bare"
+
+
 UNAUTHORIZED = Refusal(
     401,
     "the shared secret is missing or wrong (authToken in xapsd.yaml)",
@@ -237,9 +248,8 @@ class HttpDialect:
         except Refused as error:
             self._events.append(Refusal(400, error.reason, self._close, self._keep_alive))
         else:
-            headers = self._headers
-            # Dovecot's HTTP client sends neither of these, every other one sends at least one.
-            for_plugin = b"user-agent" not in headers and b"accept" not in headers
+            names_itself = b"user-agent" in self._headers or b"accept" in self._headers
+            for_plugin = is_for_plugin(self._target, names_itself=names_itself)
             self._events.append(Request(content, for_plugin, self._close, self._keep_alive))
 
     def _count_head(self, size: int) -> None:

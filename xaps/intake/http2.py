@@ -20,6 +20,7 @@ from xaps.intake.http import (
     UNAUTHORIZED,
     Decoder,
     find_route,
+    is_for_plugin,
     path_of,
 )
 from xaps.intake.messages import RegisterRequest
@@ -114,7 +115,8 @@ class Http2Request(WebRequest):
         dealt_with: Deferred[None]
         if isinstance(content, RegisterRequest):
             has = self.requestHeaders.hasHeader
-            for_plugin = not has(b"user-agent") and not has(b"accept")
+            names_itself = has(b"user-agent") or has(b"accept")
+            for_plugin = is_for_plugin(self.path, names_itself=names_itself)
             dealt_with = desk.register(content, for_plugin=for_plugin).addCallback(
                 partial(self._respond, 200)
             )
