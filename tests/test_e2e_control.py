@@ -114,16 +114,24 @@ class ControlTests(EndToEndTestCase):
         daemon = self.make_daemon("https://localhost:9")
         daemon.start()
         code = "from xaps.ctl.main import xapsctl; xapsctl()"
-        command = [sys.executable, "-c", code, "--config", str(daemon.config), "metrics"]
-        reading, writing = os.pipe()
-        os.close(reading)
-        try:
-            done = subprocess.run(
-                command, stdout=writing, stderr=subprocess.PIPE, cwd=ROOT, check=False
-            )
-        finally:
-            os.close(writing)
-        self.assertEqual((done.returncode, done.stderr), (0, b""))
+        # What is shorter than a buffer, as an export is, is only written at the end.
+        environment = {**os.environ, "PYTHONUNBUFFERED": ""}
+        for word in ("metrics", "export"):
+            command = [sys.executable, "-c", code, "--config", str(daemon.config), word]
+            reading, writing = os.pipe()
+            os.close(reading)
+            try:
+                done = subprocess.run(
+                    command,
+                    stdout=writing,
+                    stderr=subprocess.PIPE,
+                    cwd=ROOT,
+                    env=environment,
+                    check=False,
+                )
+            finally:
+                os.close(writing)
+            self.assertEqual((done.returncode, done.stderr), (0, b""), word)
 
 
 class SystemdTests(EndToEndTestCase):

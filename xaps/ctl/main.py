@@ -38,7 +38,9 @@ def main(argv: Sequence[str], stdout: TextIO, stderr: TextIO) -> int:
     """
     command = _Command(parser().parse_args(argv), stdout, stderr)
     try:
-        return command.run()
+        status = command.run()
+        stdout.flush()  # here, where an error of it can still be dealt with
+        return status
     except CtlError as error:
         stderr.write(f"xapsctl: {error}\n")
         return error.status
@@ -221,4 +223,3 @@ class _Command:
     def _say(self, lines: Iterable[str]) -> None:
         for line in lines:
             self._stdout.write(f"{line}\n")
-        self._stdout.flush()
