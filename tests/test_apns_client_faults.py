@@ -158,7 +158,7 @@ class ReconnectTests(WireTestCase):
                 self.wires[-1].refuse(DNSLookupError())
                 self.delay_until_next()
         self.assertEqual(len(told(events, "warn", "error", "critical")), 2)
-        self.assertIn("looked up", told(events, "warn")[0])
+        self.assertIn("at api.push.apple.com: the name", told(events, "warn")[0])
 
     def test_another_trouble_is_told_at_once(self) -> None:
         self.client.start()

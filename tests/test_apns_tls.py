@@ -314,8 +314,8 @@ class WordsTests(SynchronousTestCase):
     def test_troubles_are_told_in_words(self) -> None:
         for reason, words in (
             (DNSLookupError("no results for hostname lookup"), "cannot be looked up"),
-            (ConnectionRefusedError(), "Connection was refused by other side"),
-            (TimeoutError(), "cannot be reached"),
+            (ConnectionRefusedError(), "the connection was refused: nothing listens there"),
+            (TimeoutError(), "firewall"),
             (ConnectionDone(), "closed the connection"),
             (ConnectionLost(), "closed the connection"),
             (ConnectBindError(), "bind"),

@@ -74,6 +74,7 @@ class Client:
         self._tokens: TokenSource | None = None
         self._pool: Pool[_Pending] = Pool(
             clock,
+            authority,
             connect,
             max_connections=max_connections,
             random=random,

@@ -80,6 +80,7 @@ class Pool(Generic[T]):
     At most one connection is attempted at a time. After a failure or a loss there is a delay,
     which grows until a connection has been of use: APNs takes quick reconnecting for an attack.
 
+    :param server: what it connects to, for people.
     :param connect: makes an endpoint for a credential, anew for each attempt. It may raise
         :exc:`ValueError` with a reason.
     :param random: gives numbers from 0 up to 1.
@@ -92,6 +93,7 @@ class Pool(Generic[T]):
     def __init__(
         self,
         clock: IReactorTime,
+        server: str,
         connect: Callable[[Credential], IStreamClientEndpoint],
         *,
         max_connections: int,
@@ -100,6 +102,7 @@ class Pool(Generic[T]):
         on_room: Callable[[], None],
     ) -> None:
         self._clock = clock
+        self._server = server
         self._connect = connect
         self._max_connections = max_connections
         self._on_ended = on_ended
@@ -372,9 +375,11 @@ class Pool(Generic[T]):
                 "it does not accept the credential {source}. Next attempt in {delay:.0f} s"
             )
         else:
-            text = "No connection to APNs: {reason}. Next attempt in {delay:.0f} s"
+            text = "No connection to APNs at {server}: {reason}. Next attempt in {delay:.0f} s"
         source = self._credential.source if self._credential is not None else ""
-        self._log.emit(level, text, reason=trouble.text, source=source, delay=delay)
+        self._log.emit(
+            level, text, server=self._server, reason=trouble.text, source=source, delay=delay
+        )
 
     def _notice_starvation(self) -> None:
         """Somebody wanted to push and could not."""

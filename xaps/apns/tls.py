@@ -111,11 +111,13 @@ def explain(failure: Failure) -> Trouble:
     if isinstance(reason, SSL.Error):
         return _explain_tls(reason)
     if isinstance(reason, error.DNSLookupError):
-        return Trouble("the name of the server cannot be looked up")
+        return Trouble("the name of the server cannot be looked up: see this machine's DNS")
     if isinstance(reason, (error.ConnectionDone, error.ConnectionLost)):
         return Trouble("the server has closed the connection")
     if isinstance(reason, error.TimeoutError):
-        return Trouble("the server cannot be reached: no answer")
+        return Trouble("no answer; does a firewall let this machine out to that port?")
+    if isinstance(reason, error.ConnectionRefusedError):
+        return Trouble("the connection was refused: nothing listens there, or a firewall says no")
     text = failure.getErrorMessage().rstrip(".")
     return Trouble(text[:200] or type(reason).__name__)
 
