@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail, succeed
-from twisted.internet.error import ProcessDone, ProcessTerminated
+from twisted.internet.error import ProcessDone, ProcessExitedAlready, ProcessTerminated
 from twisted.internet.protocol import ProcessProtocol
 from twisted.internet.task import Clock
 from twisted.logger import LogLevel, capturedLogs
@@ -20,7 +20,14 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from xaps.intake.cyrus_drain import DATAGRAM, FOREIGN, HEADER, LOST, NOBODY
-from xaps.intake.cyrus_listener import HIGH_WATER, ROOM, SLICE, WINDOW, CyrusListener
+from xaps.intake.cyrus_listener import (
+    HIGH_WATER,
+    ROOM,
+    SLICE,
+    STOP_PATIENCE,
+    WINDOW,
+    CyrusListener,
+)
 from xaps.intake.cyrus_names import CyrusSettings
 from xaps.model import Notice, Refused, Registration, RegistrationKey
 from xaps.sockets import SocketError
@@ -67,11 +74,18 @@ class FakeDrain:
         self.options = options
         self.is_finishing = False
         self.is_paused = False
+        self.signals: list[str] = []
+        self.has_ended = False
         protocol.makeConnection(self)
 
     # what the listener may call
     def closeStdin(self) -> None:
         self.is_finishing = True
+
+    def signalProcess(self, signal: str) -> None:
+        if self.has_ended:
+            raise ProcessExitedAlready
+        self.signals.append(signal)
 
     def pauseProducing(self) -> None:
         self.is_paused = True
@@ -541,6 +555,52 @@ class CyrusListenerTests(SynchronousTestCase):
         self.work()
         self.successResultOf(stopped)
         self.assertEqual(len(self.handler.got), 1)
+
+    def test_a_drain_that_stands_still_at_the_stop_is_killed(self) -> None:
+        listener = self.start()
+        stopped = listener.stop()
+        self.reactor.advance(STOP_PATIENCE - 0.1)
+        self.drain.hand_on(mail())  # it lives
+        self.reactor.advance(STOP_PATIENCE - 0.1)
+        self.assertEqual(self.drain.signals, [])
+        with capturedLogs() as logs:
+            self.reactor.advance(0.1)
+        self.assertEqual(self.drain.signals, ["KILL"])
+        self.assertEqual([log["log_level"] for log in logs], [LogLevel.error])
+        self.assertNoResult(stopped)
+        self.drain.end(ProcessTerminated(signal=9))
+        self.work()
+        self.successResultOf(stopped)
+        self.assertEqual(len(self.handler.got), 1)
+
+    def test_a_drain_whose_datagrams_are_not_taken_is_not_killed(self) -> None:
+        answer: Deferred[None] = Deferred()
+        self.handler.answer = lambda: answer
+        listener = self.start()
+        stopped = listener.stop()
+        self.drain.hand_on(*[mail()] * (HIGH_WATER // len(mail()) + 1))
+        self.work()
+        self.assertTrue(self.drain.is_paused)
+        self.reactor.advance(3 * STOP_PATIENCE)
+        self.assertEqual(self.drain.signals, [])
+        answer.callback(None)
+        while self.drain.is_paused:
+            self.work()
+        self.reactor.advance(STOP_PATIENCE)
+        self.assertEqual(self.drain.signals, ["KILL"])
+        self.drain.end()
+        self.work()
+        self.successResultOf(stopped)
+
+    def test_a_drain_that_is_gone_when_it_would_be_killed_needs_no_signal(self) -> None:
+        listener = self.start()
+        stopped = listener.stop()
+        self.drain.has_ended = True  # its pipes are still open
+        with capturedLogs():
+            self.reactor.advance(STOP_PATIENCE)
+        self.drain.end()
+        self.work()
+        self.successResultOf(stopped)
 
     def test_a_listener_that_was_not_started_stops_at_once(self) -> None:
         listener = CyrusListener(self.reactor, self.path, CyrusSettings())

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import socket
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from twisted.internet.defer import Deferred, succeed
+from twisted.internet.error import ProcessExitedAlready
 from twisted.internet.interfaces import IDelayedCall, IProcessTransport, IPushProducer
 from twisted.internet.protocol import ProcessProtocol
 from twisted.logger import Logger
@@ -43,6 +45,9 @@ LONGEST_RETRY = 60.0
 
 RESTART_DELAY = 1.0
 """Seconds before the draining process is started again when it ended soon."""
+
+STOP_PATIENCE = 5.0
+"""Seconds that the draining process may hand on nothing at the stop, before it is killed."""
 
 COMPLAINT_INTERVAL = 60.0
 """Seconds between two warnings about datagrams that are refused."""
@@ -97,6 +102,7 @@ class CyrusListener:
         self._socket: socket.socket | None = None
         self._drain: _DrainProtocol | None = None
         self._restart_call: IDelayedCall | None = None
+        self._deadline: IDelayedCall | None = None
         self._datagrams: deque[bytes] = deque()
         self._work_call: IDelayedCall | None = None
         self._open = 0
@@ -136,7 +142,8 @@ class CyrusListener:
         self._work_soon()
 
     def stop(self) -> Deferred[None]:
-        """Close the socket; fires when everything that came in before has been handed over."""
+        """Close the socket; fires when everything that came in before has been handed over, or is
+        lost with a draining process that stands still."""
         if self._socket is None:
             return succeed(None)
         stopped: Deferred[None] = Deferred()
@@ -150,6 +157,7 @@ class CyrusListener:
             self._start_drain()
         if self._drain is not None:
             self._drain.finish()
+            self._deadline = self._reactor.callLater(STOP_PATIENCE, self._overdue, self._drain)
         for pause in list(self._pauses):
             # Once more, and now: there will be no other time.
             self._end_pause(pause)
@@ -173,7 +181,23 @@ class CyrusListener:
             childFDs={0: "w", 1: "r", 2: 2, 3: self._socket.fileno()},
         )
 
+    def _overdue(self, drain: _DrainProtocol) -> None:
+        if drain.is_paused:
+            # It waits for this process.
+            self._deadline = self._reactor.callLater(STOP_PATIENCE, self._overdue, drain)
+            return
+        self._deadline = None
+        self._log.error(
+            "The process that drains {where} is to end and hands on nothing for {seconds:g} s: "
+            "it is killed, and what it held is lost",
+            where=self._where,
+            seconds=STOP_PATIENCE,
+        )
+        drain.kill()
+
     def _received(self, kind: bytes, number: int, datagram: bytes) -> None:
+        if self._deadline is not None:
+            self._deadline.reset(STOP_PATIENCE)
         if kind == cyrus_drain.DATAGRAM:
             self._datagrams.append(datagram)
             if self._handler is not None or self._stopped is not None:
@@ -190,6 +214,9 @@ class CyrusListener:
     def _drain_ended(self, drain: _DrainProtocol, reason: str) -> None:
         self._drain = None
         if self._stopped is not None:
+            if self._deadline is not None:
+                self._deadline.cancel()
+                self._deadline = None
             self._work_soon()
             return
         self._log.error(
@@ -354,23 +381,28 @@ class _DrainProtocol(ProcessProtocol):
         self._ended = ended
         self._buffer = b""
         self._since_more = 0
-        self._is_paused = False
+        self.is_paused = False
 
     def finish(self) -> None:
         """Have it hand on what it and the kernel still have, and exit."""
         self.transport.closeStdin()
 
+    def kill(self) -> None:
+        """End it at once."""
+        with contextlib.suppress(ProcessExitedAlready):
+            self.transport.signalProcess("KILL")
+
     def more(self) -> None:
         """What came in is worked off."""
         self._since_more = 0
-        if self._is_paused:
-            self._is_paused = False
+        if self.is_paused:
+            self.is_paused = False
             cast(IPushProducer, self.transport).resumeProducing()
 
     def outReceived(self, data: bytes) -> None:
         self._since_more += len(data)
-        if self._since_more > HIGH_WATER and not self._is_paused:
-            self._is_paused = True
+        if self._since_more > HIGH_WATER and not self.is_paused:
+            self.is_paused = True
             cast(IPushProducer, self.transport).pauseProducing()
         buffer = self._buffer + data
         at, header = 0, cyrus_drain.HEADER
