@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from twisted.internet.defer import Deferred, execute
 
-from xaps.model import Registration, RegistrationKey, WaitingFlag
+from xaps.model import Registration, RegistrationKey, WaitingFlag, lower
 from xaps.registry.interface import RegistryError
 
 T = TypeVar("T")
@@ -41,7 +41,7 @@ class MemoryRegistry:
         return self._write(lambda: self._register(registration))
 
     def registrations(self, user: str) -> Deferred[Sequence[Registration]]:
-        return self._read(lambda: self._of_user(user.lower()))
+        return self._read(lambda: self._of_user(lower(user)))
 
     def get(self, key: RegistrationKey) -> Deferred[Registration | None]:
         return self._read(lambda: self._registrations.get(key))

@@ -98,6 +98,14 @@ class RegistryContract(_Base):
         self.assertIsNotNone(self.done(self.registry.get(ALICE)))
         self.assertIsNone(self.done(self.registry.get(RegistrationKey("alice", "a1", "aa01"))))
 
+    def test_who_has_a_name_of_look_alikes_is_somebody_else(self) -> None:
+        """Python has the Kelvin sign become a k."""
+        kate, other = (RegistrationKey(user, "A1", "aa01") for user in ("kate", "\u212aate"))
+        self.register(registration(kate), registration(other))
+        self.assertEqual(self.listed(self.registry.registrations("Kate")), [registration(kate)])
+        found = self.listed(self.registry.registrations("\u212aATE"))
+        self.assertEqual(found, [registration(other)])
+
     def test_users_do_not_see_each_other(self) -> None:
         self.register(registration(ALICE), registration(BOB))
         self.assertEqual(self.listed(self.registry.registrations("alice")), [registration(ALICE)])

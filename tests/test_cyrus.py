@@ -269,6 +269,8 @@ class MayReadTests(SynchronousTestCase):
             ("alice", "alice", False),
             ("alice\tr", "alice", True),
             ("bo\tr\tbobby\tr\t", "bob", False),
+            ("kate\tlr\t", "\u212aate", False),  # a Kelvin sign
+            ("\u212aATE\tlr\t", "\u212aate", True),
         ):
             self.assertEqual(may_read(acl, user), expected, acl)
 

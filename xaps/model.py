@@ -6,14 +6,23 @@ Times are seconds since the epoch (``float``), durations are seconds, mailbox na
 
 from __future__ import annotations
 
+import re
+
 import attrs
 
 MAIL_SUBTOPIC = "com.apple.mobilemail"
 """The only ``aps-subtopic`` that iOS Mail registers with."""
 
+_KEPT = re.compile("([\u0130\u212a])")
+"""The two characters with ASCII in their lower case: a dotted I (i and a dot), the Kelvin sign."""
 
-def _lower(text: str) -> str:
-    return text.lower()
+
+def lower(text: str) -> str:
+    """The lower case, by which names of users are compared. Nothing becomes ASCII that was not:
+    who is given a name of look-alikes must not become somebody else by them."""
+    if text.isascii():
+        return text.lower()
+    return "".join(part if _KEPT.match(part) else part.lower() for part in _KEPT.split(text))
 
 
 # ---------------------------------------------------------------- registrations and notices
@@ -27,9 +36,9 @@ class RegistrationKey:
     token; both are to be pushed.
     """
 
-    user: str = attrs.field(converter=_lower)
+    user: str = attrs.field(converter=lower)
     account_id: str
-    device_token: str = attrs.field(converter=_lower)
+    device_token: str = attrs.field(converter=lower)
 
     def __str__(self) -> str:
         return f"{self.user} {self.account_id} {short_token(self.device_token)}"
@@ -52,7 +61,7 @@ class Registration:
 class Notice:
     """Something happened in a mailbox."""
 
-    user: str = attrs.field(converter=_lower)
+    user: str = attrs.field(converter=lower)
     mailbox: str
     new_mail: bool
     """New mail is pushed at once, everything else (flags, expunges, copies) may wait."""

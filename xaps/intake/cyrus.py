@@ -19,7 +19,7 @@ from xaps.intake.cyrus_names import (
     own_name,
 )
 from xaps.intake.messages import FieldNames, json_object, quoted, register_request
-from xaps.model import Notice, Refused, Registration
+from xaps.model import Notice, Refused, Registration, lower
 
 _REGISTRATION = "ApplePushService"
 _NEW_MAIL = "MessageNew"
@@ -150,7 +150,7 @@ def may_read(acl: str, user: str) -> bool:
 
 
 def _is_meant(identifier: str, user: str) -> bool:
-    return identifier == "anyone" or identifier.lower() == user.lower()
+    return identifier == "anyone" or lower(identifier) == lower(user)
 
 
 class Followers:

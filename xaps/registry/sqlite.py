@@ -13,7 +13,7 @@ from typing import Any
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import Logger
 
-from xaps.model import Registration, RegistrationKey, WaitingFlag
+from xaps.model import Registration, RegistrationKey, WaitingFlag, lower
 from xaps.registry.database import open_reader
 from xaps.registry.groupcommit import GroupCommit, Run, explained
 
@@ -112,7 +112,7 @@ class SQLiteRegistry:
 
     def registrations(self, user: str) -> Deferred[Sequence[Registration]]:
         """See :meth:`.IRegistry.registrations`."""
-        return self._select(OF_USER, user.lower())
+        return self._select(OF_USER, lower(user))
 
     def get(self, key: RegistrationKey) -> Deferred[Registration | None]:
         """See :meth:`.IRegistry.get`."""
