@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 import select
+import socket
 import subprocess
 import sys
 from typing import Any
 
 from twisted.internet.epollreactor import EPollReactor
-from twisted.internet.task import Clock
+from twisted.internet.task import Clock, LoopingCall
 from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
-from xaps.stalls import LIMIT, QUIET, StallWatch, time_without_processor
+from xaps.stalls import LIMIT, MOST_EVENTS, QUIET, StallWatch, time_without_processor
 
 
 class StallTestCase(SynchronousTestCase):
@@ -86,6 +87,39 @@ class ReactorTests(StallTestCase):
         self.reactor.iterate(0)
         self.reactor.iterate(0)
         self.assertEqual(self.watch.count, 1)
+
+    def test_with_many_sockets_ready_timers_are_served_between(self) -> None:
+        order: list[str] = []
+
+        class Reader:
+            def __init__(self) -> None:
+                self.ours, self.theirs = socket.socketpair()
+                self.theirs.send(b"x")
+
+            def fileno(self) -> int:
+                return self.ours.fileno()
+
+            def logPrefix(self) -> str:
+                return "reader"
+
+            def doRead(self) -> None:
+                self.ours.recv(1)
+                order.append("read")
+
+            def connectionLost(self, reason: object) -> None:
+                self.ours.close()
+                self.theirs.close()
+
+        for _ in range(3 * MOST_EVENTS):
+            self.reactor.addReader(Reader())
+        timer = LoopingCall(order.append, "timer")
+        timer.clock = self.reactor
+        timer.start(0)
+        while order.count("read") < 3 * MOST_EVENTS:
+            self.reactor.iterate(0)
+        timer.stop()
+        served = "".join(word[0] for word in order)
+        self.assertLessEqual(max(map(len, served.split("t"))), MOST_EVENTS)
 
 
 class PollingTests(StallTestCase):

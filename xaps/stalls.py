@@ -1,5 +1,5 @@
-"""Notices when the reactor was kept from its work: by a slow disk, a long computation, a full
-machine.
+"""Keeps the reactor's turns short, and notices when it was kept from its work: by a slow disk, a
+long computation, a full machine.
 
 The time between two polls of the event loop is taken. That needs neither a thread nor a timer: a
 daemon with nothing to do sleeps on, and each turn of the reactor costs two looks at the clock. A
@@ -35,6 +35,11 @@ OTHERS = (
     "The reactor was blocked for {milliseconds:.0f} ms because the machine was busy with something "
     "else ({untold} more times since the last warning): everything waited for that long"
 )
+
+MOST_EVENTS = 32
+"""Sockets that are served in one turn. Twisted serves all that are ready, before any timer: with
+thousands of connections that is most of a second. The kernel hands out the others first next time.
+"""
 
 LOOK = 0.1
 """Seconds between two looks at the time without a processor; a look costs more than the clock."""
@@ -74,8 +79,8 @@ class StallWatch:
         self.total = 0.0
 
     def watch(self, reactor: Any, without_processor: Callable[[], float] | None = None) -> bool:
-        """Watch this reactor from its next poll on; returns whether it is of a kind (epoll, poll)
-        that can be watched. To be called in the reactor's thread.
+        """Watch this reactor, and keep its turns short, from its next poll on; returns whether it
+        is of a kind (epoll, poll) that can be watched. To be called in the reactor's thread.
 
         :param without_processor: tells for how long that thread was not let run; the system's
             word if not given.
@@ -129,7 +134,9 @@ class _TimedPoller:
         self._seen = 0.0
 
     def poll(self, *arguments: Any) -> Any:
-        """As the poller's own."""
+        """As the poller's own, whose arguments are a timeout and, of epoll, the most events."""
+        if len(arguments) == 2:
+            arguments = (arguments[0], min(arguments[1], MOST_EVENTS))
         if self._since is not None:
             busy = self._monotonic() - self._since
             if busy > LIMIT:
