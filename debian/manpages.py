@@ -102,6 +102,9 @@ def _argument(text: str) -> str:
 
 # ---------------------------------------------------------------- xapsctl(8)
 
+# By argparse's "nargs".
+_NUMBERS: dict[int | str | None, str] = {None: "{}", "?": "[{}]", "*": "[{} ...]"}
+
 
 def _control() -> Iterator[str]:
     top = parser()
@@ -144,8 +147,7 @@ The control socket, for root and members of the group xapsd.
 def _command(name: str, command: argparse.ArgumentParser) -> Iterator[str]:
     arguments = []
     for action in command._get_positional_actions():
-        shown = str(action.metavar)
-        arguments.append(f"[{shown}]" if action.nargs == "?" else shown)
+        arguments.append(_NUMBERS[action.nargs].format(action.metavar))
     own = [
         action
         for action in command._actions

@@ -95,6 +95,12 @@ class QuestionTests(WebTestCase):
         self.assertEqual((phone["user"], phone["device_token"]), ("bob@example.org", "aaaaaa..."))
         self.assertEqual(self.get("/devices?user=alice&full=1")[0]["device_token"], PHONE)
 
+    def test_an_empty_user_is_not_everybody(self) -> None:
+        for path in ("/devices?user=", "/devices?user=&full=1"):
+            status, content = self.ask("GET", path)
+            self.assertEqual(status, 400)
+            self.assertIn('"user" is empty', json.loads(content)["error"])
+
     def test_no_phone_is_an_empty_array(self) -> None:
         self.assertEqual(self.get("/devices"), [])
 

@@ -187,6 +187,14 @@ class AnswerTests(CtlTestCase):
         self.assertEqual(json.loads(body), {"user": "alice@example.org", "mailbox": "Gelöscht"})
         self.ctl("devices", "a&b c")
         self.assertIn(b"GET /devices?user=a%26b+c HTTP/1.1\r\n", daemon.asked[1])
+        self.ctl("devices", "not-utf-8-\udcff")
+        self.assertIn(b"GET /devices?user=not-utf-8-%FF HTTP/1.1\r\n", daemon.asked[2])
+
+    def test_a_user_that_is_empty_is_not_everybody(self) -> None:
+        daemon = self.served(answered({"error": '"user" is empty'}, "400 Bad Request"))
+        self.assertEqual(self.ctl("devices", ""), BAD)
+        self.assertEqual(self.err, 'xapsctl: "user" is empty\n')
+        self.assertIn(b"GET /devices?user= HTTP/1.1\r\n", daemon.asked[0])
 
     def test_a_push_that_apns_does_not_take_is_told_in_words_and_by_the_status(self) -> None:
         phone = {"user": "alice", "device_token": "ababab...", "account_id": "ACCOUNT"}
@@ -536,7 +544,9 @@ class CompletionTests(SynchronousTestCase):
     def test_files(self) -> None:
         here = str(Path(__file__).resolve())
         self.assertEqual(self.complete("xapsctl", "--config", here[:-1]), [here])
-        self.assertEqual(self.complete("xapsctl", "import", here[:-1]), [here])
+        for command in ("import", "export", "certificate"):
+            self.assertEqual(self.complete("xapsctl", command, here[:-1]), [here], command)
+        self.assertEqual(self.complete("xapsctl", "push", here[:-1]), [])
 
 
 def quoted(word: str) -> str:

@@ -13,9 +13,11 @@ from typing import TextIO
 
 from xaps import __version__
 from xaps.config import DEFAULT_PATH, ConfigError
+from xaps.console import Messages, Output, OutputError, standard_streams
 
 EX_USAGE = 2
-"""The exit status for a wrong command line or password, as of Go's flag package."""
+"""The exit status for a wrong command line or password, as of Go's flag package, and for output
+that cannot be written."""
 
 EX_CONFIG = 78
 """The exit status for a wrong configuration, of sysexits.h."""
@@ -37,7 +39,8 @@ Tells iPhones and iPads at once that mail has arrived. Runs in the foreground.
   -h, --help         print this and exit
 
 Options take one or two dashes, values follow after a space or an equals sign.
-Exit status: 0 good, {EX_USAGE} wrong command line or password, {EX_CONFIG} wrong configuration.
+Exit status: 0 good, {EX_USAGE} wrong command line or password, or no output can be written,
+{EX_CONFIG} wrong configuration.
 """
 
 
@@ -53,7 +56,7 @@ def xapsd() -> None:
     """The console command."""
     # Without a standard input at all (closed by who started it) Python has None here.
     stdin = sys.stdin or io.TextIOWrapper(io.BytesIO())
-    sys.exit(main(sys.argv[1:], stdin, sys.stdout, sys.stderr))
+    sys.exit(main(sys.argv[1:], stdin, *standard_streams()))
 
 
 def run_twistd(arguments: Sequence[str]) -> int:
@@ -85,23 +88,29 @@ def main(
     :param ask: asks for a password on the terminal, without echo.
     :returns: the exit status.
     """
+    out, err = Output(stdout), Messages(stderr)
     try:
         values, switches = _parse(argv)
-        if "help" in switches:
-            stdout.write(_HELP)
-            return 0
-        if "version" in switches:
-            stdout.write(f"xapsd {__version__}\n")
-            return 0
-        if "pass" in switches:
-            return _hash_password(stdin, stdout, stderr, ask)
-        arguments = ["--nodaemon", "--pidfile=", "xapsd", "--config", str(_file(values))]
-        return run([*arguments, "--check"] if "check" in switches else arguments)
-    except UsageError as error:
-        stderr.write(f"xapsd: {error}\n")
+        try:
+            if "help" in switches:
+                out.write(_HELP)
+                return 0
+            if "version" in switches:
+                out.write(f"xapsd {__version__}\n")
+                return 0
+            if "pass" in switches:
+                return _hash_password(stdin, out, err, ask)
+            arguments = ["--nodaemon", "--pidfile=", "xapsd", "--config", str(_file(values))]
+            return run([*arguments, "--check"] if "check" in switches else arguments)
+        finally:
+            # Here, where an error of it can still be dealt with.
+            out.flush()
+            err.flush()
+    except (UsageError, OutputError) as error:
+        err.write(f"xapsd: {error}\n")
         return EX_USAGE
     except ConfigError as error:
-        stderr.write(f"{error}\n")
+        err.write(f"{error}\n")
         return EX_CONFIG
     except KeyboardInterrupt:
         return 130  # as shells have it: 128 and SIGINT's number
@@ -153,7 +162,7 @@ def _file(values: Mapping[str, str]) -> Path:
     return Path(file)
 
 
-def _hash_password(stdin: TextIO, stdout: TextIO, stderr: TextIO, ask: Callable[[str], str]) -> int:
+def _hash_password(stdin: TextIO, stdout: Output, stderr: Output, ask: Callable[[str], str]) -> int:
     password = _ask(ask) if stdin.isatty() else _read_line(stdin)
     if not password:
         raise UsageError("the password is empty; type it, or give it on one line of standard input")

@@ -254,9 +254,12 @@ def _push(control: Control, order: Value) -> Deferred[Any]:
 
 def _devices(control: Control, request: Any) -> Deferred[Body]:
     arguments = request.args or {}
-    (user, *_) = arguments.get(b"user", [b""])
+    (given, *_) = arguments.get(b"user", [None])
+    if given == b"":  # in a script: a variable that is not set
+        return fail(Refused('"user" is empty; leave it out to list all phones'))
+    user = None if given is None else given.decode("utf-8", "replace")
     full = arguments.get(b"full") == [b"1"]
-    found = control.devices(user.decode("utf-8", "replace") or None, full_tokens=full)
+    found = control.devices(user, full_tokens=full)
     return found.addCallback(lambda phones: ("application/json", _array(phones)))
 
 

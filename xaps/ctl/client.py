@@ -27,7 +27,8 @@ class DaemonClient:
 
     def get(self, path: str, **query: str) -> Any:
         """The answer to a question."""
-        return json.loads(self.text(f"{path}?{urlencode(query)}"))
+        # What a terminal sent need not be UTF-8.
+        return json.loads(self.text(f"{path}?{urlencode(query, errors='surrogateescape')}"))
 
     def text(self, path: str) -> bytes:
         """The answer to a question, as it is."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 _SCRIPT = """\
 # bash completion for xapsctl; made by: xapsctl completion
@@ -31,7 +32,7 @@ def bash(parser: argparse.ArgumentParser) -> str:
     cases = []
     for name, command in commands.items():
         words = " ".join(_words(command)[0])
-        files = any(action.metavar == "FILE" for action in command._get_positional_actions())
+        files = any(action.type is Path for action in command._get_positional_actions())
         complete = f'-W "{words}" {"-f " if files else ""}-- "$cur"'
         cases.append(f"        {name}) COMPREPLY=($(compgen {complete}));;")
     return _SCRIPT.format(cases="\n".join(cases), top=" ".join([*commands, *options]))

@@ -15,6 +15,7 @@ from typing import Any, TextIO
 from xaps import config as configuration
 from xaps.check import check
 from xaps.config import DEFAULT_PATH, Config, ConfigError
+from xaps.console import Messages, Output, OutputError, standard_streams
 from xaps.credentials.report import exit_status
 from xaps.ctl import completion, database, tables
 from xaps.ctl.certificate import reports
@@ -28,7 +29,7 @@ DEFAULT_SOCKET = Path(Config().control_socket)
 
 def xapsctl() -> None:
     """The console command."""
-    sys.exit(main(sys.argv[1:], sys.stdout, sys.stderr))
+    sys.exit(main(sys.argv[1:], *standard_streams()))
 
 
 def main(argv: Sequence[str], stdout: TextIO, stderr: TextIO) -> int:
@@ -36,21 +37,23 @@ def main(argv: Sequence[str], stdout: TextIO, stderr: TextIO) -> int:
 
     :raises SystemExit: by argparse, for ``--help`` and a wrong command line.
     """
-    command = _Command(parser().parse_args(argv), stdout, stderr)
+    out, err = Output(stdout), Messages(stderr)
     try:
-        status = command.run()
-        stdout.flush()  # here, where an error of it can still be dealt with
-        return status
+        try:
+            return _Command(parser().parse_args(argv), out, err).run()
+        finally:
+            # Here, where an error of it can still be dealt with.
+            out.flush()
+            err.flush()
     except CtlError as error:
-        stderr.write(f"xapsctl: {error}\n")
+        err.write(f"xapsctl: {error}\n")
         return error.status
     except ConfigError as error:
-        stderr.write(f"{error}\n")
+        err.write(f"{error}\n")
         return UNUSABLE
-    except BrokenPipeError:
-        # Who reads has seen enough, as 'head' does. Python must not try to write the rest.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 0
+    except OutputError as error:
+        err.write(f"xapsctl: {error}\n")
+        return UNUSABLE
     except KeyboardInterrupt:
         return 130  # as shells have it: 128 and SIGINT's number
 
@@ -58,7 +61,7 @@ def main(argv: Sequence[str], stdout: TextIO, stderr: TextIO) -> int:
 class _Command:
     """One command line."""
 
-    def __init__(self, options: argparse.Namespace, stdout: TextIO, stderr: TextIO) -> None:
+    def __init__(self, options: argparse.Namespace, stdout: Output, stderr: Output) -> None:
         self._options = options
         self._json: bool = getattr(options, "json", False)
         self._file: Path = getattr(options, "config", DEFAULT_PATH)
@@ -90,7 +93,7 @@ class _Command:
 
     def _devices(self) -> int:
         user = self._options.user
-        phones = self._daemon().get("/devices", **({"user": user} if user else {}))
+        phones = self._daemon().get("/devices", **({} if user is None else {"user": user}))
         if phones or self._json:
             self._tell(phones, tables.devices(phones))
         elif not user:
@@ -128,7 +131,7 @@ class _Command:
         return BAD if found is None else 0
 
     def _metrics(self) -> int:
-        self._stdout.write(self._daemon().text("/metrics").decode())
+        self._stdout.write_bytes(self._daemon().text("/metrics"))
         return 0
 
     def _daemon(self) -> DaemonClient:
@@ -168,7 +171,7 @@ class _Command:
                 exported = database.export_stopped(config)
         file: Path | None = self._options.file
         if file is None:
-            self._stdout.write(exported.data.decode())
+            self._stdout.write_bytes(exported.data)
         else:
             try:
                 replace_file(file, exported.data)
@@ -215,8 +218,7 @@ class _Command:
 
     def _tell(self, answer: Any, lines: Iterable[str]) -> None:
         if self._json:
-            json.dump(answer, self._stdout, ensure_ascii=False, indent=2)
-            self._stdout.write("\n")
+            self._stdout.write(f"{json.dumps(answer, indent=2)}\n")
         else:
             self._say(lines)
 
