@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import tempfile
 from pathlib import Path
 
-from twisted.trial.unittest import SynchronousTestCase
+from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
+from tests.conditions import without_root
 from xaps.sockets import SocketError, bind_unix, group_id
 
 
@@ -28,7 +30,7 @@ class BindTests(SynchronousTestCase):
         group: str | None = None,
         kind: socket.SocketKind = socket.SOCK_STREAM,
     ) -> socket.socket:
-        bound = bind_unix(self.path, kind, mode=mode, group=group)
+        bound = bind_unix("socket", self.path, kind, mode=mode, group=group)
         self.addCleanup(bound.close)
         return bound
 
@@ -49,7 +51,17 @@ class BindTests(SynchronousTestCase):
         self.assertEqual(self.path.stat().st_gid, os.getgid())
 
     def test_an_unknown_group_is_named_and_nothing_is_bound(self) -> None:
-        self.assertIn("no group 'nosuchgroup'", self.refusal("nosuchgroup"))
+        refusal = self.refusal("nosuchgroup")
+        self.assertIn("socketGroup: there is no group 'nosuchgroup'", refusal)
+        self.assertIn("groupadd --system nosuchgroup", refusal)
+        self.assertFalse(self.path.exists())
+
+    def test_a_group_that_the_user_is_no_member_of_is_told_with_the_command(self) -> None:
+        Path().chmod(0o777)
+        with without_root():
+            refusal = self.refusal("1")
+        self.assertIn("socketGroup: s.sock: cannot be given to group ", refusal)
+        self.assertRegex(refusal, "must be a member of it: usermod -aG 1 [a-z]+, and start")
         self.assertFalse(self.path.exists())
 
     def test_a_group_may_be_a_number(self) -> None:
@@ -89,7 +101,29 @@ class BindTests(SynchronousTestCase):
 
     def test_a_missing_folder_is_named(self) -> None:
         self.path = Path("nowhere/s.sock")
-        self.assertIn("the folder nowhere does not exist", self.refusal())
+        refusal = self.refusal()
+        self.assertIn("socket: nowhere/s.sock: cannot be made: ", refusal)
+        self.assertIn("the folder nowhere does not exist; make it", refusal)
+
+    def test_a_folder_of_somebody_else_is_named(self) -> None:
+        with tempfile.TemporaryDirectory(prefix="xaps-") as folder:
+            Path(folder).chmod(0o555)
+            self.path = Path(folder) / "s.sock"
+            with without_root():
+                self.assertIn(f"may not write to the folder {folder};", self.refusal())
+
+    def test_a_socket_that_another_user_left_behind_is_left_to_the_administrator(self) -> None:
+        with tempfile.TemporaryDirectory(prefix="xaps-") as folder:
+            Path(folder).chmod(0o755)
+            self.path = Path(folder) / "s.sock"
+            for mode, text in (0o600, "remove this file"), (0o666, "cannot be removed"):
+                self.bind(mode).close()
+                with without_root():
+                    if os.geteuid() == Path(folder).stat().st_uid:
+                        raise SkipTest("needs root, to be two users")
+                    self.assertIn(text, self.refusal())
+                self.assertTrue(self.path.exists())
+                self.path.unlink()
 
     def test_a_path_that_is_too_long_is_explained(self) -> None:
         self.path = Path("x" * 120)

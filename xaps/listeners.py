@@ -85,7 +85,7 @@ class Listeners:
             self._ports.append(acceptor)
             self._note(str(inherited.getsockname()))
             return
-        with private_socket(Path(path), socket.SOCK_STREAM, mode=mode, group=group):
+        with private_socket(key, Path(path), socket.SOCK_STREAM, mode=mode, group=group):
             try:
                 # Twisted sets the mode of the file: to none, until it has its group. (What it
                 # adopts it would give the mode 0666.)

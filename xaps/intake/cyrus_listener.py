@@ -123,7 +123,7 @@ class CyrusListener:
             self._socket = _inherited(self._where)
         else:
             self._socket = bind_unix(
-                self._where, socket.SOCK_DGRAM, mode=self._mode, group=self._group
+                "cyrusSocket", self._where, socket.SOCK_DGRAM, mode=self._mode, group=self._group
             )
         if self._uid is not None:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
