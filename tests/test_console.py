@@ -65,14 +65,15 @@ class FullTests(OutputTestCase):
 
     def test_what_finds_no_room_at_the_end_is_one_line(self) -> None:
         self.served([phone(1)])
-        for argv in (("devices",), ("--json", "devices"), ("export",), ("completion",)):
+        for argv in (("devices",), ("export",)):
             self.assert_told(self.xapsctl(">/dev/full", *argv))
         self.assert_told(self.xapsctl(">/dev/full", "--help"))
 
     def test_what_is_longer_than_a_buffer_is_one_line_too(self) -> None:
         self.served([phone(number) for number in range(5000)])
-        for argv in (("devices",), ("--json", "devices"), ("export",)):
+        for argv in (("devices",), ("export",)):
             self.assert_told(self.xapsctl(">/dev/full", *argv))
+        self.assert_told(self.xapsctl(">/dev/full", "metrics", PYTHONUNBUFFERED="1"))
 
     def test_the_daemons_command_says_the_same(self) -> None:
         self.assert_told(self.shell(">/dev/full", "--version", code=DAEMON), "xapsd")
@@ -81,6 +82,12 @@ class FullTests(OutputTestCase):
         self.assertTrue(
             done.stderr.endswith(b"\nxapsd: standard output: No space left on device\n")
         )
+
+    def test_the_daemons_check_says_the_same(self) -> None:
+        argv = ("--check", "--config", str(self.config))
+        for unbuffered in ("", "1"):
+            done = self.shell(">/dev/full", *argv, code=DAEMON, PYTHONUNBUFFERED=unbuffered)
+            self.assert_told(done, "xapsd")
 
     def test_messages_that_nobody_can_read_leave_the_status_as_it_is(self) -> None:
         self.assertEqual(self.xapsctl("2>/dev/full", "status").returncode, 69)
@@ -108,26 +115,26 @@ class GoneTests(OutputTestCase):
 
     def test_a_reader_that_has_seen_enough_is_no_error(self) -> None:
         self.served([phone(number) for number in range(2000)])
-        for argv in (("devices",), ("--json", "devices"), ("completion",), ("--help",)):
+        for argv in (("devices",), ("completion",), ("--help",)):
             status = self.to_nobody("--config", str(self.config), *argv)
             self.assertEqual(status, (0, b""), argv)
         self.assertEqual(self.to_nobody("--help", code=DAEMON), (0, b""))
 
     def test_the_exit_status_counts_all_the_same(self) -> None:
         self.served(STATUS)
-        for argv in (("status",), ("--json", "status")):
-            status = self.to_nobody("--config", str(self.config), *argv)
-            self.assertEqual(status, (BAD, b""), argv)
+        config = ("--config", str(self.config))
+        self.assertEqual(self.to_nobody(*config, "--json", "status"), (BAD, b""))
+        self.assertEqual(self.to_nobody(*config, "--check", code=DAEMON), (78, b""))
 
     def test_a_stream_that_is_closed_is_written_to_nowhere(self) -> None:
         self.served(STATUS)
-        for argv in (("status",), ("--json", "status")):
-            done = self.xapsctl(">&-", *argv)
-            self.assertEqual((done.returncode, done.stderr), (BAD, b""), argv)
+        done = self.xapsctl(">&-", "status")
+        self.assertEqual((done.returncode, done.stderr), (BAD, b""))
         self.assertEqual(self.xapsctl(">&- 2>&-", "status").returncode, BAD)
         self.assertEqual(self.xapsctl("2>&-", "push").returncode, UNUSABLE)
-        done = self.shell(">&- 2>&-", "--version", code=DAEMON)
-        self.assertEqual(done.returncode, 0)
+        self.assertEqual(self.shell(">&- 2>&-", "--version", code=DAEMON).returncode, 0)
+        done = self.shell(">&-", "--check", "--config", str(self.config), code=DAEMON)
+        self.assertEqual((done.returncode, done.stderr), (78, b""))
 
 
 class LocaleTests(OutputTestCase):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import io
 import os
 import resource
 import signal
@@ -32,6 +33,7 @@ from xaps.apns.client import Client
 from xaps.apns.tls import authority, tls_endpoint, trust_root
 from xaps.check import check
 from xaps.config import Config, ConfigError
+from xaps.console import Output, standard_streams
 from xaps.control import Control
 from xaps.controlweb import control_site, metrics_site
 from xaps.credentials.apple_client import AppleService
@@ -95,7 +97,7 @@ class Options(usage.Options):
             sys.stderr.write(f"{error}\n")
             raise SystemExit(EX_CONFIG) from None
         if self["check"]:
-            raise SystemExit(EX_CONFIG if check(path, self.config, sys.stdout) else 0)
+            raise SystemExit(EX_CONFIG if _checked(path, self.config) else 0)
         twistd = getattr(self, "parent", None)
         if twistd is not None and twistd.get("nodaemon"):
             self.foreground = not twistd.get("logger") and not twistd.get("logfile")
@@ -103,6 +105,19 @@ class Options(usage.Options):
                 # In the foreground a supervisor knows the process; the working folder, often /,
                 # need not be writable.
                 twistd["pidfile"] = ""
+
+
+def _checked(path: Path, config: Config) -> bool:
+    """Print what the check finds; returns whether something is wrong.
+
+    :raises OutputError: it cannot be printed.
+    """
+    told = io.StringIO()
+    bad = check(path, config, told)
+    out = Output(standard_streams()[0])
+    out.write(told.getvalue())
+    out.flush()
+    return bad
 
 
 def raise_open_files() -> int:
