@@ -756,8 +756,8 @@ class FileTests(ConfigTestCase):
         # Somewhere in the path of the test's folder root's permissions may be the obstacle.
         self.assertEqual(
             str(caught.exception),
-            f"{self.path}: may not be read by the user that xapsd runs as; see its owner, group "
-            "and mode",
+            f"{self.path}: may not be read by this user; for xapsd: chown root:xapsd {self.path}; "
+            f"chmod 640 {self.path}",
         )
 
     def test_an_impossible_name(self) -> None:
@@ -791,8 +791,12 @@ class FileTests(ConfigTestCase):
 
     def test_broken_yaml_names_the_line(self) -> None:
         for text, line in (
-            ("port: 7\ndelay: [1\n", "3"),
-            ("port: 7\ndelay: 'x\n", "3"),
+            ("port: 7\ndelay: [1\n", "2"),
+            ("port: 7\ndelay: 'x\n", "2"),
+            ("port: 7\ndelay:7\n", "2"),
+            ("port: 7\ndelay:7\nloglevel: info\n", "2"),
+            ("port: 7\nlistenAddr: [::1]:7\n", "2"),
+            (" port: 7\ndelay: 7\n", "2"),
             ("port: 7\ndelay: %x\n", "2"),
             ("port: 7\n---\ndelay: 7\n", "2"),
             ("port: 7\ndelay: |\n  x\n y\n", "4"),
@@ -805,9 +809,24 @@ class FileTests(ConfigTestCase):
         self.assertIn("put a space after the colon", self.error("port:7\ndelay: 7\n"))
         self.assert_refused(
             "allowFrom: [1, 2\nport: 7\n",
-            "2: found what is not YAML: expected ',' or ']', but got ':'; expected key: value "
-            "lines, text in quotes",
+            "1: found a bracket here that is not closed; close it, or put the whole "
+            "value in quotes",
         )
+        self.assert_refused(
+            "port: 7\ndelay:7\n",
+            "2: found no colon with a space after it; expected key: value, or # before a comment",
+        )
+        self.assert_refused(
+            "authToken: 'secret\nport: 7\n", "1: found a quote here that nothing closes; close it"
+        )
+        for value, sign in ("[::1]:7", "]"), ("'it's'", "'"), ('"a" b', '"'):
+            self.assert_refused(
+                f"port: 7\nlistenAddr: {value}\n",
+                f"2: found text after the closing {sign} of a value; put the whole value in "
+                "quotes, and look for a quote that is not closed further up",
+            )
+        for text in (" port: 7\ndelay: 7\n", "cyrus:\n  userPrefix: a\n delay: 7\n"):
+            self.assertIn("start all keys in the first column", self.error(text))
         self.assert_refused(
             "port: *pqr\n",
             "1: found what is not YAML: found undefined alias something else; expected key: value "

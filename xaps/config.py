@@ -106,7 +106,7 @@ def _read(path: Path) -> str:
     except FileNotFoundError:
         raise _whole_file(path, "there is no such file; --config names another one") from None
     except PermissionError:
-        text = "may not be read by the user that xapsd runs as; see its owner, group and mode"
+        text = f"may not be read by this user; for xapsd: chown root:xapsd {path}; chmod 640 {path}"
         raise _whole_file(path, text) from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
@@ -135,9 +135,9 @@ def _compose(path: Path, text: str) -> Any:
             warnings.simplefilter("ignore")  # they quote the file, which has secrets in it
             return YAML(typ="safe", pure=True).compose(io.StringIO(text))
     except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
+        mark, reason = _syntax(error, text)
         line = mark.line + 1 if mark else None
-        raise ConfigError(path, [Problem(line, None, _syntax(error))]) from None
+        raise ConfigError(path, [Problem(line, None, reason)]) from None
     except (YAMLError, RecursionError, ValueError) as error:
         bad = re.search(
             r"[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", text
@@ -148,20 +148,45 @@ def _compose(path: Path, text: str) -> Any:
         raise ConfigError(path, [Problem(line, None, f"found {reason}")]) from None
 
 
-def _syntax(error: MarkedYAMLError) -> str:
+def _syntax(error: MarkedYAMLError, text: str) -> tuple[Any, str]:
+    """Where the mistake is, and what it is. What the parser could not go on with may stand below
+    it."""
     problem = error.problem or ""
+    mark = error.problem_mark or error.context_mark
+    before = text[: mark.index].rstrip()[-1:] if mark else ""
     if "\\t" in problem:
-        return "found a tab where YAML takes spaces alone; replace it by spaces"
-    if "mapping values" in problem:
+        return mark, "found a tab where YAML takes spaces alone; replace it by spaces"
+    if "could not find expected ':'" in problem:
         return (
+            error.context_mark,
+            "found no colon with a space after it; expected key: value, or # before a comment",
+        )
+    if "end of stream" in problem and error.context_mark:
+        return error.context_mark, "found a quote here that nothing closes; close it"
+    if "flow" in (error.context or "") and error.context_mark:
+        return error.context_mark, (
+            "found a bracket here that is not closed; close it, or put the whole value in quotes"
+        )
+    if "mapping values" in problem:
+        return mark, (
             "found a colon too many; put a space after the colon of each key (look at the line "
             "above, too), start all keys in the first column, and quote values that have ': '"
+        )
+    if "<block end>" in problem and before in ("]", "}", "'", '"'):
+        return mark, (
+            f"found text after the closing {before} of a value; put the whole value in quotes, "
+            "and look for a quote that is not closed further up"
+        )
+    if re.search("<block end>|<document start>|another document", problem):
+        return (
+            mark,
+            "found a line that does not go with those above it; start all keys in the first column",
         )
     # What stands in quotes, but for YAML's own signs, comes from the file: perhaps a password.
     signs = re.sub(r"'(<[a-z ]+>|\W)'", lambda sign: "_" * len(sign[0]), problem)
     if quote := re.search(r"['\"]", signs):
         problem = problem[: quote.start()] + "something else"
-    return f"found what is not YAML: {problem}; expected key: value lines, text in quotes"
+    return mark, f"found what is not YAML: {problem}; expected key: value lines, text in quotes"
 
 
 def _is_null(node: Any) -> bool:
