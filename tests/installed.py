@@ -520,6 +520,52 @@ def check_upgrade(package: Path, folder: Path) -> None:
         check_stop(running)
 
 
+@contextlib.contextmanager
+def asked_of_systemd(folder: Path) -> Iterator[Path]:
+    """Let the package's scripts believe that systemd runs, and write down what they ask it for,
+    instead of asking. Yields that file."""
+    asked = folder / "asked"
+    asked.touch()
+    policy, booted = Path("/usr/sbin/policy-rc.d"), Path("/run/systemd/system")
+    with contextlib.ExitStack() as undo:
+        if policy.exists():
+            policy.rename(policy.with_suffix(".kept"))
+            undo.callback(policy.with_suffix(".kept").rename, policy)
+        else:
+            undo.callback(policy.unlink)
+        policy.write_text(f'#!/bin/sh\necho "$2 $1" >>{asked}\nexit 101\n')
+        policy.chmod(0o755)
+        if not booted.exists():
+            booted.mkdir(parents=True)
+            undo.callback(booted.rmdir)
+        yield asked
+
+
+def check_reinstallation(package: Path, folder: Path) -> None:
+    """Removed, but not purged, and installed again."""
+    written = CONFIG.read_bytes()
+    with asked_of_systemd(folder) as asked:
+        apt("remove", "xapsd")
+        asked.write_text("")
+        said = apt("install", package)
+        check("installing it again has no complaint", "not started" not in said, said)
+        check("and starts it", "start xapsd.service" in asked.read_text(), asked.read_text())
+        check("with the same configuration", CONFIG.read_bytes() == written)
+        asked.write_text("")
+        apt("install", "--reinstall", package)
+        started = re.findall("(?m)^start ", asked.read_text())
+        check("what runs or not stays so in an upgrade", not started, asked.read_text())
+    (CONFIG.parent / "push.pem").rename(CONFIG.parent / "elsewhere.pem")
+    apt("remove", "xapsd")
+    said = apt("install", package)
+    check("a certificate that is missing then is told", "What to do next:" in said, said)
+    (CONFIG.parent / "elsewhere.pem").rename(CONFIG.parent / "push.pem")
+    with service(folder) as running:
+        done = ctl("devices")
+        check("it has the phones", ACCOUNT in done.stdout, done)
+        check_stop(running)
+
+
 def check_removal() -> None:
     database = STATE / "database.sqlite3"
     script = Path("/var/lib/dpkg/info/xapsd.prerm").read_text()
@@ -573,6 +619,7 @@ def with_package(package: Path, folder: Path, run_folder: Path) -> None:
     check_installation(apt("install", before))
     with_daemon(folder, run_folder)
     check_upgrade(package, run_folder)
+    check_reinstallation(package, run_folder)
     check_removal()
     check_takeover(package, run_folder)
 
