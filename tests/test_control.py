@@ -42,6 +42,7 @@ class FakeKeeper:
     def __init__(self) -> None:
         self.credential: Credential | None = attrs.evolve(CERTIFICATE, not_after=NOW + 100 * DAY)
         self.problem: str | None = None
+        self.remedy = ""
         self.looks = 0
 
     def check_now(self) -> Deferred[None]:
@@ -153,6 +154,16 @@ class StatusTests(ControlTestCase):
         self.connection = attrs.evolve(CONNECTED, state=State.CONNECTING)
         self.assertEqual(self.health(), ("degraded", "connecting to APNs"))
 
+    def test_the_first_connection_is_no_fault_until_it_fails(self) -> None:
+        self.connection = attrs.evolve(CONNECTED, state=State.CONNECTING, connections_made=0)
+        self.assertEqual(self.health(), ("starting", "connecting to APNs"))
+        self.keeper.credential = attrs.evolve(CERTIFICATE, not_after=NOW + 2 * DAY)
+        self.assertEqual(
+            self.health(), ("degraded", "the certificate expires in 2 days; connecting to APNs")
+        )
+        self.connection = attrs.evolve(self.connection, last_error="refused")
+        self.assertIn("not connected to APNs: refused", self.health()[1])
+
     def test_a_certificate_that_expires_soon_is_degraded(self) -> None:
         self.keeper.credential = attrs.evolve(CERTIFICATE, not_after=NOW + 14 * DAY)
         self.assertEqual(self.health()[0], "good")
@@ -168,6 +179,10 @@ class StatusTests(ControlTestCase):
             self.health(), ("failing", "no mail can be pushed: push.pem: there is no such file")
         )
         self.assertIsNone(self.status()["topic"])
+        self.keeper.remedy = "put it there"
+        self.assertEqual(
+            self.health()[1], "no mail can be pushed: push.pem: there is no such file; put it there"
+        )
 
     def test_a_configuration_that_apns_refuses_is_failing(self) -> None:
         self.register()

@@ -141,6 +141,7 @@ class StartTests(KeeperCase):
         self.source.finding = bad("it is broken")
         self.start()
         self.assertEqual(self.keeper.problem, "a.pem: it is broken")
+        self.assertEqual(self.keeper.remedy, "do something")
         told = [("critical", "No mail can be pushed: a.pem: it is broken; do something")]
         self.assertEqual(self.take_logged(), told)
         self.advance(DAY - 60)
@@ -157,7 +158,14 @@ class StartTests(KeeperCase):
         self.start()
         self.assertEqual(self.keeper.problem, "no push credential is configured")
         self.assertEqual(
-            self.logged, [("critical", "No mail can be pushed: no push credential is configured")]
+            self.logged,
+            [
+                (
+                    "critical",
+                    "No mail can be pushed: no push credential is configured; set "
+                    "certificateFilePem, certificateFileP12 or keyFileP8 (README: Credentials)",
+                )
+            ],
         )
         self.assertEqual(self.changes, [])
 

@@ -44,6 +44,7 @@ class Keeper(Protocol):
 
     credential: Credential | None
     problem: str | None
+    remedy: str
 
     def check_now(self) -> Deferred[None]: ...
 
@@ -128,14 +129,20 @@ class Control:
         }
 
     def health(self, now: Snapshot) -> tuple[str, list[str]]:
-        """``good``, ``degraded`` or ``failing``, and why it is not good."""
+        """``good``, ``starting``, ``degraded`` or ``failing``, and why it is not good."""
         failing = []
         degraded = []
+        starting = []
+        connection = now.connection
         if now.credential is None:
-            failing.append(f"no mail can be pushed: {self._keeper.problem}")
-        elif now.connection.state is not State.CONNECTED:
-            error = now.connection.last_error
-            degraded.append(f"not connected to APNs: {error}" if error else "connecting to APNs")
+            failing.append(f"no mail can be pushed: {self._problem()}")
+        elif connection.state is not State.CONNECTED:
+            if connection.last_error:
+                degraded.append(f"not connected to APNs: {connection.last_error}")
+            elif connection.connections_made:
+                degraded.append("connecting to APNs")
+            else:
+                starting.append("connecting to APNs")
         if now.held:
             failing.append(f"APNs refuses every push: {self._dispatcher.gate.because}")
         if isinstance(now.credential, CertificateCredential):
@@ -144,7 +151,14 @@ class Control:
                 degraded.append(f"the certificate expires in {_days(left)}")
         if failing:
             return "failing", failing + degraded
-        return "degraded" if degraded else "good", degraded
+        if degraded:
+            return "degraded", degraded + starting
+        return "starting" if starting else "good", starting
+
+    def _problem(self) -> str | None:
+        """Why there is no credential, and what to do."""
+        keeper = self._keeper
+        return f"{keeper.problem}; {keeper.remedy}" if keeper.remedy else keeper.problem
 
     def status_line(self) -> Deferred[str]:
         """The status in one line, as systemd shows it."""
@@ -256,7 +270,7 @@ class Control:
         return {
             "now": self._clock.seconds(),
             "credential": _described(self._keeper.credential),
-            "problem": self._keeper.problem,
+            "problem": self._problem(),
         }
 
 

@@ -28,6 +28,9 @@ WARN_DAYS = (1, 3, 7, 14, 30)
 _PHRASE_MAX = 150
 """Characters of the reason that IMAP servers are told."""
 
+SET_ONE = "set certificateFilePem, certificateFileP12 or keyFileP8 (README: Credentials)"
+"""What to do where no credential is configured."""
+
 
 class CredentialKeeper:
     """Holds the credential that pushes are sent with.
@@ -41,6 +44,7 @@ class CredentialKeeper:
         the reactor; by default right here.
     :ivar credential: the one in use.
     :ivar problem: why there is none: a few words of ASCII; ``None`` when there is one.
+    :ivar remedy: what the administrator can do about that; may be empty.
     """
 
     _log = Logger()
@@ -59,6 +63,7 @@ class CredentialKeeper:
         self._run = run
         self.credential: Credential | None = None
         self.problem: str | None = "the push credential has not been looked for yet"
+        self.remedy = ""
         self._lock = DeferredLock()
         self._looking: Deferred[None] | None = None
         self._stopped = False
@@ -105,7 +110,7 @@ class CredentialKeeper:
         if self._stopped:
             return
         if self._source is None:
-            self._lament("no push credential is configured", "no push credential is configured")
+            self._lament("no push credential is configured", SET_ONE)
             return
         await self._load(self._source, patient)
         if await self._source.renew(self._clock.seconds()):
@@ -146,7 +151,7 @@ class CredentialKeeper:
         self._tell_warnings(finding)
         error = finding.errors[0]
         if self.credential is None:
-            self._lament(str(error), f"{error.file}: {error.what}")
+            self._lament(f"{error.file}: {error.what}", error.remedy)
         elif str(error) != self._refused:
             self._refused = str(error)
             self._log.warn(
@@ -222,11 +227,13 @@ class CredentialKeeper:
             until=utc_text(credential.not_after),
         )
 
-    def _lament(self, reason: str, phrase: str) -> None:
+    def _lament(self, reason: str, remedy: str) -> None:
         """There is no credential: say so when the reason is a new one, and daily."""
-        phrase = "".join(c if " " <= c <= "~" else "?" for c in phrase)[:_PHRASE_MAX]
+        phrase = "".join(c if " " <= c <= "~" else "?" for c in reason)[:_PHRASE_MAX]
         if phrase == self.problem and self._clock.seconds() < self._lamented + DAY:
             return
         self.problem = phrase
+        self.remedy = remedy
         self._lamented = self._clock.seconds()
+        reason += f"; {remedy}" if remedy else ""
         self._log.critical("No mail can be pushed: {reason}", reason=reason)

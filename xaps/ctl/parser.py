@@ -56,9 +56,10 @@ def parser() -> argparse.ArgumentParser:
     command(
         "status",
         "show on one screen whether all is well",
-        "'good': pushes go out. 'degraded': they go out or wait, but something needs a look, such\n"
-        "as a certificate that expires in less than 14 days. 'failing': no mail is pushed. What\n"
-        "is wrong is said below, after an exclamation mark. Exits with 0 only if it is good.",
+        "'good': pushes go out. 'starting': the first connection to APNs is being made.\n"
+        "'degraded': pushes go out or wait, but something needs a look, such as a certificate\n"
+        "that expires in less than 14 days. 'failing': no mail is pushed. What is wrong is said\n"
+        "below, after an exclamation mark. Exits with 0 only if it is good.",
     )
     devices = command(
         "devices",
