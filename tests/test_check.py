@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,30 @@ class CheckTests(SynchronousTestCase):
         text = self.refusal(certificate_file_pem=self.folder / "nowhere.pem")
         self.assertIn(str(self.folder / "nowhere.pem"), text)
 
+    def test_a_certificate_that_may_not_be_read_is_told_once_with_the_command(self) -> None:
+        self.push.chmod(0)
+        with without_root():
+            text = self.refusal()
+        self.assertEqual(text.count(str(self.push)), 3, text)
+        self.assertIn(f"xapsd.yaml: certificateFilePem: {self.push}: it cannot be read", text)
+        self.assertIn(f"chown root:xapsd {self.push}; chmod 640 {self.push}\n", text)
+
+    def test_root_is_told_that_it_is_not_the_user_to_check_for(self) -> None:
+        self.assertEqual("runuser -u xapsd" in self.check()[1], os.geteuid() == 0)
+        with without_root():
+            self.assertNotIn("runuser", self.check()[1])
+
+    def test_other_files_that_may_not_be_read_are_told_with_the_command(self) -> None:
+        certificate, key = self.authority.server().write(self.folder, "one")
+        for path in (certificate, key):
+            path.chmod(0)
+        with without_root():
+            text = self.refusal(
+                tls_certfile=certificate, tls_keyfile=key, apns_trust_roots=certificate
+            )
+        for name in ("tlsCertfile", "apnsTrustRoots"):
+            self.assertIn(f"{name}: {certificate}: permission denied; let the daemon's user", text)
+
     def test_a_key_that_does_not_fit_the_tls_certificate_is_told(self) -> None:
         certificate, _ = self.authority.server().write(self.folder, "one")
         _, key = self.authority.server().write(self.folder, "two")
@@ -71,6 +96,11 @@ class CheckTests(SynchronousTestCase):
     def test_unknown_groups_are_named(self) -> None:
         self.assertIn("socketGroup: there is no group", self.refusal(socket_group="nosuch"))
 
+    def test_a_group_that_the_user_is_no_member_of_is_told_with_the_command(self) -> None:
+        with without_root():
+            self.assertIn("socketGroup: 1: the daemon's user must", self.refusal(socket_group="1"))
+            self.assertFalse(self.check(socket_group=str(os.getegid()))[0])
+
     def test_a_database_folder_that_is_missing_is_named(self) -> None:
         text = self.refusal(database_file=self.folder / "nowhere" / "database.json")
         self.assertIn(f"the folder {self.folder / 'nowhere'} does not exist", text)
@@ -80,7 +110,7 @@ class CheckTests(SynchronousTestCase):
         database.touch(mode=0)
         with without_root():
             text = self.refusal()
-        self.assertIn(f"databaseFile: {database} belongs to another user", text)
+        self.assertIn(f"databaseFile: {database} belongs to another user: chown", text)
 
     def test_an_imapd_conf_that_is_missing_is_named(self) -> None:
         text = self.refusal(
@@ -94,3 +124,13 @@ class CheckTests(SynchronousTestCase):
         bad, text = self.check(socket=str(self.folder / "nowhere" / "s.sock"))
         self.assertFalse(bad, text)
         self.assertIn("Warning: socket: the folder", text)
+
+    def test_the_usual_socket_folder_is_made_by_systemd(self) -> None:
+        usual = Path(Config().socket).parent
+        self.assertNotIn("Warning: socket", self.check(socket=str(usual / "s.sock"))[1])
+
+    def test_a_socket_folder_of_another_user_is_a_warning(self) -> None:
+        (self.folder / "theirs").mkdir(mode=0o555)
+        with without_root():
+            _, text = self.check(socket=str(self.folder / "theirs" / "s.sock"))
+        self.assertIn(f"Warning: socket: {self.folder / 'theirs'} cannot be written", text)

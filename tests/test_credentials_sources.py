@@ -129,7 +129,8 @@ class FileTests(SynchronousTestCase):
             finding = self.source.load(NOW)
         self.assertEqual(
             self.reason(finding),
-            f"{self.key}: it cannot be read: permission denied; let the daemon's user read it",
+            f"{self.key}: it cannot be read: permission denied; let the daemon's user read it: "
+            f"chown root:xapsd {self.key}; chmod 640 {self.key}",
         )
 
     def test_the_password_file_is_read_as_other_files_are(self) -> None:

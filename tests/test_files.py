@@ -8,7 +8,7 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.conditions import files_no_larger_than
-from xaps.files import replace_file
+from xaps.files import let_read, replace_file
 
 
 class ReplaceFileTests(SynchronousTestCase):
@@ -70,3 +70,12 @@ class ReplaceFileTests(SynchronousTestCase):
             replace_file(self.path, bytes(1001))
         self.assertEqual(self.path.read_bytes(), b"old")
         self.assertEqual(list(self.folder.iterdir()), [self.path])
+
+
+class LetReadTests(SynchronousTestCase):
+    def test_the_command_is_told(self) -> None:
+        self.assertIn("chown root:xapsd /a/b; chmod 640 /a/b", let_read(Path("/a/b")))
+
+    def test_files_in_home_folders_have_to_be_moved(self) -> None:
+        for path in ("/home/alice/push.pem", "/root/push.pem"):
+            self.assertIn("move it to /etc/xapsd", let_read(Path(path)))

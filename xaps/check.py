@@ -11,11 +11,16 @@ from typing import TextIO
 from xaps.apns.tls import trust_root
 from xaps.config import Config
 from xaps.credentials.certificate import utc_text
+from xaps.credentials.keeper import SET_ONE
 from xaps.credentials.sources import source_from_config
+from xaps.files import let_read
 from xaps.intake.cyrus_conf import ImapdConfError, read_imapd_conf
 from xaps.registry.opening import BESIDE
 from xaps.servertls import TLSError, server_options
-from xaps.sockets import SocketError, group_id
+from xaps.sockets import SocketError, group_id, join
+
+RUNTIME = Path(Config().socket).parent
+"""The folder of the sockets where nothing else is said, which systemd makes."""
 
 
 def check(path: Path, config: Config, out: TextIO) -> bool:
@@ -31,7 +36,7 @@ def check(path: Path, config: Config, out: TextIO) -> bool:
         *_database(config),
         *_cyrus(config, out),
     ]
-    for warning in _sockets(config):
+    for warning in (*_sockets(config), *_root()):
         out.write(f"Warning: {warning}\n")
     for problem in problems:
         out.write(f"{path}: {problem}\n")
@@ -43,16 +48,14 @@ def check(path: Path, config: Config, out: TextIO) -> bool:
 def _credential(config: Config, out: TextIO) -> Iterator[str]:
     source = source_from_config(config)
     if source is None:
-        yield (
-            "no push credential is configured: set certificateFileP12, certificateFilePem or "
-            "keyFileP8 (README: Credentials)"
-        )
+        yield f"no push credential is configured: {SET_ONE}"
         return
     finding = source.describe(time.time())
     for warning in finding.warnings:
         out.write(f"Warning: {warning}\n")
     for error in finding.errors:
-        yield f"{source.name}: {error}"
+        # The error names the file.
+        yield f"{source.name.partition(' ')[0]}: {error}"
     if finding.credential is not None:
         out.write(f"Topic: {finding.credential.topic}\n")
         if finding.expires is not None:
@@ -74,6 +77,8 @@ def _trust_roots(config: Config) -> Iterator[str]:
         return
     try:
         trust_root(file.read_bytes())
+    except PermissionError:
+        yield f"apnsTrustRoots: {file}: permission denied; {let_read(file)}"
     except OSError as error:
         yield f"apnsTrustRoots: {file}: {error.strerror}"
     except ValueError as error:
@@ -88,9 +93,12 @@ def _groups(config: Config) -> Iterator[str]:
     ):
         if group is not None:
             try:
-                group_id(group)
+                number = group_id(group)
             except SocketError as error:
                 yield f"{key}: {error}"
+            else:
+                if os.geteuid() != 0 and number not in (os.getegid(), *os.getgroups()):
+                    yield f"{key}: {group}: {join(group)}"
 
 
 def _database(config: Config) -> Iterator[str]:
@@ -105,7 +113,7 @@ def _database(config: Config) -> Iterator[str]:
         )
     for file, needed in ((named, os.R_OK), (folder / BESIDE, os.R_OK | os.W_OK)):
         if file.exists() and not _may(file, needed):
-            yield f"databaseFile: {file} belongs to another user: chown it to the daemon's user"
+            yield f"databaseFile: {file} belongs to another user: chown xapsd:xapsd {file}"
 
 
 def _cyrus(config: Config, out: TextIO) -> Iterator[str]:
@@ -121,18 +129,31 @@ def _cyrus(config: Config, out: TextIO) -> Iterator[str]:
 
 
 def _sockets(config: Config) -> Iterator[str]:
-    """No more than warnings: systemd makes the folder when it starts the service."""
+    """No more than warnings: systemd can make folders when it starts the service, as it does with
+    the one that is usual."""
     for key, path in (
         ("socket", config.socket),
         ("cyrusSocket", config.cyrus_socket),
         ("controlSocket", config.control_socket),
     ):
         folder = Path(path).parent
-        if path and not path.startswith("systemd:") and not folder.is_dir():
+        if not path or path.startswith("systemd:") or folder == RUNTIME:
+            continue
+        if not folder.is_dir():
             yield (
                 f"{key}: the folder {folder} does not exist: make it for the daemon's user, or let "
-                "systemd do it (RuntimeDirectory=xapsd)"
+                "systemd do it (RuntimeDirectory= in the unit)"
             )
+        elif not _may(folder, os.W_OK | os.X_OK):
+            yield f"{key}: {folder} cannot be written by this user"
+
+
+def _root() -> Iterator[str]:
+    if os.geteuid() == 0:
+        yield (
+            "root may read everything, so this was not checked for the daemon's user: "
+            "runuser -u xapsd -- xapsd --check"
+        )
 
 
 def _may(path: Path, needed: int) -> bool:

@@ -1,4 +1,5 @@
-"""Replacing a file so that a crash or a power cut leaves the old one or the new one, whole."""
+"""Files: replacing one so that a crash or a power cut leaves the old one or the new one, whole; and
+what to do about one that cannot be read."""
 
 from __future__ import annotations
 
@@ -31,6 +32,13 @@ def replace_file(path: Path, data: bytes, mode: int = 0o600) -> None:
             Path(temporary).unlink()
         raise
     _sync_folder(path.parent)
+
+
+def let_read(path: Path) -> str:
+    """What an administrator does about a file that the daemon may not read."""
+    if path.parts[1:2] in (("home",), ("root",)):
+        return "move it to /etc/xapsd: the service sees no home folders"
+    return f"let the daemon's user read it: chown root:xapsd {path}; chmod 640 {path}"
 
 
 def _sync_folder(folder: Path) -> None:

@@ -13,6 +13,8 @@ from twisted.internet.ssl import (
     trustRootFromCertificates,
 )
 
+from xaps.files import let_read
+
 _CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 
 
@@ -71,5 +73,7 @@ def _certificates(setting: str, path: Path) -> list[Certificate]:
 def _read(setting: str, path: Path) -> bytes:
     try:
         return path.read_bytes()
+    except PermissionError as error:
+        raise TLSError(f"{setting}: {path}: permission denied; {let_read(path)}") from error
     except OSError as error:
         raise TLSError(f"{setting}: {path}: {error.strerror}") from error

@@ -12,6 +12,7 @@ from twisted.internet.defer import Deferred, succeed
 from xaps.credentials.certificate import CredentialError
 from xaps.credentials.finding import Finding, Parsed, Source, judge
 from xaps.credentials.reading import MAX_FILE, Blob, read_p8, read_pem, read_pkcs12
+from xaps.files import let_read
 
 
 class FileSource:
@@ -89,7 +90,7 @@ def read_file(path: Path) -> tuple[Blob, list[str]]:
         ) from None
     except PermissionError:
         raise CredentialError(
-            name, "it cannot be read: permission denied", "let the daemon's user read it"
+            name, "it cannot be read: permission denied", let_read(path)
         ) from None
     except OSError as error:
         raise CredentialError(name, f"it cannot be read: {error.strerror}") from None
