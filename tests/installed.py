@@ -454,6 +454,8 @@ def check_control(apns: APNsProcess) -> None:
     check("at once", done.returncode == 1, done)
     done = ctl("metrics")
     check("xapsctl metrics has metrics", "# HELP xaps" in done.stdout, done.stdout[:200])
+    for name in ("process_resident_memory_bytes", "process_open_fds"):
+        check(f"and {name}", f"\n{name} " in done.stdout, done.stdout[:200])
 
 
 def check_reload(authority: pki.Authority, running: Service) -> None:

@@ -12,6 +12,8 @@ from types import ModuleType
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests import unit
+
 DEBIAN = Path(__file__).parents[1] / "debian"
 
 STANDINS = ("chmod", "chown", "deb-systemd-invoke", "dpkg-statoverride", "runuser", "systemctl")
@@ -185,6 +187,14 @@ class ScriptTests(SynchronousTestCase):
         self.config.write_text("# of the package\n")
         self.run_script("postinst", "configure", "")
         self.assertEqual(self.config.read_text(), "delay: 7\n")
+
+
+class UnitTests(SynchronousTestCase):
+    def test_the_service_can_tell_of_its_memory_and_files(self) -> None:
+        """Prometheus' collector gives up without /proc/stat."""
+        settings = unit.read(DEBIAN / "xapsd.service")
+        self.assertIn("ProtectProc", settings)
+        self.assertEqual(settings.get("ProcSubset", ["all"]), ["all"])
 
 
 class ManualTests(SynchronousTestCase):

@@ -13,14 +13,14 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests import test_metrics
 
 DOCS = Path(__file__).parents[1] / "docs"
-_METRIC = re.compile(r"\bxapsd_\w+")
+_METRIC = re.compile(r"\b(?:xapsd|process)_\w+")
 
 
 class MonitoringTests(test_metrics.MetricsTestCase):
     def assert_exist(self, expressions: list[str]) -> None:
         """Every metric that is asked for is on the page."""
         page = self.page()
-        exposed = set(re.findall(r"^(xapsd_\w+)", page, re.MULTILINE))
+        exposed = set(re.findall(r"^(\w+)", page, re.MULTILINE))
         asked = {name for text in expressions for name in _METRIC.findall(text)}
         self.assertGreater(len(asked), 5)
         self.assertEqual(asked - exposed, set())

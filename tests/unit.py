@@ -1,8 +1,9 @@
 """Runs a service as its systemd unit wants it, on machines where no systemd runs.
 
 What it makes of the unit: user and umask, no capabilities, a read-only file system but for the
-service's folders, no home folders, a /tmp of its own, no new memory that is writable and executable
-where the unit forbids that, and the system calls and address families that it allows.
+service's folders, no home folders, a /tmp and a /proc of its own, no new memory that is writable
+and executable where the unit forbids that, and the system calls and address families that it
+allows.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from typing import Any
 
 PR_SET_MDWE = 65
 PR_MDWE_REFUSE_EXEC_GAIN = 1
+
+_PROC = {"ProcSubset=pid": "subset=pid", "ProtectProc=invisible": "hidepid=invisible"}
+"""Options of mount(8) for the kinds of /proc that a unit can ask for."""
 
 _FOLDERS = {"StateDirectory": "/var/lib", "RuntimeDirectory": "/run"}
 
@@ -53,6 +57,10 @@ def command(unit: Unit) -> list[str]:
         mounts += [f"mount -t tmpfs -o ro tmpfs {home}" for home in ("/home", "/root")]
     if unit.get("PrivateTmp") == ["yes"]:
         mounts.append("mount -t tmpfs tmpfs /tmp")
+    proc = [option for line, option in _PROC.items() if line in _lines(unit)]
+    if proc:
+        # As systemd does it: in a container that does not let it be mounted it stays as it is.
+        mounts.append(f"mount -t proc -o {','.join(proc)} proc /proc || :")
     (user,), (group,), (program,) = unit["User"], unit["Group"], unit["ExecStart"]
     become = ["setpriv", f"--reuid={user}", f"--regid={group}", "--init-groups"]
     become += ["--no-new-privs", "--bounding-set=-all", "--inh-caps=-all"]
@@ -63,6 +71,10 @@ def command(unit: Unit) -> list[str]:
     become += shlex.split(program)
     script = "\n".join([*mounts, f"umask {unit['UMask'][0]}", "cd /", f"exec {shlex.join(become)}"])
     return ["unshare", "--mount", "sh", "-c", script]
+
+
+def _lines(unit: Unit) -> list[str]:
+    return [f"{name}={value}" for name, values in unit.items() for value in values]
 
 
 def _calls(unit: Unit) -> list[str]:
