@@ -57,8 +57,11 @@ A mistake is an error that names the line;
 .B xapsd \-\-check
 tells all of them.
 Changes need
-.BR "systemctl restart xapsd" ,
-which loses nothing; but certificates and keys that were replaced are taken up by themselves.
+.BR "systemctl restart xapsd" ;
+see
+.BR xapsd (8)
+on what that means for notices.
+Certificates and keys that were replaced are taken up by themselves.
 .SH SETTINGS"""
     for key in KEYS.values():
         if key.section:

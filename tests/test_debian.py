@@ -209,6 +209,13 @@ class ManualTests(SynchronousTestCase):
         for page in self.pages.values():
             self.assertRegex(page, r"\A\.TH XAPS\S+ [58] 1970-01-01 ")
 
+    def test_a_restart_is_not_said_to_lose_nothing(self) -> None:
+        """IMAP servers drop notices while the daemon is down."""
+        readme = (DEBIAN.parent / "README.rst").read_text()
+        for text in (readme, *self.pages.values()):
+            self.assertNotRegex(text, r"loses\s+nothing")
+        self.assertRegex(readme, r"do\s+not\s+repeat")
+
     def test_how_often_an_argument_can_be_given_is_shown(self) -> None:
         for line in (
             '.BI devices " [USER]"',

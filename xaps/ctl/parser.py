@@ -126,8 +126,8 @@ def parser() -> argparse.ArgumentParser:
     command(
         "reload",
         "take up changed certificates and keys now",
-        "The daemon looks at them every minute anyway. Other settings need a restart, which loses\n"
-        "nothing.",
+        "The daemon looks at them every minute anyway. Other settings need a restart, which keeps\n"
+        "what the daemon has accepted; IMAP servers do not repeat what they tell it meanwhile.",
     )
     command("metrics", "print what Prometheus gets")
     command(
