@@ -480,6 +480,17 @@ class ExportAndImportTests(CtlTestCase):
         self.assertEqual(self.ctl("import", self.write(go_data())), UNUSABLE)
         self.assertIn("is running", self.err)
 
+    def test_a_socket_that_one_may_not_use_may_be_a_running_daemons(self) -> None:
+        daemon = StandinDaemon(self.control, b"")
+        self.addCleanup(daemon.close)
+        file = self.write(go_data())
+        self.folder.chmod(0o777)
+        self.control.chmod(0)
+        with without_root():
+            self.assertEqual(self.ctl("import", file), UNUSABLE)
+        self.assertIn("is running", self.err)
+        self.assertFalse((self.folder / "registrations.sqlite3").exists())
+
     def test_a_file_is_written_for_its_owner_alone(self) -> None:
         self.ctl("import", self.write(go_data()))
         file = self.folder / "out.json"

@@ -9,6 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.intake import TOPIC, registration
 from xaps.intake import answers
 from xaps.intake.messages import JSON_NAMES, RegisterRequest, register_request
+from xaps.model import RegistrationKey
 
 LINE = '* XAPPLEPUSHSERVICE aps-version "2" aps-topic "%s"\r\n'
 
@@ -102,6 +103,18 @@ class PluginTests(SynchronousTestCase):
         self.assertEqual(answer.confirmed, {"Notes"})
         self.assertEqual(answer.left_out, 1)
         self.assertNotIn(b"BYE", answer.body)
+
+    def test_whoever_makes_the_request_no_control_character_is_printed(self) -> None:
+        """Requests that were read have none; here is the last place to keep them from clients."""
+        for character in "\r\n\0\x01\x1f\x7f":
+            name = f"a{character}* BYE"
+            made = RegisterRequest(
+                RegistrationKey("alice", "A", "ab"), (name, "Notes"), (name, "Notes")
+            )
+            answer = answers.for_plugin(TOPIC, made, folder_push=True)
+            self.assertEqual(confirmed_by(as_the_plugin_prints(answer.body)), ["Notes"])
+            self.assertEqual((answer.confirmed, answer.left_out), ({"Notes"}, 1))
+            self.assertNotIn(b"BYE", answer.body)
 
     def test_a_phone_without_mailbox_list_gets_no_mailbox_lines(self) -> None:
         answer = answers.for_plugin(TOPIC, request(), folder_push=True)
