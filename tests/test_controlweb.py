@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from ipaddress import ip_network
 from typing import Any
 
-from twisted.internet.address import UNIXAddress
+from twisted.internet.address import IPv4Address, UNIXAddress
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.error import ConnectionDone
 from twisted.internet.testing import StringTransport
+from twisted.logger import capturedLogs
 from twisted.python.failure import Failure
 from twisted.web.server import Site
 
 from tests.test_control import PHONE, TABLET, ControlTestCase
-from xaps.controlweb import MAX_BODY, SLICE, control_site, metrics_site
+from xaps.controlweb import MAX_BODY, MAX_CONNECTIONS, SLICE, control_site, metrics_site
+from xaps.intake.door import Door
 from xaps.metrics import CountingHandler, Metrics
 from xaps.model import Delivered
 from xaps.stalls import StallWatch
@@ -234,6 +237,19 @@ class BoundTests(WebTestCase):
             self.assertTrue(transport.aborted)
         self.assertEqual(len(self.keys()), 1)
 
+    def test_connections_over_the_bound_are_shut_out_and_that_is_told_once(self) -> None:
+        with capturedLogs() as events:
+            opened = [self.connect()[0] for _ in range(MAX_CONNECTIONS)]
+            self.assertEqual(events, [])
+            for _ in range(3):
+                self.assertIsNone(self.site.buildProtocol(UNIXAddress(None)))
+                opened.pop().connectionLost(Failure(ConnectionDone()))
+                opened.append(self.connect()[0])
+        self.assertEqual([event["limit"] for event in events], [MAX_CONNECTIONS])
+        for channel in opened:
+            channel.connectionLost(Failure(ConnectionDone()))
+        self.assertEqual(self.ask("GET", "/status")[0], 200)
+
     def test_nothing_wakes_the_daemon_while_nobody_asks(self) -> None:
         self.ask("GET", "/status")
         self.clock.advance(200)
@@ -242,8 +258,13 @@ class BoundTests(WebTestCase):
 
 class MetricsSiteTests(WebTestCase):
     def test_over_tcp_there_are_metrics_and_nothing_else(self) -> None:
-        site = metrics_site(self.clock, self.metrics)
+        site = metrics_site(self.clock, self.metrics, lambda _: True)
         self.assertEqual(self.ask("GET", "/metrics", site=site)[0], 200)
         for path in ("/status", "/devices", "/"):
             self.assertEqual(self.ask("GET", path, site=site)[0], 404, path)
         self.assertEqual(self.ask("POST", "/forget", b'{"user": "alice"}', site=site)[0], 404)
+
+    def test_a_peer_that_is_not_to_come_in_gets_nothing(self) -> None:
+        site = metrics_site(self.clock, self.metrics, Door([ip_network("192.0.2.0/24")]).admits)
+        self.assertIsNone(site.buildProtocol(IPv4Address("TCP", "198.51.100.1", 1)))
+        self.assertIsNotNone(site.buildProtocol(IPv4Address("TCP", "192.0.2.1", 1)))

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from twisted.internet import reactor
 from twisted.internet.protocol import Factory
+from twisted.logger import LogLevel, capturedLogs, formatEvent
 from twisted.trial.unittest import TestCase
 
 from tests.coroutines import as_deferred
@@ -23,20 +24,29 @@ class ListenersTests(TestCase):
         self.factory.noisy = False
 
     def refusal(self, address: str, port: int = 0) -> str:
-        error = self.assertRaises(
-            ListenError, self.listeners.tcp, "listenAddr", address, port, self.factory
-        )
-        return str(error)
+        return str(self.assertRaises(ListenError, self.listen, address, port))
+
+    def listen(self, address: str, port: int = 0, risk: str = "come in; lock it") -> list[str]:
+        """Listen; what was warned of."""
+        with capturedLogs() as events:
+            self.listeners.tcp("listenAddr", address, port, self.factory, risk=risk)
+        return [formatEvent(event) for event in events if event["log_level"] is LogLevel.warn]
 
     def test_loopback_addresses_are_local_and_named_with_their_port(self) -> None:
         for address in ("127.0.0.1", "localhost", "127.0.0.3"):
-            self.assertFalse(self.listeners.tcp("listenAddr", address, 0, self.factory))
+            self.assertEqual(self.listen(address), [])
         host, _, port = self.listeners.addresses[0].partition(":")
         self.assertEqual(host, "127.0.0.1")
         socket.create_connection((host, int(port)), timeout=5).close()
 
-    def test_all_addresses_are_open_to_other_machines(self) -> None:
-        self.assertTrue(self.listeners.tcp("listenAddr", "0.0.0.0", 0, self.factory))
+    def test_what_other_machines_can_do_is_a_warning(self) -> None:
+        self.assertEqual(
+            self.listen("0.0.0.0"),
+            [
+                "listenAddr: other machines can come in; lock it, or listen on a loopback address",
+            ],
+        )
+        self.assertEqual(self.listen("0.0.0.0", risk=""), [])
 
     def test_a_port_in_use_is_named_with_a_way_to_find_who_uses_it(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as other:
@@ -62,7 +72,7 @@ class ListenersTests(TestCase):
     async def test_stopping_closes_everything_and_removes_the_socket(self) -> None:
         path = Path(self.mktemp()).name
         self.listeners.unix("socket", path, self.factory, mode=0o600, group=None)
-        self.listeners.tcp("listenAddr", "127.0.0.1", 0, self.factory)
+        self.listen("127.0.0.1")
         port = int(self.listeners.addresses[1].rpartition(":")[2])
         await self.listeners.stop()
         self.assertFalse(Path(path).exists())

@@ -122,7 +122,10 @@ class Config:
         "off without it.",
     )
     tls_keyfile: Path | None = _setting(
-        "tlsKeyfile", kinds.OPTIONAL_PATH, "", "The private key (PEM) of tlsCertfile."
+        "tlsKeyfile",
+        kinds.OPTIONAL_PATH,
+        "",
+        "The private key (PEM) of tlsCertfile; a warning where others than xapsd can read it.",
     )
     tls_listen_addr: str = _setting(
         "tlsListenAddr", kinds.LISTEN_ADDRESS, "[::1]", "The address for HTTPS."
@@ -138,8 +141,8 @@ class Config:
         "allowFrom",
         kinds.NETWORKS,
         "",
-        "Addresses and networks that may connect over TCP, for example [127.0.0.1, "
-        "2001:db8::/32]. Empty: all.",
+        "Addresses and networks that may connect over TCP (listenAddr, tlsListenAddr, "
+        "metricsAddr), for example [127.0.0.1, 2001:db8::/32]. Empty: all.",
     )
     auth_token: str | None = _setting(
         "authToken",
@@ -307,7 +310,8 @@ class Config:
         "metricsAddr",
         kinds.HOST_PORT,
         "",
-        "Address and port for Prometheus' metrics over HTTP, for example '[::1]:9119'.",
+        "Address and port for Prometheus' metrics over HTTP, for example '[::1]:9119'. Whoever "
+        "reaches it can read them, unless allowFrom says who may.",
     )
 
 

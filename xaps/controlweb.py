@@ -12,9 +12,11 @@ from itertools import islice
 from typing import Any, cast
 
 from twisted.internet.defer import Deferred, fail
-from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
+from twisted.internet.interfaces import IAddress, IDelayedCall, IPushProducer, IReactorTime
+from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+from twisted.web.http import HTTPChannel
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request, Site
 from zope.interface import implementer
@@ -27,22 +29,68 @@ from xaps.registry.interface import RegistryError
 
 MAX_BODY = 64 * 1024
 """Bytes of a request."""
+MAX_CONNECTIONS = 50
+"""Connections to each of the two listeners; the processes of a mail server are not among them."""
 IDLE = 60.0
 """Seconds after which a connection without a request is closed."""
 SLICE = 200
 """Phones that are told of in one go; between two slices others have their turn."""
 
 
+Admits = Callable[["IAddress | None"], bool]
+"""Whether a peer may come in."""
+
+
+class _Channel(HTTPChannel):
+    """A connection that tells when it is gone."""
+
+    site: QuietSite
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """Called by Twisted."""
+        super().connectionLost(reason)  # type: ignore[no-untyped-call]
+        self.site.lost(self)
+
+
 class QuietSite(Site):
-    """A site without an access log, and without the timer that keeps the time for it."""
+    """A site without an access log, and without the timer that keeps the time for it; with a bound
+    on its connections: who is too many, or not to come in, is shut out without a word."""
 
     noisy = False
     displayTracebacks = False
+    protocol = cast(Any, _Channel)
+    _log = Logger()
 
-    def __init__(self, reactor: IReactorTime, root: Resource) -> None:
+    def __init__(self, reactor: IReactorTime, root: Resource, admits: Admits) -> None:
         super().__init__(  # type: ignore[no-untyped-call]
             root, _Request, timeout=IDLE, reactor=reactor
         )
+        self._admits = admits
+        self._open: set[object] = set()
+        self._full = False
+
+    def buildProtocol(  # type: ignore[override]  # that of Twisted is for HTTP/2 as well
+        self, addr: IAddress | None
+    ) -> HTTPChannel | None:
+        """Called by Twisted."""
+        if not self._admits(addr):
+            return None
+        if len(self._open) >= MAX_CONNECTIONS:
+            if not self._full:
+                self._full = True
+                self._log.warn(
+                    "{limit} connections for status and metrics are open, no more are served",
+                    limit=MAX_CONNECTIONS,
+                )
+            return None
+        channel = super().buildProtocol(addr)  # type: ignore[no-untyped-call]
+        self._open.add(channel)
+        return cast(HTTPChannel, channel)
+
+    def lost(self, channel: HTTPChannel) -> None:
+        """A connection is gone."""
+        self._open.discard(channel)
+        self._full = self._full and len(self._open) > MAX_CONNECTIONS // 2
 
     def startFactory(self) -> None:
         """Called by Twisted."""
@@ -74,11 +122,11 @@ class _Request(Request):
             super().process()  # type: ignore[no-untyped-call]
 
 
-def metrics_site(reactor: IReactorTime, metrics: Metrics) -> Site:
+def metrics_site(reactor: IReactorTime, metrics: Metrics, admits: Admits) -> Site:
     """What listens at ``metricsAddr``: metrics, and nothing else."""
     root = Resource()  # type: ignore[no-untyped-call]
     root.putChild(b"metrics", _Get(reactor, lambda _: _page(metrics)))
-    return QuietSite(reactor, root)
+    return QuietSite(reactor, root, admits)
 
 
 def control_site(reactor: IReactorTime, control: Control, metrics: Metrics) -> Site:
@@ -90,7 +138,7 @@ def control_site(reactor: IReactorTime, control: Control, metrics: Metrics) -> S
     root.putChild(b"forget", _Post(reactor, lambda order: _forget(control, order)))
     root.putChild(b"push", _Post(reactor, lambda order: _push(control, order)))
     root.putChild(b"reload", _Post(reactor, lambda order: control.reload()))
-    return QuietSite(reactor, root)
+    return QuietSite(reactor, root, lambda _: True)
 
 
 # Requests of twisted.web are Any below: their methods carry no types.

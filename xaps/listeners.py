@@ -52,20 +52,31 @@ class Listeners:
         self.addresses: list[str] = []
         """What is listened on, for people."""
 
-    def tcp(self, key: str, address: str, port: int, factory: IProtocolFactory) -> bool:
-        """Listen on an address (or a ``systemd:`` endpoint); `key` is the setting to name.
+    def tcp(
+        self, key: str, address: str, port: int, factory: IProtocolFactory, *, risk: str
+    ) -> None:
+        """Listen on an address (or a ``systemd:`` endpoint); a warning when other machines can
+        reach it and there is a risk in that.
 
-        :returns: whether other machines can reach it.
+        :param key: the setting to name.
+        :param risk: what everybody can do who reaches it, and what to set against that; empty
+            where only those get in that are meant to.
         :raises ListenError: it cannot be had.
         """
         if address.startswith("systemd:"):
-            return self._activated(key, address, factory)
-        interface = _numeric(key, address)
-        try:
-            listening = self._reactor.listenTCP(port, cast(Any, factory), BACKLOG, interface)
-        except CannotListenError as error:
-            raise ListenError(_why_not(key, address, port, error.socketError)) from error
-        return self._opened(listening)
+            listening = self._activated(key, address, factory)
+        else:
+            interface = _numeric(key, address)
+            try:
+                listening = self._reactor.listenTCP(port, cast(Any, factory), BACKLOG, interface)
+            except CannotListenError as error:
+                raise ListenError(_why_not(key, address, port, error.socketError)) from error
+        if self._opened(listening) and risk:
+            self._log.warn(
+                "{key}: other machines can {risk}, or listen on a loopback address",
+                key=key,
+                risk=risk,
+            )
 
     def unix(
         self, key: str, path: str, factory: IProtocolFactory, *, mode: int, group: str | None
@@ -120,7 +131,7 @@ class Listeners:
         assert isinstance(endpoint, AdoptedStreamServerEndpoint)
         return endpoint
 
-    def _activated(self, key: str, description: str, factory: IProtocolFactory) -> bool:
+    def _activated(self, key: str, description: str, factory: IProtocolFactory) -> IListeningPort:
         endpoint: IStreamServerEndpoint = self._endpoint(key, description)
         result = endpoint.listen(cast(Any, factory))
         outcome: list[object] = []
@@ -128,9 +139,10 @@ class Listeners:
         if isinstance(outcome[0], Failure):
             reason = outcome[0].getErrorMessage()
             raise ListenError(f"{key}: {description}: {reason}")
-        return self._opened(outcome[0])  # type: ignore[arg-type]
+        return cast(IListeningPort, outcome[0])
 
     def _opened(self, listening: IListeningPort) -> bool:
+        """Note it; whether other machines can reach it."""
         self._ports.append(listening)
         address = listening.getHost()
         if isinstance(address, (IPv4Address, IPv6Address)):

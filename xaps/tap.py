@@ -21,7 +21,6 @@ from twisted.internet.defer import TimeoutError as DeferTimeout
 from twisted.internet.task import LoopingCall
 from twisted.internet.threads import deferToThread, deferToThreadPool
 from twisted.logger import ILogObserver, Logger
-from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python import usage
 from twisted.python.components import Componentized
 from twisted.python.failure import Failure
@@ -44,8 +43,8 @@ from xaps.dispatch import REGISTRATION_LIFETIME, Dispatcher
 from xaps.intake.cyrus_conf import ImapdConfError, read_imapd_conf
 from xaps.intake.cyrus_listener import CyrusListener
 from xaps.intake.cyrus_names import CyrusSettings
-from xaps.intake.protocol import IntakeFactory
-from xaps.intake.web import TlsIntakeFactory
+from xaps.intake.door import Door
+from xaps.intakes import Intake, connections_each, open_intakes
 from xaps.listeners import ListenError, Listeners
 from xaps.log import observer
 from xaps.metrics import CountingHandler, Metrics
@@ -55,7 +54,7 @@ from xaps.registry.godata import AppleCertificates
 from xaps.registry.interface import RegistryError
 from xaps.registry.opening import open_registry
 from xaps.sdnotify import Supervision
-from xaps.servertls import TLSError, server_options
+from xaps.servertls import TLSError
 from xaps.sockets import SocketError
 from xaps.stalls import StallWatch
 
@@ -66,10 +65,6 @@ EX_CONFIG = 78
 
 DRAIN = 10.0
 """Seconds that pushes in flight get when the daemon stops."""
-MAX_CONNECTIONS = 10_000
-"""Connections of IMAP servers on one listener; fewer if the process may open fewer files."""
-SPARE_FILES = 200
-"""Open files that are kept for everything but those connections."""
 HOUSEKEEPING = 3600.0
 """Seconds between two looks for registrations and flags that are too old."""
 
@@ -160,7 +155,7 @@ class Daemon(Service):
         self._config = config
         self._listeners = Listeners(reactor)
         self._writer = ThreadPool(1, 1, "registry")
-        self._intakes: list[IntakeFactory | TlsIntakeFactory] = []
+        self._intakes: list[Intake] = []
         self._cyrus: CyrusListener | None = None
         self._cyrus_topic: str | None = None
         self._counted: list[CountingHandler] = []
@@ -219,7 +214,9 @@ class Daemon(Service):
             self._credential_changed,
             run=deferToThread,
         )
-        self._listen(max(100, min(MAX_CONNECTIONS, (open_files - SPARE_FILES) // 3)))
+        self._intakes = open_intakes(
+            self._reactor, config, self._listeners, self._handler, connections_each(open_files)
+        )
         self._listen_for_administrators()
         self._writer.start()
         self._client.start()
@@ -275,45 +272,6 @@ class Daemon(Service):
             max_connections=config.apns_connections,
         )
 
-    def _listen(self, max_connections: int) -> None:
-        config = self._config
-        listeners = self._listeners
-        common: dict[str, Any] = {
-            "folder_push": config.folder_push,
-            "max_connections": max_connections,
-        }
-        networked = {**common, "allow_from": config.allow_from, "auth_token": config.auth_token}
-        if config.socket:
-            handler = self._handler("socket")
-            intake = IntakeFactory(self._reactor, handler, lines=True, **common)
-            self._intakes.append(intake)
-            listeners.unix(
-                "socket", config.socket, intake, mode=config.socket_mode, group=config.socket_group
-            )
-        if config.listen_addr:
-            intake = IntakeFactory(self._reactor, self._handler("listenAddr"), **networked)
-            self._intakes.append(intake)
-            if listeners.tcp("listenAddr", config.listen_addr, config.port, intake):
-                self._warn_if_open("listenAddr", "allowFrom")
-        if config.tls_certfile is not None and config.tls_keyfile is not None:
-            options = server_options(config.tls_certfile, config.tls_keyfile, config.tls_client_ca)
-            handler = self._handler("tlsListenAddr")
-            secure = TlsIntakeFactory(self._reactor, handler, **networked)
-            self._intakes.append(secure)
-            tls = TLSMemoryBIOFactory(options, False, secure)
-            local = not listeners.tcp("tlsListenAddr", config.tls_listen_addr, config.tls_port, tls)
-            if not local and config.tls_client_ca is None:
-                self._warn_if_open("tlsListenAddr", "allowFrom or tlsClientCA")
-
-    def _warn_if_open(self, key: str, remedy: str) -> None:
-        if not self._config.allow_from:
-            self._log.warn(
-                "{key}: other machines can register phones and send notices here; set {remedy}, or "
-                "listen on a loopback address",
-                key=key,
-                remedy=remedy,
-            )
-
     def _handler(self, key: str) -> CountingHandler:
         """The dispatcher, for the intake that the setting `key` opens."""
         counted = CountingHandler(key, self._dispatcher)
@@ -342,8 +300,13 @@ class Daemon(Service):
                 group=config.control_socket_group,
             )
         if config.metrics_addr is not None:
-            host, port = config.metrics_addr.host, config.metrics_addr.port
-            self._listeners.tcp("metricsAddr", host, port, metrics_site(reactor, metrics))
+            self._listeners.tcp(
+                "metricsAddr",
+                config.metrics_addr.host,
+                config.metrics_addr.port,
+                metrics_site(reactor, metrics, Door(config.allow_from).admits),
+                risk="" if config.allow_from else "read the metrics here; set allowFrom",
+            )
 
     def _cyrus_settings(self) -> CyrusSettings:
         cyrus = self._config.cyrus
