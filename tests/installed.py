@@ -19,6 +19,7 @@ import os
 import pickle
 import pwd
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -224,8 +225,10 @@ class Service:
         return dict(line.split(":", 1) for line in text.splitlines())[name].strip()
 
     def reload(self) -> None:
-        """What ``ExecReload`` does."""
-        self._child.signal(signal.SIGHUP)
+        """What systemd does to reload it."""
+        for command in unit.read(SERVICE)["ExecReload"]:
+            environment = {**ENVIRONMENT, "MAINPID": str(self._child.pid)}
+            subprocess.run(shlex.split(command), env=environment, check=True)
 
     def stop(self) -> int:
         """What systemd does to stop it; returns the exit status."""
@@ -373,6 +376,9 @@ def check_texts() -> None:
         if path.exists():  # small systems leave manual pages out
             done = run("man", "--warnings", "--local-file", path)
             check("and is good", done.returncode == 0 and "warning" not in done.stdout, done.stdout)
+    for name in ("alerts.yml", "grafana.json", "xapsd.yaml"):
+        example = f"/usr/share/doc/xapsd/examples/{name}"
+        check(f"{name} is an example in the package", example in listed, listed)
     script = "/usr/share/bash-completion/completions/xapsctl"
     done = run(
         "bash", "-c", f". {script}; COMP_WORDS=(xapsctl de) COMP_CWORD=1; _xapsctl; echo $COMPREPLY"
@@ -480,25 +486,33 @@ def check_stop(running: Service) -> None:
 
 
 def check_activation(folder: Path) -> None:
-    """The port that systemd opens."""
-    (address,) = unit.read(SERVICE.with_suffix(".socket"))["ListenStream"]
-    check("xapsd.socket opens the usual port", address == "[::1]:11619", address)
+    """The port and the socket that systemd opens, as the comments of ``xapsd.socket`` have it."""
+    addresses = unit.read(SERVICE.with_suffix(".socket"))["ListenStream"]
+    usual = addresses == ["[::1]:11619", str(SOCKET)]
+    check("xapsd.socket opens the usual port and socket", usual, addresses)
+    comments = SERVICE.with_suffix(".socket").read_text()
+    settings = re.findall(r"(?m)^#   (\w+: systemd:.*)$", comments)
+    check("and says how to use both", len(settings) == 2, comments)
     config = CONFIG.with_name("activated.yaml")
-    setting = "listenAddr: systemd:domain=INET6:index=0\n"
-    put(config, (CONFIG.read_text() + setting).encode())
+    put(config, "\n".join([CONFIG.read_text(), *settings, ""]).encode())
     program = unit.read(SERVICE)["ExecStart"][0].replace(str(CONFIG), str(config)).split()
     become = ["runuser", "-u", "xapsd", "--", "systemd-socket-activate"]
-    child = Child([*become, "--listen", address, *program], folder, environment=ENVIRONMENT)
+    listen = [f"--listen={address}" for address in addresses]
+    child = Child([*become, *listen, *program], folder, environment=ENVIRONMENT)
     try:
-        child.wait_for("Listening on")
+        child.wait_for(f"Listening on {SOCKET}")
         code, _ = register("carol", "ACCOUNT-OF-CAROL", TABLET)
         check("a registration over systemd's port starts it", code == 200, code)
+        answer = notify("carol")
+        check("a notice over systemd's socket is taken", answer.startswith("OK"), answer)
         ctl("forget", "carol")
         os.kill(json.loads(ctl("--json", "status").stdout)["pid"], signal.SIGTERM)
         check("it ends with status 0", child.wait() == 0, child.lines[-5:])
+        check("and leaves systemd's socket there", SOCKET.is_socket())
     finally:
         child.close()
         config.unlink()
+        SOCKET.unlink(missing_ok=True)
 
 
 def check_upgrade(package: Path, folder: Path) -> None:

@@ -109,8 +109,8 @@ class Config:
         kinds.LISTEN_ADDRESS,
         "[::1]",
         "The address for HTTP from the Dovecot plugin; '' for none. Whoever reaches it can "
-        "register phones: see allowFrom and authToken before you open it to a network. For a "
-        "socket that systemd opens: systemd:domain=INET6:index=0",
+        "register phones: see allowFrom and authToken before you open it to a network. For the "
+        "port that xapsd.socket opens: systemd:domain=INET6:index=0",
         section="How IMAP servers reach xapsd",
     )
     port: int = _setting("port", kinds.PORT, "11619", "The port for HTTP.")
@@ -155,8 +155,8 @@ class Config:
         "socket",
         kinds.SOCKET,
         "/run/xapsd/xapsd.sock",
-        "A UNIX socket for older plugins and for HTTP; '' for none. systemd:domain=UNIX:index=0 "
-        "for one that systemd opens.",
+        "A UNIX socket for older plugins and for HTTP; '' for none. For the one that xapsd.socket "
+        "opens, whose SocketMode and SocketGroup count then: systemd:domain=UNIX:index=1",
     )
     socket_mode: int = _setting(
         "socketMode", kinds.MODE, "0660", "Who may use the socket, as for chmod."

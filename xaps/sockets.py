@@ -154,7 +154,10 @@ def _remove_stale(path: Path, kind: socket.SocketKind) -> None:
 
 
 def _in_use(path: Path) -> str:
-    return f"{path}: another daemon is listening there; stop it or choose another path"
+    return (
+        f"{path}: another daemon is listening there, or systemd for this one (xapsd.socket tells "
+        "what to set); stop it or choose another path"
+    )
 
 
 def _reason(error: OSError, path: Path) -> str:
