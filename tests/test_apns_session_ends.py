@@ -18,7 +18,7 @@ from hyperframe.frame import (
 )
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.apns_peer import Peer, connected, cut, exchange
+from tests.apns_peer import Peer, connected, cut, exchange, take_backlog
 from tests.apns_session import ended, only_close, send, tags
 from xaps.apns.events import Answered, Closed, Event, GivenBack, Lost, Retired
 from xaps.apns.session import MAX_STREAM_ID, Session, SessionState
@@ -207,9 +207,7 @@ class BrokenPeerTests(SynchronousTestCase):
         exchange(session, peer)
         peer.answer(1)
         peer.frame(*frames)
-        events = session.receive(peer.take(), 0.0)
-        while session.backlog:
-            events += session.receive(b"", 0.0)
+        events = session.receive(peer.take(), 0.0) + take_backlog(session)
         self.assertEqual(events[0], Answered(1, 200, b""))  # what came before it counts
         self.assertIsInstance(events[-1], Closed)
         self.assertEqual(len(events), 3)
@@ -236,6 +234,12 @@ class BrokenPeerTests(SynchronousTestCase):
 
     def test_a_frame_in_the_middle_of_headers(self) -> None:
         self.broken(HeadersFrame(3, b"\x88"), PingFrame(0))
+
+    def test_an_extension_frame_in_the_middle_of_headers(self) -> None:
+        """RFC 9113, section 5.5: where an unknown frame is not ignored."""
+        unknown = b"\x00\x00\x03\xee\xff\x00\x00\x00\x03abc"
+        end = ContinuationFrame(3, b"", flags=["END_HEADERS"])
+        self.broken(HeadersFrame(3, b"\x88"), unknown, end)
 
     def test_a_pushed_stream(self) -> None:
         headers = Encoder().encode([(b":method", b"GET"), (b":path", b"/")])
@@ -292,8 +296,10 @@ class SliceTests(SynchronousTestCase):
         for stream_id in peer.order:
             peer.answer(stream_id)
         taken = [tags(session.receive(peer.take(), 0.0), Answered)]
-        while session.backlog:
+        for _ in range(3):
+            self.assertTrue(session.backlog)
             taken.append(tags(session.receive(b"", 0.0), Answered))
+        self.assertFalse(session.backlog)
         self.assertEqual([len(part) for part in taken], [64, 64, 64, 8])
         self.assertEqual([tag for part in taken for tag in part], list(range(200)))
 
