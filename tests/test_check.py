@@ -88,6 +88,17 @@ class CheckTests(SynchronousTestCase):
         self.assertIn("tlsKeyfile", text)
         self.assertIn("does not belong to", text)
 
+    def test_a_tls_key_that_others_can_read_is_a_warning(self) -> None:
+        certificate, key = self.authority.server().write(self.folder, "server")
+        tls = {"tls_certfile": certificate, "tls_keyfile": key}
+        bad, text = self.check(**tls)
+        self.assertFalse(bad, text)
+        self.assertNotIn("tlsKeyfile", text)
+        key.chmod(0o644)
+        bad, text = self.check(**tls)
+        self.assertFalse(bad, text)
+        self.assertIn(f"Warning: tlsKeyfile: {key}: everybody on this machine can read", text)
+
     def test_trust_roots_without_a_certificate_are_told(self) -> None:
         empty = self.folder / "roots.pem"
         empty.write_text("nothing")

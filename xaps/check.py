@@ -15,6 +15,7 @@ from xaps.credentials.keeper import SET_ONE
 from xaps.credentials.sources import source_from_config
 from xaps.files import let_read
 from xaps.intake.cyrus_conf import ImapdConfError, read_imapd_conf
+from xaps.privatefiles import careless
 from xaps.registry.opening import BESIDE
 from xaps.servertls import TLSError, server_options
 from xaps.sockets import SocketError, group_id, join
@@ -30,7 +31,7 @@ def check(path: Path, config: Config, out: TextIO) -> bool:
     """
     problems = [
         *_credential(config, out),
-        *_tls(config),
+        *_tls(config, out),
         *_trust_roots(config),
         *_groups(config),
         *_database(config),
@@ -62,13 +63,15 @@ def _credential(config: Config, out: TextIO) -> Iterator[str]:
             out.write(f"Certificate valid until {utc_text(finding.expires)}\n")
 
 
-def _tls(config: Config) -> Iterator[str]:
+def _tls(config: Config, out: TextIO) -> Iterator[str]:
     if config.tls_certfile is None or config.tls_keyfile is None:
         return
     try:
         server_options(config.tls_certfile, config.tls_keyfile, config.tls_client_ca)
     except TLSError as error:
         yield str(error)
+    for problem in careless(config.tls_keyfile, "private key"):
+        out.write(f"Warning: tlsKeyfile: {problem}\n")
 
 
 def _trust_roots(config: Config) -> Iterator[str]:

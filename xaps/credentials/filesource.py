@@ -13,6 +13,7 @@ from xaps.credentials.certificate import CredentialError
 from xaps.credentials.finding import Finding, Parsed, Source, judge
 from xaps.credentials.reading import MAX_FILE, Blob, read_p8, read_pem, read_pkcs12
 from xaps.files import let_read
+from xaps.privatefiles import careless
 
 
 class FileSource:
@@ -101,12 +102,7 @@ def read_file(path: Path) -> tuple[Blob, list[str]]:
             name, f"the file has more than {MAX_FILE} bytes", "is it the right one?"
         )
     blob = Blob(name, data)
-    if blob.has_key and _others_can_read(path):
-        return blob, [_OTHERS.format(path=path, what="private key")]
-    return blob, []
-
-
-_OTHERS = "{path}: everybody on this machine can read the {what}; run chmod o-rwx {path}"
+    return blob, careless(path, "private key") if blob.has_key else []
 
 
 def read_password(password: str) -> tuple[bytes, list[str]]:
@@ -115,15 +111,7 @@ def read_password(password: str) -> tuple[bytes, list[str]]:
         return password.encode(), []
     path = Path(password.removeprefix("file:"))
     blob, _ = read_file(path)
-    careless = [_OTHERS.format(path=path, what="password")] if _others_can_read(path) else []
-    return blob.data.rstrip(b"\r\n"), careless
-
-
-def _others_can_read(path: Path) -> bool:
-    try:
-        return bool(path.stat().st_mode & stat.S_IROTH)
-    except OSError:
-        return False
+    return blob.data.rstrip(b"\r\n"), careless(path, "password")
 
 
 def _fingerprint(blobs: Sequence[Blob], password: bytes | None) -> bytes:
