@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from twisted.internet.defer import execute
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from tests.conditions import NOBODY, without_root
@@ -25,6 +26,7 @@ from xaps.ctl.errors import BAD, UNREACHABLE, UNUSABLE, CtlError
 from xaps.ctl.main import main
 from xaps.ctl.parser import parser
 from xaps.ctl.words import in_words
+from xaps.registry.opening import open_registry
 
 PHONE = "ab" * 32
 
@@ -480,6 +482,18 @@ class ExportAndImportTests(CtlTestCase):
         self.assertEqual(self.ctl("import", self.write(go_data())), UNUSABLE)
         self.assertIn("is running", self.err)
 
+    def test_a_daemon_without_sockets_keeps_what_it_has_and_can_be_looked_at(self) -> None:
+        data = go_data()
+        self.ctl("import", self.write(data))
+        registry = open_registry(
+            self.folder / "registrations.sqlite3", run=execute, now=time.time(), lifetime=1e6
+        )
+        self.addCleanup(registry.close)
+        self.assertEqual(self.ctl("import", self.write(go_data(DeviceToken="cd" * 32))), UNUSABLE)
+        self.assertIn(f"another xapsd (pid {os.getpid()}) uses it; stop that one", self.err)
+        self.assertEqual(self.successResultOf(registry.count()), 1)
+        self.assertEqual(self.exported(), data)
+
     def test_a_socket_that_one_may_not_use_may_be_a_running_daemons(self) -> None:
         daemon = StandinDaemon(self.control, b"")
         self.addCleanup(daemon.close)
@@ -492,10 +506,11 @@ class ExportAndImportTests(CtlTestCase):
         self.assertFalse((self.folder / "registrations.sqlite3").exists())
 
     def test_a_file_is_written_for_its_owner_alone(self) -> None:
-        self.ctl("import", self.write(go_data()))
+        data = go_data()
+        self.ctl("import", self.write(data))
         file = self.folder / "out.json"
         self.assertEqual(self.ctl("export", str(file)), 0)
-        self.assertEqual(json.loads(file.read_text()), go_data())
+        self.assertEqual(json.loads(file.read_text()), data)
         self.assertEqual(file.stat().st_mode & 0o777, 0o600)
         self.assertEqual(self.ctl("export", str(self.folder / "none" / "out.json")), UNUSABLE)
         self.assertIn("out.json: No such file", self.err)

@@ -132,11 +132,30 @@ class StartTests(EndToEndTestCase):
     def test_the_socket_of_a_live_daemon_is_left_alone(self) -> None:
         first = self.make_daemon(NOWHERE)
         first.start()
-        second = self.make_daemon(NOWHERE, socket=str(first.socket))
+        second = self.make_daemon(
+            NOWHERE, socket=str(first.socket), databaseFile=str(self.folder / "second.sqlite3")
+        )
         second.start(wait=False)
         self.assertEqual(second.wait(), EX_UNAVAILABLE)
         self.assertIn(str(first.socket), "\n".join(second.log))
         self.assertTrue(first.register("alice", ACCOUNT, PHONE).startswith("OK "))
+
+    def test_a_second_daemon_on_one_database_is_refused_and_the_first_one_goes_on(self) -> None:
+        apns, first = self.start_both()
+        first.register("alice", ACCOUNT, PHONE)
+        second = self.make_daemon(apns.url)
+        second.start(wait=False)
+        self.assertEqual(second.wait(), EX_UNAVAILABLE)
+        database = first.settings["databaseFile"]
+        self.assertIn(
+            f"{database}: another xapsd (pid {first.pid}) uses it; stop that one first",
+            "\n".join(second.log),
+        )
+        first.notify("alice")
+        apns.wait_for(1)
+        first.kill()
+        second.start()
+        self.assertIn("Ready: 1 phones", "\n".join(second.log))
 
     def test_errors_of_the_configuration_are_told_together_with_their_lines(self) -> None:
         daemon = self.make_daemon(NOWHERE, delay="soon", prot=11619)

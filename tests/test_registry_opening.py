@@ -174,7 +174,9 @@ class RefusedFileTests(OpeningTestCase):
         self.assertEqual(self.all(self.open()), [])
 
     def test_a_registry_is_opened_again_as_it_is(self) -> None:
-        self.successResultOf(self.open().register(registration(ALICE)))
+        registry = self.open()
+        self.successResultOf(registry.register(registration(ALICE)))
+        self.successResultOf(registry.close())
         self.assertEqual(self.all(self.open()), [registration(ALICE)])
 
     def test_every_commit_waits_for_the_disk(self) -> None:
@@ -225,8 +227,10 @@ class ImportTests(OpeningTestCase):
         self.successResultOf(registry.remove(RegistrationKey("alice", "A1", TOKEN)))
         self.successResultOf(registry.close())
         with capturedLogs() as events:
-            self.assertEqual(self.all(self.open(self.json)), [])
+            registry = self.open(self.json)
+            self.assertEqual(self.all(registry), [])
         self.assertEqual(events, [])
+        self.successResultOf(registry.close())
         # It is not even looked at any more.
         self.json.write_bytes(b"{ broken")
         self.open(self.json)

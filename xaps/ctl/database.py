@@ -20,10 +20,14 @@ from xaps.dispatch import REGISTRATION_LIFETIME
 from xaps.model import Registration, RegistrationKey
 from xaps.registry.godata import GoData, GoDataError, GoExport, export, parse
 from xaps.registry.interface import RegistryError
-from xaps.registry.opening import MAX_JSON, add_registrations, open_registry
+from xaps.registry.lock import RegistryInUse
+from xaps.registry.opening import MAX_JSON, open_registry, read_registrations
 from xaps.registry.sqlite import SQLiteRegistry
 
 T = TypeVar("T")
+
+PATIENCE = 1.0
+"""Seconds to wait for another process that uses the registry."""
 
 
 def running(config: Config) -> bool:
@@ -57,10 +61,15 @@ def _registration(phone: dict[str, Any]) -> Registration:
 
 
 def export_stopped(config: Config) -> GoExport:
-    """What is in the registry that no daemon uses."""
-    with _opened(config) as registry:
-        phones = _now(registry.all())
-        return export(phones)
+    """What is in the registry, where there is no daemon that can be asked."""
+    with _as_daemon(config):
+        try:
+            with _opened(config) as registry:
+                phones = _now(registry.all())
+                return export(phones)
+        except RegistryInUse:
+            # There is a daemon all the same, without a socket. To look harms nobody.
+            return export(read_registrations(config.database_file))
 
 
 def import_stopped(config: Config, file: Path) -> tuple[GoData, int]:
@@ -79,25 +88,34 @@ def import_stopped(config: Config, file: Path) -> tuple[GoData, int]:
         found = parse(data, now=now, oldest=now - REGISTRATION_LIFETIME)
     except GoDataError as error:
         raise CtlError(f"{file}: {error}") from None
-    with _opened(config):
-        added = add_registrations(config.database_file, found.registrations)
-    return found, added
+    with _as_daemon(config), _opened(config) as registry:
+        return found, _now(registry.add(found.registrations))
+
+
+@contextlib.contextmanager
+def _as_daemon(config: Config) -> Iterator[None]:
+    """With the daemon's rights where it keeps its files; what is wrong there ends the command."""
+    with _as_owner(config.database_file.parent):
+        try:
+            yield
+        except RegistryError as error:
+            raise CtlError(str(error)) from None
 
 
 @contextlib.contextmanager
 def _opened(config: Config) -> Iterator[SQLiteRegistry]:
     """The registry, opened as the daemon opens it."""
-    with _as_owner(config.database_file.parent):
-        try:
-            registry = open_registry(
-                config.database_file, run=_here, now=time.time(), lifetime=REGISTRATION_LIFETIME
-            )
-            try:
-                yield registry
-            finally:
-                _now(registry.close())
-        except RegistryError as error:
-            raise CtlError(str(error)) from None
+    registry = open_registry(
+        config.database_file,
+        run=_here,
+        now=time.time(),
+        lifetime=REGISTRATION_LIFETIME,
+        busy_timeout=PATIENCE,
+    )
+    try:
+        yield registry
+    finally:
+        _now(registry.close())
 
 
 @contextlib.contextmanager

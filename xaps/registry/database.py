@@ -80,7 +80,7 @@ def open_writer(path: Path, *, busy_timeout: float) -> sqlite3.Connection:
     :param busy_timeout: seconds to wait for other processes' locks.
     :raises RegistryError: the file cannot be used.
     """
-    _check_files(path)
+    check_files(path)
     connection = None
     try:
         connection = sqlite3.connect(
@@ -109,8 +109,12 @@ def open_reader(path: Path) -> sqlite3.Connection:
         raise RegistryError(explain(error, path)) from error
 
 
-def _check_files(path: Path) -> None:
-    """SQLite says "unable to open database file" to all of these."""
+def check_files(path: Path) -> None:
+    """Make the file where there is none; SQLite says "unable to open database file" to all that can
+    be wrong with that.
+
+    :raises RegistryError: it cannot be used.
+    """
     folder = path.parent
     if not folder.is_dir():
         raise RegistryError(

@@ -41,18 +41,26 @@ class GroupCommit:
 
     :param connection: used by the worker thread alone from now on.
     :param max_pending: the bound on writes that wait; over it a write fails at once.
+    :param on_closed: called when the connection is closed.
     """
 
     _log = Logger()
 
     def __init__(
-        self, connection: sqlite3.Connection, path: Path, *, run: Run, max_pending: int
+        self,
+        connection: sqlite3.Connection,
+        path: Path,
+        *,
+        run: Run,
+        max_pending: int,
+        on_closed: Callable[[], None],
     ) -> None:
         self._connection = connection
         self._path = path
         self._identity = _identity(path)
         self._run = run
         self._max_pending = max_pending
+        self._on_closed = on_closed
         self._queue: deque[_Write[Any]] = deque()
         self._writing: Deferred[None] | None = None
         self._closed = False
@@ -92,9 +100,12 @@ class GroupCommit:
         return Deferred.fromCoroutine(self._close())
 
     async def _close(self) -> None:
-        if self._writing is not None:
-            await self._writing
-        await self._run(self._connection.close)
+        try:
+            if self._writing is not None:
+                await self._writing
+            await self._run(self._connection.close)
+        finally:
+            self._on_closed()
 
     async def _write_all(self) -> None:
         while self._queue:

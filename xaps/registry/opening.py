@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 from twisted.logger import Logger
 
 from xaps.model import Registration
-from xaps.registry.database import explain, open_writer, roll_back
+from xaps.registry.database import check_files, explain, open_reader, open_writer, roll_back
 from xaps.registry.godata import AppleCertificates, GoData, GoDataError, parse
 from xaps.registry.groupcommit import Run
 from xaps.registry.interface import RegistryError
-from xaps.registry.sqlite import BUSY_TIMEOUT, MAX_PER_USER, SQLiteRegistry, add_if_newer
+from xaps.registry.lock import Lock
+from xaps.registry.sqlite import (
+    BUSY_TIMEOUT,
+    MAX_PER_USER,
+    SQLiteRegistry,
+    add_if_newer,
+    read_page,
+)
 
 BESIDE = "database.sqlite3"
 """The registry's name where ``databaseFile`` names a file of the Go daemon."""
@@ -41,17 +49,26 @@ def open_registry(
     ``.json``, or JSON is in it), the SQLite file is ``database.sqlite3`` beside it, and what
     is in the JSON file is imported if that was never done before. It is left as it is.
 
+    It is this process's alone until it is closed. That needs a lock file beside it.
+
     This reads the disk and can wait for `busy_timeout`: do it before the reactor runs, but after
     the process has become a daemon (neither locks nor threads survive a fork).
 
     :param now: seconds since the epoch.
     :param lifetime: seconds after which a registration that was not renewed counts no more.
     :param on_certificates: gets what Apple issued to the Go daemon, when its file is imported.
+    :raises RegistryInUse: another process has opened it.
     :raises RegistryError: a file cannot be used; nothing was imported then.
     """
     is_json = _is_go_data(database_file)
     path = _registry_path(database_file, is_json)
-    connection = open_writer(path, busy_timeout=busy_timeout)
+    check_files(path)
+    lock = Lock(path, patience=busy_timeout)
+    try:
+        connection = open_writer(path, busy_timeout=busy_timeout)
+    except BaseException:
+        lock.release()
+        raise
     try:
         if is_json and not _was_imported(connection, database_file):
             found = _read(database_file, now=now, oldest=now - lifetime)
@@ -60,42 +77,31 @@ def open_registry(
                     on_certificates(found.certificates)
                 added = _import(connection, database_file, found, max_per_user)
                 _report(database_file, found, added, path)
-        return SQLiteRegistry(connection, path, run=run, max_per_user=max_per_user)
+        return SQLiteRegistry(
+            connection, path, run=run, max_per_user=max_per_user, on_closed=lock.release
+        )
     except BaseException as error:
         connection.close()
+        lock.release()
         if isinstance(error, sqlite3.Error):
             raise RegistryError(explain(error, path)) from error
         raise
 
 
-def add_registrations(
-    database_file: Path,
-    registrations: Iterable[Registration],
-    *,
-    max_per_user: int = MAX_PER_USER,
-    busy_timeout: float = BUSY_TIMEOUT,
-) -> int:
-    """Add to the registry that `database_file` names what it does not know or knows an older state
-    of, all or nothing; gives the number of these.
+def read_registrations(database_file: Path) -> list[Registration]:
+    """What is in the registry that `database_file` names, whoever uses it.
 
-    The registry must have been opened once (:func:`open_registry`).
-
-    :raises RegistryError: it cannot be used.
+    :raises RegistryError: it cannot be read.
     """
     path = _registry_path(database_file, _is_go_data(database_file))
-    connection = open_writer(path, busy_timeout=busy_timeout)
+    found: list[Registration] = []
     try:
-        connection.execute("BEGIN IMMEDIATE")
-        try:
-            added = add_if_newer(connection, registrations, max_per_user)
-            connection.execute("COMMIT")
-        finally:
-            roll_back(connection)
-        return added
+        with contextlib.closing(open_reader(path)) as connection:
+            while page := read_page(connection, found[-1].key if found else None):
+                found += page
     except sqlite3.Error as error:
         raise RegistryError(explain(error, path)) from error
-    finally:
-        connection.close()
+    return found
 
 
 def _registry_path(database_file: Path, is_json: bool) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -98,15 +98,19 @@ class SQLiteRegistry:
         run: Run,
         max_per_user: int = MAX_PER_USER,
         max_pending: int = MAX_PENDING,
+        on_closed: Callable[[], None] = lambda: None,
     ) -> None:
         """
         :param connection: what :func:`.open_writer` gave for `path`.
         :param max_pending: the bound on writes that wait for the disk.
+        :param on_closed: called once, when the file is no longer used.
         """
         self._path = path
         self._max_per_user = max_per_user
         self._reader = open_reader(path)
-        self._writer = GroupCommit(connection, path, run=run, max_pending=max_pending)
+        self._writer = GroupCommit(
+            connection, path, run=run, max_pending=max_pending, on_closed=on_closed
+        )
 
     # -------------------------------------------- reads in the calling thread
 
@@ -133,11 +137,11 @@ class SQLiteRegistry:
 
     async def _all(self) -> Sequence[Registration]:
         found: list[Registration] = []
-        page = await self._writer.read(partial(_page, after=None))
+        page = await self._writer.read(partial(read_page, after=None))
         while page:
             found += page
             last = page[-1].key
-            page = await self._writer.read(partial(_page, after=last))
+            page = await self._writer.read(partial(read_page, after=last))
         return found
 
     def count(self) -> Deferred[int]:
@@ -155,6 +159,14 @@ class SQLiteRegistry:
         return self._writer.write(
             lambda connection: _register(connection, registration, self._max_per_user)
         ).addCallback(self._log_trimmed)
+
+    def add(self, registrations: Iterable[Registration]) -> Deferred[int]:
+        """Add what is not there or is older there, all or nothing; fires with the number of
+        these."""
+        added = list(registrations)
+        return self._writer.write(
+            lambda connection: add_if_newer(connection, added, self._max_per_user)
+        )
 
     def _log_trimmed(self, trimmed: Sequence[RegistrationKey]) -> None:
         for key in trimmed:
@@ -236,7 +248,8 @@ def _row(registration: Registration) -> tuple[str | float, ...]:
     )
 
 
-def _page(connection: sqlite3.Connection, after: RegistrationKey | None) -> list[Registration]:
+def read_page(connection: sqlite3.Connection, after: RegistrationKey | None) -> list[Registration]:
+    """The next registrations in the order of keys; none after the last."""
     if after is None:
         rows = connection.execute(FIRST_PAGE)
     else:
