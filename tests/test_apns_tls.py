@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from OpenSSL import SSL
 from twisted.internet import reactor
+from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred
 from twisted.internet.error import (
     ConnectBindError,
@@ -17,9 +18,19 @@ from twisted.internet.error import (
     DNSLookupError,
     TimeoutError,
 )
-from twisted.internet.interfaces import IReactorTCP, IReactorTime
+from twisted.internet.interfaces import (
+    IAddress,
+    IHostnameResolver,
+    IHostResolution,
+    IReactorPluggableNameResolver,
+    IReactorTCP,
+    IReactorTime,
+    IResolutionReceiver,
+)
+from twisted.internet.testing import MemoryReactorClock
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
+from zope.interface import implementer
 
 from tests import pki
 from tests.coroutines import as_deferred
@@ -277,6 +288,113 @@ class PushTests(TestCase):
         standin = APNsStandin(cast(IReactorTCP, reactor), self.authority, token_keys=[key])
         token = TokenCredential(pki.MAIL_TOPIC, "key.p8", key.key_id, key.team_id, key.p8)
         await self.pushed(standin, token)
+
+
+@implementer(IHostnameResolver, IHostResolution)
+class Names:
+    """A resolver that gives the addresses which the test has set."""
+
+    def __init__(self) -> None:
+        self.addresses: list[str] = []
+        self.asked: list[str] = []
+        self.name = ""
+
+    def resolveHostName(
+        self,
+        resolutionReceiver: IResolutionReceiver,
+        hostName: str,
+        portNumber: int = 0,
+        addressTypes: Sequence[type[IAddress]] | None = None,
+        transportSemantics: str = "TCP",
+    ) -> IHostResolution:
+        self.asked.append(hostName)
+        resolutionReceiver.resolutionBegan(self)
+        for address in self.addresses:
+            kind = IPv6Address if ":" in address else IPv4Address
+            if addressTypes is None or kind in addressTypes:
+                resolutionReceiver.addressResolved(kind("TCP", address, portNumber))
+        resolutionReceiver.resolutionComplete()
+        return self
+
+    def cancel(self) -> None:
+        raise AssertionError("it is done at once")
+
+
+@implementer(IReactorPluggableNameResolver)
+class NamedReactor(MemoryReactorClock):
+    """A reactor in memory, with a resolver."""
+
+    def __init__(self, resolver: IHostnameResolver) -> None:
+        super().__init__()
+        self.nameResolver = resolver
+
+    def installNameResolver(self, resolver: IHostnameResolver) -> IHostnameResolver:
+        raise NotImplementedError
+
+
+class AddressTests(SynchronousTestCase):
+    """Where APNs' name leads to."""
+
+    def setUp(self) -> None:
+        self.names = Names()
+        self.reactor = NamedReactor(self.names)
+        self.client = Client(
+            self.reactor,
+            lambda credential: tls_endpoint(
+                self.reactor, "push.example.net", 2197, trust_root(None), credential
+            ),
+            "push.example.net:2197",
+            random=lambda: 0.0,
+        )
+        self.addCleanup(self.client.stop, 0.0)
+
+    def begin(self, *addresses: str) -> None:
+        """The client starts while the name has these."""
+        self.names.addresses = list(addresses)
+        self.client.use(credential(pki.Authority.create().client()))
+        self.client.start()
+
+    def tried(self) -> list[str]:
+        """The addresses that were connected to."""
+        for _, port, *_ in self.reactor.tcpClients:
+            self.assertEqual(port, 2197)
+        return [host for host, *_ in self.reactor.tcpClients]
+
+    def refuse(self, number: int) -> None:
+        """The connection to the address that was tried at this place fails."""
+        connector = self.reactor.connectors[number]
+        self.reactor.tcpClients[number][2].clientConnectionFailed(
+            connector, Failure(ConnectionRefusedError())
+        )
+
+    def tries_all(self, *addresses: str) -> None:
+        self.begin(*addresses)
+        self.assertEqual(self.tried(), [addresses[0]])
+        self.reactor.pump([0.1] * 10)  # they say nothing
+        self.assertEqual(self.tried(), list(addresses))
+
+    def test_ipv4_is_tried_while_ipv6_says_nothing(self) -> None:
+        self.tries_all("2001:db8::1", "192.0.2.1")
+
+    def test_ipv6_is_tried_while_ipv4_says_nothing(self) -> None:
+        self.tries_all("192.0.2.1", "192.0.2.2", "2001:db8::1")
+
+    def test_the_name_is_looked_up_anew_for_each_attempt(self) -> None:
+        self.begin("192.0.2.1")
+        self.refuse(0)
+        self.reactor.advance(0.3)
+        self.assertEqual(self.names.asked, ["push.example.net"])
+        self.names.addresses = ["2001:db8::2"]
+        self.reactor.pump([0.1] * 15)
+        self.assertEqual(self.names.asked, ["push.example.net"] * 2)
+        self.assertEqual(self.tried(), ["192.0.2.1", "2001:db8::2"])
+
+    def test_a_name_that_nobody_knows_is_asked_for_again(self) -> None:
+        self.begin()
+        self.assertEqual(self.tried(), [])
+        self.names.addresses = ["192.0.2.1"]
+        self.reactor.pump([0.1] * 15)
+        self.assertEqual(self.tried(), ["192.0.2.1"])
 
 
 class WordsTests(SynchronousTestCase):
