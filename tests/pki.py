@@ -17,12 +17,12 @@ from typing import Literal, TypeAlias
 import attrs
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.serialization import pkcs12
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 PrivateKey: TypeAlias = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
-KeyKind: TypeAlias = Literal["ec", "rsa"]
+KeyKind: TypeAlias = Literal["ec", "rsa", "weak rsa"]
 Topics: TypeAlias = Sequence[tuple[str, Sequence[str]]]
 
 DEVELOPMENT = x509.ObjectIdentifier("1.2.840.113635.100.6.3.1")
@@ -36,6 +36,9 @@ kind, ... }, ... }``."""
 MAIL_TOPIC = "com.apple.mail.XServer.1b2c3d4e-0000-4000-8000-0123456789ab"
 """A topic that looks like those of macOS Server's mail certificates."""
 
+# AlgorithmIdentifiers (RFC 4055, RFC 3279)
+_SHA256_WITH_RSA = bytes.fromhex("300d06092a864886f70d01010b0500")
+_SHA1_WITH_RSA = bytes.fromhex("300d06092a864886f70d0101050500")
 _DER_NULL = b"\x05\x00"
 _DAY = datetime.timedelta(days=1)
 
@@ -144,9 +147,11 @@ class Authority:
         """Write the certificate, as ``apnsTrustRoots`` wants it."""
         return write_private(path, self.pem)
 
-    def intermediate(self, name: str = "xaps test intermediate CA") -> Authority:
+    def intermediate(
+        self, name: str = "xaps test intermediate CA", *, key: KeyKind = "ec"
+    ) -> Authority:
         """An authority below this one: its certificates carry it in their chain."""
-        private = make_key("ec")
+        private = make_key(key)
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         certificate = _sign_authority(subject, private, self.certificate.subject, self.key)
         return Authority(certificate, private, (certificate, *self.above))
@@ -262,7 +267,19 @@ class SigningKey:
         return write_private(path, self.p8)
 
 
+def with_sha1(certificate: x509.Certificate, issuer: PrivateKey) -> x509.Certificate:
+    """The certificate, which an RSA key has signed, as it was signed when SHA-1 was usual;
+    cryptography makes none of these."""
+    assert isinstance(issuer, rsa.RSAPrivateKey)
+    content = certificate.tbs_certificate_bytes.replace(_SHA256_WITH_RSA, _SHA1_WITH_RSA)
+    signature = issuer.sign(content, padding.PKCS1v15(), hashes.SHA1())
+    der = _der(0x30, content + _SHA1_WITH_RSA + _der(0x03, b"\x00" + signature))
+    return x509.load_der_x509_certificate(der)
+
+
 def make_key(kind: KeyKind = "ec") -> PrivateKey:
+    if kind == "weak rsa":
+        return rsa.generate_private_key(public_exponent=65537, key_size=1024)
     if kind == "rsa":
         return rsa.generate_private_key(public_exponent=65537, key_size=2048)
     return ec.generate_private_key(ec.SECP256R1())

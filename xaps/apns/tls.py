@@ -21,6 +21,7 @@ from twisted.internet.ssl import (
 from twisted.python.failure import Failure
 
 from xaps.model import CertificateCredential, Credential
+from xaps.presenting import NotPresented, check_presented, openssl_words
 
 TrustRoot = Any
 """What Twisted takes as one; its interface for that is private."""
@@ -30,6 +31,10 @@ CONNECT_TIMEOUT = 20
 """Seconds for one address; the client has a deadline for the whole."""
 
 _PEM = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
+
+_TOO_WEAK = re.compile("(ee|ca) (key too small|md too weak)")
+"""What OpenSSL says of what it is to present; it judges the server's certificate in other words,
+and there is also "dh key too small", which is the server's."""
 
 
 @attrs.frozen
@@ -85,13 +90,14 @@ def tls_endpoint(
             leaf, *chain = (
                 crypto.load_certificate(crypto.FILETYPE_PEM, pem) for pem in credential.chain_pem
             )
-            options.update(
-                certificate=leaf,
-                privateKey=crypto.load_privatekey(crypto.FILETYPE_PEM, credential.key_pem),
-                extraCertChain=chain,
-            )
+            key = crypto.load_privatekey(crypto.FILETYPE_PEM, credential.key_pem)
         except (crypto.Error, ValueError) as reason:
             raise ValueError(f"{credential.source} cannot be used for TLS") from reason
+        try:
+            check_presented([leaf, *chain], key)
+        except NotPresented as reason:
+            raise ValueError(f"{credential.source}: {reason}") from None
+        options.update(certificate=leaf, privateKey=key, extraCertChain=chain)
     creator = optionsForClientTLS(
         host, trustRoot=root, acceptableProtocols=[ALPN], extraCertificateOptions=options
     )
@@ -123,8 +129,7 @@ def explain(failure: Failure) -> Trouble:
 
 
 def _explain_tls(reason: SSL.Error) -> Trouble:
-    told = [str(entry[-1]) for entry in reason.args[0]] if reason.args and reason.args[0] else []
-    text = "; ".join(told)
+    text = openssl_words(reason)
     if "certificate verify failed" in text:
         return Trouble(
             "the server's certificate cannot be verified: it has expired, or its issuer is not "
@@ -132,6 +137,8 @@ def _explain_tls(reason: SSL.Error) -> Trouble:
         )
     if "alert" in text and ("certificate" in text or "unknown ca" in text):
         return Trouble(f"APNs does not accept our certificate ({text})", ours=True)
+    if _TOO_WEAK.search(text):
+        return Trouble(f"OpenSSL does not present our certificate ({text})", ours=True)
     if "alert no application protocol" in text:
         return Trouble("the server does not offer HTTP/2: apnsServer is wrong")
     return Trouble(f"TLS failed: {text}" if text else "TLS ended unexpectedly")

@@ -18,11 +18,13 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
+from OpenSSL import crypto
 from pyasn1.codec.der import decoder
 from pyasn1.error import PyAsn1Error
 from pyasn1.type import char, univ
 
 from xaps.model import CertificateCredential
+from xaps.presenting import NotPresented, check_presented
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
@@ -123,6 +125,8 @@ class CertificateInfo:
     key: PrivateKey | None = attrs.field(repr=False)
     key_matches: bool | None
     """Whether `key` belongs to the leaf; ``None``: there is no key."""
+    not_presented: tuple[str, str] | None
+    """Why OpenSSL does not present `chain` to a server, and what to do; ``None`` if it does."""
 
     no_key = "there is no private key for the certificate"
     """What the error about a missing key says."""
@@ -170,6 +174,8 @@ class CertificateInfo:
                 "the certificate is for development only, and Mail is pushed in production",
                 "request a production certificate",
             )
+        if self.not_presented is not None:
+            add(*self.not_presented)
         if now >= self.not_after:
             add(
                 f"the certificate expired on {utc_text(self.not_after)}",
@@ -243,6 +249,7 @@ def certificate_info(
             key_matches=None
             if key is None
             else _spki(key.public_key()) == _spki(leaf.public_key()),
+            not_presented=_not_presented(chain),
         )
     except PARSE_ERRORS as error:
         raise CredentialError(
@@ -305,6 +312,25 @@ def _order(source: str, certificates: Sequence[x509.Certificate]) -> tuple[x509.
         rest.remove(issuer)
         chain.append(issuer)
     return tuple(chain)
+
+
+def _not_presented(chain: Sequence[x509.Certificate]) -> tuple[str, str] | None:
+    try:
+        check_presented([crypto.X509.from_cryptography(certificate) for certificate in chain])
+    except NotPresented as refusal:
+        if refusal.position == 0:
+            return (
+                f"OpenSSL does not present the certificate to servers ({refusal.reason})",
+                "request another one, for an RSA key of 2048 bits and signed with SHA-256",
+            )
+        name = printable(chain[refusal.position].subject.rfc4514_string())
+        return (
+            f"OpenSSL does not present the certificate of {name} to servers ({refusal.reason})",
+            "take it out of the file: Apple knows its own authorities",
+        )
+    except crypto.Error:
+        return "OpenSSL cannot read the certificate", "export or copy it again"
+    return None
 
 
 def _is_authority(certificate: x509.Certificate) -> bool:
