@@ -14,6 +14,7 @@ from __future__ import annotations
 import http.client
 import json
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -120,6 +121,24 @@ class Daemon:
     def wait(self, timeout: float = PATIENCE) -> int:
         """Wait until it ends by itself; returns the exit status."""
         return self._running.wait(timeout)
+
+    def fill_disk(self, *, left: int = 0) -> None:
+        """Let the write-ahead log of this run's registry grow no further, until `free_disk`.
+
+        SQLite calls that an I/O error: the kernel refuses a size and not the space (EFBIG).
+
+        :param left: bytes for which there is room: fewer than a page takes (4096).
+        """
+        log = Path(f"{self.settings['databaseFile']}-wal")
+        self._limit_files(log.stat().st_size + left)
+
+    def free_disk(self) -> None:
+        """There is room again."""
+        self._limit_files(resource.RLIM_INFINITY)
+
+    def _limit_files(self, size: int) -> None:
+        # The soft limit; Python ignores the signal that comes with it.
+        resource.prlimit(self.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
     def use(self, issued: pki.Issued) -> None:
         """Replace the push certificate on disk, in one step."""
