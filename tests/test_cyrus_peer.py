@@ -150,6 +150,7 @@ class NamespaceTests(CyrusTestCase):
         self.cyrus.deliver(self.alice, self.notes)
         self.assertEqual(self.said(), [self.new(self.notes), Notice(self.bob, theirs, True)])
         self.cyrus.allow(mailbox, self.bob, "l")
+        self.cyrus.allow(mailbox, "group:mail", "lrs")  # whoever that is
         self.cyrus.deliver(self.alice, self.notes)
         self.assertEqual(self.said(), [self.new(self.notes)])
 

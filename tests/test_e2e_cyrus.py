@@ -55,21 +55,18 @@ class CyrusEndToEndTestCase(EndToEndTestCase):
         self.addCleanup(cyrus.stop)
         for name in ("alice", "bob", f"alice.{FOLDER}", "alice.Notes"):
             cyrus.create(self.admins(name))
-        apns, daemon = self.start_daemon(
-            cyrus={"imapdConf": str(cyrus.imapd_conf)}, cyrusUser=cyrus.user, **settings
-        )
+        apns, daemon = self.start_daemon(**cyrus.daemons_settings, **settings)
         return apns, daemon, cyrus
 
     def start_daemon(self, **settings: Any) -> tuple[APNsProcess, Daemon]:
         apns = self.make_apns()
-        settings = {"delay": 0.5, "checkInterval": 0.1, **settings}
-        daemon = self.make_daemon(
-            apns.url,
-            issued=self.authority.client(topic=TOPIC),
-            cyrusSocket=str(self.socket),
-            cyrusSocketMode="0666",
+        settings = {
+            "delay": 0.5,
+            "checkInterval": 0.1,
+            "cyrusSocket": str(self.socket),
             **settings,
-        )
+        }
+        daemon = self.make_daemon(apns.url, issued=self.authority.client(topic=TOPIC), **settings)
         daemon.start()
         return apns, daemon
 
@@ -180,11 +177,7 @@ class DaemonTests(CyrusEndToEndTestCase):
     def test_a_topic_that_is_not_the_credentials_is_told_at_the_start(self) -> None:
         cyrus = Cyrus(self.socket, self.settings)
         self.addCleanup(cyrus.stop)
-        daemon = self.make_daemon(
-            "https://localhost:1",
-            cyrusSocket=str(self.socket),
-            cyrus={"imapdConf": str(cyrus.imapd_conf)},
-        )
+        daemon = self.make_daemon("https://localhost:1", **cyrus.daemons_settings)
         daemon.start()
         line = daemon.wait_for_log("Cyrus gives phones the topic")
         self.assertIn(TOPIC, line)

@@ -1,5 +1,6 @@
 """Debian's Cyrus IMAP with its IMAP and LMTP services, started and ended by a test.
 
+What docs/cyrus.rst tells administrators to write is read from there, so that it is what was tried.
 ``tests/fetch-cyrus`` puts its packages into a folder, not installed. Everything that the server
 writes is in a temporary folder. A test that is run by root gives the server to the user nobody.
 """
@@ -16,21 +17,27 @@ import smtplib
 import socket
 import subprocess
 import tempfile
+import textwrap
 import time
 from email.message import EmailMessage
 from email.policy import SMTP
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+from ruamel.yaml import YAML
 from twisted.mail import imap4  # registers the codec imap4-utf-7
 from twisted.trial.unittest import SkipTest
 
+from tests.peers.child import ROOT
 from tests.peers.dovecot import ImapSession
 from tests.peers.nghttpd import free_port
 
 UNPACKED = Path("/var/cache/xaps-peers/cyrus")
 TOPIC = "com.apple.mail.XServer.2c94f3cf-9d0b-4fd2-b1c4-05a9ecbc4d3f"
 SENDER = "robert@example.org"
+
+DOCUMENT = ROOT / "docs" / "cyrus.rst"
 
 _PROGRAMS = UNPACKED / "usr/lib/cyrus/bin"
 _LIBRARIES = UNPACKED / "usr/lib" / f"{os.uname().machine}-linux-gnu"
@@ -52,10 +59,6 @@ admins: {admin}
 allowplaintext: yes
 sasl_pwcheck_method: alwaystrue
 sasl_mech_list: PLAIN
-aps_topic: {topic}
-event_notifier: xapsd
-event_groups: message flags applepushservice
-notifysocket: {socket}
 """
 _FILING = """\
 require ["fileinto", "variables"];
@@ -67,14 +70,26 @@ _CYRUS = """\
 START {{
   recover cmd="{programs}/ctl_cyrusdb -C {folder}/imapd.conf -r"
 }}
-SERVICES {{
-  imap cmd="{programs}/imapd -C {folder}/imapd.conf" listen="127.0.0.1:{imap_port}" prefork=1
-  lmtp cmd="{programs}/lmtpd -a -C {folder}/imapd.conf" listen="127.0.0.1:{lmtp_port}" prefork=1
-}}
+{services}
 EVENTS {{
 }}
 """
 assert imap4
+
+
+def documented(line: str) -> str:
+    """The settings in docs/cyrus.rst that contain `line`, word for word."""
+    blocks = re.split(r"\n(?=\S)", DOCUMENT.read_text())
+    (block,) = [block for block in blocks if line in block and "::\n" in block]
+    return textwrap.dedent(block.partition("::\n")[2]).strip() + "\n"
+
+
+def replaced(text: str, *pairs: tuple[str, object]) -> str:
+    """`text` with other values; each that is replaced must be there."""
+    for old, new in pairs:
+        assert old in text, f"{old} is not in {text}"
+        text = text.replace(old, str(new))
+    return text
 
 
 class Cyrus:
@@ -94,6 +109,8 @@ class Cyrus:
             raise SkipTest(missing)
         self.folder = Path(tempfile.mkdtemp(prefix="cyrus-"))
         self.imapd_conf = self.folder / "imapd.conf"
+        self._socket = socket
+        self._lmtp = self.folder / "lmtp"
         self._process: subprocess.Popen[bytes] | None = None
         try:
             self._start(socket, settings)
@@ -105,19 +122,27 @@ class Cyrus:
         account = pwd.getpwnam("nobody") if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
         self.user = account.pw_name
         self.group = grp.getgrgid(account.pw_gid).gr_name
-        self.imap_port, self.lmtp_port = free_port(), free_port()
+        self.imap_port = free_port()
         facts = {
             "folder": self.folder,
             "user": self.user,
             "group": self.group,
             "admin": _ADMIN,
-            "topic": TOPIC,
-            "socket": socket,
             "programs": _PROGRAMS,
-            "imap_port": self.imap_port,
-            "lmtp_port": self.lmtp_port,
+            "services": replaced(
+                documented("SERVICES {").strip(),
+                ('cmd="', f'cmd="{_PROGRAMS}/'),
+                ("/etc/cyrus/imapd.conf", self.imapd_conf),
+                ('listen="imap"', f'listen="127.0.0.1:{self.imap_port}"'),
+                ("/run/cyrus/socket/lmtp", self._lmtp),
+            ),
         }
-        self.imapd_conf.write_text(_IMAPD.format(**facts) + settings)
+        told = replaced(
+            documented("notifysocket:"),
+            ("com.apple.mobilemail.push.org.example", TOPIC),
+            ("/run/xapsd/cyrus.sock", socket),
+        )
+        self.imapd_conf.write_text(_IMAPD.format(**facts) + told + settings)
         (self.folder / "cyrus.conf").write_text(_CYRUS.format(**facts))
         for name in ("config", "spool", "proc", "lock"):
             (self.folder / name).mkdir()
@@ -147,6 +172,18 @@ class Cyrus:
             self._process.wait()
             self._process = None
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    @property
+    def daemons_settings(self) -> dict[str, Any]:
+        """What the daemon needs in its configuration."""
+        settings = replaced(
+            documented("cyrusSocket:"),
+            ("/run/xapsd/cyrus.sock", self._socket),
+            ("cyrusSocketGroup: mail", f"cyrusSocketGroup: {self.group}"),
+            ("cyrusUser: cyrus", f"cyrusUser: {self.user}"),
+            ("/etc/imapd.conf", self.imapd_conf),
+        )
+        return dict(YAML(typ="safe").load(settings))
 
     # ------------------------------------------------------------ what users do
 
@@ -184,7 +221,7 @@ class Cyrus:
         message["Subject"] = "Dinner on Tuesday"
         message["X-Folder"] = folder.encode("imap4-utf-7").decode("ascii")
         message.set_content("Will you come?")
-        with smtplib.LMTP("127.0.0.1", self.lmtp_port) as client:
+        with smtplib.LMTP(str(self._lmtp)) as client:
             client.sendmail(SENDER, [user], message.as_bytes(policy=SMTP))
 
     def _file_by_header(self, mailbox_id: str) -> None:
@@ -211,11 +248,16 @@ class Cyrus:
     def _wait_until_it_listens(self) -> None:
         assert self._process is not None
         deadline = time.monotonic() + _PATIENCE
-        for port in (self.imap_port, self.lmtp_port):
+        for family, address in (
+            (socket.AF_INET, ("127.0.0.1", self.imap_port)),
+            (socket.AF_UNIX, str(self._lmtp)),
+        ):
             while True:
                 try:
-                    # Its greeting says that a port is Cyrus', and that the service is ready.
-                    with socket.create_connection(("127.0.0.1", port), 5) as connection:
+                    # Its greeting says that a socket is Cyrus', and that the service is ready.
+                    with socket.socket(family) as connection:
+                        connection.settimeout(5)
+                        connection.connect(address)
                         if b"Cyrus" in connection.recv(1024):
                             break
                 except OSError:
