@@ -374,8 +374,9 @@ def check_texts() -> None:
         path = Path(f"/usr/share/man/{page}.gz")
         check(f"{path.name} is in the package", str(path) in listed, listed)
         if path.exists():  # small systems leave manual pages out
-            done = run("man", "--warnings", "--local-file", path)
-            check("and is good", done.returncode == 0 and "warning" not in done.stdout, done.stdout)
+            # What it says besides the page.
+            done = run("sh", "-c", f"man --warnings --local-file {path} >/dev/null")
+            check("and is good", (done.returncode, done.stdout) == (0, ""), done.stdout)
     for name in ("alerts.yml", "grafana.json", "xapsd.yaml"):
         example = f"/usr/share/doc/xapsd/examples/{name}"
         check(f"{name} is an example in the package", example in listed, listed)
