@@ -445,6 +445,15 @@ class CyrusListenerTests(SynchronousTestCase):
         self.reactor.advance(0.5)
         self.assertEqual(len(self.reactor.drains), 2)
 
+    def test_one_that_ends_again_and_again_does_not_fill_the_log(self) -> None:
+        self.start()
+        with capturedLogs() as logs:
+            for _ in range(60):
+                self.drain.end(ProcessTerminated(1))
+                self.reactor.advance(1)
+        self.assertEqual(len(self.reactor.drains), 61)
+        self.assertEqual([log["log_level"] for log in logs], [LogLevel.error])
+
     # ------------------------------------------------------------ the socket
 
     def test_the_socket_is_open_to_its_group_and_nobody_else(self) -> None:
@@ -536,12 +545,12 @@ class CyrusListenerTests(SynchronousTestCase):
         self.got_after(mail(), mail())
         with capturedLogs() as logs:
             stopped = listener.stop()
-        self.assertEqual(len(self.handler.got), 4)
-        lost = [log["reason"] for log in logs if log["log_level"] == LogLevel.error]
-        self.assertEqual(lost, ["the disk is full"] * 2)
-        self.drain.end()
-        self.work()
+            self.assertEqual(len(self.handler.got), 4)
+            self.drain.end()
+            self.work()
         self.successResultOf(stopped)
+        lost = [(log["count"], log["reason"]) for log in logs if log["log_level"] == LogLevel.error]
+        self.assertEqual(lost, [(2, "the disk is full")])
 
     def test_a_drain_that_is_to_be_started_again_still_empties_the_socket_at_the_stop(self) -> None:
         listener = self.start()

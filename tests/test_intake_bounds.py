@@ -7,7 +7,7 @@ from ipaddress import ip_network
 
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred
-from twisted.logger import capturedLogs
+from twisted.logger import LogLevel, capturedLogs, formatEvent
 
 from tests.intake import (
     CONFIRMING,
@@ -120,6 +120,26 @@ class BoundTests(IntakeCase):
         client.lose()
         self.assert_no_timers()
 
+    def test_refusals_in_great_numbers_do_not_fill_the_log(self) -> None:
+        client = self.connect()
+        with capturedLogs() as events:
+            for number in range(100):
+                client.send(post(f"/no{number}", {}))
+                client.send(post("/notify", {"Username": number}))
+            self.clock.advance(60)
+            client.send(post("/no", {}))
+        told = [event for event in events if event["log_level"] is not LogLevel.debug]
+        self.assertEqual(len(events), 201, "with debug all are told")
+        self.assertEqual(
+            [formatEvent(event).partition(": ")[2] for event in told],
+            [
+                "there is nothing here, only /register, /notify, /ox",
+                "Username is not a string",
+                "there is nothing here, only /register, /notify, /ox (99 more like this since it "
+                "was last told)",
+            ],
+        )
+
     def test_a_client_that_reads_again_is_served_again(self) -> None:
         client = self.connect()
         client.protocol.pauseProducing()
@@ -177,11 +197,21 @@ class BoundTests(IntakeCase):
         self.assertEqual(self.handler.notices, [])
         full = [event for event in events if "limit" in event]
         self.assertEqual([event["limit"] for event in full], [10])
-        clients[0].lose()
-        self.assertEqual(self.connect().send(NOTIFY), OK)
-        with capturedLogs() as events:
-            self.connect()
-        self.assertEqual(len([event for event in events if "limit" in event]), 1)
+        told = [event for event in events if event["log_level"] is LogLevel.warn]
+        self.assertEqual(len(told), 2, "that it is full, and the first of those refused")
+
+        def made_room(clients: list[Connection]) -> int:
+            """How often it is told after this has made room, and others have taken it."""
+            with capturedLogs() as events:
+                for client in clients:
+                    client.lose()
+                for _ in clients:
+                    self.assertEqual(self.connect().send(NOTIFY), OK)
+                self.connect().lose()
+            return len([event for event in events if "limit" in event])
+
+        self.assertEqual(made_room(clients[:1]), 0, "it is as full as before")
+        self.assertEqual(made_room(clients[1:3]), 1)
 
     def test_far_too_many_connections_are_not_even_told(self) -> None:
         for _ in range(10 + 64):

@@ -120,6 +120,7 @@ class AnswerTests(IntakeCase):
         for temporary, status in ((False, b"400"), (True, b"503")):
             self.handler.failure = Refused("the disk is full", temporary=temporary)
             for request in (NOTIFY, REGISTER):
+                self.clock.advance(60)  # or it would only be counted
                 with capturedLogs() as events:
                     received = self.connect().send(request)
                 self.assertTrue(

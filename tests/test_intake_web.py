@@ -12,6 +12,7 @@ import attrs
 import h2.config
 import h2.connection
 import h2.events
+from h2.settings import SettingCodes
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
@@ -23,7 +24,7 @@ from twisted.internet.interfaces import (
 )
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.ssl import CertificateOptions
-from twisted.logger import LogLevel, capturedLogs
+from twisted.logger import LogLevel, capturedLogs, formatEvent
 from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
@@ -47,6 +48,7 @@ from xaps.intake.http import MAX_BODY
 from xaps.intake.web import TlsIntakeFactory
 from xaps.model import Notice, Refused
 
+MAX_STREAMS = 100
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 
 
@@ -270,8 +272,10 @@ class HandshakeTests(Case):
 
     def test_a_handshake_must_end(self) -> None:
         client = Client(self, silent=True)
-        self.clock.advance(REQUEST_DEADLINE)
+        with capturedLogs() as events:
+            self.clock.advance(REQUEST_DEADLINE)
         self.assertTrue(client.server_wire.aborted)
+        self.assertEqual([event["log_level"] for event in events], [LogLevel.info])
         client.lose()
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
@@ -368,6 +372,30 @@ class Http2Tests(Case):
         self.assertEqual(client.ask("/notify", fits + b" ", announced).status, 413)
         self.assertEqual(client.ask("/notify", NOTICE).status, 200)
 
+    def test_a_connection_has_a_bound_on_its_requests_at_a_time(self) -> None:
+        client = Http2Client(self)
+        others = Http2Client(self)
+        # A client that knows no bound.
+        client.conn.remote_settings.update({SettingCodes.MAX_CONCURRENT_STREAMS: 1000})
+        client.conn.remote_settings.acknowledge()
+        for _ in range(MAX_STREAMS):
+            client.begin("/notify", "POST")
+        client.flush()
+        self.assertFalse(client.lost)
+        client.begin("/notify", "POST")
+        client.flush()
+        self.assertTrue(client.lost)
+        self.assertEqual(others.ask("/notify", NOTICE).status, 200)
+
+    def test_a_head_that_is_too_large_ends_the_connection(self) -> None:
+        for size, lost in ((60, False), (70, True)):
+            client = Http2Client(self)
+            headers = [(f"x-{number}", "y" * 1000) for number in range(size)]
+            stream, answer = client.begin("/notify", "GET", *headers)
+            client.conn.end_stream(stream)
+            client.flush()
+            self.assertEqual((client.lost, answer.ended), (lost, not lost))
+
     def test_the_secret(self) -> None:
         self.factory = self.listen(auth_token="secret")
         client = Http2Client(self)
@@ -393,9 +421,11 @@ class Http2Tests(Case):
         client = Http2Client(self)
         _, answer = client.begin("/notify", "POST")
         client.flush()
-        self.clock.advance(REQUEST_DEADLINE)
+        with capturedLogs() as events:
+            self.clock.advance(REQUEST_DEADLINE)
         client.flush()
         self.assertTrue(answer.reset)
+        self.assertIn("was not finished in time", formatEvent(events[0]))
         self.assertEqual(client.ask("/notify", NOTICE).status, 200)
 
     def test_an_idle_connection_stays(self) -> None:

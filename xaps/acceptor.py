@@ -15,6 +15,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from xaps.alarm import Repeated
+
 _AT_ONCE = 64
 """Connections that are accepted in one go."""
 _PAUSE = 1.0
@@ -36,6 +38,7 @@ class UnixAcceptor:
         self._socket = listening
         self._factory = factory
         self._stopped = False
+        self._repeated = Repeated()
         listening.setblocking(False)
 
     def startListening(self) -> None:
@@ -70,7 +73,8 @@ class UnixAcceptor:
             except (BlockingIOError, ConnectionAbortedError):
                 return
             except OSError as error:
-                self._log.warn("Cannot accept a connection: {error}", error=error)
+                if self._repeated.untold("", self._reactor.seconds()) is not None:
+                    self._log.warn("Cannot accept connections: {error}", error=error)
                 self._reactor.removeReader(self)
                 self._reactor.callLater(_PAUSE, self._go_on)
                 return

@@ -61,12 +61,6 @@ class _State(Enum):
     CLOSED = auto()
 
 
-def log_refusal(log: Logger, peer: str, refusal: Refusal) -> None:
-    """Tell the administrator why a request was refused; 5xx is for them to put right."""
-    level = LogLevel.warn if refusal.status >= 500 else LogLevel.info
-    log.emit(level, "Refused a request from {peer}: {reason}", peer=peer, reason=refusal.reason)
-
-
 @implementer(IPushProducer)
 class IntakeProtocol(Protocol):
     """One connection of an IMAP server.
@@ -265,7 +259,7 @@ class IntakeProtocol(Protocol):
                 self._run()
 
     def _refuse(self, refusal: Refusal) -> None:
-        log_refusal(self._log, self._peer, refusal)
+        self._desk.tell_refusal(self._peer, refusal)
         self._write(self._spoken().refused(refusal))
         if refusal.close:
             self._close(linger=True)
@@ -309,7 +303,8 @@ class IntakeProtocol(Protocol):
 
     def _cut_off(self) -> None:
         self._write_deadline = None
-        self._log.info("{peer} does not read its answers and is cut off", peer=self._peer)
+        text = "{peer} does not read its answers and is cut off{more}"
+        self._desk.tell(LogLevel.info, "unread", text, peer=self._peer)
         self._abort()
 
     def _abort(self) -> None:

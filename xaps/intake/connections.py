@@ -58,7 +58,7 @@ class Connections:
     def lost(self, connection: Connection) -> None:
         """Count a connection out."""
         self._open.discard(connection)
-        if len(self._open) < self._limit:
+        if len(self._open) < self._limit * 0.9:  # it is over, and not one that makes room for one
             self._full = False
         self._check_closed()
 

@@ -8,7 +8,7 @@ import os
 import pwd
 import socket
 import sys
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from twisted.internet.protocol import ProcessProtocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from xaps.alarm import Repeated
 from xaps.intake import cyrus_drain
 from xaps.intake.cyrus import Followers, Skipped, notices, read
 from xaps.intake.cyrus_names import CyrusSettings
@@ -109,6 +110,8 @@ class CyrusListener:
         self._registering: dict[str, Deferred[None]] = {}
         self._pauses: dict[Deferred[None], IDelayedCall] = {}
         self._stopped: Deferred[None] | None = None
+        self._lost: Counter[str] = Counter()
+        self._ends = Repeated()
         self._complaints = 0
         self._complain_after = 0.0
 
@@ -219,12 +222,14 @@ class CyrusListener:
                 self._deadline = None
             self._work_soon()
             return
-        self._log.error(
-            "The process that drains {where} ended, and what it held is lost: {reason}",
-            where=self._where,
-            reason=reason,
-        )
-        lived = self._reactor.seconds() - drain.started_at
+        now = self._reactor.seconds()
+        if self._ends.untold(reason, now) is not None:
+            self._log.error(
+                "The process that drains {where} ended, and what it held is lost: {reason}",
+                where=self._where,
+                reason=reason,
+            )
+        lived = now - drain.started_at
         delay = 0.0 if lived > RESTART_DELAY else RESTART_DELAY
         self._restart_call = self._reactor.callLater(delay, self._start_drain)
 
@@ -252,6 +257,8 @@ class CyrusListener:
 
     def _finish(self, stopped: Deferred[None]) -> None:
         assert self._socket is not None
+        for reason, count in self._lost.items():
+            self._log.error("{count} events of Cyrus are lost: {reason}", count=count, reason=reason)
         self._socket.close()
         self._socket = self._stopped = None
         stopped.callback(None)
@@ -330,7 +337,7 @@ class CyrusListener:
                 # registered.
                 return False
             else:
-                self._log.error("An event of Cyrus is lost: {reason}", reason=refused.reason)
+                self._lost[refused.reason] += 1
         return True
 
     def _pause(self, delay: float) -> Deferred[None]:

@@ -1,12 +1,14 @@
-"""Deals with one understood request through the handler, whatever protocol it came by."""
+"""Deals with one understood request through the handler, whatever protocol it came by, and tells
+the administrator of those that were refused."""
 
 from __future__ import annotations
 
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IReactorTime
-from twisted.logger import Logger
+from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 
+from xaps.alarm import Repeated
 from xaps.intake import answers
 from xaps.intake.events import Refusal
 from xaps.intake.interface import Handler
@@ -26,6 +28,7 @@ class Desk:
         self._clock = clock
         self._handler = handler
         self._folder_push = folder_push
+        self._repeated = Repeated()
 
     def register(self, request: RegisterRequest, *, for_plugin: bool) -> Deferred[bytes]:
         """Fires with the body of the answer when the registration is on disk.
@@ -61,6 +64,30 @@ class Desk:
             return Refusal(status, error.reason, close, keep_alive)
         self._log.failure("A request from an IMAP server could not be dealt with", failure)
         return Refusal(500, "internal error, see the log of xapsd", close, keep_alive)
+
+    def tell_refusal(self, peer: str, refusal: Refusal) -> None:
+        """Log why a request was refused; 5xx is for the administrator to put right."""
+        ours = refusal.status >= 500
+        # Reasons of 4xx hold what a client has sent, and so there is no end of them.
+        self.tell(
+            LogLevel.warn if ours else LogLevel.info,
+            refusal.reason if ours else str(refusal.status),
+            "Refused a request from {peer}: {reason}{more}",
+            peer=peer,
+            reason=refusal.reason,
+        )
+
+    def tell(self, level: LogLevel, kind: str, text: str, **fields: object) -> None:
+        """Log a complaint about a client. Clients can give reason for thousands in a second: of
+        one kind the first is told and the number of those that follow in the next minute; with
+        ``debug`` all are.
+
+        :param text: a format with ``{more}``.
+        """
+        untold = self._repeated.untold(kind, self._clock.seconds())
+        more = f" ({untold} more like this since it was last told)" if untold else ""
+        level = LogLevel.debug if untold is None else level
+        self._log.emit(level, text, more=more, **fields)
 
     def _stored(self, _: None, request: RegisterRequest, answer: answers.Answer) -> bytes:
         if answer.left_out:

@@ -88,6 +88,9 @@ UNAUTHORIZED = Refusal(
 )
 
 
+OVERDUE = Refusal(408, "the request was not finished in time", close=True)
+
+
 class _Stop(Exception):
     """Ends the parsing for good; the refusal that tells why is among the events."""
 
@@ -138,7 +141,7 @@ class HttpDialect:
     def overdue(self) -> Refusal:
         """See :class:`xaps.intake.events.Dialect`."""
         self._dead, self.incomplete = True, False
-        return Refusal(408, "the request was not finished in time", close=True)
+        return OVERDUE
 
     def _parse(self, data: bytes) -> None:
         while data:  # to the older parser, nothing would mean the end of the connection

@@ -11,12 +11,13 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.http import Request as WebRequest
 
-from xaps.intake.connection import REQUEST_DEADLINE, log_refusal
+from xaps.intake.connection import REQUEST_DEADLINE
 from xaps.intake.desk import Desk
 from xaps.intake.events import Refusal
 from xaps.intake.http import (
     BODY_TOO_LARGE,
     MAX_BODY,
+    OVERDUE,
     UNAUTHORIZED,
     Decoder,
     find_route,
@@ -128,7 +129,7 @@ class Http2Request(WebRequest):
         dealt_with.addErrback(partial(self._log.failure, "An answer could not be given"))
 
     def _refuse(self, refusal: Refusal) -> None:
-        log_refusal(self._log, self._connection.peer, refusal)
+        self._desk.tell_refusal(self._connection.peer, refusal)
         for header in refusal.headers:
             name, _, value = header.partition(b": ")
             self.responseHeaders.setRawHeaders(name, [value])
@@ -147,6 +148,7 @@ class Http2Request(WebRequest):
 
     def _overdue(self) -> None:
         self._deadline = None
+        self._desk.tell_refusal(self._connection.peer, OVERDUE)
         cast(Any, self.channel).abortConnection()
 
     def _end_deadline(self) -> None:

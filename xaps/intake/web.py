@@ -16,6 +16,7 @@ from twisted.internet.interfaces import (
     IReactorTime,
 )
 from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.logger import LogLevel
 from twisted.python.failure import Failure
 from twisted.web._http2 import H2Connection
 from zope.interface import implementer
@@ -121,7 +122,7 @@ class _TlsConnection(Protocol):
 
     def connectionMade(self) -> None:
         """Called by Twisted."""
-        self._abort_after(REQUEST_DEADLINE)
+        self._deadline = self._served_by.clock.callLater(REQUEST_DEADLINE, self._no_handshake)
 
     def handshakeCompleted(self) -> None:
         """Called by Twisted."""
@@ -214,6 +215,11 @@ class _TlsConnection(Protocol):
         self._abort_after(LINGER)
 
     # ------------------------------------------------------------ small helpers
+
+    def _no_handshake(self) -> None:
+        text = "{peer} does not finish the TLS handshake and is cut off{more}"
+        self._served_by.desk.tell(LogLevel.info, "handshake", text, peer=self.peer)
+        self._abort()
 
     def _abort_after(self, seconds: float) -> None:
         if self._deadline is None:
