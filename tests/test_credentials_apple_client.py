@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tracemalloc
 from typing import Any, cast
 
 from hypothesis import given, settings
@@ -9,7 +11,6 @@ from hypothesis import strategies as st
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred
 from twisted.internet.error import (
-    ConnectionDone,
     ConnectionLost,
     ConnectionRefusedError,
     DNSLookupError,
@@ -22,7 +23,11 @@ from twisted.internet.interfaces import (
     IReactorPluggableNameResolver,
     IResolutionReceiver,
 )
-from twisted.internet.testing import MemoryReactorClock, StringTransportWithDisconnection
+from twisted.internet.testing import (
+    MemoryReactorClock,
+    StringTransport,
+    StringTransportWithDisconnection,
+)
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
@@ -117,6 +122,17 @@ class Reactor(MemoryReactorClock):
     nameResolver = Resolver()
 
 
+class StubbornTransport(StringTransport):
+    """Its other side ends nothing, as that of TLS need not; what is aborted is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.aborted = False
+
+    def abortConnection(self) -> None:
+        self.aborted = True
+
+
 class ClientTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.reactor = Reactor()
@@ -130,13 +146,16 @@ class ClientTests(SynchronousTestCase):
         self.assertEqual(self.reactor.getDelayedCalls(), [])
 
     def connect(self) -> tuple[Any, StringTransportWithDisconnection]:
+        transport = StringTransportWithDisconnection()
+        transport.protocol = protocol = self.connect_with(transport)
+        return protocol, transport
+
+    def connect_with(self, transport: StringTransport) -> Any:
         host, port, factory, timeout, _ = self.reactor.tcpClients.pop()
         self.assertEqual((host, port, timeout), ("127.0.0.1", 8000, CONNECT_TIMEOUT))
         protocol: Any = factory.buildProtocol(IPv4Address("TCP", host, port))
-        transport = StringTransportWithDisconnection()
-        transport.protocol = protocol
         protocol.makeConnection(transport)
-        return protocol, transport
+        return protocol
 
     def fail_to_connect(self, error: Exception) -> str:
         factory: Any = self.reactor.tcpClients.pop()[2]
@@ -156,8 +175,7 @@ class ClientTests(SynchronousTestCase):
         for byte in response:
             if transport.connected:
                 protocol.dataReceived(bytes([byte]))
-        if transport.connected:
-            protocol.connectionLost(Failure(ConnectionDone()))
+        transport.loseConnection()
 
     def test_the_request_is_a_post_of_a_property_list(self) -> None:
         _, transport = self.connect()
@@ -231,7 +249,43 @@ class ClientTests(SynchronousTestCase):
         for _ in range(MAX_ANSWER // 65536 + 1):
             protocol.dataReceived(b"x" * 65536)
         self.assertEqual(self.reason(), f"sent more than {MAX_ANSWER} bytes")
-        self.assertTrue(transport.disconnecting or not transport.connected)
+        self.assertFalse(transport.connected)
+
+    def test_a_peer_that_goes_on_sending_costs_no_memory(self) -> None:
+        transport = StubbornTransport()
+        protocol = self.connect_with(transport)
+        protocol.dataReceived(HEAD + b"\r\n")
+        tracemalloc.start()
+        self.addCleanup(tracemalloc.stop)
+        for _ in range(3 * MAX_ANSWER // 65536):
+            protocol.dataReceived(b"x" * 65535 + os.urandom(1))
+        self.assertLess(tracemalloc.get_traced_memory()[0], MAX_ANSWER // 4)
+        self.assertIn("sent more than", self.reason())
+        self.assertTrue(transport.aborted)
+
+    def test_however_it_ends_the_connection_is_ended(self) -> None:
+        for response in (
+            HEAD + REST + BODY,
+            HEAD + b"Content-Length: 2000000\r\n\r\n" + b"x" * (MAX_ANSWER + 1),
+            b"HTTP/1.1 500 No\r\nContent-Length: 1000\r\n\r\nsome of it",
+            b"HTTP/1.1 302 Found\r\nLocation: /\r\nContent-Length: 0\r\n\r\n",
+            b"HTTP/1.1 403 Forbidden\r\n\r\nwithout end",
+            HEAD + REST + BODY[:3],
+            HEAD,
+            b"",
+            b"no HTTP\r\n",
+        ):
+            transport = StubbornTransport()
+            protocol = self.connect_with(transport)
+            if response:
+                protocol.dataReceived(response)
+            self.reactor.advance(TIMEOUT)
+            self.assertTrue(transport.aborted, response[:40])
+            self.asking.addErrback(lambda failure: failure.trap(ServiceError))
+            self.successResultOf(self.asking)
+            self.asking = self.ask()
+        self.asking.cancel()
+        self.failureResultOf(self.asking)
 
     def test_headers_without_bounds_are_given_up(self) -> None:
         protocol, transport = self.connect()

@@ -61,17 +61,15 @@ class AppleService:
         self._reactor = reactor
         if trust_root is None:
             trust_root = platformTrust()  # type: ignore[no-untyped-call]
-        agent = Agent.usingEndpointFactory(  # type: ignore[no-untyped-call]
-            reactor, _Endpoints(reactor, trust_root)
-        )
-        self._http = HTTPClient(agent)
+        self._trust_root = trust_root
 
     def __call__(self, url: str, body: bytes) -> Deferred[bytes]:
         """Fires with the body of the answer, or fails with :class:`ServiceError`."""
         return Deferred.fromCoroutine(self._explained(url, body))
 
     async def _explained(self, url: str, body: bytes) -> bytes:
-        asking = Deferred.fromCoroutine(self._ask(url, body))
+        endpoints = _Endpoints(self._reactor, self._trust_root)
+        asking = Deferred.fromCoroutine(self._ask(endpoints, url, body))
         began = self._reactor.seconds()
         try:
             return await asking.addTimeout(TIMEOUT, self._reactor)
@@ -82,9 +80,14 @@ class AppleService:
             late = self._reactor.seconds() >= began + TIMEOUT
             reason = "did not answer in time" if late else _reason(error)
             raise ServiceError(f"Apple's certificate service {reason}") from None
+        finally:
+            endpoints.abort()
 
-    async def _ask(self, url: str, body: bytes) -> bytes:
-        response = await self._http.post(
+    async def _ask(self, endpoints: _Endpoints, url: str, body: bytes) -> bytes:
+        agent = Agent.usingEndpointFactory(  # type: ignore[no-untyped-call]
+            self._reactor, endpoints
+        )
+        response = await HTTPClient(agent).post(
             url,
             data=_Body(body),
             headers=_HEADERS,
@@ -155,18 +158,20 @@ class _Collector(Protocol):
     """Gathers a body; `done` fires with it when it has ended as it should."""
 
     def __init__(self) -> None:
-        self.done: Deferred[bytes] = Deferred(self._cancel)
+        self.done: Deferred[bytes] = Deferred()
         self._parts: list[bytes] = []
         self._size = 0
 
     def dataReceived(self, data: bytes) -> None:
+        if self.done.called:
+            return
         self._parts.append(data)
         self._size += len(data)
-        if self._size > MAX_ANSWER and not self.done.called:
+        if self._size > MAX_ANSWER:
+            self._parts.clear()
             self.done.errback(
                 ServiceError(f"Apple's certificate service sent more than {MAX_ANSWER} bytes")
             )
-            self._abort()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         if self.done.called:
@@ -177,46 +182,55 @@ class _Collector(Protocol):
         else:
             self.done.errback(reason)
 
-    def _cancel(self, done: Deferred[bytes]) -> None:
-        done.errback(CancelledError())
-        self._abort()
-
-    def _abort(self) -> None:
-        assert self.transport is not None
-        self.transport.loseConnection()
-
 
 # ---------------------------------------------------------------- connections
 
 
 @implementer(IAgentEndpointFactory)
 class _Endpoints:
-    """Connects, and repairs the headers of what comes."""
+    """Connects for one request, and repairs the headers of what comes."""
 
     def __init__(self, reactor: Any, trust_root: Any) -> None:
         self._reactor = reactor
         self._trust_root = trust_root
+        self._connections: list[_RepairingProtocol] = []
+
+    def abort(self) -> None:
+        """End the connections, whatever the service thinks of that: a TLS connection that is only
+        closed waits for the other side, and goes on delivering meanwhile."""
+        for connection in self._connections:
+            connection.abortConnection()
 
     def endpointForURI(self, uri: URI) -> IStreamClientEndpoint:
         plain = HostnameEndpoint(self._reactor, uri.host, uri.port, timeout=CONNECT_TIMEOUT)
         if uri.scheme == b"http":  # the configuration allows it for this machine only
-            return _Repairing(plain)
+            return _Repairing(plain, self._connections)
         options = optionsForClientTLS(uri.host.decode("ascii"), trustRoot=self._trust_root)
-        return _Repairing(wrapClientTLS(options, plain))
+        return _Repairing(wrapClientTLS(options, plain), self._connections)
 
 
 @implementer(IStreamClientEndpoint)
 class _Repairing:
-    """Lets protocols see responses as a :class:`HeaderRepair` leaves them."""
+    """Lets protocols see responses as a :class:`HeaderRepair` leaves them.
 
-    def __init__(self, endpoint: IStreamClientEndpoint) -> None:
+    :param connections: gets what is made.
+    """
+
+    def __init__(
+        self, endpoint: IStreamClientEndpoint, connections: list[_RepairingProtocol]
+    ) -> None:
         self._endpoint = endpoint
+        self._connections = connections
 
     def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
         factory: Any = WrappingFactory(protocolFactory)  # type: ignore[no-untyped-call]
         factory.protocol = _RepairingProtocol
-        connecting = self._endpoint.connect(factory)
-        return connecting.addCallback(lambda protocol: cast(Any, protocol).wrappedProtocol)
+        return self._endpoint.connect(factory).addCallback(self._connected)
+
+    def _connected(self, protocol: IProtocol) -> IProtocol:
+        connection = cast(_RepairingProtocol, protocol)
+        self._connections.append(connection)
+        return connection.wrappedProtocol
 
 
 class _RepairingProtocol(ProtocolWrapper):
