@@ -280,6 +280,45 @@ class ReplacementTests(KeeperCase):
         self.assertEqual((self.changes, len(self.source.renewals)), ([], renewals))
 
 
+class RefusingUserTests(KeeperCase):
+    """Whoever pushes cannot use what seemed good: a defect, but no reason to lose more."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.refuse = True
+        self.keeper = CredentialKeeper(self.clock, self.source, self.use)
+
+    def use(self, credential: Credential | None) -> None:
+        if self.refuse:
+            raise ZeroDivisionError
+        self.changes.append(credential)
+
+    def test_the_start_goes_on_and_tries_again(self) -> None:
+        self.start()
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 2)  # the loop has begun
+        self.assertIsNone(self.keeper.credential)
+        self.assertIsNotNone(self.keeper.problem)
+        self.refuse = False
+        self.clock.advance(60)
+        self.assertEqual(self.changes, [self.source.finding.credential])
+        self.assertIsNone(self.keeper.problem)
+
+    def test_the_one_in_use_stays(self) -> None:
+        self.refuse = False
+        self.start()
+        self.refuse = True
+        [old], new = self.changes, certificate(BEGIN + 400 * DAY)
+        self.source.finding = good(new)
+        self.logged.clear()
+        self.successResultOf(self.keeper.check_now())
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        self.assertEqual(self.keeper.credential, old)
+        self.assertNotIn("info", [level for level, _ in self.logged])
+        self.refuse = False
+        self.clock.advance(60)
+        self.assertEqual(self.changes, [old, new])
+
+
 class ExpiryTests(KeeperCase):
     def days_told(self) -> list[tuple[str, float]]:
         return [(level, (self.clock.seconds() - BEGIN) / DAY) for level, _ in self.take_logged()]

@@ -39,7 +39,8 @@ class CredentialKeeper:
 
     :param source: ``None``: the configuration names none.
     :param on_change: called with each new credential, and with ``None`` when the one in use has
-        expired; not called for the absence of one at the start.
+        expired; not called for the absence of one at the start. If it fails, that is logged, and
+        the new one is tried again at the next look.
     :param run: runs a function that reads files elsewhere, so that a slow disk does not hold up
         the reactor; by default right here.
     :ivar credential: the one in use.
@@ -82,7 +83,10 @@ class CredentialKeeper:
         This reads files and may take a while: nothing depends on the reactor yet.
         """
         if self._source is not None:
-            self._take(self._source.load(self._clock.seconds()), patient=False)
+            try:
+                self._take(self._source.load(self._clock.seconds()), patient=False)
+            except Exception:
+                self._broken(Failure())  # type: ignore[no-untyped-call]
         self._loop.start(INTERVAL).addErrback(self._broken)
 
     def stop(self) -> None:
@@ -161,7 +165,12 @@ class CredentialKeeper:
             )
 
     def _swap(self, credential: Credential) -> None:
-        self.credential = credential
+        former, self.credential = self.credential, credential  # whom it tells may look at it
+        try:
+            self._on_change(credential)
+        except BaseException:
+            self.credential = former
+            raise
         self.problem = None
         self._warned_days = None
         self._lamented = -math.inf
@@ -188,7 +197,6 @@ class CredentialKeeper:
                 new=credential.topic,
             )
         self._last_topic = credential.topic
-        self._on_change(credential)
 
     def _drop_expired(self) -> bool:
         credential = self.credential
