@@ -111,14 +111,15 @@ class LuaScriptTests(DovecotTestCase):
         self.assertIn(
             "Warning: xapsd was not told of a change in INBOX of alice "
             f"({recorder.url()}): 403 The secret in the URL is wrong",
-            dovecot.log(),
+            dovecot.wait_for_log("xapsd was not told"),
         )
         self.assertNotIn("s3cret", dovecot.log())
 
     def test_a_url_that_is_none_is_logged_without_the_password(self) -> None:
         dovecot = self.start(lua_notices("http://mail:s3cret@127.0.0.1:116199/notify"))
         dovecot.deliver("alice")
-        self.assertIn("(http://127.0.0.1:116199/notify): Failed to parse url", dovecot.log())
+        refusal = "(http://127.0.0.1:116199/notify): Failed to parse url"
+        self.assertIn(refusal, dovecot.wait_for_log(refusal))
         self.assertNotIn("s3cret", dovecot.log())
 
     def test_a_daemon_that_is_down_delays_nothing(self) -> None:
@@ -132,7 +133,8 @@ class LuaScriptTests(DovecotTestCase):
             for flag in ("\\Seen", "\\Flagged", "\\Answered", "\\Draft", "\\Deleted"):
                 session.store("1", "+FLAGS", flag)
             self.assertLess(time.monotonic() - started, 0.5)
-        self.assertEqual(dovecot.log().count("Connection refused"), 6)
+        log = dovecot.wait_for_log("Connection refused", 6)
+        self.assertEqual(log.count("Connection refused"), 6)
 
     def test_a_daemon_that_hangs_delays_a_delivery_by_a_second_at_most(self) -> None:
         recorder = self.record(None)
@@ -140,7 +142,7 @@ class LuaScriptTests(DovecotTestCase):
         started = time.monotonic()
         dovecot.deliver("alice")
         self.assertLess(time.monotonic() - started, 2)
-        self.assertIn("timeout expired", dovecot.log())
+        self.assertIn("timeout expired", dovecot.wait_for_log("timeout expired"))
 
     def test_a_daemon_that_hangs_delays_a_session_once(self) -> None:
         recorder = self.record(None)

@@ -123,7 +123,8 @@ class LuaScriptTests(DovecotEndToEndTestCase):
             session.append("INBOX", "", "", b"Subject: note\r\n\r\nText\r\n")
             daemon.stop()
             dovecot.deliver("alice")
-            self.assertIn("xapsd was not told of a change in INBOX of alice", dovecot.log())
+            told = "xapsd was not told of a change in INBOX of alice"
+            self.assertIn(told, dovecot.wait_for_log(told))
             daemon.start()
             dovecot.deliver("alice")
             apns.wait_for(1, matching=lambda push: push["device_token"] == PHONE)

@@ -208,6 +208,14 @@ class Dovecot:
         path = self.folder / "log"
         return path.read_text() if path.exists() else ""
 
+    def wait_for_log(self, text: str, times: int = 1) -> str:
+        """The log, when `text` is in it so often, or after `_PATIENCE`: what its processes say goes
+        through another one, which may be late."""
+        deadline = time.monotonic() + _PATIENCE
+        while (log := self.log()).count(text) < times and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return log
+
     def login(self, user: str) -> ImapSession:
         """Log `user` in over IMAP."""
         session = ImapSession("127.0.0.1", self.imap_port)
