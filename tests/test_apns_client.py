@@ -199,6 +199,20 @@ class StopTests(WireTestCase):
         assert wire.peer.terminated is not None
         self.assertEqual(wire.peer.terminated.error_code, ErrorCodes.NO_ERROR)
 
+    def test_an_attempt_that_is_ended_does_not_end_the_wait(self) -> None:
+        self.client.start()
+        self.client.use(certificate())
+        self.wires[0].accept(Peer(stream_limit=1))
+        (sending,) = self.send(1)
+        self.client.room()
+        self.pass_time(3.0)
+        self.assertEqual(len(self.wires), 2)  # one more is being connected
+        stopping = self.client.stop(10.0)
+        self.assertNoResult(stopping)
+        self.wires[0].answer(1)
+        self.assertEqual(self.successResultOf(sending), Delivered())
+        self.successResultOf(stopping)
+
     def test_at_the_deadline_pushes_in_flight_are_given_up(self) -> None:
         self.begin()
         (sending,) = self.send(1)

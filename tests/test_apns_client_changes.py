@@ -12,7 +12,7 @@ from tests import pki
 from tests.apns_peer import Peer
 from tests.apns_wire import NOW, TOPIC, WireTestCase, certificate, push
 from xaps.apns.connection import Connection
-from xaps.apns.pool import State
+from xaps.apns.pool import CLOSED_AFTER, State
 from xaps.model import (
     Delivered,
     Misconfigured,
@@ -61,6 +61,55 @@ class StreamLimitTests(WireTestCase):
         self.assertEqual(self.client.status().connections, 2)
         self.starve(10.0)
         self.assertEqual(len(self.wires), 2)  # and no third one
+
+    def test_a_push_that_waits_need_not_ask_again(self) -> None:
+        self.limited()
+        self.send(1)
+        self.assertEqual(self.client.room(), 0)
+        self.pass_time(1.5)
+        self.assertEqual(len(self.wires), 1)
+        self.pass_time(1.0)
+        self.assertEqual(len(self.wires), 2)
+
+    def test_slow_answers_add_one_although_each_makes_room_for_a_moment(self) -> None:
+        waiting = list(range(60))
+
+        def send() -> None:
+            while waiting and self.client.room():
+                self.client.send(push(waiting.pop()))
+
+        self.client.on_room = send
+        self.limited()
+        for _ in range(3):
+            self.pass_time(1.5)
+            self.wires[0].answer(waiting[-1] + 1)
+        self.assertEqual(len(self.wires), 2)
+
+    def test_room_that_nobody_took_ends_the_want(self) -> None:
+        self.limited()
+        for number in range(10):
+            self.send(number)
+            self.client.room()
+            self.pass_time(0.75)
+            self.wires[0].answer(number)
+            self.pass_time(0.25)
+        self.assertEqual(len(self.wires), 1)
+
+    def test_a_connection_that_allows_no_push_is_replaced_when_one_waits(self) -> None:
+        self.limited(0)
+        self.pass_time(8.0)
+        self.assertEqual(len(self.wires), 1)  # nobody wants to push
+        self.assertEqual(self.client.room(), 0)
+        self.pass_time(2.5)
+        self.wires[1].accept(Peer(stream_limit=0))
+        self.pass_time(CLOSED_AFTER - 10.0)
+        self.assertFalse(self.wires[0].lost)
+        self.pass_time(20.0)
+        self.assertTrue(self.wires[0].lost)
+        self.assertGreaterEqual(len(self.wires), 3)
+        self.rooms.clear()
+        self.wires[-1].accept()
+        self.assertGreater(max(self.rooms), 0)
 
     def test_wanting_to_push_now_and_then_adds_none(self) -> None:
         self.limited()

@@ -33,7 +33,12 @@ from xaps.waiting import SAVE_SLICE
 
 NOW = 1_800_000_000.0
 TOKEN = "aa" * 32
-LOGGERS = ("xaps.dispatch.Dispatcher", "xaps.gate.Gate", "xaps.flood.FloodWatch")
+LOGGERS = (
+    "xaps.dispatch.Dispatcher",
+    "xaps.gate.Gate",
+    "xaps.flood.FloodWatch",
+    "xaps.saving.FlagSaver",
+)
 
 
 class FakeSender:
@@ -295,14 +300,21 @@ class OutcomeTests(DispatcherTestCase):
     def test_what_can_go_out_again_at_once_does_so_three_times_and_then_ever_later(self) -> None:
         self.notify()
         waits = []
-        for _ in range(14):
+        for _ in range(11):
             self.turn()
             self.sender.answer(RetryAfter("connection lost", 0))
             due = self.dispatcher.waiting.next_due()
             assert due is not None
             waits.append(due - self.clock.seconds())
             self.turn(waits[-1])
-        self.assertEqual(waits, [0, 0, 0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 900])
+        self.assertEqual(waits, [0, 0, 0, 1, 2, 4, 8, 16, 32, 60, 60])
+
+    def test_lost_connections_are_no_failures_of_the_push(self) -> None:
+        self.notify()
+        for delay in (0, 0, 0, 0, 0, 0, None):
+            self.turn(60)
+            self.sender.answer(RetryAfter("whatever", delay))
+        self.assertEqual(self.dispatcher.waiting.next_due(), self.clock.seconds() + 10)
 
     def test_a_device_that_is_busy_again_and_again_waits_no_longer_for_it(self) -> None:
         self.notify()
@@ -478,6 +490,15 @@ class GateTests(DispatcherTestCase):
         self.turn()
         self.assertEqual(len(self.sender.pushes), 6)
 
+    def test_a_probe_that_could_not_be_sent_proves_nothing_and_is_sent_again(self) -> None:
+        self.sender.broken = True
+        self.turn(PROBE_INTERVAL)
+        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
+        self.sender.broken = False
+        self.turn(REPROBE_AFTER)
+        self.sender.answer(Delivered())
+        self.assertIs(self.dispatcher.gate.state, State.OPEN)
+
     def test_a_probe_that_finds_nothing_to_push_does_not_block_later_ones(self) -> None:
         for number in range(3):
             key = RegistrationKey(f"u{number}", "ACCOUNT", TOKEN)
@@ -508,6 +529,12 @@ class FloodTests(DispatcherTestCase):
             self.answer(f"good{number}", Delivered())
         kept = [self.answer(f"bad{number}", Gone("BadDeviceToken")) for number in range(50)]
         self.assertEqual(kept.count(True), 0)
+
+    def test_what_was_long_ago_does_not_excuse_a_flood(self) -> None:
+        for number in range(300):
+            self.answer(f"good{number}", Delivered())
+        kept = [self.answer(f"bad{number}", Gone("BadDeviceToken")) for number in range(60)]
+        self.assertEqual(kept, [False] * 50 + [True] * 10)
 
     def test_410_is_never_a_flood(self) -> None:
         kept = [self.answer(f"u{n}", Gone("Unregistered", NOW + 1)) for n in range(50)]
@@ -581,6 +608,47 @@ class DiskTests(DispatcherTestCase):
         self.assertEqual(self.flags(), [bob])
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
+    def test_stopping_waits_for_what_is_being_written_and_writes_it_again_if_that_fails(
+        self,
+    ) -> None:
+        key = self.register()
+        self.sender.capacity = 0
+        self.notify()
+        self.registry.held = True
+        self.turn(1)
+        stopping = self.dispatcher.stop()
+        self.assertNoResult(stopping)
+        self.registry.failure = "disk full"
+        self.registry.held = False
+        self.registry.release()
+        self.registry.failure = None
+        self.successResultOf(stopping)
+        self.assertEqual(self.flags(), [key])
+
+    def test_what_is_lost_at_the_stop_is_said_whenever_the_alarm_was_last_raised(self) -> None:
+        self.register()
+        self.sender.capacity = 0
+        self.notify()
+        self.registry.failure = "disk full"
+        self.turn(1)
+        self.turn(1)
+        self.assertEqual(self.levels().count(LogLevel.critical), 1)
+        self.successResultOf(self.dispatcher.stop())
+        self.assertIn("are lost: disk full", self.logged[-1][1])
+
+    def test_a_clock_that_is_set_back_keeps_nothing_waiting(self) -> None:
+        for user in ("alice", "bob"):
+            self.register(user=user)
+        self.notify(new_mail=False)
+        self.clock.rightNow -= 3600
+        for call in self.clock.getDelayedCalls():
+            call.delay(-3600)
+        self.dispatcher.clock_set(-3600)
+        self.turn(1)
+        self.assertEqual(len(self.flags()), 1)
+        self.turn(29)
+        self.assertEqual(len(self.sender.pushes), 1)
+
     def test_a_push_that_failed_while_stopping_is_kept(self) -> None:
         key = self.register()
         self.notify()
@@ -608,7 +676,9 @@ class ExpiryTests(DispatcherTestCase):
         self.register(at=NOW - REGISTRATION_LIFETIME - 1)
         kept = self.register(user="bob", at=NOW - REGISTRATION_LIFETIME + 1)
         self.notify(new_mail=False)
-        self.successResultOf(self.dispatcher.expire())
+        expiring = self.dispatcher.expire()
+        self.turn()
+        self.successResultOf(expiring)
         (left,) = self.successResultOf(self.registry.all())
         self.assertEqual(left.key, kept)
         self.assertEqual(len(self.dispatcher.waiting), 0)

@@ -106,7 +106,6 @@ class DueTests(SynchronousTestCase):
         self.assertEqual(self.table.next_due(), START + 12)
         again = self.take(12)
         self.assertEqual((again.sent, again.apns_id), ({"INBOX", "Notes"}, apns_id))
-        self.assertEqual(again.attempts, 1)
 
     def test_new_mail_does_not_shorten_the_patience_that_apns_asked_for(self) -> None:
         self.notice(0, new_mail=True)
@@ -117,18 +116,31 @@ class DueTests(SynchronousTestCase):
 
     def test_success_ends_the_row_of_failures(self) -> None:
         self.notice(0, new_mail=True)
-        self.table.failed(self.take(0), START + 10, START)
-        flag = self.take(10)
+        flag = self.take(0)
+        flag.failures = flag.returns = 2
         self.notice(11, new_mail=True)
         self.table.answered(flag, START + 12)
-        self.assertEqual(self.take(12).attempts, 0)
+        again = self.take(12)
+        self.assertEqual((again.failures, again.returns), (0, 0))
 
     def test_a_flag_expires_a_day_after_its_latest_event(self) -> None:
         self.notice(0, new_mail=True)
         self.notice(3600)
-        self.assertEqual(self.table.expire(START + LIFETIME + 1), 0)
-        self.assertEqual(self.table.expire(START + 3601 + LIFETIME), 1)
+        self.assertEqual(list(self.table.expire(START + LIFETIME + 1)), [0])
+        self.assertEqual(list(self.table.expire(START + 3601 + LIFETIME)), [1])
         self.assertIsNone(self.table.take(START + 3601 + LIFETIME))
+
+    def test_many_flags_expire_some_at_a_time_and_what_happens_between_is_heeded(self) -> None:
+        for number in range(7):
+            phone = registration(f"user{number}")
+            self.table.notice(phone, "INBOX", new_mail=True, now=START)
+        later = START + LIFETIME + 1
+        steps = self.table.expire(later, limit=3)
+        self.assertEqual(next(steps), 3)
+        self.table.notice(registration("user4"), "INBOX", new_mail=True, now=later)
+        self.table.drop(registration("user5").key)
+        self.assertEqual(list(steps), [1, 1])
+        self.assertEqual([flag.registration.key.user for flag in self.table], ["user4"])
 
     def test_an_expired_flag_is_not_pushed(self) -> None:
         self.notice(0, new_mail=True)
@@ -200,6 +212,11 @@ class DiskTests(SynchronousTestCase):
     def saved(self, at: float) -> list[WaitingFlag]:
         return self.table.to_save(START + at)[0]
 
+    def take(self) -> Flag:
+        flag = self.table.take(START + 2)
+        assert flag
+        return flag
+
     def test_a_push_delivered_within_the_second_is_never_written(self) -> None:
         flag = self.table.take(START)
         assert flag
@@ -226,6 +243,23 @@ class DiskTests(SynchronousTestCase):
         self.table.answered(flag, START + 2)
         self.assertIsNotNone(self.table.next_save(START + 2))
         self.assertEqual(self.table.to_save(START + 2), ([], [self.alice.key]))
+
+    def test_what_could_not_be_forgotten_on_disk_is_forgotten_later(self) -> None:
+        self.saved(1)
+        flag = self.take()
+        self.table.answered(flag, START + 2)
+        changed, cleared = self.table.to_save(START + 2)
+        self.table.save_failed(changed, cleared, START + 2)
+        self.assertIsNotNone(self.table.next_save(START + 2))
+        self.assertEqual(self.table.to_save(START + 2), ([], [self.alice.key]))
+
+    def test_no_more_is_given_at_a_time_than_the_limit(self) -> None:
+        for user in ("bob", "carol"):
+            self.table.notice(registration(user), "INBOX", new_mail=True, now=START)
+        self.assertEqual([len(self.table.to_save(START + 1, limit=2)[0]) for _ in "123"], [2, 1, 0])
+        for _ in range(3):
+            self.table.answered(self.take(), START + 2)
+        self.assertEqual([len(self.table.to_save(START + 2, limit=2)[1]) for _ in "123"], [2, 1, 0])
 
     def test_a_flag_that_is_dirty_again_is_written_and_not_cleared(self) -> None:
         self.saved(1)
@@ -348,13 +382,29 @@ class WaitingMachine(RuleBasedStateMachine):
                 boxes[mailbox] = self.now + 10
             self.table.failed(flag, self.now + 10, self.now)
 
+    @rule(seconds=st.sampled_from([-3600.0, -0.5, 86_400.0]))
+    def set_clock(self, seconds: float) -> None:
+        """As if nothing had happened."""
+        self.now += seconds
+        self.table.clock_set(seconds)
+        for boxes in self.owed.values():
+            for mailbox in boxes:
+                boxes[mailbox] += seconds
+        for user in self.patience:
+            self.patience[user] += seconds
+
     @rule()
-    def save(self) -> None:
-        changed, cleared = self.table.to_save(self.now)
+    def fail_to_save(self) -> None:
+        self.table.save_failed(*self.table.to_save(self.now), self.now)
+
+    @rule(limit=st.sampled_from([1, 1000]))
+    def save(self, limit: int) -> None:
+        changed, cleared = self.table.to_save(self.now, limit=limit)
+        assert max(len(changed), len(cleared)) <= limit
         assert not {flag.key for flag in changed} & set(cleared)
         self.disk.update((flag.key, flag) for flag in changed)
         for key in cleared:
-            del self.disk[key]
+            self.disk.pop(key, None)  # it may never have been written
 
     @invariant()
     def nothing_is_forgotten_and_nothing_is_late(self) -> None:
@@ -372,7 +422,8 @@ class WaitingMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         """What is on disk, once all is saved, is what is owed; then all of it can be pushed."""
         self.now += 1000
-        self.save()
+        for _ in range(10):
+            self.save(limit=1)
         for flag in self.table:
             assert self.disk[flag.registration.key].mailboxes == flag.mailboxes | flag.sent
         assert len(self.disk) == len(self.table)

@@ -6,7 +6,7 @@ ALARM_INTERVAL = 3600.0
 """Seconds between two repetitions of an alarm in the log."""
 
 REPEAT_INTERVAL = 60.0
-"""Seconds in which complaints of the same kind are only counted."""
+"""Seconds in which complaints of the same kind are usually only counted."""
 
 MAX_KINDS = 100
 """Kinds of complaint that are remembered; reasons come from a peer, and it may name any number."""
@@ -32,9 +32,13 @@ class Alarm:
 
 class Repeated:
     """Complaints that come in great numbers when one thing breaks, such as the connection under a
-    thousand pushes: the first of a kind is told, those of the next minute are counted."""
+    thousand pushes: the first of a kind is told, those that follow soon are counted.
 
-    def __init__(self) -> None:
+    :param interval: seconds until one is told again.
+    """
+
+    def __init__(self, interval: float = REPEAT_INTERVAL) -> None:
+        self._interval = interval
         self._kinds: dict[str, tuple[float, int]] = {}
 
     def untold(self, kind: str, now: float) -> int | None:
@@ -46,5 +50,5 @@ class Repeated:
             return None
         if len(self._kinds) >= MAX_KINDS:
             self._kinds.clear()
-        self._kinds[kind] = (now + REPEAT_INTERVAL, 0)
+        self._kinds[kind] = (now + self._interval, 0)
         return count

@@ -13,7 +13,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 
-from xaps.alarm import Alarm, Repeated
+from xaps.alarm import Repeated
 from xaps.flood import FloodWatch
 from xaps.gate import Gate
 from xaps.mailboxes import hashes, pushable
@@ -31,16 +31,20 @@ from xaps.model import (
     RetryAfter,
 )
 from xaps.registry.interface import IRegistry, RegistryError
+from xaps.saving import FlagSaver
 from xaps.waiting import Flag, WaitingTable
 
 REGISTRATION_LIFETIME = 30 * 24 * 3600.0
 """Seconds; iOS Mail registers again once a day: a phone that has not for so long is gone."""
 
 AT_ONCE = 3
-"""Failures in a row after which a push that can go out again at once has to wait as well."""
+"""How often in a row a push that comes back through no fault of its own goes out again at once."""
+
+LONGEST_RETURN = 60.0
+"""Seconds until such a push goes out again, at the most."""
 
 LONGEST_DELAY = 900.0
-"""Seconds between two tries of one push, at the most."""
+"""Seconds between two tries of one push that failed, at the most."""
 
 SLICE = 16
 """Pushes that are started in one go; between two slices the IMAP servers are served."""
@@ -94,13 +98,11 @@ class Dispatcher:
         self.waiting = WaitingTable(delay=delay, check_interval=check_interval, new_id=new_id)
         self.gate = Gate()
         self._flood = FloodWatch()
-        self._save_alarm = Alarm()
+        self._saver = FlagSaver(clock, registry, self.waiting)
         self._repeated = Repeated()
         self._suspended: set[RegistrationKey] = set()
         self._generation = 0  # of the credential
         self._pump_call: IDelayedCall | None = None
-        self._save_call: IDelayedCall | None = None
-        self._saving: Deferred[None] | None = None
         self._landed: list[Deferred[None]] = []
 
     # -------------------------------------------------------------- starting and stopping
@@ -118,16 +120,16 @@ class Dispatcher:
             if registration is not None:
                 self.waiting.restore(saved, registration, now)
         self._arm()
-        self._arm_save()
+        self._saver.arm()
         return len(self.waiting)
 
     def stop(self) -> Deferred[None]:
         """Start no more pushes; fires when those in flight have been answered (the sender sees to
         it that they are) and everything that is still owed is on disk."""
         self.gate.stop()
-        for call in (self._pump_call, self._save_call):
-            if call is not None and call.active():
-                call.cancel()
+        self._saver.stop()
+        if self._pump_call is not None and self._pump_call.active():
+            self._pump_call.cancel()
         return Deferred.fromCoroutine(self._finish())
 
     async def _finish(self) -> None:
@@ -135,9 +137,7 @@ class Dispatcher:
             landed: Deferred[None] = Deferred()
             self._landed.append(landed)
             await landed
-        if self._saving is not None:
-            await self._saving
-        await self._save(everything=True)
+        await self._saver.finish()
 
     # -------------------------------------------------------------- what IMAP servers ask
 
@@ -183,7 +183,7 @@ class Dispatcher:
                 phones += 1
         if phones:
             self._arm()
-            self._arm_save()
+            self._saver.arm()
         self._log.debug(
             "Notice for {user}, {what} in {mailbox}: {phones} phones",
             user=notice.user,
@@ -208,6 +208,10 @@ class Dispatcher:
         self._pump_call = None
         now = self._clock.seconds()
         for _ in range(SLICE):
+            due = self.waiting.next_due()
+            if due is None or due > now:
+                break
+            # Room is asked for only by who wants it: the sender takes it for a need.
             if not self.gate.opens(now) or self._sender.room() <= 0:
                 break
             flag = self.waiting.take(now)
@@ -246,7 +250,7 @@ class Dispatcher:
         elif isinstance(outcome, Gone):
             return Deferred.fromCoroutine(self._gone(flag, outcome, sent_at))
         elif isinstance(outcome, Misconfigured):
-            self.waiting.failed(flag, now, now, counts=False)
+            self.waiting.failed(flag, now, now)
         else:
             self._give_up(flag, outcome, now)
         self._settled()
@@ -257,19 +261,24 @@ class Dispatcher:
         self._log.failure(
             "Handling the answer for {key} failed", failure, key=flag.registration.key
         )
+        now = self._clock.seconds()
+        outcome = RetryAfter("internal error")
+        self.gate.answered(outcome, now)
         if flag.sent:
-            now = self._clock.seconds()
-            self._retry(flag, RetryAfter("internal error"), now)
+            self._retry(flag, outcome, now)
         self._settled()
 
     def _retry(self, flag: Flag, outcome: RetryAfter, now: float) -> None:
-        delay = outcome.delay
-        if delay is None:
-            delay = min(LONGEST_DELAY, 10.0 * 2**flag.attempts) * self._jitter()
-        elif flag.attempts >= AT_ONCE:
-            # What APNs gives back can go out again at once, but not for ever.
-            growing = min(LONGEST_DELAY, 2.0 ** (flag.attempts - AT_ONCE)) * self._jitter()
-            delay = max(delay, growing)
+        if outcome.delay is None:
+            delay = min(LONGEST_DELAY, 10.0 * 2**flag.failures) * self._jitter()
+            flag.failures += 1
+        else:
+            # What can go out again at once does so, but not for ever.
+            delay = outcome.delay
+            if flag.returns >= AT_ONCE:
+                growing = min(LONGEST_RETURN, 2.0 ** (flag.returns - AT_ONCE)) * self._jitter()
+                delay = max(delay, growing)
+            flag.returns += 1
         self._complain(
             LogLevel.warn,
             "Push to {key} failed: {reason}; next try in {delay:.0f} s{more}",
@@ -330,7 +339,7 @@ class Dispatcher:
                     waiting.callback(None)
             return
         self._arm()
-        self._arm_save()
+        self._saver.arm()
 
     def push_now(self, registration: Registration, mailbox: str) -> Deferred[Outcome]:
         """Push at once and once, for an administrator who wants to know whether it works; fires
@@ -366,58 +375,27 @@ class Dispatcher:
 
     # -------------------------------------------------------------- timers
 
+    def clock_set(self, seconds: float) -> None:
+        """The clock was set by so many seconds, and the reactor's delayed calls with it."""
+        self.waiting.clock_set(seconds)
+        self.gate.clock_set(seconds)
+
     def _arm(self) -> None:
         """Call `pump` when the next flag is due, if there will be room for it."""
         due = self.waiting.next_due()
         if due is not None:
             due = self.gate.next_opening(due)
-        if due is None or self._sender.room() <= 0:
+        if due is None:
             return
         delay = max(0.0, due - self._clock.seconds())
+        if delay == 0.0 and self._sender.room() <= 0:
+            return
         call = self._pump_call
         if call is not None and call.active():
             if call.getTime() <= self._clock.seconds() + delay:
                 return
             call.cancel()
         self._pump_call = self._clock.callLater(delay, self.pump)
-
-    def _arm_save(self) -> None:
-        """Call `_save_due` when the oldest change will have waited for long enough."""
-        if self._save_call is not None or self._saving is not None or self.gate.stopped:
-            return
-        now = self._clock.seconds()
-        at = self.waiting.next_save(now)
-        if at is not None:
-            self._save_call = self._clock.callLater(max(0.05, at - now), self._save_due)
-
-    def _save_due(self) -> None:
-        self._save_call = None
-        saving = self._saving = Deferred.fromCoroutine(self._save())
-        saving.addErrback(lambda failure: self._log.failure("Saving failed", failure))
-        saving.addCallback(self._saved)
-
-    def _saved(self, result: None) -> None:
-        self._saving = None
-        self._arm_save()
-
-    async def _save(self, *, everything: bool = False) -> None:
-        while True:
-            now = self._clock.seconds()
-            changed, cleared = self.waiting.to_save(now, everything=everything)
-            if not changed and not cleared:
-                return
-            try:
-                await self._registry.save_flags(changed, cleared)
-            except Exception as error:  # whatever it is, it has to be written later
-                self.waiting.save_failed(changed, cleared, self._clock.seconds())
-                if self._save_alarm.due(now):
-                    self._log.critical(
-                        "Waiting pushes could not be written to disk and would be lost if the "
-                        "daemon stopped now: {error}",
-                        error=error,
-                    )
-                return
-            self._save_alarm.over()
 
     # -------------------------------------------------------------- housekeeping
 
@@ -427,7 +405,10 @@ class Dispatcher:
 
     async def _expire(self) -> None:
         now = self._clock.seconds()
-        flags = self.waiting.expire(now)
+        flags = 0
+        for dropped in self.waiting.expire(now):
+            flags += dropped
+            await deferLater(self._clock, 0)
         if flags:
             self._log.warn("Gave up {count} pushes that waited for 24 hours", count=flags)
         try:

@@ -86,6 +86,10 @@ class Gate:
             self._alarm.over()
             self._log.info("APNs takes pushes again")
 
+    def clock_set(self, seconds: float) -> None:
+        """The clock was set by so much."""
+        self._probe_at += seconds
+
     def stop(self) -> None:
         """Nothing goes out any more."""
         self.state = State.STOPPED

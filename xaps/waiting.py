@@ -34,6 +34,9 @@ promised is for the commit. What is delivered sooner costs no write at all."""
 SAVE_SLICE = 1000
 """Flags that are written in one transaction."""
 
+EXPIRE_SLICE = 5000
+"""Flags that are looked at in one go for whether they have expired."""
+
 RESAVE_AFTER = 3600.0
 """Seconds after which a saved flag is written again only because it got younger."""
 
@@ -66,8 +69,10 @@ class Flag:
     """In flight: the mailboxes that the push names."""
     sent_since: float = 0.0
     """In flight: the `waiting_since` of what the push names."""
-    attempts: int = 0
-    """Failures in a row."""
+    failures: int = 0
+    """In a row; those that were the push's own."""
+    returns: int = 0
+    """In a row; how often it came back for no reason of its own, such as a lost connection."""
     dropped: bool = False
     """In flight: the registration is gone, what the push names is owed no more."""
     unsaved_since: float | None = None
@@ -212,7 +217,7 @@ class WaitingTable:
         """The push that is in flight is over (delivered, or given up for good)."""
         self._landed(flag)
         flag.sent = frozenset()
-        flag.attempts = 0
+        flag.failures = flag.returns = 0
         flag.not_before = 0.0
         if not flag.mailboxes:
             self._forget(flag)
@@ -221,18 +226,14 @@ class WaitingTable:
         self._mark_unsaved(flag, now)
         self._schedule(flag)
 
-    def failed(self, flag: Flag, retry_at: float, now: float, *, counts: bool = True) -> None:
-        """The push that is in flight is to be tried again, not before `retry_at`.
-
-        :param counts: whether it counts as one of the failures in a row that lengthen the delay.
-        """
+    def failed(self, flag: Flag, retry_at: float, now: float) -> None:
+        """The push that is in flight is to be tried again, not before `retry_at`."""
         if flag.dropped:
             self.answered(flag, now)
             return
         self._landed(flag)
         flag.mailboxes |= flag.sent
         flag.sent = frozenset()
-        flag.attempts += counts
         flag.waiting_since = flag.sent_since
         flag.not_before = flag.due = retry_at
         self._mark_unsaved(flag, now)
@@ -250,16 +251,35 @@ class WaitingTable:
         else:
             self._forget(flag)
 
-    def expire(self, now: float) -> int:
-        """Drop the flags whose latest event is over 24 hours old; the number of them."""
-        old = [
-            flag.registration.key
-            for flag in self._flags.values()
-            if flag.state is State.WAITING and now - flag.noticed_at > LIFETIME
-        ]
-        for key in old:
-            self.drop(key)
-        return len(old)
+    def expire(self, now: float, limit: int = EXPIRE_SLICE) -> Iterator[int]:
+        """Drop the flags whose latest event is over 24 hours old, some at each step; each step
+        gives how many were dropped."""
+        keys = list(self._flags)
+        for start in range(0, len(keys), limit):
+            dropped = 0
+            for key in keys[start : start + limit]:
+                flag = self._flags.get(key)
+                if flag is None or flag.state is not State.WAITING:
+                    continue
+                if now - flag.noticed_at > LIFETIME:
+                    self.drop(key)
+                    dropped += 1
+            yield dropped
+
+    def clock_set(self, seconds: float) -> None:
+        """The clock was set forward by so much, or back: what is due stays as far away as it was,
+        and as old."""
+        for flag in self._flags.values():
+            flag.due += seconds
+            flag.not_before += seconds
+            flag.noticed_at += seconds
+            flag.waiting_since += seconds
+            flag.sent_since += seconds
+            if flag.unsaved_since is not None:
+                flag.unsaved_since += seconds
+            if flag.saved_at is not None:
+                flag.saved_at += seconds
+        self._heap = [(due + seconds, order, flag) for due, order, flag in self._heap]
 
     # -------------------------------------------------------------- what is on disk
 

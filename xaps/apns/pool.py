@@ -11,10 +11,12 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime, IStreamClientEndpoint
 from twisted.logger import Logger, LogLevel
 
+from xaps.alarm import Repeated
 from xaps.apns.backoff import Backoff
 from xaps.apns.connection import Connection, OneConnection
 from xaps.apns.events import Answered, GivenBack, Lost, T
 from xaps.apns.reasons import Farewell
+from xaps.apns.starvation import Starvation
 from xaps.apns.tls import Trouble, explain
 from xaps.model import Credential
 
@@ -25,7 +27,9 @@ REFUSED_DELAY = 300.0
 SETTLED_AFTER = 60.0
 """Seconds after which a connection has been a good one, although nothing was pushed."""
 STARVED_AFTER = 2.0
-"""Seconds for which all streams must have been in use before a connection is added."""
+"""Seconds for which pushes must have waited for a stream before a connection is added."""
+CLOSED_AFTER = 60.0
+"""Seconds for which a connection may allow no push at all while some wait."""
 UNUSED_FOR = 300.0
 """Seconds without a push after which an added connection is closed."""
 REPEAT_AFTER = 3600.0
@@ -118,10 +122,11 @@ class Pool(Generic[T]):
         self._attempt: _Attempt[T] | None = None
         self._retry: IDelayedCall | None = None
         self._wanted = 1
-        self._starved_since = self._starved_at = float("-inf")
+        self._starvation = Starvation()
+        self._starving: IDelayedCall | None = None
         self._made = 0
         self._last_error = ""
-        self._told: tuple[str, float] = ("", float("-inf"))
+        self._told = Repeated(REPEAT_AFTER)
         self.refused = ""
         """Why APNs does not accept the credential, if it said so when it closed a connection."""
 
@@ -163,16 +168,19 @@ class Pool(Generic[T]):
         return stopping
 
     def room(self) -> int:
-        """How many pushes can be sent now."""
+        """How many pushes can be sent now; to be asked by somebody who wants to push."""
         room = sum(connection.room for connection in self._ready)
-        if room == 0:
-            self._notice_starvation()
+        if room == 0 and self._is_full():
+            self._starvation.refused(self._clock.seconds())
+            if self._starving is None:
+                self._starving = self._clock.callLater(STARVED_AFTER, self._look_at_starvation)
         return room
 
     def pick(self, other_than: Connection[T] | None = None) -> Connection[T] | None:
         """A connection with room."""
         for connection in self._ready:
             if connection is not other_than and connection.room > 0:
+                self._starvation.sent()
                 return connection
         return None
 
@@ -239,6 +247,8 @@ class Pool(Generic[T]):
                 self._on_room()
             except Exception:
                 self._log.failure("Sending pushes failed")
+            if any(connection.room > 0 for connection in self._ready):
+                self._starvation.unused(self._clock.seconds())
 
     def on_closed(self, connection: Connection[T], trouble: Trouble) -> None:
         attempted = self._attempt is not None and self._attempt.connection is connection
@@ -316,6 +326,10 @@ class Pool(Generic[T]):
         if self._retry is not None:
             self._retry.cancel()
             self._retry = None
+        if self._starving is not None:
+            self._starving.cancel()
+            self._starving = None
+        self._starvation.over()
         attempted = self._end_attempt()
         if attempted is not None:
             if attempted.has_transport:
@@ -353,14 +367,9 @@ class Pool(Generic[T]):
         self._look()
 
     def _tell(self, trouble: Trouble, good: bool, was_ready: bool, delay: float) -> None:
-        told, when = self._told
-        now = self._clock.seconds()
-        repeated = told == trouble.text and now - when < REPEAT_AFTER
         level = LogLevel.info if good else LogLevel.critical if trouble.ours else LogLevel.warn
-        if repeated:
+        if self._told.untold(trouble.text, self._clock.seconds()) is None:
             level = LogLevel.debug
-        else:
-            self._told = (trouble.text, now)
         if trouble.ours:
             text = (
                 "APNs does not accept the credential {source}: {reason}. It may have expired, have "
@@ -381,20 +390,26 @@ class Pool(Generic[T]):
             level, text, server=self._server, reason=trouble.text, source=source, delay=delay
         )
 
-    def _notice_starvation(self) -> None:
-        """Somebody wanted to push and could not."""
-        if self._wanted >= self._max_connections or not self._ready:
-            return
-        if any(connection.in_flight < connection.stream_limit for connection in self._ready):
-            return
+    def _is_full(self) -> bool:
+        """Whether it is APNs' limit that holds up pushes."""
+        return bool(self._ready) and all(c.in_flight >= c.stream_limit for c in self._ready)
+
+    def _look_at_starvation(self) -> None:
+        """Pushes waited for a stream some time ago; do they still?"""
+        self._starving = None
         now = self._clock.seconds()
-        if now - self._starved_at > 1.0:
-            self._starved_since = now
-        self._starved_at = now
-        if now - self._starved_since >= STARVED_AFTER:
+        lasts = self._starvation.lasts(now) if self._is_full() else 0.0
+        if lasts == 0.0:
+            return
+        if lasts >= STARVED_AFTER and self._wanted < self._max_connections:
             self._wanted += 1
             self._log.info("APNs' limit of pushes at a time is reached: one more connection")
             self._look()
+        for connection in tuple(self._ready):
+            made = connection.ready_at or 0.0
+            if connection.stream_limit == 0 and now - max(connection.used_at, made) > CLOSED_AFTER:
+                self.retire(connection, f"it has allowed no push for {CLOSED_AFTER:.0f} s")
+        self._starving = self._clock.callLater(STARVED_AFTER, self._look_at_starvation)
 
     def _is_unused(self, connection: Connection[T]) -> bool:
         return (
@@ -407,5 +422,5 @@ class Pool(Generic[T]):
 
     def _check_stopped(self) -> None:
         stopping = self._stopping
-        if stopping is not None and not self._leaving and not stopping.called:
+        if stopping is not None and not (self._ready or self._leaving or stopping.called):
             stopping.callback(None)
