@@ -69,7 +69,7 @@ class UnixAcceptor:
         """Called by the reactor when connections wait."""
         for _ in range(_AT_ONCE):
             try:
-                connection, _peer = self._socket.accept()
+                self._accept()
             except (BlockingIOError, ConnectionAbortedError):
                 return
             except OSError as error:
@@ -78,12 +78,13 @@ class UnixAcceptor:
                 self._reactor.removeReader(self)
                 self._reactor.callLater(_PAUSE, self._go_on)
                 return
-            with connection:
-                connection.setblocking(False)
-                # The reactor takes a copy of the descriptor.
-                self._reactor.adoptStreamConnection(
-                    connection.fileno(), socket.AF_UNIX, self._factory
-                )
+
+    def _accept(self) -> None:
+        connection, _peer = self._socket.accept()
+        with connection:
+            connection.setblocking(False)
+            # The reactor takes a copy of the descriptor, which may be one too many.
+            self._reactor.adoptStreamConnection(connection.fileno(), socket.AF_UNIX, self._factory)
 
     def connectionLost(self, reason: Failure) -> None:
         """Called by the reactor when it ends."""
