@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
+import attrs
 from twisted.internet.defer import Deferred, execute
 
 from xaps.model import Registration, RegistrationKey, WaitingFlag, lower
@@ -16,15 +17,17 @@ T = TypeVar("T")
 class MemoryRegistry:
     """A registry that forgets everything with the process.
 
+    :param page: how many registrations or flags are given at a time.
     :ivar failure: while this is set, every method fails with a `RegistryError` of that text.
     :ivar held: while this is true, what writes is done but not answered before `release`, like a
         commit that takes its time.
     """
 
-    def __init__(self, max_per_user: int = 100) -> None:
+    def __init__(self, max_per_user: int = 100, *, page: int = 2) -> None:
         self.failure: str | None = None
         self.held = False
         self._max_per_user = max_per_user
+        self._page = page
         self._registrations: dict[RegistrationKey, Registration] = {}
         self._flags: dict[RegistrationKey, WaitingFlag] = {}
         self._unanswered: list[Callable[[], object]] = []
@@ -50,6 +53,12 @@ class MemoryRegistry:
         return self._read(
             lambda: [registration for _, registration in sorted(self._registrations.items())]
         )
+
+    def page(self, after: RegistrationKey | None = None) -> Deferred[Sequence[Registration]]:
+        return self._read(lambda: self._after(self._registrations, after))
+
+    def flags(self, after: RegistrationKey | None = None) -> Deferred[Sequence[WaitingFlag]]:
+        return self._read(lambda: self._after(self._flags, after))
 
     def count(self) -> Deferred[int]:
         return self._read(lambda: len(self._registrations))
@@ -81,9 +90,13 @@ class MemoryRegistry:
         keys = sorted(key for key in self._registrations if key.user == user)
         return [self._registrations[key] for key in keys]
 
+    def _after(self, found: dict[RegistrationKey, T], key: RegistrationKey | None) -> list[T]:
+        keys = sorted(each for each in found if key is None or each > key)
+        return [found[each] for each in keys[: self._page]]
+
     def _register(self, registration: Registration) -> None:
         key = registration.key
-        if not _is_unicode(key):
+        if not _is_unicode(registration):
             raise RegistryError(f"{key!r} is not valid Unicode")
         self._registrations[key] = registration
         others = [other for other in self._of_user(key.user) if other.key != key]
@@ -102,13 +115,14 @@ class MemoryRegistry:
 
     def _expire(self, registered_before: float) -> list[RegistrationKey]:
         old = sorted(
-            key
+            (registration.registered_at, key)
             for key, registration in self._registrations.items()
             if registration.registered_at < registered_before
         )
-        for key in old:
+        dropped = sorted(key for _, key in old[: self._page])
+        for key in dropped:
             self._drop(key)
-        return old
+        return dropped
 
     def _save_flags(self, changed: list[WaitingFlag], cleared: list[RegistrationKey]) -> None:
         for key in cleared:
@@ -139,10 +153,11 @@ class MemoryRegistry:
         return answer
 
 
-def _is_unicode(key: RegistrationKey) -> bool:
+def _is_unicode(registration: Registration) -> bool:
     """A lone surrogate, which JSON can smuggle in, cannot be stored as text."""
+    key = registration.key
     try:
-        f"{key.user}{key.account_id}{key.device_token}".encode()
+        "".join((*attrs.astuple(key), *registration.mailboxes)).encode()
     except UnicodeEncodeError:
         return False
     return True

@@ -8,12 +8,12 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from twisted.internet.defer import execute
+from twisted.internet.defer import Deferred, execute
 from twisted.logger import LogLevel, capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.conditions import files_no_larger_than, without_root
-from tests.registry_contract import ALICE, BOB, registration
+from tests.registry_contract import ALICE, BOB, everything, registration
 from xaps.model import Registration, RegistrationKey
 from xaps.registry import opening
 from xaps.registry.database import APPLICATION_ID, MIGRATIONS, open_writer
@@ -61,8 +61,7 @@ class OpeningTestCase(SynchronousTestCase):
         return message
 
     def all(self, registry: SQLiteRegistry) -> Sequence[Registration]:
-        found = self.successResultOf(registry.all())
-        return list(found)
+        return self.successResultOf(Deferred.fromCoroutine(everything(registry.page)))
 
 
 class RefusedFileTests(OpeningTestCase):

@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -26,6 +27,7 @@ from tests.registry_contract import (
     ALICE_2,
     BOB,
     RegistryContract,
+    everything,
     flag,
     registration,
 )
@@ -86,7 +88,10 @@ class InFolder(SynchronousTestCase):
         return list(found)
 
     def keys_in(self, registry: SQLiteRegistry) -> list[RegistrationKey]:
-        return [each.key for each in self.results(registry.all())]
+        return [each.key for each in self.all(registry)]
+
+    def all(self, registry: SQLiteRegistry) -> list[Registration]:
+        return self.successResultOf(Deferred.fromCoroutine(everything(registry.page)))
 
     def why(self, deferred: Deferred[Any]) -> str:
         return str(self.failureResultOf(deferred, RegistryError).value)
@@ -133,6 +138,7 @@ class LookupTests(InFolder):
             sqlite.OF_USER_COUNT,
             sqlite.ONE,
             sqlite.NEXT_PAGE,
+            sqlite.NEXT_FLAGS,
             sqlite.REGISTER,
             sqlite.TRIM,
             sqlite.REMOVE,
@@ -141,10 +147,14 @@ class LookupTests(InFolder):
             sqlite.CLEAR_FLAG,
         ):
             self.assertNotIn("SCAN", self.plan(statement), statement)
-        self.assertIn("SCAN", self.plan(sqlite.FIRST_PAGE))
+        for statement in (sqlite.FIRST_PAGE, sqlite.FIRST_FLAGS):
+            self.assertIn("SCAN", self.plan(statement))
 
     def test_nothing_is_sorted_for_a_lookup_or_a_page(self) -> None:
-        for statement in (sqlite.OF_USER, sqlite.FIRST_PAGE, sqlite.NEXT_PAGE):
+        for statement in (
+            *(sqlite.OF_USER, sqlite.FIRST_PAGE, sqlite.NEXT_PAGE),
+            *(sqlite.FIRST_FLAGS, sqlite.NEXT_FLAGS, sqlite.EXPIRE),
+        ):
             self.assertNotIn("TEMP B-TREE", self.plan(statement), statement)
         self.assertIn("USING PRIMARY KEY (user=?)", self.plan(sqlite.OF_USER))
         self.assertIn("INDEX registrations_by_age (registered_at<?)", self.plan(sqlite.EXPIRE))
@@ -168,8 +178,8 @@ class FileTests(InFolder):
         self.successResultOf(registry.close())
         self.assertEqual(list(self.folder.iterdir()), [self.path])
         again = self.open()
-        self.assertEqual(self.results(again.all()), [given])
-        self.assertEqual(self.results(again.load_flags()), [flag(ALICE, "INBOX")])
+        self.assertEqual(self.all(again), [given])
+        self.assertEqual(self.results(again.flags()), [flag(ALICE, "INBOX")])
 
     def test_what_reads_cannot_write(self) -> None:
         self.open()
@@ -193,18 +203,20 @@ class FileTests(InFolder):
         self.successResultOf(registry.register(given))
         self.assertEqual(self.successResultOf(registry.get(ALICE)), given)
 
-    def test_more_than_a_page_of_rows_is_read_whole_and_in_order(self) -> None:
-        worker = HeldWorker()
-        registry = self.open(run=worker, max_pending=10_000)
+    def test_more_than_a_page_of_rows_is_read_and_expired_in_slices(self) -> None:
+        registry = self.open()
         keys = [RegistrationKey(f"user{n:05}", "A", "aa") for n in range(2 * sqlite.PAGE + 1)]
-        for key in reversed(keys):
-            registry.register(registration(key))
-        while worker.jobs:
-            worker.work()
-        found = registry.all()
-        while worker.jobs:
-            worker.work()
-        self.assertEqual([each.key for each in self.results(found)], keys)
+        self.successResultOf(registry.add(map(registration, reversed(keys))))
+        self.successResultOf(registry.save_flags(map(flag, keys), []))
+        self.assertEqual(self.keys_in(registry), keys)
+        flags = self.successResultOf(Deferred.fromCoroutine(everything(registry.flags)))
+        self.assertEqual([each.key for each in flags], keys)
+        page = self.results(registry.page(keys[0]))
+        self.assertEqual([each.key for each in page], keys[1 : sqlite.PAGE + 1])
+        self.assertEqual(len(self.results(registry.flags())), sqlite.PAGE)
+        dropped = [self.results(registry.expire(2000.0)) for _ in range(4)]
+        self.assertEqual(list(map(len, dropped)), [sqlite.PAGE, sqlite.PAGE, 1, 0])
+        self.assertEqual(sorted(chain.from_iterable(dropped)), keys)
 
 
 class GroupCommitTests(InFolder):
@@ -251,7 +263,7 @@ class GroupCommitTests(InFolder):
         self.worker.work()
         self.assertIn("NOT NULL", self.why(failing))
         self.successResultOf(gatherResults([head, before, after]))
-        flags = self.registry.load_flags()
+        flags = self.registry.flags()
         self.worker.work()
         self.assertEqual(self.results(flags), [])
 
@@ -263,7 +275,7 @@ class GroupCommitTests(InFolder):
         changed.clear()
         cleared[:] = [ALICE]
         self.worker.work()
-        flags = self.registry.load_flags()
+        flags = self.registry.flags()
         self.worker.work()
         self.assertEqual(self.results(flags), [flag(ALICE)])
 
@@ -437,7 +449,7 @@ class KilledTests(InFolder):
             child.kill()
         registry = self.open()
         self.assertEqual(self.keys_in(registry), [ALICE])
-        self.assertEqual(self.results(registry.load_flags()), [flag(ALICE, "INBOX")])
+        self.assertEqual(self.results(registry.flags()), [flag(ALICE, "INBOX")])
 
 
 class ThreadTests(TestCase):
@@ -465,5 +477,5 @@ class ThreadTests(TestCase):
         self.assertEqual(list(await registry.registrations("nobody")), [])
         found = await gatherResults(answers)
         self.assertEqual(found, [registration(key) for key in keys])
-        self.assertEqual([each.key for each in await registry.all()], sorted(keys))
+        self.assertEqual([each.key for each in await everything(registry.page)], sorted(keys))
         await registry.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sqlite3
 from pathlib import Path
 from urllib.parse import quote
@@ -46,6 +47,13 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
 """What makes each version of the schema out of the one before; ``PRAGMA user_version`` counts
 them. What was released is never changed: a later version is one more entry."""
 
+TABLES = {
+    "registrations": "user, account_id, device_token, mailboxes, confirmed, registered_at",
+    "flags": "user, account_id, device_token, noticed_at, due, mailboxes",
+    "imports": "source",
+}
+"""The columns that are used, in the order in which rows are read and written."""
+
 _ADVICE = {
     sqlite3.SQLITE_FULL: "the disk is full; make room in {folder}",
     sqlite3.SQLITE_BUSY: "another process keeps it locked; 'fuser {path}' names it",
@@ -59,6 +67,10 @@ _ADVICE = {
     sqlite3.SQLITE_CANTOPEN: "it or the files beside it cannot be opened; look at the permissions"
     " of {folder}",
 }
+
+
+_OF_ONE_VALUE = re.compile(r"(?:NULL|NUMERIC|TEXT|non-[A-Z]+) value in \w+\.\w+")
+"""What ``PRAGMA quick_check`` says of a row that is damaged; the others can be used."""
 
 
 def explain(error: sqlite3.Error, path: Path) -> str:
@@ -86,6 +98,7 @@ def open_writer(path: Path, *, busy_timeout: float) -> sqlite3.Connection:
         connection = sqlite3.connect(
             path, timeout=busy_timeout, isolation_level=None, check_same_thread=False
         )
+        connection.text_factory = _text
         _check_owner(connection, path)
         _set_up(connection, path)
     except BaseException as error:
@@ -104,9 +117,16 @@ def open_reader(path: Path) -> sqlite3.Connection:
     """
     uri = f"file:{quote(os.fsencode(path.absolute()))}?mode=ro"
     try:
-        return sqlite3.connect(uri, uri=True, timeout=0.0, isolation_level=None)
+        connection = sqlite3.connect(uri, uri=True, timeout=0.0, isolation_level=None)
     except sqlite3.Error as error:
         raise RegistryError(explain(error, path)) from error
+    connection.text_factory = _text
+    return connection
+
+
+def _text(raw: bytes) -> str:
+    """Bytes that are not UTF-8 damage their row alone, and not each statement that meets it."""
+    return raw.decode("utf-8", "surrogateescape")
 
 
 def check_files(path: Path) -> None:
@@ -160,12 +180,16 @@ def _check_owner(connection: sqlite3.Connection, path: Path) -> None:
             f" this one knows {len(MIGRATIONS)}); install that version again, or put back a"
             " backup from before"
         )
-    (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-    if verdict != "ok":
-        raise RegistryError(
-            f"the registry {path}: it is damaged ({' '.join(verdict.split())}); put a backup in"
-            " its place, or move it and its -wal file away: phones register again within a day"
-        )
+    for (verdict,) in connection.execute("PRAGMA quick_check"):
+        if verdict != "ok" and not _OF_ONE_VALUE.fullmatch(verdict):
+            raise _damaged(path, verdict)
+
+
+def _damaged(path: Path, how: str) -> RegistryError:
+    return RegistryError(
+        f"the registry {path}: it is damaged ({' '.join(how.split())}); put a backup in its place,"
+        " or move it and its -wal file away: phones register again within a day"
+    )
 
 
 def _set_up(connection: sqlite3.Connection, path: Path) -> None:
@@ -193,6 +217,13 @@ def _set_up(connection: sqlite3.Connection, path: Path) -> None:
     except BaseException:
         roll_back(connection)
         raise
+    for table, columns in TABLES.items():
+        try:
+            connection.execute(f"SELECT {columns} FROM {table} LIMIT 0")  # noqa: S608
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_ERROR:
+                raise
+            raise _damaged(path, str(error)) from error
 
 
 def roll_back(connection: sqlite3.Connection) -> None:

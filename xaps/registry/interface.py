@@ -19,6 +19,9 @@ class IRegistry(Protocol):
     """Every method's Deferred fails with :class:`RegistryError` when the store does.
 
     A Deferred may have fired already: SQLite answers reads in the calling thread.
+
+    There can be 100,000 registrations, and as many flags. So nothing asks for all of them: it would
+    be too much for one turn of the reactor.
     """
 
     def register(self, registration: Registration) -> Deferred[None]:
@@ -31,8 +34,15 @@ class IRegistry(Protocol):
     def get(self, key: RegistrationKey) -> Deferred[Registration | None]:
         """The registration with that key."""
 
+    def page(self, after: RegistrationKey | None = None) -> Deferred[Sequence[Registration]]:
+        """Some registrations in the order of their keys: the first ones, or those that follow
+        `after`. The last page is empty. What changes between two pages may be in them or not."""
+
     def all(self) -> Deferred[Sequence[Registration]]:
         """Every registration, ordered by key."""
+
+    def load_flags(self) -> Deferred[Sequence[WaitingFlag]]:
+        """Every flag that was kept."""
 
     def count(self) -> Deferred[int]:
         """The number of registrations."""
@@ -44,16 +54,19 @@ class IRegistry(Protocol):
         `registered_until`; fires with whether it was dropped."""
 
     def expire(self, registered_before: float) -> Deferred[Sequence[RegistrationKey]]:
-        """Drop what was last renewed before that time; fires with what was dropped."""
+        """Drop some of what was last renewed before that time; fires with what was dropped. Ask
+        again until that is nothing."""
 
     def save_flags(
         self, changed: Iterable[WaitingFlag], cleared: Iterable[RegistrationKey]
     ) -> Deferred[None]:
-        """Forget `cleared` and keep `changed`, in one transaction; fires when it is on disk.
-        Flags of registrations that do not exist (any more) are ignored."""
+        """Forget `cleared` and keep `changed`, in one transaction; fires when it is on disk. Flags
+        of registrations that do not exist (any more) are ignored. Registrations wait meanwhile:
+        give it some hundreds at a time."""
 
-    def load_flags(self) -> Deferred[Sequence[WaitingFlag]]:
-        """Every flag that was kept."""
+    def flags(self, after: RegistrationKey | None = None) -> Deferred[Sequence[WaitingFlag]]:
+        """Some flags that were kept, in the order of their keys, as :meth:`page` gives
+        registrations."""
 
     def close(self) -> Deferred[None]:
         """Finish what was asked for and let go of the files."""

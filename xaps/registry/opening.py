@@ -16,12 +16,13 @@ from xaps.registry.godata import AppleCertificates, GoData, GoDataError, parse
 from xaps.registry.groupcommit import Run
 from xaps.registry.interface import RegistryError
 from xaps.registry.lock import Lock
+from xaps.registry.rows import DamageReport
 from xaps.registry.sqlite import (
     BUSY_TIMEOUT,
     MAX_PER_USER,
     SQLiteRegistry,
     add_if_newer,
-    read_page,
+    registrations_after,
 )
 
 BESIDE = "database.sqlite3"
@@ -94,11 +95,15 @@ def read_registrations(database_file: Path) -> list[Registration]:
     :raises RegistryError: it cannot be read.
     """
     path = _registry_path(database_file, _is_go_data(database_file))
+    report = DamageReport(path)
     found: list[Registration] = []
     try:
         with contextlib.closing(open_reader(path)) as connection:
-            while page := read_page(connection, found[-1].key if found else None):
-                found += page
+            page = registrations_after(connection, None)
+            while page.values:
+                found += page.values
+                report.tell(page.damaged)
+                page = registrations_after(connection, page.values[-1].key)
     except sqlite3.Error as error:
         raise RegistryError(explain(error, path)) from error
     return found

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import math
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
+import attrs
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import Logger
 
 from xaps.model import Registration, RegistrationKey, WaitingFlag, lower
-from xaps.registry.database import open_reader
+from xaps.registry import rows
+from xaps.registry.database import TABLES, open_reader
 from xaps.registry.groupcommit import GroupCommit, Run, explained
 
 MAX_PER_USER = 100
@@ -26,28 +28,25 @@ MAX_PENDING = 10_000
 BUSY_TIMEOUT = 4.0
 """Seconds to wait for another process's lock; the Dovecot plugin waits 5 s for its answer."""
 
-SHORT = 500
-"""Characters of a list of mailboxes, as JSON, that is kept once for all phones that have it."""
+PAGE = 250
+"""Rows that are read or expired in one go. Between two pages the worker thread can commit, and what
+the reactor's thread does with one takes it few milliseconds."""
 
-PAGE = 1000
-"""Rows that are read in one go by the worker thread; between two pages it can commit."""
+T = TypeVar("T")
 
 # Column names and conditions are written once; nothing else is ever put into a statement.
-_COLUMNS = "user, account_id, device_token, mailboxes, confirmed, registered_at"
+_COLUMNS = TABLES["registrations"]
 _KEY = "user = ? AND account_id = ? AND device_token = ?"
 
 OF_USER = f"""
     SELECT {_COLUMNS} FROM registrations WHERE user = ? ORDER BY account_id, device_token
 """  # noqa: S608 - these are constants
 ONE = f"SELECT {_COLUMNS} FROM registrations WHERE {_KEY}"  # noqa: S608
-FIRST_PAGE = f"""
-    SELECT {_COLUMNS} FROM registrations ORDER BY user, account_id, device_token LIMIT {PAGE}
-"""  # noqa: S608
-NEXT_PAGE = f"""
-    SELECT {_COLUMNS} FROM registrations
-    WHERE (user, account_id, device_token) > (?, ?, ?)
-    ORDER BY user, account_id, device_token LIMIT {PAGE}
-"""  # noqa: S608
+# Read as far as is needed: who knows how many rows of a page are damaged?
+_IN_ORDER = "ORDER BY user, account_id, device_token"
+_AFTER = "WHERE (user, account_id, device_token) > (?, ?, ?)"
+FIRST_PAGE = f"SELECT {_COLUMNS} FROM registrations {_IN_ORDER}"  # noqa: S608
+NEXT_PAGE = f"SELECT {_COLUMNS} FROM registrations {_AFTER} {_IN_ORDER}"  # noqa: S608
 REGISTER = f"""
     INSERT INTO registrations ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)
     ON CONFLICT (user, account_id, device_token) DO UPDATE SET
@@ -67,18 +66,30 @@ TRIM = """
     RETURNING user, account_id, device_token
 """
 REMOVE = f"DELETE FROM registrations WHERE {_KEY} AND registered_at <= ?"  # noqa: S608
-EXPIRE = """
-    DELETE FROM registrations WHERE registered_at < ? RETURNING user, account_id, device_token
-"""
+EXPIRE = f"""
+    DELETE FROM registrations
+    WHERE (user, account_id, device_token) IN (
+        SELECT user, account_id, device_token FROM registrations
+        WHERE registered_at < ? ORDER BY registered_at LIMIT {PAGE}
+    )
+    RETURNING user, account_id, device_token
+"""  # noqa: S608
 CLEAR_FLAG = f"DELETE FROM flags WHERE {_KEY}"  # noqa: S608
+_FLAG_COLUMNS = TABLES["flags"]
 SAVE_FLAG = f"""
-    INSERT OR REPLACE INTO flags (user, account_id, device_token, noticed_at, due, mailboxes)
+    INSERT OR REPLACE INTO flags ({_FLAG_COLUMNS})
     SELECT user, account_id, device_token, ?, ?, ? FROM registrations WHERE {_KEY}
 """  # noqa: S608
-FLAGS = """
-    SELECT user, account_id, device_token, noticed_at, due, mailboxes FROM flags
-    ORDER BY user, account_id, device_token
-"""
+FIRST_FLAGS = f"SELECT {_FLAG_COLUMNS} FROM flags {_IN_ORDER}"  # noqa: S608
+NEXT_FLAGS = f"SELECT {_FLAG_COLUMNS} FROM flags {_AFTER} {_IN_ORDER}"  # noqa: S608
+
+
+@attrs.frozen
+class Page(Generic[T]):
+    """What was read in one go."""
+
+    values: Sequence[T]
+    damaged: Sequence[rows.DamagedRow]
 
 
 class SQLiteRegistry:
@@ -108,6 +119,7 @@ class SQLiteRegistry:
         self._path = path
         self._max_per_user = max_per_user
         self._reader = open_reader(path)
+        self._damage = rows.DamageReport(path)
         self._writer = GroupCommit(
             connection, path, run=run, max_pending=max_pending, on_closed=on_closed
         )
@@ -120,37 +132,49 @@ class SQLiteRegistry:
 
     def get(self, key: RegistrationKey) -> Deferred[Registration | None]:
         """See :meth:`.IRegistry.get`."""
-        return self._select(ONE, *_key(key)).addCallback(lambda found: found[0] if found else None)
+        found = self._select(ONE, *rows.key_columns(key))
+        return found.addCallback(lambda found: found[0] if found else None)
 
     def _select(self, statement: str, *parameters: str) -> Deferred[Sequence[Registration]]:
         try:
-            rows = self._reader.execute(statement, parameters).fetchall()
-            return succeed([_registration(row) for row in rows])
+            cursor = self._reader.execute(statement, parameters)
+            found = _read(cursor, "registrations", rows.registration)
         except Exception as error:
             return fail(explained(error, self._path))
+        return succeed(self._good(found))
+
+    def _good(self, page: Page[T]) -> Sequence[T]:
+        if page.damaged:
+            self._damage.tell(page.damaged)
+        return page.values
 
     # ------------------------------------------- reads in the worker thread
 
-    def all(self) -> Deferred[Sequence[Registration]]:
-        """See :meth:`.IRegistry.all`. What changes meanwhile may be in it or not."""
-        return Deferred.fromCoroutine(self._all())
+    def page(self, after: RegistrationKey | None = None) -> Deferred[Sequence[Registration]]:
+        """See :meth:`.IRegistry.page`."""
+        return self._writer.read(partial(registrations_after, key=after)).addCallback(self._good)
 
-    async def _all(self) -> Sequence[Registration]:
-        found: list[Registration] = []
-        page = await self._writer.read(partial(read_page, after=None))
-        while page:
-            found += page
-            last = page[-1].key
-            page = await self._writer.read(partial(read_page, after=last))
+    def flags(self, after: RegistrationKey | None = None) -> Deferred[Sequence[WaitingFlag]]:
+        """See :meth:`.IRegistry.flags`."""
+        return self._writer.read(partial(_flags_after, key=after)).addCallback(self._good)
+
+    def all(self) -> Deferred[Sequence[Registration]]:
+        """See :meth:`.IRegistry.all`."""
+        return Deferred.fromCoroutine(self._whole(self.page))
+
+    def load_flags(self) -> Deferred[Sequence[WaitingFlag]]:
+        """See :meth:`.IRegistry.load_flags`."""
+        return Deferred.fromCoroutine(self._whole(self.flags))
+
+    async def _whole(self, page: Callable[[Any], Deferred[Sequence[Any]]]) -> Sequence[Any]:
+        found: list[Any] = []
+        while more := await page(found[-1].key if found else None):
+            found += more
         return found
 
     def count(self) -> Deferred[int]:
         """See :meth:`.IRegistry.count`."""
         return self._writer.read(_count)
-
-    def load_flags(self) -> Deferred[Sequence[WaitingFlag]]:
-        """See :meth:`.IRegistry.load_flags`."""
-        return self._writer.read(_load_flags)
 
     # ----------------------------------------------------------------- writes
 
@@ -182,7 +206,9 @@ class SQLiteRegistry:
         """See :meth:`.IRegistry.remove`."""
         until = math.inf if registered_until is None else registered_until
         return self._writer.write(
-            lambda connection: connection.execute(REMOVE, (*_key(key), until)).rowcount > 0
+            lambda connection: (
+                connection.execute(REMOVE, (*rows.key_columns(key), until)).rowcount > 0
+            )
         )
 
     def expire(self, registered_before: float) -> Deferred[Sequence[RegistrationKey]]:
@@ -203,58 +229,41 @@ class SQLiteRegistry:
         return self._writer.close()
 
 
-def _key(key: RegistrationKey) -> tuple[str, str, str]:
-    return key.user, key.account_id, key.device_token
+def _read(
+    cursor: sqlite3.Cursor, table: str, value: Callable[[tuple[Any, ...]], T], most: int = PAGE
+) -> Page[T]:
+    """At most so many good rows, and the damaged ones among them."""
+    values: list[T] = []
+    damaged = []
+    for row in cursor:
+        try:
+            values.append(value(row))
+        except rows.DamagedError as error:
+            damaged.append(rows.DamagedRow(table, row[:3], str(error)))
+        if len(values) == most:
+            break
+    cursor.close()
+    return Page(values, damaged)
 
 
-def _registration(row: tuple[Any, ...]) -> Registration:
-    user, account_id, device_token, mailboxes, confirmed, registered_at = row
-    return Registration(
-        RegistrationKey(user, account_id, device_token),
-        _names(mailboxes),
-        registered_at,
-        _name_set(confirmed),
-    )
-
-
-def _names(array: str) -> tuple[str, ...]:
-    return _shared_names(array) if len(array) <= SHORT else tuple(json.loads(array))
-
-
-def _name_set(array: str) -> frozenset[str]:
-    return _shared_name_set(array) if len(array) <= SHORT else frozenset(json.loads(array))
-
-
-# The same few lists come again and again. Sharing them saves half of the memory that 100,000
-# registrations take, and most of the time that a full garbage collection stops everything.
-
-
-@lru_cache(1000)
-def _shared_names(array: str) -> tuple[str, ...]:
-    return tuple(json.loads(array))
-
-
-@lru_cache(1000)
-def _shared_name_set(array: str) -> frozenset[str]:
-    return frozenset(json.loads(array))
-
-
-def _row(registration: Registration) -> tuple[str | float, ...]:
-    return (
-        *_key(registration.key),
-        json.dumps(registration.mailboxes),
-        json.dumps(sorted(registration.confirmed)),
-        registration.registered_at,
-    )
-
-
-def read_page(connection: sqlite3.Connection, after: RegistrationKey | None) -> list[Registration]:
+def registrations_after(
+    connection: sqlite3.Connection, key: RegistrationKey | None
+) -> Page[Registration]:
     """The next registrations in the order of keys; none after the last."""
-    if after is None:
-        rows = connection.execute(FIRST_PAGE)
-    else:
-        rows = connection.execute(NEXT_PAGE, _key(after))
-    return [_registration(row) for row in rows.fetchall()]
+    cursor = _from(connection, FIRST_PAGE, NEXT_PAGE, key)
+    return _read(cursor, "registrations", rows.registration)
+
+
+def _flags_after(connection: sqlite3.Connection, key: RegistrationKey | None) -> Page[WaitingFlag]:
+    return _read(_from(connection, FIRST_FLAGS, NEXT_FLAGS, key), "flags", rows.flag)
+
+
+def _from(
+    connection: sqlite3.Connection, first: str, following: str, key: RegistrationKey | None
+) -> sqlite3.Cursor:
+    if key is None:
+        return connection.execute(first)
+    return connection.execute(following, rows.key_columns(key))
 
 
 def _count(connection: sqlite3.Connection) -> int:
@@ -262,17 +271,10 @@ def _count(connection: sqlite3.Connection) -> int:
     return int(count)
 
 
-def _load_flags(connection: sqlite3.Connection) -> list[WaitingFlag]:
-    return [
-        WaitingFlag(RegistrationKey(*key), noticed_at, due, _name_set(mailboxes))
-        for *key, noticed_at, due, mailboxes in connection.execute(FLAGS).fetchall()
-    ]
-
-
 def _register(
     connection: sqlite3.Connection, registration: Registration, max_per_user: int
 ) -> list[RegistrationKey]:
-    connection.execute(REGISTER, _row(registration))
+    connection.execute(REGISTER, rows.registration_columns(registration))
     return _trim(connection, registration.key, max_per_user)
 
 
@@ -282,13 +284,24 @@ def _trim(
     (count,) = connection.execute(OF_USER_COUNT, (newest.user,)).fetchone()
     if count <= max_per_user:
         return []
-    rows = connection.execute(TRIM, (*_key(newest), count - max_per_user)).fetchall()
-    return [RegistrationKey(*row) for row in rows]
+    found = connection.execute(TRIM, (*rows.key_columns(newest), count - max_per_user))
+    return _keys(found.fetchall())
 
 
 def _expire(connection: sqlite3.Connection, registered_before: float) -> list[RegistrationKey]:
-    rows = connection.execute(EXPIRE, (registered_before,)).fetchall()
-    return sorted(RegistrationKey(*row) for row in rows)
+    while found := connection.execute(EXPIRE, (registered_before,)).fetchall():
+        if keys := _keys(found):
+            return sorted(keys)
+    return []
+
+
+def _keys(found: Iterable[tuple[Any, ...]]) -> list[RegistrationKey]:
+    """Those of the good ones among the rows that were deleted."""
+    keys = []
+    for row in found:
+        with contextlib.suppress(rows.DamagedError):
+            keys.append(rows.key(*row))
+    return keys
 
 
 def _save_flags(
@@ -296,14 +309,8 @@ def _save_flags(
     changed: Sequence[WaitingFlag],
     cleared: Sequence[RegistrationKey],
 ) -> None:
-    connection.executemany(CLEAR_FLAG, map(_key, cleared))
-    connection.executemany(
-        SAVE_FLAG,
-        (
-            (flag.noticed_at, flag.due, json.dumps(sorted(flag.mailboxes)), *_key(flag.key))
-            for flag in changed
-        ),
-    )
+    connection.executemany(CLEAR_FLAG, map(rows.key_columns, cleared))
+    connection.executemany(SAVE_FLAG, map(rows.flag_columns, changed))
 
 
 def add_if_newer(
@@ -313,7 +320,7 @@ def add_if_newer(
     before = connection.total_changes
     users = set()
     for registration in registrations:
-        connection.execute(f"{REGISTER} {IF_NEWER}", _row(registration))
+        connection.execute(f"{REGISTER} {IF_NEWER}", rows.registration_columns(registration))
         users.add(registration.key.user)
     added = connection.total_changes - before
     for user in users:
