@@ -199,6 +199,14 @@ class NoticeTests(DispatcherTestCase):
         refused = self.failureResultOf(self.dispatcher.register(registration), Refused).value
         self.assertEqual((refused.reason, refused.temporary), ("disk full", True))
 
+    def test_a_registry_that_fails_does_not_fill_the_log(self) -> None:
+        self.registry.failure = "disk full"
+        registration = Registration(RegistrationKey("a", "b", TOKEN), ("INBOX",), NOW)
+        for _ in range(100):
+            self.failureResultOf(self.dispatcher.register(registration), Refused)
+            self.failureResultOf(self.dispatcher.notify(Notice("a", "INBOX", True)), Refused)
+        self.assertEqual(self.levels().count(LogLevel.error), 2)
+
     def test_a_registration_is_answered_when_it_is_stored_and_not_before(self) -> None:
         self.registry.held = True
         registration = Registration(RegistrationKey("a", "b", TOKEN), ("INBOX",), NOW)
@@ -337,7 +345,7 @@ class OutcomeTests(DispatcherTestCase):
         self.sender.answer(RetryAfter("connection lost", 60))
         *_, other, last = [text for level, text in self.logged if level is LogLevel.warn]
         self.assertNotIn("more", other)
-        self.assertIn("9 more pushes failed so", last)
+        self.assertIn("9 more like it", last)
 
     def test_one_phones_failure_does_not_hold_up_another(self) -> None:
         self.register(user="bob")

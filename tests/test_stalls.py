@@ -22,7 +22,11 @@ class StallTestCase(SynchronousTestCase):
     def setUp(self) -> None:
         self.now = 1000.0
         self.kept = 0.0
-        self.watch = StallWatch(lambda: self.now)
+        self.set_by = 0.0
+        self.told: list[float] = []
+        self.watch = StallWatch(
+            lambda: self.now, lambda: 1.8e9 + self.now + self.set_by, self.told.append
+        )
         self.logged: list[str] = []
 
         @implementer(ILogObserver)
@@ -63,6 +67,9 @@ class ReactorTests(StallTestCase):
         self.reactor.iterate(0)
         self.reactor.iterate(0)
 
+    def set_clock(self, seconds: float) -> None:
+        self.set_by += seconds
+
     def test_a_turn_that_takes_too_long_is_counted_and_warned_of(self) -> None:
         self.turn(0.2)
         self.assertEqual(self.watch.count, 1)
@@ -81,6 +88,28 @@ class ReactorTests(StallTestCase):
         self.assertIn("300 ms because the machine was busy with something else", others)
         self.assertIn("200 ms (0 more", ours)
         self.assertEqual(self.watch.count, 2)
+
+    def test_timers_go_by_the_time_that_passes_and_not_by_the_clock_that_is_set(self) -> None:
+        called: list[str] = []
+        self.reactor.seconds = lambda: 1.8e9 + self.now + self.set_by
+        self.reactor.callLater(10, called.append, "at 10")
+        for seconds in (-3600.0, 86_400.0):
+            self.reactor.callLater(0, self.set_clock, seconds)
+            self.reactor.iterate(0)
+            self.assertEqual((called, self.told.pop()), ([], seconds))
+            self.assertIn("The clock was set", self.logged.pop())
+        self.pass_time(9.9)
+        self.reactor.iterate(0)
+        self.assertEqual(called, [])
+        self.pass_time(0.1)
+        self.reactor.iterate(0)
+        self.assertEqual((called, self.told), (["at 10"], []))
+
+    def test_a_clock_that_is_slewed_is_followed(self) -> None:
+        for _ in range(100):
+            self.set_by += 0.1
+            self.reactor.iterate(0)
+        self.assertEqual(self.told, [])
 
     def test_reading_and_writing_still_work(self) -> None:
         self.reactor.callFromThread(self.pass_time, 0.1)  # wakes it by a file descriptor

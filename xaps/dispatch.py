@@ -152,8 +152,12 @@ class Dispatcher:
         try:
             await self._registry.register(registration)
         except RegistryError as error:
-            self._log.error(
-                "Registration of {key} refused: {error}", key=registration.key, error=error
+            self._complain(
+                LogLevel.error,
+                "Registration of {key} refused: {error}{more}",
+                kind="registration",
+                key=registration.key,
+                error=error,
             )
             raise Refused(str(error), temporary=True) from error
         self._suspended.discard(registration.key)
@@ -196,7 +200,12 @@ class Dispatcher:
     def _unread(self, failure: Failure) -> Failure:
         if not isinstance(failure.value, RegistryError):
             return failure
-        self._log.error("A notice could not be taken: {error}", error=failure.value)
+        self._complain(
+            LogLevel.error,
+            "A notice could not be taken: {error}{more}",
+            kind="notice",
+            error=failure.value,
+        )
         raise Refused(str(failure.value), temporary=True)
 
     # -------------------------------------------------------------- pushing
@@ -282,23 +291,19 @@ class Dispatcher:
         self._complain(
             LogLevel.warn,
             "Push to {key} failed: {reason}; next try in {delay:.0f} s{more}",
-            flag,
-            outcome.reason,
-            now,
+            kind=outcome.reason,
+            key=flag.registration.key,
+            reason=outcome.reason,
             delay=delay,
         )
         self.waiting.failed(flag, now + delay, now)
 
-    def _complain(
-        self, level: LogLevel, text: str, flag: Flag, reason: str, now: float, **fields: object
-    ) -> None:
-        """Log what became of a push; of many with one reason the first, and the number of others
-        a minute later."""
-        untold = self._repeated.untold(reason, now)
-        more = f" ({untold} more pushes failed so since it was last told)" if untold else ""
-        level = LogLevel.debug if untold is None else level
-        key = flag.registration.key
-        self._log.emit(level, text, key=key, reason=reason, more=more, **fields)
+    def _complain(self, level: LogLevel, text: str, *, kind: str, **fields: object) -> None:
+        """Log what goes wrong for one phone; of many of a kind the first, and a minute later how
+        many there were besides."""
+        untold = self._repeated.untold(kind, self._clock.seconds())
+        more = f" ({untold} more like it since the last such line)" if untold else ""
+        self._log.emit(LogLevel.debug if untold is None else level, text, more=more, **fields)
 
     async def _gone(self, flag: Flag, outcome: Gone, sent_at: float) -> None:
         key = flag.registration.key
@@ -309,7 +314,13 @@ class Dispatcher:
             dropped = await self._registry.remove(key, registered_until=until)
             gone = dropped or await self._registry.get(key) is None
         except RegistryError as error:
-            self._log.error("{key} is gone but was not dropped: {error}", key=key, error=error)
+            self._complain(
+                LogLevel.error,
+                "{key} is gone but was not dropped: {error}{more}",
+                kind="gone",
+                key=key,
+                error=error,
+            )
             gone = True
         else:
             if dropped:
@@ -322,9 +333,14 @@ class Dispatcher:
         self._settled()
 
     def _give_up(self, flag: Flag, outcome: Rejected, now: float) -> None:
-        text = "Push to {key} given up: {reason}{more}"
-        self._complain(LogLevel.error, text, flag, outcome.reason, now)
         key = flag.registration.key
+        self._complain(
+            LogLevel.error,
+            "Push to {key} given up: {reason}{more}",
+            kind=outcome.reason,
+            key=key,
+            reason=outcome.reason,
+        )
         if outcome.until_registered:
             self._suspended.add(key)
             self.waiting.drop(key)

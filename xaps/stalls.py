@@ -9,6 +9,9 @@ tell of stalls that it happens to be in.
 A process can also be held up because the machine runs others. Linux counts the time for which a
 thread was ready and had no processor (``/proc/PID/task/TID/schedstat``, the second number); what
 it grew by tells the administrator whom to blame.
+
+Twisted's timers go by the time of day. When that is set back, by an hour, say, they would all come
+an hour late; so each turn also looks at whether it was set, and moves them along.
 """
 
 from __future__ import annotations
@@ -41,6 +44,9 @@ MOST_EVENTS = 32
 thousands of connections that is most of a second. The kernel hands out the others first next time.
 """
 
+CLOCK_SET = 1.0
+"""Seconds by which the time of day must jump to have been set; NTP's slewing is far below it."""
+
 LOOK = 0.1
 """Seconds between two looks at the time without a processor; a look costs more than the clock."""
 
@@ -64,15 +70,25 @@ def time_without_processor() -> Callable[[], float]:
 class StallWatch:
     """Counts stalls, and warns.
 
-    :param monotonic: tells the time; not the reactor's clock, which can be set.
+    :param monotonic: tells the time; not the time of day, which can be set.
+    :param time_of_day: what the reactor's timers go by.
+    :param on_clock_set: told by how many seconds the time of day was set, once the reactor's
+        timers have been moved along.
     :ivar count: stalls so far.
     :ivar total: seconds that they took together.
     """
 
     _log = Logger()
 
-    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        monotonic: Callable[[], float] = time.monotonic,
+        time_of_day: Callable[[], float] = time.time,
+        on_clock_set: Callable[[float], None] = lambda seconds: None,
+    ) -> None:
         self._monotonic = monotonic
+        self._time_of_day = time_of_day
+        self._on_clock_set = on_clock_set
         self._quiet_until = {ours: float("-inf") for ours in (True, False)}
         self._untold = dict.fromkeys((True, False), 0)
         self.count = 0
@@ -89,8 +105,27 @@ class StallWatch:
         if poller is None:
             return False
         told = without_processor or time_without_processor()
-        reactor._poller = _TimedPoller(poller, self._monotonic, told, self.stalled)
+        self._reactor = reactor
+        reactor._poller = _TimedPoller(
+            poller,
+            self._monotonic,
+            self._time_of_day,
+            told,
+            on_stall=self.stalled,
+            on_clock_set=self.clock_set,
+        )
         return True
+
+    def clock_set(self, seconds: float) -> None:
+        """The time of day was set forward by so much, or back."""
+        for call in self._reactor.getDelayedCalls():
+            call.delay(seconds)
+        self._log.warn(
+            "The clock was set {direction} by {seconds:.0f} s: timers are kept as they were",
+            direction="forward" if seconds > 0 else "back",
+            seconds=abs(seconds),
+        )
+        self._on_clock_set(seconds)
 
     def stalled(self, seconds: float, without_processor: float = 0.0) -> None:
         """One turn took so long.
@@ -121,14 +156,20 @@ class _TimedPoller:
         self,
         poller: Any,
         monotonic: Callable[[], float],
+        time_of_day: Callable[[], float],
         without_processor: Callable[[], float],
-        stalled: Callable[[float, float], None],
+        *,
+        on_stall: Callable[[float, float], None],
+        on_clock_set: Callable[[float], None],
     ) -> None:
         self._poller = poller
         self._poll = poller.poll
         self._monotonic = monotonic
+        self._time_of_day = time_of_day
         self._without_processor = without_processor
-        self._stalled = stalled
+        self._on_stall = on_stall
+        self._on_clock_set = on_clock_set
+        self._apart = time_of_day() - monotonic()
         self._since: float | None = None
         self._looked_at = float("-inf")
         self._seen = 0.0
@@ -140,11 +181,15 @@ class _TimedPoller:
         if self._since is not None:
             busy = self._monotonic() - self._since
             if busy > LIMIT:
-                self._stalled(busy, min(busy, self._without_processor() - self._seen))
+                self._on_stall(busy, min(busy, self._without_processor() - self._seen))
         try:
             return self._poll(*arguments)
         finally:
             self._since = now = self._monotonic()
+            apart = self._time_of_day() - now
+            if abs(apart - self._apart) > CLOCK_SET:
+                self._on_clock_set(apart - self._apart)
+            self._apart = apart
             if now - self._looked_at > LOOK:
                 self._looked_at = now
                 self._seen = self._without_processor()

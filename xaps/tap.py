@@ -160,7 +160,7 @@ class Daemon(Service):
         self._cyrus_topic: str | None = None
         self._counted: list[CountingHandler] = []
         self._pushes = PushLog(reactor.seconds)
-        self._stalls = StallWatch()
+        self._stalls = StallWatch(on_clock_set=self._clock_set)
 
     def setServiceParent(self, parent: Any) -> None:
         """Called by twistd with the application, which is asked for the log observer next."""
@@ -388,6 +388,10 @@ class Daemon(Service):
 
     def _signalled(self, do: Callable[[], object], number: int, frame: FrameType | None) -> None:
         self._reactor.callFromThread(do)
+
+    def _clock_set(self, seconds: float) -> None:
+        self._dispatcher.clock_set(seconds)
+        self._client.clock_set()
 
     def _status_line(self) -> Deferred[str]:
         return self._control.status_line()

@@ -107,6 +107,13 @@ class Client:
             self._builder = RequestBuilder(self._authority, credential.topic, self._priority)
         self._pool.use(credential)
 
+    def clock_set(self) -> None:
+        """The time of day was set: what was measured by it is void, a provider token included.
+        What is in flight comes back to be sent again."""
+        if self._tokens is not None:
+            self._tokens = TokenSource(self._tokens.credential)
+        self._pool.clock_set()
+
     def room(self) -> int:
         """How many pushes can be sent now."""
         return self._pool.room()

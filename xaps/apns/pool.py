@@ -167,6 +167,12 @@ class Pool(Generic[T]):
             stopping.addCallback(stopped)
         return stopping
 
+    def clock_set(self) -> None:
+        """Deadlines of pushes and of the peer's silence go by the time of day, which was set:
+        begin anew."""
+        for connection in (*self._ready, *self._leaving):
+            connection.close(Trouble("this machine's clock was set"))
+
     def room(self) -> int:
         """How many pushes can be sent now; to be asked by somebody who wants to push."""
         room = sum(connection.room for connection in self._ready)
