@@ -29,7 +29,7 @@ from xaps.model import (
     RetryAfter,
     WaitingFlag,
 )
-from xaps.waiting import SAVE_SLICE
+from xaps.waiting import LIFETIME, SAVE_SLICE
 
 NOW = 1_800_000_000.0
 TOKEN = "aa" * 32
@@ -690,6 +690,19 @@ class ExpiryTests(DispatcherTestCase):
         (left,) = self.successResultOf(self.registry.all())
         self.assertEqual(left.key, kept)
         self.assertEqual(len(self.dispatcher.waiting), 0)
+
+    def test_pushes_that_waited_for_a_day_are_given_up_and_told_of(self) -> None:
+        self.sender.capacity = 0
+        for number in range(3):
+            self.register(user=f"u{number}")
+            self.notify(user=f"u{number}")
+        self.turn(LIFETIME + 1)
+        for _ in range(2):
+            expiring = self.dispatcher.expire()
+            self.turn()
+            self.successResultOf(expiring)
+        told = [text for level, text in self.logged if level is LogLevel.warn]
+        self.assertEqual(told, ["Gave up 3 pushes that waited for 24 hours"])
 
     def test_a_registry_that_fails_is_logged_and_no_more(self) -> None:
         self.registry.failure = "locked"

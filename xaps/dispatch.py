@@ -421,12 +421,13 @@ class Dispatcher:
 
     async def _expire(self) -> None:
         now = self._clock.seconds()
-        flags = 0
-        for dropped in self.waiting.expire(now):
-            flags += dropped
+        for _ in self.waiting.expire(now):
             await deferLater(self._clock, 0)
-        if flags:
-            self._log.warn("Gave up {count} pushes that waited for 24 hours", count=flags)
+        if self.waiting.expired:
+            self._log.warn(
+                "Gave up {count} pushes that waited for 24 hours", count=self.waiting.expired
+            )
+            self.waiting.expired = 0
         try:
             expired = await self._registry.expire(now - REGISTRATION_LIFETIME)
         except RegistryError as error:

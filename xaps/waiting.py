@@ -111,6 +111,8 @@ class WaitingTable:
         self._unsaved: dict[RegistrationKey, Flag] = {}
         self._cleared: set[RegistrationKey] = set()
         self.in_flight = 0
+        self.expired = 0
+        """Flags that were given up for their age, since somebody set this to 0."""
 
     def __len__(self) -> int:
         return len(self._flags)
@@ -153,6 +155,7 @@ class WaitingTable:
         if not wanted or now - saved.noticed_at > LIFETIME:
             if flag is None:
                 self._cleared.add(saved.key)
+                self.expired += bool(wanted)
             return
         noticed_at = min(saved.noticed_at, now)
         if flag is None:
@@ -194,6 +197,7 @@ class WaitingTable:
                 continue
             if now - flag.noticed_at > LIFETIME:
                 self.drop(flag.registration.key)
+                self.expired += 1
                 continue
             flag.state = State.IN_FLIGHT
             flag.sent = _first(flag.mailboxes)
@@ -251,20 +255,18 @@ class WaitingTable:
         else:
             self._forget(flag)
 
-    def expire(self, now: float, limit: int = EXPIRE_SLICE) -> Iterator[int]:
-        """Drop the flags whose latest event is over 24 hours old, some at each step; each step
-        gives how many were dropped."""
+    def expire(self, now: float, limit: int = EXPIRE_SLICE) -> Iterator[None]:
+        """Drop the flags whose latest event is over 24 hours old, some at each step."""
         keys = list(self._flags)
         for start in range(0, len(keys), limit):
-            dropped = 0
             for key in keys[start : start + limit]:
                 flag = self._flags.get(key)
                 if flag is None or flag.state is not State.WAITING:
                     continue
                 if now - flag.noticed_at > LIFETIME:
                     self.drop(key)
-                    dropped += 1
-            yield dropped
+                    self.expired += 1
+            yield
 
     def clock_set(self, seconds: float) -> None:
         """The clock was set forward by so much, or back: what is due stays as far away as it was,
