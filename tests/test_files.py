@@ -8,7 +8,7 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.conditions import files_no_larger_than
-from xaps.files import let_read, replace_file
+from xaps.files import let_read, remove_leftovers, replace_file
 
 
 class ReplaceFileTests(SynchronousTestCase):
@@ -70,6 +70,52 @@ class ReplaceFileTests(SynchronousTestCase):
             replace_file(self.path, bytes(1001))
         self.assertEqual(self.path.read_bytes(), b"old")
         self.assertEqual(list(self.folder.iterdir()), [self.path])
+
+    def test_the_bytes_are_on_disk_before_the_name_is_theirs_and_then_the_name_is(self) -> None:
+        self.path.write_bytes(b"old")
+        synced: list[tuple[str, bytes]] = []
+
+        def sync(fd: int) -> None:
+            os.fsync(fd)  # so that it is one that can be
+            synced.append((str(Path(f"/proc/self/fd/{fd}").readlink()), self.path.read_bytes()))
+            if len(synced) == 1:
+                self.assertEqual(Path(synced[0][0]).read_bytes(), b"new")
+
+        replace_file(self.path, b"new", sync=sync)
+        [(temporary, before), (folder, after)] = synced
+        self.assertEqual(Path(temporary).parent, Path(folder))
+        self.assertEqual(folder, os.path.realpath(self.folder))
+        self.assertEqual((before, after), (b"old", b"new"))
+
+
+class LeftoverTests(SynchronousTestCase):
+    def test_what_a_kill_in_the_middle_leaves_is_found_again_and_nothing_else(self) -> None:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            path = folder / "key.pem"
+            (folder / "link.pem").symlink_to(path)
+            others = {folder / other for other in ("key.pem.new", ".key.pem.bak", ".key.1.new")}
+
+            def kill(fd: int) -> None:
+                os._exit(9)
+
+            for number, named in enumerate((path, folder / "link.pem")):
+                child = os.fork()
+                if child == 0:
+                    try:
+                        replace_file(named, b"secret", sync=kill)
+                    finally:
+                        os._exit(1)
+                self.assertEqual(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), 9)
+                self.assertEqual(len(set(folder.iterdir())), 2 + 3 * bool(number))
+                for other in others:
+                    other.touch()
+                remove_leftovers(named)
+                self.assertEqual(set(folder.iterdir()), others | {folder / "link.pem"})
+
+    def test_a_missing_folder_is_an_error(self) -> None:
+        with self.assertRaises(FileNotFoundError):
+            remove_leftovers(Path("/nonexistent/key.pem"))
 
 
 class LetReadTests(SynchronousTestCase):

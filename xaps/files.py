@@ -6,15 +6,19 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 
-def replace_file(path: Path, data: bytes, mode: int = 0o600) -> None:
+def replace_file(
+    path: Path, data: bytes, mode: int = 0o600, *, sync: Callable[[int], None] = os.fsync
+) -> None:
     """Put `data` at `path` in one step; when this returns it is on disk.
 
     A symbolic link is followed: what it points to is replaced. The file is new, so that its owner
     is the one of this process and its permissions are `mode`, whatever they were before.
 
+    :param sync: puts what a descriptor stands for on disk.
     :raises OSError: the file at `path` is then untouched and no temporary file is left.
     """
     path = Path(os.path.realpath(path))
@@ -25,13 +29,24 @@ def replace_file(path: Path, data: bytes, mode: int = 0o600) -> None:
             file.write(data)
             file.flush()
             os.fchmod(fd, mode)
-            os.fsync(fd)
+            sync(fd)
         Path(temporary).replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
             Path(temporary).unlink()
         raise
-    _sync_folder(path.parent)
+    _sync_folder(path.parent, sync)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove the temporary files that :func:`replace_file` leaves if it is killed.
+
+    :raises OSError: one cannot be removed.
+    """
+    path = Path(os.path.realpath(path))
+    for file in path.parent.iterdir():
+        if file.name.startswith(f".{path.name}.") and file.name.endswith(".new"):
+            file.unlink(missing_ok=True)
 
 
 def let_read(path: Path) -> str:
@@ -41,10 +56,10 @@ def let_read(path: Path) -> str:
     return f"let the daemon's user read it: chown root:xapsd {path}; chmod 640 {path}"
 
 
-def _sync_folder(folder: Path) -> None:
+def _sync_folder(folder: Path, sync: Callable[[int], None]) -> None:
     """Make the folder's entries (a rename is one) survive a power cut."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(fd)
+        sync(fd)
     finally:
         os.close(fd)
