@@ -191,11 +191,32 @@ class AnswerTests(SynchronousTestCase):
             ({"Certificates": []}, "without an ErrorCode"),
             ({"Status": {"ErrorCode": True}}, "without an ErrorCode"),
             ({"Status": {"ErrorCode": "zero"}}, "without an ErrorCode"),
+            ({"Status": {"ErrorCode": "--5"}}, "without an ErrorCode"),
+            ({"Status": {"ErrorCode": "-"}}, "without an ErrorCode"),
+            ({"Status": {"ErrorCode": "\u0665"}}, "without an ErrorCode"),
+            ({"Status": {"ErrorCode": "5" * 5000}}, "without an ErrorCode"),
+            ({"Status": {"ErrorCode": "-5"}}, "error -5 "),
             ({"Status": {"ErrorCode": 0}}, "no certificates"),
             ({"Status": {"ErrorCode": 0}, "Certificates": "x"}, "no certificates"),
         ):
             with self.assertRaisesRegex(ServiceError, reason):
                 read_answer(plistlib.dumps({"Response": response}))
+
+    def test_numbers_of_thousands_of_digits_are_refused(self) -> None:
+        good = plistlib.dumps(
+            {
+                "Response": {
+                    "Status": {"ErrorCode": 0},
+                    "Certificates": [{"CertRequestNo": 2, "Certificate": "x"}],
+                }
+            }
+        )
+        self.assertEqual(read_answer(good), (Certificate(MAIL, b"x"),))
+        for digits in (b"9" * 6000, b"0x" + b"f" * 6000, b"-0x" + b"f" * 6000, b"0x" + b"f" * 20):
+            with self.assertRaises(ServiceError):
+                read_answer(good.replace(b">0<", b">" + digits + b"<"))
+        for digits in (b"0x" + b"f" * 6000, b"0x" + b"f" * 20):
+            self.assertEqual(read_answer(good.replace(b">2<", b">" + digits + b"<")), ())
 
     def test_what_the_service_says_cannot_break_the_log(self) -> None:
         with self.assertRaises(ServiceError) as caught:

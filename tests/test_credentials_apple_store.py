@@ -26,8 +26,8 @@ from tests.applecase import (
 )
 from tests.rsakeys import next_key
 from tests.test_credentials_certificate import mutated
-from xaps.credentials.apple_messages import SERVICES
-from xaps.credentials.apple_store import AppleStore, Schedule
+from xaps.credentials.apple_messages import MAIL, SERVICES
+from xaps.credentials.apple_store import AppleStore, Issued, Schedule
 from xaps.credentials.appleid import AppleIdSource
 from xaps.files import replace_file
 from xaps.model import CertificateCredential
@@ -185,25 +185,93 @@ class StoreTests(AppleCase):
             self.assertIn(f"{self.store.path}: ", warning)
             self.assertIn("The generation before it is used", warning)
 
-    def test_a_damaged_file_does_not_overwrite_the_good_one_before_it(self) -> None:
+    def test_what_cannot_be_read_is_not_overwritten_and_nothing_is_asked(self) -> None:
         self.renew()
         self.clock.advance(340 * DAY)
         self.renew()
-        before = self.store.previous_path.read_bytes()
-        self.store.path.write_bytes(b"damaged")
-        self.clock.advance(DAY)
+        self.clock.advance(340 * DAY)
+        good, before = self.store.path.read_bytes(), self.store.previous_path.read_bytes()
+        for damaged in (b"damaged", b"", good.replace(b'"version": 1', b'"version": 2')):
+            self.store.path.write_bytes(damaged)
+            self.logged.clear()
+            self.assertFalse(self.renew())
+            self.assertIn(f"cannot be asked: {self.store.path}: ", self.logged[0][1])
+            self.assertEqual(self.store.path.read_bytes(), damaged)
+            self.assertEqual(self.store.previous_path.read_bytes(), before)
+        self.store.path.write_bytes(good)
         self.assertTrue(self.renew())
-        self.assertEqual(self.urls[-1], f"{URL}/renew")
-        self.assertEqual(self.store.previous_path.read_bytes(), before)
+        self.assertEqual(self.store.previous_path.read_bytes(), good)
+        self.assertEqual(self.urls, [f"{URL}/new", f"{URL}/renew", f"{URL}/renew"])
 
-    def test_when_both_are_damaged_the_reason_is_told_and_new_ones_are_asked_for(self) -> None:
+    def test_what_is_damaged_can_be_moved_away(self) -> None:
         self.renew()
         self.store.path.write_bytes(b"damaged")
-        self.assertIn("the stored certificates are damaged", self.reason())
+        self.assertIn("are damaged; restore the file from a backup, or move it", self.reason())
         self.clock.advance(DAY)
+        self.assertFalse(self.renew())
+        self.store.path.rename(self.folder / "damaged")
         self.assertTrue(self.renew())
-        self.assertEqual(self.urls[-1], f"{URL}/new")
+        self.assertEqual(self.urls, [f"{URL}/new"] * 2)
         self.credential()
+
+    def test_without_a_certificate_for_mail_a_new_one_is_asked_for_and_the_file_is_kept(
+        self,
+    ) -> None:
+        others = {service: kept for service, kept in GENERATION.items() if service is not MAIL}
+        damaged = {**GENERATION, MAIL: Issued(b"-----BEGIN CERTIFICATE-----", b"")}
+        for generation in (others, damaged):
+            self.store.write(generation)
+            before = self.store.path.read_bytes()
+            self.assertTrue(self.renew())
+            self.assertEqual(self.urls.pop(), f"{URL}/new")
+            self.assertEqual(self.store.previous_path.read_bytes(), before)
+            self.credential()
+            self.clock.advance(DAY)
+
+    def test_one_that_cannot_be_used_is_renewed_whenever_it_ends(self) -> None:
+        authority = pki.Authority.create()
+        for issued in (
+            authority.client("com.example.app"),
+            authority.client(production=False, development=True),
+            attrs.evolve(authority.client(), key=authority.client().key),
+            authority.client(key="weak rsa"),
+        ):
+            self.store.write({MAIL: Issued(issued.cert_pem, issued.key_pem)})
+            self.reason()
+            self.apple.serials = {f"{issued.certificate.serial_number:x}"}
+            self.assertTrue(self.renew())
+            self.assertEqual(self.urls.pop(), f"{URL}/renew")
+            self.credential()
+            self.clock.advance(DAY)
+        begins = datetime.datetime.fromtimestamp(self.clock.seconds(), datetime.UTC)
+        early = authority.client(not_before=begins + datetime.timedelta(days=2))
+        self.store.write({MAIL: Issued(early.cert_pem, early.key_pem)})
+        self.assertIn("is not valid before", self.reason())
+        self.assertFalse(self.renew())
+
+    def test_what_others_can_read_is_told(self) -> None:
+        self.renew()
+        self.assertEqual(self.source.load(self.clock.seconds()).warnings, ())
+        for path, what in ((self.store.path, "private keys"), (self.identity, "private key")):
+            path.chmod(0o644)
+            [warning] = self.source.load(self.clock.seconds()).warnings
+            self.assertIn(f"{path}: everybody on this machine can read the {what};", warning)
+            path.chmod(0o600)
+        self.store.path.unlink()
+        self.identity.chmod(0o644)
+        [warning] = self.source.load(self.clock.seconds()).warnings
+        self.assertIn(f"{self.identity}: everybody", warning)
+
+    def test_what_a_crash_has_left_is_removed_at_the_next_look(self) -> None:
+        self.renew()
+        kept = set(self.folder.iterdir())
+        others = [self.folder / name for name in (".x.json.1.new", "apple-schedule.json.new")]
+        for path in (self.store.path, self.store.previous_path, self.store.schedule_path):
+            (self.folder / f".{path.name}.abcd.new").write_bytes(b"secret")
+        for path in others:
+            path.touch()
+        self.assertFalse(self.renew())
+        self.assertEqual(set(self.folder.iterdir()), kept | set(others))
 
     def test_what_cannot_be_written_is_used_from_memory_and_written_later(self) -> None:
         self.renew()
@@ -302,6 +370,7 @@ class ImportTests(AppleCase):
         self.assertTrue(self.store.adopt(chains, keys))
         self.assertEqual(set(self.store.read(self.store.path)[1]), set(SERVICES[2:]))
         self.store.path.unlink()
+        self.logged.clear()
         for chains, keys in (
             ([], []),
             (self.chains()[:2], self.keys()),
@@ -310,3 +379,28 @@ class ImportTests(AppleCase):
         ):
             self.assertFalse(self.store.adopt(chains, keys))
             self.assertFalse(self.store.exists())
+        self.assertEqual(self.logged, [])
+
+    def test_one_that_cannot_be_used_is_not_taken_over_and_the_log_says_why(self) -> None:
+        mixed = [*self.keys()[1:], b""]
+        self.assertFalse(self.store.adopt(self.chains(), mixed))
+        self.assertFalse(self.store.exists())
+        self.assertEqual(
+            self.logged,
+            [
+                (
+                    "warn",
+                    "What Apple issued before is not taken over: the certificate for "
+                    "com.apple.mail: the certificate does not belong to the private key; use the "
+                    "key that the certificate was requested with",
+                )
+            ],
+        )
+
+    def test_one_that_has_expired_is_taken_over_to_be_renewed(self) -> None:
+        ends = pki.now() - datetime.timedelta(days=1)
+        expired = pki.Authority.create().client(
+            not_before=ends - datetime.timedelta(days=365), not_after=ends, key="rsa"
+        )
+        self.issued = [*self.issued[:2], expired, *self.issued[3:]]
+        self.assertTrue(self.store.adopt(self.chains(), self.keys()))

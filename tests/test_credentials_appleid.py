@@ -5,8 +5,10 @@ from __future__ import annotations
 import collections
 import stat
 from pathlib import Path
+from typing import cast
 
 import attrs
+from twisted.internet.defer import succeed
 
 from tests import pki
 from tests.applecase import (
@@ -147,6 +149,21 @@ class RenewalTests(AppleCase):
         self.clock.advance(DAY)
         self.assertTrue(self.renew())
         self.assertGreater(self.credential().not_after, self.first.not_after)
+
+    def test_an_answer_that_is_no_text_at_all_is_a_reason_too(self) -> None:
+        self.clock.advance(340 * DAY)
+        self.source = AppleIdSource(
+            self.store,
+            ACCOUNT,
+            self.identity,
+            None,
+            service=URL,
+            ask=lambda url, body: succeed(cast(bytes, None)),
+            make_key=next_key,
+        )
+        self.assertTrue(self.renew())
+        self.assertIn("cannot be dealt with (TypeError). Next attempt at", self.logged[-1][1])
+        self.assertEqual(self.credential(), self.first)
 
     def test_a_certificate_without_a_topic_of_mail_is_not_taken(self) -> None:
         self.clock.advance(340 * DAY)

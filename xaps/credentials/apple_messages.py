@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import plistlib
+import re
 import textwrap
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
@@ -26,6 +27,9 @@ CONTENT_TYPE = "text/x-xml-plist"
 
 SERVICE_TYPE_INVALID = -80010
 """Apple's answer for certificates that it does not issue any more."""
+
+_CODE = re.compile("-?[0-9]{1,18}", re.ASCII)
+_MAX_CODE = 10**18
 
 
 class ServiceError(Exception):
@@ -246,9 +250,14 @@ def _response(body: bytes) -> dict[str, Any]:
 
 def _check_status(status: object) -> None:
     code = status.get("ErrorCode") if isinstance(status, dict) else None
-    if isinstance(code, str) and code.lstrip("-").isascii() and code.lstrip("-").isdigit():
-        code = int(code[:20])
-    if not isinstance(status, dict) or not isinstance(code, int) or isinstance(code, bool):
+    if isinstance(code, str) and _CODE.fullmatch(code):
+        code = int(code)
+    if (
+        not isinstance(status, dict)
+        or not isinstance(code, int)
+        or isinstance(code, bool)
+        or abs(code) > _MAX_CODE  # a plist may hold numbers that Python does not even print
+    ):
         raise ServiceError("Apple's certificate service sent an answer without an ErrorCode")
     if code == 0:
         return
@@ -283,5 +292,7 @@ def _service(entry: Mapping[str, object]) -> Service | None:
             return service
     if service_type is not None:
         return None
-    numbers = {str(service.number): service for service in SERVICES}
-    return numbers.get(str(number)) if isinstance(number, int | str) else None
+    for service in SERVICES:
+        if number in (service.number, str(service.number)):
+            return service
+    return None

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+from twisted.logger import Logger
 
 from xaps.credentials.apple_messages import MAIL, SERVICES, Account, Service
 from xaps.credentials.certificate import CertificateInfo, CredentialError, key_pem
 from xaps.credentials.filesource import read_file
 from xaps.credentials.reading import Blob, read_der, read_pem
-from xaps.files import replace_file
+from xaps.files import remove_leftovers, replace_file
 
 HOUR = 3600.0
 DAY = 86400.0
@@ -94,6 +95,8 @@ def settings_fingerprint(account: Account, service: str) -> str:
 class AppleStore:
     """The files in one folder. Every method reads or writes files: call it in a thread."""
 
+    _log = Logger()
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.path = folder / "apple-certificates.json"
@@ -124,7 +127,8 @@ class AppleStore:
 
     def adopt(self, chains: Sequence[Sequence[bytes]], keys: Sequence[bytes]) -> bool:
         """Take over what another daemon was issued (DER, in the order of the five services),
-        unless something is here already. Returns whether the certificate for Mail was among it.
+        unless something is here already. Returns whether a certificate for Mail that can be used,
+        or could before it expired, was among it.
 
         :raises OSError: it cannot be written.
         """
@@ -136,11 +140,23 @@ class AppleStore:
                 info = read_der(f"the certificate for {service.description}", list(chain), key)
             except CredentialError:
                 continue
+            if service is MAIL and (errors := info.errors(info.midlife)):
+                self._log.warn("What Apple issued before is not taken over: {e}", e=errors[0])
+                return False
             generation[service] = issued(info)
         if MAIL not in generation:
             return False
         self.write(generation)
         return True
+
+    def remove_leftovers(self) -> None:
+        """Remove what a crash in the middle of writing has left: there may be keys in it. Nothing
+        else may be writing.
+
+        :raises OSError: it is still there.
+        """
+        for path in (self.path, self.previous_path, self.schedule_path):
+            remove_leftovers(path)
 
     def read_schedule(self, now: float) -> tuple[Schedule, bool]:
         """The schedule, and whether it is on disk as it is.
@@ -212,5 +228,7 @@ def _decode(name: str, data: bytes) -> Generation:
         }
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
         raise CredentialError(
-            name, "the stored certificates are damaged", "restore the file from a backup"
+            name,
+            "the stored certificates are damaged",
+            "restore the file from a backup, or move it away so that new ones are asked for",
         ) from None

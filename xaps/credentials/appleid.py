@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -46,6 +47,7 @@ from xaps.credentials.certificate import (
 from xaps.credentials.filesource import read_file, read_password
 from xaps.credentials.finding import Finding, judge
 from xaps.credentials.reading import Blob, read_pem
+from xaps.privatefiles import careless
 
 T = TypeVar("T")
 
@@ -136,8 +138,13 @@ class AppleIdSource:
     # -------------------------------------------------------------- loading
 
     def load(self, now: float) -> Finding:
-        if self._unsaved is not None:
-            return self._judge(self._store.path, b"unsaved", self._unsaved, now)
+        finding = self._load(now)
+        return attrs.evolve(finding, warnings=(*finding.warnings, *self._careless()))
+
+    def _load(self, now: float) -> Finding:
+        unsaved = self._unsaved  # a renewal may go on in another thread
+        if unsaved is not None:
+            return self._judge(self._store.path, b"unsaved", unsaved, now)
         if not self._store.exists():
             error = self._why_nothing(now)
             return Finding(str(error).encode(), errors=(error,))
@@ -180,6 +187,12 @@ class AppleIdSource:
                 parsed = error
         self._parsed[path] = data, parsed
         return parsed
+
+    def _careless(self) -> Iterator[str]:
+        for path in (self._store.path, self._store.previous_path):
+            yield from careless(path, "private keys")
+        if self._identity is not None:
+            yield from careless(self._identity, "private key")
 
     def _why_nothing(self, now: float) -> CredentialError:
         """Why no certificate was issued yet."""
@@ -240,13 +253,14 @@ class AppleIdSource:
 
     def _prepare(self, account: Account, now: float) -> _Attempt | None:
         """Decide whether to ask, and if so announce it on disk and make the request."""
+        self._store.remove_leftovers()
         if self._unsaved is not None:
             self._store.write(self._unsaved, self._known().data)
             self._unsaved = None
             self._log.info("The new certificates are kept now")
         known = self._known()
         mail = known.mail
-        if mail is not None and now < mail.not_after - RENEW_BEFORE:
+        if mail is not None and not _is_due(mail, now):
             return None
         settings = settings_fingerprint(account, self._service)
         schedule, on_disk = self._store.read_schedule(now)
@@ -259,20 +273,27 @@ class AppleIdSource:
         self._store.write_schedule(schedule)
         keys = {service: self._make_key() for service in SERVICES}
         host = socket.gethostname()
-        body = request_body(identity, account, host, keys, serial_numbers(known.generation))
-        url = f"{self._service}/{'renew' if mail is not None else 'new'}"
+        serials = {} if mail is None else serial_numbers(known.generation)
+        body = request_body(identity, account, host, keys, serials)
+        url = f"{self._service}/{'new' if mail is None else 'renew'}"
         return _Attempt(url, body, keys, schedule, known)
 
     def _known(self) -> _Known:
+        """What new certificates are to renew, and to take the place of.
+
+        :raises CredentialError: there is something that cannot be read, so nobody knows that.
+        """
+        known = _Known()
         for path in (self._store.path, self._store.previous_path):
-            try:
-                data, generation = self._store.read(path)
-            except CredentialError:
+            if not os.path.lexists(path):
                 continue
+            data, generation = self._store.read(path)
             mail = self._parse(path, data, generation)
             if isinstance(mail, CertificateInfo):
                 return _Known(mail, generation, data)
-        return _Known()
+            if known.data is None:
+                known = _Known(None, generation, data)
+        return known
 
     def _read_identity(self) -> ServerIdentity:
         if self._identity is None:
@@ -296,25 +317,15 @@ class AppleIdSource:
 
         :raises ServiceError: nothing for Mail is among it.
         """
-        good: Generation = {}
-        info, problem = None, "there is none for Mail"
-        for certificate in read_answer(answer):
-            if certificate.service in good:
-                continue
-            key = attempt.keys[certificate.service]
-            try:
-                found = _checked(certificate, key)
-            except CredentialError as error:
-                if certificate.service is MAIL:
-                    problem = error.what
-                continue
-            good[certificate.service] = Issued(b"".join(found.chain_pem), key_pem(key))
-            if certificate.service is MAIL:
-                info = found
-        if info is None:
+        try:
+            good, info = _issued(attempt, answer)
+        except ServiceError:
+            raise
+        except Exception as error:  # of what others sent, and asked for again all the same
             raise ServiceError(
-                f"Apple's certificate service sent certificates that cannot be used: {problem}"
-            )
+                "Apple's certificate service sent an answer that cannot be dealt with"
+                f" ({type(error).__name__})"
+            ) from error
         # What was issued before stays for the services that got nothing now.
         generation = {**attempt.known.generation, **good}
         try:
@@ -337,6 +348,38 @@ class AppleIdSource:
             self._log.warn("{text}", text=text)
 
 
+def _is_due(mail: CertificateInfo, now: float) -> bool:
+    """Whether another certificate is needed; one that is not valid yet needs a right clock."""
+    return now >= mail.not_after - RENEW_BEFORE or bool(mail.errors(max(now, mail.not_before)))
+
+
+def _issued(attempt: _Attempt, answer: bytes) -> tuple[Generation, CertificateInfo]:
+    """What an answer brings, and the certificate for Mail among it.
+
+    :raises ServiceError: there is none for Mail.
+    """
+    good: Generation = {}
+    info, problem = None, "there is none for Mail"
+    for certificate in read_answer(answer):
+        if certificate.service in good:
+            continue
+        key = attempt.keys[certificate.service]
+        try:
+            found = _checked(certificate, key)
+        except CredentialError as error:
+            if certificate.service is MAIL:
+                problem = error.what
+            continue
+        good[certificate.service] = Issued(b"".join(found.chain_pem), key_pem(key))
+        if certificate.service is MAIL:
+            info = found
+    if info is None:
+        raise ServiceError(
+            f"Apple's certificate service sent certificates that cannot be used: {problem}"
+        )
+    return good, info
+
+
 def _checked(certificate: Certificate, key: PrivateKey) -> CertificateInfo:
     name = f"the certificate for {certificate.service.description}"
     info = certificate_info(name, read_pem(Blob(name, certificate.pem)).chain, key)
@@ -344,6 +387,6 @@ def _checked(certificate: Certificate, key: PrivateKey) -> CertificateInfo:
         raise CredentialError(name, "the certificate is for another key than was asked for")
     if certificate.service is MAIL:
         # Whether it is valid now is looked at when it is used: this clock may be wrong.
-        for error in info.errors((info.not_before + info.not_after) / 2):
+        for error in info.errors(info.midlife):
             raise error
     return info

@@ -137,6 +137,11 @@ class CertificateInfo:
         return next(filter(is_mail_topic, self.topics), self.topics[0] if self.topics else None)
 
     @property
+    def midlife(self) -> float:
+        """A time at which it is valid, for a judgement that does not depend on the clock."""
+        return (self.not_before + self.not_after) / 2
+
+    @property
     def chain_pem(self) -> tuple[bytes, ...]:
         """`chain`, one PEM text each."""
         return tuple(c.public_bytes(serialization.Encoding.PEM) for c in self.chain)
