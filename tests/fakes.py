@@ -19,8 +19,8 @@ class MemoryRegistry:
 
     :param page: how many registrations or flags are given at a time.
     :ivar failure: while this is set, every method fails with a `RegistryError` of that text.
-    :ivar held: while this is true, what writes is done but not answered before `release`, like a
-        commit that takes its time.
+    :ivar held: while this is true, what writes or reads pages is done but not answered before
+        `release`, like a worker thread that takes its time.
     """
 
     def __init__(self, max_per_user: int = 100, *, page: int = 2) -> None:
@@ -41,7 +41,7 @@ class MemoryRegistry:
     # ---------------------------------------------------------- IRegistry
 
     def register(self, registration: Registration) -> Deferred[None]:
-        return self._write(lambda: self._register(registration))
+        return self._slowly(lambda: self._register(registration))
 
     def registrations(self, user: str) -> Deferred[Sequence[Registration]]:
         return self._read(lambda: self._of_user(lower(user)))
@@ -55,10 +55,10 @@ class MemoryRegistry:
         )
 
     def page(self, after: RegistrationKey | None = None) -> Deferred[Sequence[Registration]]:
-        return self._read(lambda: self._after(self._registrations, after))
+        return self._slowly(lambda: self._after(self._registrations, after))
 
     def flags(self, after: RegistrationKey | None = None) -> Deferred[Sequence[WaitingFlag]]:
-        return self._read(lambda: self._after(self._flags, after))
+        return self._slowly(lambda: self._after(self._flags, after))
 
     def count(self) -> Deferred[int]:
         return self._read(lambda: len(self._registrations))
@@ -66,15 +66,15 @@ class MemoryRegistry:
     def remove(
         self, key: RegistrationKey, *, registered_until: float | None = None
     ) -> Deferred[bool]:
-        return self._write(lambda: self._remove(key, registered_until))
+        return self._slowly(lambda: self._remove(key, registered_until))
 
     def expire(self, registered_before: float) -> Deferred[Sequence[RegistrationKey]]:
-        return self._write(lambda: self._expire(registered_before))
+        return self._slowly(lambda: self._expire(registered_before))
 
     def save_flags(
         self, changed: Iterable[WaitingFlag], cleared: Iterable[RegistrationKey]
     ) -> Deferred[None]:
-        return self._write(lambda: self._save_flags(list(changed), list(cleared)))
+        return self._slowly(lambda: self._save_flags(list(changed), list(cleared)))
 
     def load_flags(self) -> Deferred[Sequence[WaitingFlag]]:
         return self._read(lambda: [flag for _, flag in sorted(self._flags.items())])
@@ -145,8 +145,8 @@ class MemoryRegistry:
 
         return execute(work)
 
-    def _write(self, write: Callable[[], T]) -> Deferred[T]:
-        answer = self._read(write)
+    def _slowly(self, work: Callable[[], T]) -> Deferred[T]:
+        answer = self._read(work)
         if self.held:
             done, answer = answer, Deferred()
             self._unanswered.append(lambda: done.chainDeferred(answer))

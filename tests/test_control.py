@@ -11,6 +11,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.fakes import MemoryRegistry
+from tests.registry_contract import everything
 from tests.test_dispatch import FakeSender
 from tests.test_metrics import CERTIFICATE, CONNECTED
 from xaps.apns.pool import State
@@ -94,7 +95,8 @@ class ControlTestCase(SynchronousTestCase):
         return self.successResultOf(self.control.status())
 
     def keys(self) -> list[RegistrationKey]:
-        return [phone.key for phone in self.successResultOf(self.registry.all())]
+        phones = Deferred.fromCoroutine(everything(self.registry.page))
+        return [phone.key for phone in self.successResultOf(phones)]
 
 
 class StatusTests(ControlTestCase):
@@ -217,8 +219,11 @@ class LineTests(ControlTestCase):
 
 class DevicesTests(ControlTestCase):
     def devices(self, user: str | None = None, *, full_tokens: bool = False) -> list[Any]:
-        found = self.successResultOf(self.control.devices(user, full_tokens=full_tokens))
-        return list(found)
+        async def pages() -> list[Any]:
+            found = self.control.devices(user, full_tokens=full_tokens)
+            return [phone async for page in found for phone in page]
+
+        return self.successResultOf(Deferred.fromCoroutine(pages()))
 
     def test_a_phone_is_told_of_with_its_token_shortened(self) -> None:
         self.register()

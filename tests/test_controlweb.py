@@ -15,7 +15,7 @@ from twisted.python.failure import Failure
 from twisted.web.server import Site
 
 from tests.test_control import PHONE, TABLET, ControlTestCase
-from xaps.controlweb import MAX_BODY, MAX_CONNECTIONS, SLICE, control_site, metrics_site
+from xaps.controlweb import MAX_BODY, MAX_CONNECTIONS, control_site, metrics_site
 from xaps.intake.door import Door
 from xaps.metrics import CountingHandler, Metrics
 from xaps.model import Delivered
@@ -108,28 +108,48 @@ class QuestionTests(WebTestCase):
         self.assertEqual(self.get("/devices"), [])
 
     def test_many_phones_come_in_slices(self) -> None:
-        for number in range(2 * SLICE + 1):
+        for number in range(5):
             self.register(f"user{number:04}")
         users = [phone["user"] for phone in self.get("/devices")]
-        self.assertEqual(users, [f"user{number:04}" for number in range(2 * SLICE + 1)])
+        self.assertEqual(users, [f"user{number:04}" for number in range(5)])
 
     def test_the_next_slice_is_made_when_the_client_has_taken_the_one_before(self) -> None:
-        for number in range(2 * SLICE):
+        for number in range(4):
             self.register(f"user{number:04}")
         protocol, transport = self.connect()
         protocol.dataReceived(b"GET /devices HTTP/1.0\r\n\r\n")
-        transport.room = 10_000
+        transport.room = 300
         self.clock.advance(1)
         self.assertIn(b"user0000", transport.value())
-        self.assertNotIn(b"user%04d" % SLICE, transport.value())
+        self.assertNotIn(b"user%04d" % 2, transport.value())
         transport.room = None
         producer: Any = transport.producer
         producer.resumeProducing()
         self.clock.advance(0)
-        self.assertIn(b"user%04d" % SLICE, transport.value())
+        self.assertIn(b"user%04d" % 2, transport.value())
+
+    def test_a_registry_that_fails_at_once_is_an_error_in_words(self) -> None:
+        self.registry.failure = "no disk"
+        status, content = self.ask("GET", "/devices")
+        self.assertEqual((status, json.loads(content)), (503, {"error": "no disk"}))
+
+    def test_a_registry_that_fails_in_the_middle_leaves_the_answer_without_its_end(self) -> None:
+        for number in range(4):
+            self.register(f"user{number:04}")
+        protocol, transport = self.connect()
+        protocol.dataReceived(b"GET /devices HTTP/1.1\r\nHost: x\r\n\r\n")
+        self.registry.failure = "no disk"
+        with capturedLogs() as events:
+            self.clock.pump([0] * 5)
+        self.assertIn(b"user0001", transport.value())
+        self.assertTrue(transport.aborted)
+        self.assertFalse(transport.value().endswith(b"0\r\n\r\n"))
+        self.assertEqual([str(event["error"]) for event in events], ["no disk"])
+        protocol.connectionLost(Failure(ConnectionDone()))
+        self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_a_client_that_goes_away_in_the_middle_is_told_nothing_more(self) -> None:
-        for number in range(2 * SLICE):
+        for number in range(4):
             self.register(f"user{number:04}")
         protocol, transport = self.connect()
         protocol.dataReceived(b"GET /devices HTTP/1.0\r\n\r\n")
@@ -140,6 +160,54 @@ class QuestionTests(WebTestCase):
         self.clock.advance(100)
         self.assertEqual(transport.value(), told)
         self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def half_told(self, phones: int = 6) -> tuple[Any, Transport, Any]:
+        """A client that has got two phones; the next page is being read."""
+        for number in range(phones):
+            self.register(f"user{number:04}")
+        self.registry.held = True
+        protocol, transport = self.connect()
+        protocol.dataReceived(b"GET /devices HTTP/1.0\r\n\r\n")
+        self.registry.release()
+        self.registry.held = True
+        self.clock.pump([0, 0])
+        self.assertIn(b"user0001", transport.value())
+        self.assertNotIn(b"user0002", transport.value())
+        return protocol, transport, transport.producer
+
+    def test_a_client_that_pauses_while_a_page_is_read_gets_it_and_no_more(self) -> None:
+        _, transport, producer = self.half_told()
+        producer.pauseProducing()
+        self.registry.release()
+        self.clock.pump([0, 0])
+        self.assertIn(b"user0003", transport.value())
+        self.assertNotIn(b"user0004", transport.value())
+        producer.resumeProducing()
+        producer.resumeProducing()
+        self.clock.pump([0, 0])
+        self.assertEqual(len(json.loads(transport.value().partition(b"\r\n\r\n")[2])), 6)
+
+    def test_a_client_that_pauses_for_a_moment_while_a_page_is_read_gets_each_once(self) -> None:
+        _, transport, producer = self.half_told()
+        producer.pauseProducing()
+        producer.resumeProducing()
+        self.clock.pump([0, 0])
+        self.assertFalse(transport.aborted)
+        self.registry.release()
+        self.clock.pump([0, 0])
+        self.assertEqual(len(json.loads(transport.value().partition(b"\r\n\r\n")[2])), 6)
+
+    def test_a_client_that_goes_away_while_a_page_is_read_is_told_nothing_more(self) -> None:
+        for phones in (2, 6):
+            protocol, transport, producer = self.half_told(phones)
+            told = transport.value()
+            producer.stopProducing()
+            protocol.connectionLost(Failure(ConnectionDone()))
+            with capturedLogs() as events:
+                self.registry.release()
+                self.clock.pump([0, 0])
+            self.assertEqual((transport.value(), events), (told, []))
+            self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_the_metrics(self) -> None:
         status, page = self.ask("GET", "/metrics")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred, gatherResults
@@ -174,20 +174,18 @@ class Control:
             parts.append(f"certificate good for {_days(left)}")
         return f"{health.capitalize()}: {', '.join(parts)}{''.join(f'; {each}' for each in why)}"
 
-    def devices(self, user: str | None, *, full_tokens: bool) -> Deferred[Iterator[Value]]:
-        """All phones, or a user's, ordered by user; one value after the other, as it takes time
-        to make them.
+    async def devices(self, user: str | None, *, full_tokens: bool) -> AsyncIterator[list[Value]]:
+        """All phones, or a user's, ordered by user; some at a time, as it takes time to make them.
+        Raises :class:`~xaps.registry.interface.RegistryError`.
 
         :param full_tokens: whether device tokens are in it, which everybody who has the
             credential can push to, or only their beginnings.
         """
-        if user is None:
-            found = self._registry.all()
-        else:
-            found = self._registry.registrations(user)
-        return found.addCallback(
-            lambda phones: (self._device(phone, full_tokens) for phone in phones)
-        )
+        registry = self._registry
+        page = await (registry.page() if user is None else registry.registrations(user))
+        while page:
+            yield [self._device(phone, full_tokens) for phone in page]
+            page = await registry.page(page[-1].key) if user is None else ()
 
     def _device(self, registration: Registration, full_token: bool) -> Value:
         key = registration.key

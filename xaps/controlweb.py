@@ -7,8 +7,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, cast
 
 from twisted.internet.defer import Deferred, fail
@@ -33,9 +32,6 @@ MAX_CONNECTIONS = 50
 """Connections to each of the two listeners; the processes of a mail server are not among them."""
 IDLE = 60.0
 """Seconds after which a connection without a request is closed."""
-SLICE = 200
-"""Phones that are told of in one go; between two slices others have their turn."""
-
 
 Admits = Callable[["IAddress | None"], bool]
 """Whether a peer may come in."""
@@ -143,7 +139,7 @@ def control_site(reactor: IReactorTime, control: Control, metrics: Metrics) -> S
 
 # Requests of twisted.web are Any below: their methods carry no types.
 
-Body = tuple[str, bytes | Iterator[bytes]]
+Body = tuple[str, bytes | AsyncIterator[bytes]]
 """The type of the content, and the content."""
 
 
@@ -201,11 +197,16 @@ class _Slices:
     """Writes an answer part by part, as fast as the client takes it, and others have their turn
     in between."""
 
-    def __init__(self, clock: IReactorTime, request: Any, content: Iterator[bytes]) -> None:
+    _log = Logger()
+
+    def __init__(self, clock: IReactorTime, request: Any, content: AsyncIterator[bytes]) -> None:
         self._clock = clock
         self._request = request
         self._content = content
         self._turn: IDelayedCall | None = None
+        self._wanted = False
+        self._making = False
+        self._gone = False
 
     def start(self) -> None:
         """Write the first part, and the rest in due time."""
@@ -214,28 +215,49 @@ class _Slices:
 
     def resumeProducing(self) -> None:
         """Called by the transport: the client has taken what there was."""
-        if self._turn is None:
-            self._turn = self._clock.callLater(0, self._write)
+        self._wanted = True
+        if self._turn is None and not self._making:
+            self._turn = self._clock.callLater(0, self._make)
 
     def pauseProducing(self) -> None:
         """Called by the transport: the client does not read."""
+        self._wanted = False
         if self._turn is not None:
             self._turn.cancel()
             self._turn = None
 
     def stopProducing(self) -> None:
         """Called by the transport: the client has gone."""
+        self._gone = True
         self.pauseProducing()
 
-    def _write(self) -> None:
+    def _make(self) -> None:
         self._turn = None
-        part = next(self._content, None)
+        self._making = True
+        making = Deferred.fromCoroutine(self._next())
+        making.addCallback(self._write)
+        making.addErrback(self._broken)
+
+    async def _next(self) -> bytes | None:
+        return await anext(self._content, None)
+
+    def _write(self, part: bytes | None) -> None:
+        self._making = False
+        if self._gone:
+            return
         if part is None:
             self._request.unregisterProducer()
             self._request.finish()
         else:
-            self.resumeProducing()
+            if self._wanted:
+                self.resumeProducing()
             self._request.write(part)  # which may pause
+
+    def _broken(self, failure: Failure) -> None:
+        # It is too late for an error in words; an answer without its end is one, too.
+        self._log.error("An answer was broken off: {error}", error=failure.value)
+        if not self._gone:
+            self._request.channel.transport.abortConnection()
 
 
 class _Get(_Leaf):
@@ -307,17 +329,25 @@ def _devices(control: Control, request: Any) -> Deferred[Body]:
         return fail(Refused('"user" is empty; leave it out to list all phones'))
     user = None if given is None else given.decode("utf-8", "replace")
     full = arguments.get(b"full") == [b"1"]
-    found = control.devices(user, full_tokens=full)
-    return found.addCallback(lambda phones: ("application/json", _array(phones)))
+    return Deferred.fromCoroutine(_phones(control.devices(user, full_tokens=full)))
 
 
-def _array(values: Iterator[Value]) -> Iterator[bytes]:
+async def _phones(pages: AsyncIterator[list[Value]]) -> Body:
+    # Waited for: that the registry cannot be read is told as an error.
+    first: list[Value] = await anext(pages, [])
+    return "application/json", _array(first, pages)
+
+
+async def _array(first: list[Value], rest: AsyncIterator[list[Value]]) -> AsyncIterator[bytes]:
     """A JSON array in parts."""
-    start = "["
-    while part := list(islice(values, SLICE)):
-        yield (start + ",\n".join(map(json.dumps, part))).encode()
-        start = ",\n"
-    yield b"[]\n" if start == "[" else b"]\n"
+    yield b"[" + _listed(first)
+    async for values in rest:
+        yield b",\n" + _listed(values)
+    yield b"]\n"
+
+
+def _listed(values: list[Value]) -> bytes:
+    return ",\n".join(map(json.dumps, values)).encode()
 
 
 def _json(value: object) -> Body:
