@@ -36,7 +36,8 @@ BREAKS_OUT = (
     "\n2026-11-24T00:00:00+0000 [info] Forgot bob",
     "\x1b[2J\x1b]0;owned\x07",
     "{user} {0} %s %n $HOME",
-    "\u2028\u2029\u0085\u202e",
+    "\u0085x",
+    "\u2028\u2029\u202e",
     "\ud800",
 )
 """Names in no encoding of a mailbox's: as the phone could send them."""
