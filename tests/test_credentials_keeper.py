@@ -21,7 +21,7 @@ from tests import pki
 from xaps.credentials.certificate import CredentialError, utc_text
 from xaps.credentials.filesource import pem_source
 from xaps.credentials.finding import Finding
-from xaps.credentials.keeper import CredentialKeeper
+from xaps.credentials.keeper import LOOK_TIMEOUT, CredentialKeeper
 from xaps.model import CertificateCredential, Credential, TokenCredential
 
 DAY = 86400.0
@@ -464,23 +464,45 @@ class RenewalTests(KeeperCase):
         self.source.renewed = lambda: waiting
         self.start()
         self.clock.advance(60)
-        hang_up = self.keeper.check_now()
+        self.successResultOf(self.keeper.check_now())
         self.clock.advance(60)
-        self.assertNoResult(hang_up)
         self.assertEqual(len(self.source.renewals), 1)
         self.source.renewed = lambda: succeed(False)
         waiting.callback(False)
-        self.successResultOf(hang_up)
+        self.clock.advance(60)
+        self.assertEqual(len(self.source.renewals), 2)
+
+    def test_meanwhile_the_files_are_looked_at(self) -> None:
+        waiting: Deferred[bool] = Deferred()
+        self.source.renewed = lambda: waiting
+        self.start()
+        by_hang_up, by_minute = (certificate(BEGIN + days * DAY) for days in (400, 500))
+        self.source.finding = good(by_hang_up)
+        self.successResultOf(self.keeper.check_now())
+        self.assertEqual(self.keeper.credential, by_hang_up)
+        self.source.finding = good(by_minute)
+        self.clock.advance(60)
+        self.assertEqual(self.keeper.credential, by_minute)
+
+    def test_one_that_fails_is_logged_and_tried_again(self) -> None:
+        waiting: Deferred[bool] = Deferred()
+        self.source.renewed = lambda: waiting
+        self.start()
+        waiting.errback(ZeroDivisionError())
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        self.source.renewed = lambda: succeed(True)
+        loads = self.source.loads
+        self.clock.advance(60)
+        self.assertEqual(len(self.source.renewals), 2)
+        self.assertEqual(self.source.loads, loads + 2)
 
     def test_the_stop_cancels_one_that_is_under_way(self) -> None:
         cancelled: list[object] = []
         waiting: Deferred[bool] = Deferred(cancelled.append)
         self.source.renewed = lambda: waiting
         self.start()
-        hang_up = self.keeper.check_now()
         self.keeper.stop()
         self.assertEqual(cancelled, [waiting])
-        self.successResultOf(hang_up)
 
     def test_a_defect_in_a_source_is_logged_and_does_not_end_the_watch(self) -> None:
         self.start()
@@ -523,6 +545,69 @@ class ThreadTests(KeeperCase):
         self.keeper.stop()
         finish()
         self.assertEqual(len(self.changes), 2)
+
+
+class HangingTests(KeeperCase):
+    """The server of a file system is gone: whoever reads from it never comes back."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.jobs: list[tuple[Callable[[], Finding], Deferred[Finding]]] = []
+        self.hangs = True
+        self.keeper = CredentialKeeper(self.clock, self.source, self.changes.append, run=self.run_)
+        self.text = (
+            "certificateFilePem a.pem: its files cannot be read: no answer within 25 s; see whether"
+            " the file system that they are on works"
+        )
+
+    def run_(self, function: Callable[[], Finding]) -> Deferred[Finding]:
+        if not self.hangs:
+            return succeed(function())
+        self.jobs.append((function, Deferred()))
+        return self.jobs[-1][1]
+
+    def test_it_is_told_once_and_no_more_threads_are_lost(self) -> None:
+        self.start()
+        self.logged.clear()
+        self.advance(10 * HOUR)
+        self.assertEqual(len(self.jobs), 1)
+        self.assertEqual(
+            self.logged,
+            [("warn", f"Refused: {self.text}. The credential from a stays in use")],
+        )
+        self.assertEqual(self.keeper.credential, self.source.finding.credential)
+
+    def test_a_hang_up_is_answered_all_the_same(self) -> None:
+        self.start()
+        hang_ups = [self.keeper.check_now(), self.keeper.check_now()]
+        self.clock.advance(LOOK_TIMEOUT - 1)
+        self.assertNoResult(hang_ups[0])
+        self.clock.advance(1)
+        for hang_up in hang_ups:
+            self.successResultOf(hang_up)
+        self.assertIn(self.text, self.logged[-1][1])
+
+    def test_warnings_and_the_end_come_as_ever(self) -> None:
+        self.source.finding = good(certificate(BEGIN + 3 * DAY + 300))
+        self.start()
+        self.logged.clear()
+        self.advance(600)
+        self.assertEqual([level for level, _ in self.logged], ["warn", "warn"])
+        self.assertIn("(days left: 3)", self.logged[1][1])
+        self.advance(3 * DAY)
+        self.assertEqual(self.changes[-1], None)
+        self.assertEqual(self.logged[-1], ("critical", f"No mail can be pushed: {self.text}"))
+
+    def test_when_it_works_again_the_files_are_read(self) -> None:
+        self.start()
+        self.advance(HOUR)
+        self.hangs = False
+        [(function, deferred)] = self.jobs
+        self.source.finding = good(certificate(BEGIN + 400 * DAY))
+        deferred.callback(function())  # which nobody waits for any more
+        self.assertEqual(len(self.changes), 1)
+        self.clock.advance(60)
+        self.assertEqual(self.changes[-1], self.source.finding.credential)
 
 
 class RealFileTests(KeeperCase):

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
-from twisted.internet.defer import CancelledError, Deferred, DeferredLock, maybeDeferred
+from twisted.internet.defer import (
+    CancelledError,
+    Deferred,
+    DeferredLock,
+    TimeoutError,
+    maybeDeferred,
+)
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from xaps.credentials.certificate import DAY, utc_text
+from xaps.credentials.certificate import DAY, CredentialError, utc_text
 from xaps.credentials.finding import Finding, Source
 from xaps.model import CertificateCredential, Credential
 
@@ -21,6 +28,9 @@ T = TypeVar("T")
 
 INTERVAL = 60.0
 """Seconds between two looks at the source."""
+
+LOOK_TIMEOUT = 25.0
+"""Seconds until a look has to be over; a file system whose server is gone does not answer."""
 
 WARN_DAYS = (1, 3, 7, 14, 30)
 """The days before expiry on which the log warns, the last first."""
@@ -67,6 +77,8 @@ class CredentialKeeper:
         self.remedy = ""
         self._lock = DeferredLock()
         self._looking: Deferred[None] | None = None
+        self._reading = False  # a thread is, perhaps that of an earlier look
+        self._renewing: Deferred[bool] | None = None
         self._stopped = False
         self._loop = LoopingCall(self._check, patient=True)
         self._loop.clock = clock
@@ -94,36 +106,69 @@ class CredentialKeeper:
         self._stopped = True
         if self._loop.running:
             self._loop.stop()
-        if self._looking is not None:
-            self._looking.cancel()
+        for under_way in (self._looking, self._renewing):
+            if under_way is not None:
+                under_way.cancel()
 
     def check_now(self) -> Deferred[None]:
-        """Look at once, as the administrator asks for it. Fires when that is done; never fails."""
+        """Look at once, as the administrator asks for it. Fires when that is done, which is in a
+        minute at the most; never fails."""
         return self._check(patient=False)
 
     # -------------------------------------------------------------- looking
 
     def _check(self, patient: bool) -> Deferred[None]:
+        return self._look(patient).addCallback(lambda _: self._begin_renewal(patient))
+
+    def _look(self, patient: bool) -> Deferred[None]:
         return self._lock.run(partial(self._look_cancellably, patient))
 
     def _look_cancellably(self, patient: bool) -> Deferred[None]:
-        self._looking = Deferred.fromCoroutine(self._look(patient))
+        self._looking = Deferred.fromCoroutine(self._look_alone(patient))
         return self._looking.addErrback(self._broken)
 
-    async def _look(self, patient: bool) -> None:
+    async def _look_alone(self, patient: bool) -> None:
         if self._stopped:
             return
         if self._source is None:
             self._lament("no push credential is configured", SET_ONE)
             return
-        await self._load(self._source, patient)
-        if await self._source.renew(self._clock.seconds()):
-            await self._load(self._source, patient)
+        self._take(await self._read(self._source), patient)
 
-    async def _load(self, source: Source, patient: bool) -> None:
-        finding = await self._run(partial(source.load, self._clock.seconds()))
-        if not self._stopped:
-            self._take(finding, patient)
+    async def _read(self, source: Source) -> Finding:
+        """What a source holds, or that it does not say so in time."""
+        if not self._reading:
+            self._reading = True
+            reading = self._run(partial(self._load, source, self._clock.seconds()))
+            with contextlib.suppress(TimeoutError):
+                return await reading.addTimeout(LOOK_TIMEOUT, self._clock)
+        error = CredentialError(
+            source.name,
+            f"its files cannot be read: no answer within {LOOK_TIMEOUT:.0f} s",
+            "see whether the file system that they are on works",
+        )
+        return Finding(b"no answer", errors=(error,))
+
+    def _load(self, source: Source, now: float) -> Finding:
+        try:
+            return source.load(now)
+        finally:
+            self._reading = False
+
+    def _begin_renewal(self, patient: bool) -> None:
+        """Get a new credential if one is due. That may take minutes: nobody waits for it."""
+        if self._source is not None and self._renewing is None and not self._stopped:
+            renewing = Deferred.fromCoroutine(self._renew(self._source, patient))
+            renewing.addErrback(self._broken)
+
+    async def _renew(self, source: Source, patient: bool) -> None:
+        self._renewing = source.renew(self._clock.seconds())
+        try:
+            tried = await self._renewing
+        finally:
+            self._renewing = None
+        if tried:
+            await self._look(patient)
 
     def _broken(self, failure: Failure) -> None:
         if self._stopped and isinstance(failure.value, CancelledError):
