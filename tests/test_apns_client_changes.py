@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import cast
 
+import attrs
 from h2.errors import ErrorCodes
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionRefusedError
@@ -11,9 +12,11 @@ from twisted.internet.error import ConnectionRefusedError
 from tests import pki
 from tests.apns_peer import Peer
 from tests.apns_wire import NOW, TOPIC, WireTestCase, certificate, push
+from xaps.apns.client import MOST_KEYS
 from xaps.apns.connection import Connection
 from xaps.apns.pool import CLOSED_AFTER, State
 from xaps.model import (
+    Credential,
     Delivered,
     Misconfigured,
     Outcome,
@@ -372,6 +375,42 @@ class TokenTests(WireTestCase):
         self.client.use(self.credential)
         self.wires[-1].accept()
         self.assertEqual(self.deliver(2), first)
+
+    def test_keys_that_take_turns_have_one_token_each(self) -> None:
+        first = self.deliver(1)
+        key = pki.SigningKey.create("XYZ123DEFG")
+        other = TokenCredential(TOPIC, "other.p8", key.key_id, key.team_id, key.p8)
+        moved = attrs.evolve(self.credential, topic=f"{TOPIC}.b", source="moved.p8")
+        mended = attrs.evolve(self.credential, key_pem=key.p8)
+        tokens = []
+        steps: tuple[Credential, ...] = (other, moved, certificate(), other, mended)
+        for number, credential in enumerate(steps, 2):
+            self.client.use(credential)
+            self.wires[-1].accept()
+            if isinstance(credential, TokenCredential):
+                self.pass_time(1.0)
+                tokens.append(self.deliver(number))
+        self.assertNotEqual(tokens[0], first)
+        self.assertEqual(tokens[1:3], [first, tokens[0]])
+        self.assertNotIn(tokens[3], tokens[:3])
+
+    def test_a_clock_that_is_set_voids_the_tokens_of_all_keys(self) -> None:
+        first = self.deliver(1)
+        self.client.use(certificate())
+        self.client.clock_set()
+        self.client.use(self.credential)
+        self.wires[-1].accept()
+        self.pass_time(1.0)
+        self.assertNotEqual(self.deliver(2), first)
+
+    def test_not_all_keys_ever_used_are_remembered(self) -> None:
+        first = self.deliver(1)
+        for number in range(MOST_KEYS):
+            self.client.use(attrs.evolve(self.credential, team_id=f"TEAM{number:06}"))
+        self.client.use(self.credential)
+        self.wires[-1].accept()
+        self.pass_time(1.0)
+        self.assertNotEqual(self.deliver(2), first)
 
     def test_a_certificate_after_a_key_sends_no_token(self) -> None:
         self.client.use(certificate())

@@ -29,6 +29,9 @@ from xaps.model import (
 MOST_TRIES = 3
 """How often one push is sent before its caller hears of it, if it is given back unprocessed."""
 
+MOST_KEYS = 10
+"""Token keys whose tokens are remembered."""
+
 
 @attrs.define(eq=False)
 class _Pending:
@@ -72,6 +75,7 @@ class Client:
         self._priority = priority
         self._builder: RequestBuilder | None = None
         self._tokens: TokenSource | None = None
+        self._token_sources: dict[tuple[str, str, bytes], TokenSource] = {}
         self._pool: Pool[_Pending] = Pool(
             clock,
             authority,
@@ -98,9 +102,7 @@ class Client:
         :raises ValueError: if the key of a token credential cannot be used; nothing changes.
         """
         if isinstance(credential, TokenCredential):
-            # Taking a credential up again must not make more tokens than APNs likes.
-            if self._tokens is None or self._tokens.credential != credential:
-                self._tokens = TokenSource(credential)
+            self._tokens = self._token_source(credential)
         elif credential is not None:
             self._tokens = None
         if credential is not None:
@@ -110,8 +112,9 @@ class Client:
     def clock_set(self) -> None:
         """The time of day was set: what was measured by it is void, a provider token included.
         What is in flight comes back to be sent again."""
+        self._token_sources.clear()
         if self._tokens is not None:
-            self._tokens = TokenSource(self._tokens.credential)
+            self._tokens = self._token_source(self._tokens.credential)
         self._pool.clock_set()
 
     def room(self) -> int:
@@ -135,6 +138,16 @@ class Client:
         return self._pool.status()
 
     # ------------------------------------------------------------ inside
+
+    def _token_source(self, credential: TokenCredential) -> TokenSource:
+        """The one of before, if its key is taken up again, with another topic for instance: it
+        must not make more tokens than APNs likes."""
+        key = (credential.team_id, credential.key_id, credential.key_pem)
+        source = self._token_sources.pop(key, None) or TokenSource(credential)
+        self._token_sources[key] = source
+        for oldest in list(self._token_sources)[:-MOST_KEYS]:
+            del self._token_sources[oldest]
+        return source
 
     def _has_room(self) -> None:
         self.on_room()
