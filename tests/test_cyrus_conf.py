@@ -88,6 +88,19 @@ class ReadImapdConfTests(SynchronousTestCase):
             f"{missing}: cannot be read: No such file or directory",
         )
 
+    def test_an_option_that_is_set_twice_is_refused_as_cyrus_does(self) -> None:
+        (self.folder / "more.conf").write_text("# more\naps_topic: b\n")
+        first = f"{self.path}:1"
+        for text, second in (
+            ("aps_topic: a\nadmins: cyrus\nAPS_topic: b\n", f"{self.path}:3"),
+            ("aps_topic: a\n@include: more.conf\n", f"{self.folder}/more.conf:2"),
+        ):
+            self.assertEqual(
+                self.fault(text),
+                f"{second}: aps_topic is set a second time, the first is at {first}; Cyrus does "
+                "not start so: remove one",
+            )
+
     def test_what_keeps_push_from_working_is_told_with_its_remedy(self) -> None:
         self.assertEqual(self.read(GOOD).problems, ())
         problems = self.read("event_groups: message\nnotifysocket: /run/x\n").problems

@@ -98,6 +98,13 @@ class DrainTests(SynchronousTestCase):
         self.send(*[b"."] * 1000)
         self.assertEqual(self.rest(process)[0], (DATAGRAM, b"one"))
 
+    def test_empty_datagrams_do_not_end_the_draining_at_the_stop(self) -> None:
+        self.send(b"one", b"", b"", b"two", b"", b"three")
+        self.socket.shutdown(socket.SHUT_RD)
+        process = self.start()
+        expected = [(DATAGRAM, each) for each in (b"one", b"two", b"three")]
+        self.assertEqual(self.rest(process), expected)
+
     def test_what_is_longer_than_cyrus_sends_is_cut_off(self) -> None:
         process = self.start()
         self.send(b"x" * 50_000)

@@ -220,7 +220,7 @@ class CyrusListenerTests(SynchronousTestCase):
             stored.append(Deferred())
             return stored[-1]
 
-        self.start()
+        listener = self.start()
         self.handler.answer = store
         self.got_after(register("alice", "INBOX"), mail(owner="bob", acl="bob\tr\t"), mail())
         self.got_after(register("alice", "INBOX"), mail("Notes"))
@@ -233,6 +233,7 @@ class CyrusListenerTests(SynchronousTestCase):
         self.assertEqual(len(self.handler.got), 5)
         self.got_after(mail())
         self.assertEqual(len(self.handler.got), 6)
+        self.assertEqual(listener._registering, {})
 
     def test_notices_do_not_wait_for_a_registration_that_cannot_be_stored(self) -> None:
         self.start()

@@ -55,7 +55,15 @@ def read_imapd_conf(path: Path, socket: str) -> ImapdConf:
     :param socket: where the daemon waits for Cyrus' datagrams.
     :raises ImapdConfError: Cyrus would not start with that file, or it cannot be read.
     """
-    options = dict(_options(path, set()))
+    options: dict[str, _Option] = {}
+    for name, option in _options(path, set()):
+        if name in options:
+            first = options[name]
+            raise ImapdConfError(
+                f"{option.path}:{option.line}: {name} is set a second time, the first is at "
+                f"{first.path}:{first.line}; Cyrus does not start so: remove one"
+            )
+        options[name] = option
     aps_topic = options.get("aps_topic")
     return ImapdConf(
         _settings(options),

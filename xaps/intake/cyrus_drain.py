@@ -57,20 +57,24 @@ class Drain:
         self.kept = bytearray()
 
     def receive(self, most: int) -> bool:
-        """Keep what the socket has, at most so many datagrams; whether there may be more."""
+        """Keep what the socket has, at most so many datagrams; whether there may be more.
+
+        An empty datagram is passed over. A socket that is shut gives nothing else.
+        """
+        more = False
         for _ in range(most):
             try:
                 datagram, ancillary, _, _ = self.source.recvmsg(LARGEST, self._ancillary_size)
             except BlockingIOError:
                 return False
             if not datagram:
-                # Somebody sent nothing; or the socket is shut, and empty.
-                return False
+                continue
+            more = True
             if self._uid is not None and (sender := _sender(ancillary)) != self._uid:
                 self._keep(HEADER.pack(FOREIGN, sender))
             else:
                 self._keep(HEADER.pack(DATAGRAM, len(datagram)) + datagram)
-        return True
+        return more
 
     def hand_on(self) -> None:
         """Write as much as the daemon takes now."""

@@ -185,7 +185,10 @@ def _mailboxes(value: object, name: str) -> tuple[tuple[str, ...], tuple[str, ..
             raise Refused(f"{name}[{index}] has {size} bytes, at most {MAX_MAILBOX} are allowed")
         decoded = from_utf7(sent)
         if sent and not _NOT_TEXT.search(sent) and not _NOT_TEXT.search(decoded):
-            found.setdefault(canonical(decoded), (decoded, sent))
+            key = canonical(decoded)
+            # Of two spellings the one is kept that can be confirmed to the phone.
+            if key not in found or (sent.isascii() and not found[key][1].isascii()):
+                found[key] = (decoded, sent)
     return tuple(decoded for decoded, _ in found.values()), tuple(
         sent for _, sent in found.values()
     )
