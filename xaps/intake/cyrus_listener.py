@@ -258,7 +258,9 @@ class CyrusListener:
     def _finish(self, stopped: Deferred[None]) -> None:
         assert self._socket is not None
         for reason, count in self._lost.items():
-            self._log.error("{count} events of Cyrus are lost: {reason}", count=count, reason=reason)
+            self._log.error(
+                "{count} events of Cyrus are lost: {reason}", count=count, reason=reason
+            )
         self._socket.close()
         self._socket = self._stopped = None
         stopped.callback(None)
