@@ -120,10 +120,16 @@ class PemTests(Refusals):
                 "push.pem: there are 2 certificates that could be",
                 lambda: pem(ISSUED.pem + RSA.cert_pem),
             ),
+            (
+                r"push.pem: the certificate is .* \(TRUSTED CERTIFICATE\); .* openssl x509 -in",
+                lambda: pem(ISSUED.pem.replace(b" CERTIFICATE-", b" TRUSTED CERTIFICATE-")),
+            ),
             ("push.pem: there are 21 certificates", lambda: pem(ISSUED.cert_pem * 21)),
         ):
             self.refused(reason, call)
         self.assertIsNone(pem(ISSUED.cert_pem).key)
+        trusted = ISSUED.chain_pem.replace(b" CERTIFICATE-", b" TRUSTED CERTIFICATE-")
+        self.assertEqual(len(pem(ISSUED.cert_pem + trusted + ISSUED.key_pem).chain), 1)
 
     def test_a_file_that_is_cut_off_at_any_byte_is_not_taken_for_whole(self) -> None:
         text = ISSUED.cert_pem + ISSUED.key_pem

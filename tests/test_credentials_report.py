@@ -197,6 +197,25 @@ class FileTests(ReportCase):
         [report] = self.tell(self.certificate, other, self.key)
         self.assertEqual(report.status, GOOD)
 
+    def test_a_key_that_cannot_be_read_counts_only_if_no_other_belongs(self) -> None:
+        locked = self.write("locked.key", AUTHORITY.client().encrypted_key_pem("secret"))
+        other = self.write("other.key", AUTHORITY.client().key_pem)
+        for order in ((locked, self.key), (self.key, locked), (other, locked, self.key)):
+            [report] = self.tell(self.certificate, *order)
+            self.assertEqual(report.status, GOOD)
+        for others in ([locked], [locked, other], [other, locked]):
+            [report] = self.tell(self.certificate, *others)
+            self.assertEqual(report.status, UNUSABLE)
+            [problem] = report.as_json()["problems"]
+            self.assertIn(f"{locked}: the private key is encrypted", problem)
+
+    def test_openssls_own_form_is_explained_even_beside_a_key(self) -> None:
+        text = self.issued.cert_pem.replace(b"CERTIFICATE", b"TRUSTED CERTIFICATE")
+        for content in (text, self.issued.key_pem + text):
+            [report] = self.tell(self.write("trusted.pem", content))
+            [problem] = report.as_json()["problems"]
+            self.assertIn("(TRUSTED CERTIFICATE); make it a plain one", problem)
+
     def test_the_password_is_used(self) -> None:
         p12 = self.write("push.p12", self.issued.pkcs12("secret"))
         key = self.write("push.key", self.issued.encrypted_key_pem("secret"))

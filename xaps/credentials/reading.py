@@ -275,6 +275,13 @@ def _only_key(name: str, blocks: list[_Block], password: bytes | None, remedy: s
 
 def _certificates(name: str, blocks: list[_Block]) -> list[x509.Certificate]:
     texts = [b for b in blocks if b.label in (b"CERTIFICATE", b"X509 CERTIFICATE")]
+    if not texts and any(b.label == b"TRUSTED CERTIFICATE" for b in blocks):
+        raise CredentialError(
+            name,
+            "the certificate is one with OpenSSL's notes on trust (TRUSTED CERTIFICATE)",
+            "make it a plain one, and add the key if it was in there: openssl x509 -in FILE -out"
+            " FILE.pem",
+        )
     if len(texts) > _MAX_CERTIFICATES:
         raise CredentialError(
             name, f"there are {len(texts)} certificates", "leave the push certificate and its chain"

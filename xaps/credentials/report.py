@@ -172,12 +172,24 @@ def _examine(
 
 
 def _with_key(info: CertificateInfo, keys: Sequence[Blob], secret: bytes | None) -> CertificateInfo:
-    """The certificate with the key that belongs to it, or else with the first."""
-    found = [
-        certificate_info(info.source, info.chain, read_key(blob, secret), blob.name)
-        for blob in keys
-    ]
-    return next((each for each in found if each.key_matches), found[0])
+    """The certificate with the key that belongs to it, or else with the first.
+
+    :raises CredentialError: none belongs to it, as far as they can be read, and one cannot be.
+    """
+    found: list[CertificateInfo] = []
+    errors: list[CredentialError] = []
+    for blob in keys:
+        try:
+            key = read_key(blob, secret)
+        except CredentialError as error:
+            errors.append(error)
+            continue
+        found.append(certificate_info(info.source, info.chain, key, blob.name))
+        if found[-1].key_matches:
+            return found[-1]
+    if errors:
+        raise errors[0]
+    return found[0]
 
 
 def _lone_key(blob: Blob, secret: bytes | None, now: float) -> Report:
@@ -198,7 +210,7 @@ def _is_key_alone(blob: Blob) -> bool:
     return (
         guess_format(blob.data) == "PEM"
         and b"PRIVATE KEY-----" in blob.data
-        and b"-----BEGIN CERTIFICATE-----" not in blob.data
+        and b"CERTIFICATE-----" not in blob.data
     )
 
 
