@@ -65,6 +65,16 @@ class CheckTests(SynchronousTestCase):
         self.assertIn(f"xapsd.yaml: certificateFilePem: {self.push}: it cannot be read", text)
         self.assertIn(f"chown root:xapsd {self.push}; chmod 640 {self.push}\n", text)
 
+    def test_secrets_in_the_configuration_that_others_can_read_are_a_warning(self) -> None:
+        path = self.folder / "xapsd.yaml"
+        for mode in (0o644, 0o600):
+            path.touch()
+            path.chmod(mode)
+            out = io.StringIO()
+            check(path, Config(auth_token="secret"), out)
+            told = f"Warning: {path}: everybody on this machine can read the authToken in it;"
+            self.assertEqual(told in out.getvalue(), mode == 0o644)
+
     def test_root_is_told_that_it_is_not_the_user_to_check_for(self) -> None:
         self.assertEqual("runuser -u xapsd" in self.check()[1], os.geteuid() == 0)
         with without_root():

@@ -22,6 +22,7 @@ from xaps.config import (
     Cyrus,
     HostPort,
     Network,
+    careless_secrets,
     load,
     sample,
 )
@@ -699,6 +700,24 @@ class SecretTests(ConfigTestCase):
             self.assertIn("me", text)
             self.assertNotIn(self.SECRET, text)
             self.assertNotIn(HASH, text)
+
+    def test_a_file_that_others_can_read_is_told_if_there_is_a_secret_in_it(self) -> None:
+        path = self.folder / "xapsd.yaml"
+        account = f"appleId: me\nappleIdHashedPassword: {HASH}\n"
+        for text, keys in (
+            (f"authToken: {self.SECRET}\n", "authToken"),
+            (f"certificatePassword: {self.SECRET}\n", "certificatePassword"),
+            (f"authToken: x\n{account}", "authToken and appleIdHashedPassword"),
+            ("certificatePassword: file:/etc/password\n", ""),
+            ("port: 7\n", ""),
+        ):
+            path.write_text(text)
+            config = load(path)
+            path.chmod(0o644)
+            told = f"{path}: everybody on this machine can read the {keys} in it; run chmod o-rwx"
+            self.assertEqual(careless_secrets(path, config), [f"{told} {path}"] if keys else [])
+            path.chmod(0o600)
+            self.assertEqual(careless_secrets(path, config), [])
 
     def test_no_error_shows_a_secret(self) -> None:
         for name in ("authToken", "certificatePassword", "appleIdHashedPassword"):

@@ -196,6 +196,9 @@ class UnitTests(SynchronousTestCase):
         self.assertIn("ProtectProc", settings)
         self.assertEqual(settings.get("ProcSubset", ["all"]), ["all"])
 
+    def test_no_core_dump_shows_keys(self) -> None:
+        self.assertEqual(unit.read(DEBIAN / "xapsd.service")["LimitCORE"], ["0"])
+
 
 class ManualTests(SynchronousTestCase):
     def setUp(self) -> None:

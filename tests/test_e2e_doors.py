@@ -65,6 +65,15 @@ class DoorTests(EndToEndTestCase):
         _, port, _ = self.ports(daemon)
         self.assertEqual(self.ask(port, None), 404)
 
+    def test_a_secret_in_a_configuration_that_everybody_can_read_is_told_at_the_start(self) -> None:
+        daemon = self.start(authToken="s3cret")
+        told = f"{daemon.config}: everybody on this machine can read the authToken in it; run chmod"
+        self.assertNotIn(told, "\n".join(daemon.log))
+        daemon.stop()
+        daemon.config.chmod(0o644)
+        daemon.start()
+        self.assertEqual("\n".join(daemon.log).count(told), 1)
+
     def test_who_is_outside_allow_from_gets_nothing_and_the_rest_is_no_risk(self) -> None:
         daemon = self.start(allowFrom=["192.0.2.0/24"])
         self.assertEqual(self.warned(daemon), [])

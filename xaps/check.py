@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TextIO
 
 from xaps.apns.tls import trust_root
-from xaps.config import Config
+from xaps.config import Config, careless_secrets
 from xaps.credentials.certificate import utc_text
 from xaps.credentials.keeper import SET_ONE
 from xaps.credentials.sources import source_from_config
@@ -37,7 +37,7 @@ def check(path: Path, config: Config, out: TextIO) -> bool:
         *_database(config),
         *_cyrus(config, out),
     ]
-    for warning in (*_sockets(config), *_root()):
+    for warning in (*careless_secrets(path, config), *_sockets(config), *_root()):
         out.write(f"Warning: {warning}\n")
     for problem in problems:
         out.write(f"{path}: {problem}\n")

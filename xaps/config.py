@@ -21,6 +21,7 @@ from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
 from xaps.config_kinds import HostPort, Network, Unfit
 from xaps.config_table import ATTRIBUTES, DEFAULT_PATH, KEYS, Config, Cyrus, Key, sample
 from xaps.log import printable
+from xaps.privatefiles import careless
 
 __all__ = [
     "DEFAULT_PATH",
@@ -97,6 +98,17 @@ def load(path: Path) -> Config:
     if reading.problems:
         raise ConfigError(path, sorted(reading.problems, key=lambda problem: problem.line or 0))
     return Config(**reading.values, cyrus=Cyrus(**reading.cyrus))
+
+
+def careless_secrets(path: Path, config: Config) -> list[str]:
+    """Warnings that others can read the secrets in the configuration file itself."""
+    secrets = {
+        "authToken": config.auth_token,
+        "certificatePassword": config.certificate_password,
+        "appleIdHashedPassword": config.apple_id_hashed_password,
+    }
+    given = [key for key, value in secrets.items() if value and not value.startswith("file:")]
+    return careless(path, f"{' and '.join(given)} in it") if given else []
 
 
 def _read(path: Path) -> str:

@@ -68,6 +68,8 @@ DRAIN = 10.0
 HOUSEKEEPING = 3600.0
 """Seconds between two looks for registrations and flags that are too old."""
 
+_log = Logger()
+
 
 class Options(usage.Options):
     """What ``twistd xapsd`` understands."""
@@ -132,6 +134,8 @@ def makeService(options: Options) -> Service:
     log = None
     if options.foreground:
         log = observer(options.config.loglevel, sys.stdout, os.environ)
+    for warning in configuration.careless_secrets(Path(options["config"]), options.config):
+        _log.warn("{warning}", warning=warning)
     return Daemon(reactor, options.config, log)
 
 
