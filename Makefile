@@ -43,6 +43,7 @@ check: lint types test test-debian
 bench: $(VENV)/ready
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks.replace
+	$(BIN)/python -m benchmarks.registry
 
 soak: $(VENV)/ready
 	$(BIN)/python -m benchmarks.soak --seconds 600

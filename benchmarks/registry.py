@@ -1,0 +1,192 @@
+"""``python -m benchmarks.registry``: how long 100,000 phones can keep the reactor from its work.
+
+A real reactor and a registry on disk, but neither sockets nor APNs. Told is, for each thing that
+touches every phone, how long it takes and the longest turn of the reactor meanwhile. In a turn
+everything else waits: it should stay below 20 ms. Time for which the machine ran other programs is
+taken off.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable, Coroutine
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
+from twisted.internet.threads import deferToThreadPool
+from twisted.logger import LogPublisher, globalLogBeginner
+from twisted.python.failure import Failure
+from twisted.python.threadpool import ThreadPool
+
+from benchmarks.load import token
+from xaps import garbage
+from xaps.dispatch import REGISTRATION_LIFETIME, Dispatcher
+from xaps.model import Notice, Outcome, Push, Registration, RegistrationKey
+from xaps.registry.opening import open_registry
+from xaps.registry.sqlite import SQLiteRegistry
+from xaps.stalls import time_without_processor
+
+NOTICES = 50
+"""In one turn of the reactor."""
+
+
+class Turns:
+    """The turns of a reactor, in seconds."""
+
+    def __init__(self, reactor: Any) -> None:
+        self.turns: list[float] = []
+        self._poller = reactor._poller
+        self._without_processor = time_without_processor()
+        self._since: tuple[float, float] | None = None
+        reactor._poller = self
+
+    def poll(self, *arguments: Any) -> Any:
+        """As the poller's own."""
+        if self._since is not None:
+            started, without = self._since
+            lost = self._without_processor() - without
+            self.turns.append(time.perf_counter() - started - lost)
+        try:
+            return self._poller.poll(*arguments)
+        finally:
+            self._since = time.perf_counter(), self._without_processor()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._poller, name)
+
+
+class Closed:
+    """A sender to an APNs that is out of reach."""
+
+    def room(self) -> int:
+        """None."""
+        return 0
+
+    def send(self, push: Push) -> Deferred[Outcome]:
+        """Never called."""
+        raise AssertionError
+
+
+class Ahead:
+    """The reactor's clock, but set forward."""
+
+    def __init__(self, reactor: Any, seconds: float) -> None:
+        self._reactor = reactor
+        self._ahead = seconds
+
+    def seconds(self) -> float:
+        """The time then."""
+        return float(self._reactor.seconds() + self._ahead)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reactor, name)
+
+
+class Benchmark:
+    """All measurements."""
+
+    def __init__(self, reactor: Any, folder: Path, phones: int) -> None:
+        self._reactor = reactor
+        self._phones = phones
+        self._worker = ThreadPool(1, 1, "registry")
+        self._registry: SQLiteRegistry = open_registry(
+            folder / "registrations.sqlite3",
+            run=partial(deferToThreadPool, reactor, self._worker),
+            now=time.time(),
+            lifetime=REGISTRATION_LIFETIME,
+        )
+
+    async def run(self) -> None:
+        """Measure, and print."""
+        self._worker.start()
+        now = time.time()
+        await self._registry.add(
+            Registration(
+                RegistrationKey(f"u{number}", f"ACCOUNT-{number}", token(number)),
+                ("INBOX", "Sent Messages"),
+                now,
+                frozenset({"INBOX"}),
+            )
+            for number in range(self._phones)
+        )
+        garbage.hold()
+        garbage.release()
+        self._turns = Turns(self._reactor)
+        await self._measure("read all phones", self._read)
+        dispatcher = self._dispatcher(self._reactor)
+        await self._measure("a notice for each, and all flags saved", self._notice, dispatcher)
+        await dispatcher.stop()
+        dispatcher = self._dispatcher(self._reactor)  # and the one before is no more
+        garbage.hold()
+        await self._measure("take up the flags at the start", dispatcher.start)
+        garbage.release()
+        later = self._dispatcher(Ahead(self._reactor, 2 * REGISTRATION_LIFETIME))
+        await self._measure("expire all phones", later.expire)
+        await dispatcher.stop()
+        await self._registry.close()
+        self._worker.stop()
+
+    def _dispatcher(self, clock: Any) -> Dispatcher:
+        return Dispatcher(
+            clock, self._registry, Closed(), topic=lambda: "", delay=30.0, check_interval=20.0
+        )
+
+    async def _read(self) -> None:
+        page = await self._registry.page()
+        while page:
+            page = await self._registry.page(page[-1].key)
+
+    async def _notice(self, dispatcher: Dispatcher) -> None:
+        for number in range(self._phones):
+            await dispatcher.notify(Notice(f"u{number}", "INBOX", new_mail=True))
+            if number % NOTICES == 0:
+                await deferLater(self._reactor, 0)
+        while dispatcher.waiting.next_save(self._reactor.seconds()) is not None:
+            await deferLater(self._reactor, 0.1)
+
+    async def _measure(self, what: str, do: Callable[..., Any], *arguments: Any) -> None:
+        await deferLater(self._reactor, 0.2)
+        self._turns.turns.clear()
+        started = time.perf_counter()
+        await cast("Coroutine[Any, Any, Any]", do(*arguments))
+        took = time.perf_counter() - started
+        await deferLater(self._reactor, 0.01)
+        turns = sorted(1000 * turn for turn in self._turns.turns)
+        print(
+            f"{what}: {took:.2f} s; the longest turn of the reactor {turns[-1]:.1f} ms,"
+            f" {sum(turn > 20 for turn in turns)} of {len(turns)} over 20 ms",
+            flush=True,
+        )
+
+
+def main() -> None:
+    """All measurements."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--phones", type=int, default=100_000)
+    options = parser.parse_args()
+    # Imported here, since it installs itself.
+    from twisted.internet import reactor as installed  # noqa: PLC0415
+
+    reactor: Any = installed
+    # Else all that is logged is kept, and what it is about with it.
+    globalLogBeginner.beginLoggingTo([LogPublisher()], redirectStandardIO=False)
+    failures: list[Failure] = []
+    with tempfile.TemporaryDirectory(prefix="xaps-bench-") as folder:
+
+        def start() -> None:
+            running = Deferred.fromCoroutine(Benchmark(reactor, Path(folder), options.phones).run())
+            running.addErrback(failures.append).addBoth(lambda _: reactor.stop())
+
+        reactor.callWhenRunning(start)
+        reactor.run()
+    for failure in failures:
+        raise SystemExit(failure.getTraceback())
+
+
+if __name__ == "__main__":
+    main()
