@@ -25,6 +25,22 @@ def lower(text: str) -> str:
     return "".join(part if _KEPT.match(part) else part.lower() for part in _KEPT.split(text))
 
 
+# ---------------------------------------------------------------- what names can be
+
+MAX_USER = 255
+"""Characters."""
+MAX_ACCOUNT_ID = 128
+"""Characters, all of them ASCII."""
+MIN_TOKEN = 2
+MAX_TOKEN = 256
+"""Characters; Apple documents no length, today's tokens have 64 or 160."""
+
+NOT_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+"""What is in no name of a user, an account or a mailbox: control characters and lone surrogates."""
+HEXADECIMAL = re.compile("[0-9A-Fa-f]+")
+"""What a device token is."""
+
+
 # ---------------------------------------------------------------- registrations and notices
 
 

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 
 import attrs
 
 from xaps.mailboxes import INBOX, canonical, from_utf7
-from xaps.model import MAIL_SUBTOPIC, Notice, Refused, Registration, RegistrationKey
+from xaps.model import (
+    HEXADECIMAL,
+    MAIL_SUBTOPIC,
+    MAX_ACCOUNT_ID,
+    MAX_TOKEN,
+    MAX_USER,
+    MIN_TOKEN,
+    NOT_TEXT,
+    Notice,
+    Refused,
+    Registration,
+    RegistrationKey,
+)
 
-MAX_USER = 255  # characters
-MAX_ACCOUNT_ID = 128  # characters
-MAX_TOKEN = 256  # characters; Apple documents no length, today's tokens have 64 or 160
 MAX_MAILBOX = 1000  # bytes
 MAX_MAILBOXES = 1000
 
@@ -21,8 +29,6 @@ NEW_MAIL_EVENT = "MessageNew"
 
 _MAX_REASON = 200
 _MAX_QUOTED = 60
-_NOT_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-_TOKEN = re.compile(r"[0-9A-Fa-f]+")
 
 
 @attrs.frozen
@@ -152,9 +158,9 @@ def register_request(fields: Mapping[str, object], names: FieldNames) -> Registe
     if not account_id.isascii():
         raise Refused(f"{names.account_id} is not printable ASCII")
     token = _text(fields, names.device_token, MAX_TOKEN)
-    if not _TOKEN.fullmatch(token):
+    if not HEXADECIMAL.fullmatch(token):
         raise Refused(f"{names.device_token} is not hexadecimal")
-    if len(token) < 2:
+    if len(token) < MIN_TOKEN:
         raise Refused(f"{names.device_token} is too short")
     mailboxes, as_sent = _mailboxes(fields.get(names.mailboxes), names.mailboxes)
     return RegisterRequest(RegistrationKey(user, account_id, token), mailboxes, as_sent)
@@ -184,7 +190,7 @@ def _mailboxes(value: object, name: str) -> tuple[tuple[str, ...], tuple[str, ..
         if size > MAX_MAILBOX:
             raise Refused(f"{name}[{index}] has {size} bytes, at most {MAX_MAILBOX} are allowed")
         decoded = from_utf7(sent)
-        if sent and not _NOT_TEXT.search(sent) and not _NOT_TEXT.search(decoded):
+        if sent and not NOT_TEXT.search(sent) and not NOT_TEXT.search(decoded):
             key = canonical(decoded)
             # Of two spellings the one is kept that can be confirmed to the phone.
             if key not in found or (sent.isascii() and not found[key][1].isascii()):
@@ -235,7 +241,7 @@ def _strings(value: object, name: str) -> list[str]:
 
 
 def _check_text(value: str, name: str) -> None:
-    if found := _NOT_TEXT.search(value):
+    if found := NOT_TEXT.search(value):
         surrogate = "\ud800" <= found[0] <= "\udfff"
         raise Refused(f"{name} has a {'lone surrogate' if surrogate else 'control character'}")
 

@@ -17,7 +17,17 @@ from typing import Any
 import attrs
 
 from xaps.mailboxes import INBOX, canonical, from_utf7, to_utf7
-from xaps.model import Registration, RegistrationKey, short_token
+from xaps.model import (
+    HEXADECIMAL,
+    MAX_ACCOUNT_ID,
+    MAX_TOKEN,
+    MAX_USER,
+    MIN_TOKEN,
+    NOT_TEXT,
+    Registration,
+    RegistrationKey,
+    short_token,
+)
 
 _EPOCH = datetime(1970, 1, 1)
 _NO_TIME = (datetime(1, 1, 1) - _EPOCH).total_seconds()
@@ -26,11 +36,6 @@ _NO_TIME = (datetime(1, 1, 1) - _EPOCH).total_seconds()
 _TIME = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)T(\d\d):(\d\d):(\d\d)(\.\d+)?(?:Z|([+-])(\d\d):(\d\d))", re.ASCII
 )
-# What a registration over the wire may hold, an imported one may hold too.
-_TOKEN = re.compile(r"[0-9a-fA-F]{2,256}")
-_MAX_USER = 255
-_MAX_ACCOUNT_ID = 128
-_NOT_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class GoDataError(Exception):
@@ -143,16 +148,20 @@ class _Unusable(Exception):
 def _registration(
     user: str, account_id: str, account: Any, now: float, oldest: float
 ) -> Registration:
-    if not _is_name(user, _MAX_USER):
+    if not _is_name(user, MAX_USER):
         raise _Unusable("this is no user name")
-    if not _is_name(account_id, _MAX_ACCOUNT_ID) or not account_id.isascii():
+    if not _is_name(account_id, MAX_ACCOUNT_ID) or not account_id.isascii():
         raise _Unusable("this is no account id")
     if not isinstance(account, dict):
         raise _Unusable("the account is not an object")
     token = account.get("DeviceToken")
     if token is None or token == "":
         raise _Unusable("it has no DeviceToken")
-    if not isinstance(token, str) or not _TOKEN.fullmatch(token):
+    if (
+        not isinstance(token, str)
+        or not HEXADECIMAL.fullmatch(token)
+        or not MIN_TOKEN <= len(token) <= MAX_TOKEN
+    ):
         raise _Unusable("the DeviceToken is not hexadecimal")
     phone = short_token(token.lower())
     registered_at = _time(account.get("RegistrationTime"), phone)
@@ -171,7 +180,7 @@ def _registration(
 
 def _is_name(text: str, longest: int) -> bool:
     """Whether it can have come from a mail server."""
-    return 0 < len(text) <= longest and _NOT_TEXT.search(text) is None
+    return 0 < len(text) <= longest and NOT_TEXT.search(text) is None
 
 
 def _mailboxes(value: Any, phone: str) -> tuple[str, ...]:
@@ -182,7 +191,7 @@ def _mailboxes(value: Any, phone: str) -> tuple[str, ...]:
     found: dict[str, str] = {}
     for name in map(from_utf7, value):
         # What no mailbox can be named is left out; it costs the phone nothing.
-        if name and not _NOT_TEXT.search(name):
+        if name and not NOT_TEXT.search(name):
             found.setdefault(canonical(name), name)
     return tuple(found.values())
 
