@@ -49,11 +49,6 @@ class MemoryRegistry:
     def get(self, key: RegistrationKey) -> Deferred[Registration | None]:
         return self._read(lambda: self._registrations.get(key))
 
-    def all(self) -> Deferred[Sequence[Registration]]:
-        return self._read(
-            lambda: [registration for _, registration in sorted(self._registrations.items())]
-        )
-
     def page(self, after: RegistrationKey | None = None) -> Deferred[Sequence[Registration]]:
         return self._slowly(lambda: self._after(self._registrations, after))
 
@@ -75,9 +70,6 @@ class MemoryRegistry:
         self, changed: Iterable[WaitingFlag], cleared: Iterable[RegistrationKey]
     ) -> Deferred[None]:
         return self._slowly(lambda: self._save_flags(list(changed), list(cleared)))
-
-    def load_flags(self) -> Deferred[Sequence[WaitingFlag]]:
-        return self._read(lambda: [flag for _, flag in sorted(self._flags.items())])
 
     def close(self) -> Deferred[None]:
         self.release()

@@ -177,7 +177,8 @@ class CyrusListenerTests(SynchronousTestCase):
         where = self.path if where is None else where
         listener = CyrusListener(self.reactor, where, CyrusSettings(), group=group, user=user)
         listener.start()
-        listener.begin(self.handler, known)
+        listener.remember(known)
+        listener.begin(self.handler)
         self.addCleanup(self.stop, listener)
         return listener
 
@@ -317,7 +318,7 @@ class CyrusListenerTests(SynchronousTestCase):
         count = HIGH_WATER // len(mail())
         self.drain.hand_on(*[mail()] * count)
         self.assertTrue(self.drain.is_paused)
-        listener.begin(self.handler, [])
+        listener.begin(self.handler)
         self.work()
         self.assertEqual(len(self.handler.got), 2 + count)
         self.assertFalse(self.drain.is_paused)

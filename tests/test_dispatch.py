@@ -12,6 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
 from tests.fakes import MemoryRegistry
+from tests.registry_contract import everything
 from xaps.dispatch import REGISTRATION_LIFETIME, SLICE, Dispatcher
 from xaps.gate import PROBE_INTERVAL, REPROBE_AFTER, State
 from xaps.mailboxes import digest
@@ -551,7 +552,8 @@ class FloodTests(DispatcherTestCase):
 
 class DiskTests(DispatcherTestCase):
     def flags(self) -> list[RegistrationKey]:
-        return [flag.key for flag in self.successResultOf(self.registry.load_flags())]
+        flags = Deferred.fromCoroutine(everything(self.registry.flags))
+        return [flag.key for flag in self.successResultOf(flags)]
 
     def test_what_waits_is_on_disk_within_a_second_and_gone_when_delivered(self) -> None:
         key = self.register()
@@ -572,6 +574,16 @@ class DiskTests(DispatcherTestCase):
         self.dispatcher = self.started()
         self.turn()
         self.assertEqual(len(self.sender.pushes), 1)
+
+    def test_however_much_waits_the_next_daemon_takes_it_all_up(self) -> None:
+        self.sender.capacity = 0
+        for number in range(5):
+            self.register(user=f"u{number}")
+            self.notify(user=f"u{number}")
+        self.turn(1)
+        self.sender = FakeSender()
+        self.dispatcher = self.started()
+        self.assertEqual(len(self.dispatcher.waiting), 5)
 
     def test_a_full_disk_is_an_alarm_and_is_tried_again(self) -> None:
         self.register()
@@ -687,9 +699,15 @@ class ExpiryTests(DispatcherTestCase):
         expiring = self.dispatcher.expire()
         self.turn()
         self.successResultOf(expiring)
-        (left,) = self.successResultOf(self.registry.all())
+        (left,) = self.successResultOf(self.registry.page())
         self.assertEqual(left.key, kept)
         self.assertEqual(len(self.dispatcher.waiting), 0)
+
+    def test_however_many_are_old_they_are_dropped_at_once(self) -> None:
+        for number in range(5):
+            self.register(user=f"u{number}", at=NOW - REGISTRATION_LIFETIME - 1)
+        self.successResultOf(self.dispatcher.expire())
+        self.assertEqual(self.successResultOf(self.registry.count()), 0)
 
     def test_pushes_that_waited_for_a_day_are_given_up_and_told_of(self) -> None:
         self.sender.capacity = 0

@@ -49,9 +49,6 @@ LONGEST_DELAY = 900.0
 SLICE = 16
 """Pushes that are started in one go; between two slices the IMAP servers are served."""
 
-RESTORE_SLICE = 500
-"""Flags that are taken up in one go at the start; each is a look into the registry."""
-
 
 class Sender(Protocol):
     """What can push; see :class:`xaps.apns.client.Client`."""
@@ -113,12 +110,13 @@ class Dispatcher:
 
     async def _restore(self) -> int:
         now = self._clock.seconds()
-        for number, saved in enumerate(await self._registry.load_flags(), start=1):
-            if number % RESTORE_SLICE == 0:
-                await deferLater(self._clock, 0)
-            registration = await self._registry.get(saved.key)
-            if registration is not None:
-                self.waiting.restore(saved, registration, now)
+        page = await self._registry.flags()
+        while page:
+            for saved in page:
+                registration = await self._registry.get(saved.key)
+                if registration is not None:
+                    self.waiting.restore(saved, registration, now)
+            page = await self._registry.flags(page[-1].key)
         self._arm()
         self._saver.arm()
         return len(self.waiting)
@@ -429,14 +427,13 @@ class Dispatcher:
             )
             self.waiting.expired = 0
         try:
-            expired = await self._registry.expire(now - REGISTRATION_LIFETIME)
+            while expired := await self._registry.expire(now - REGISTRATION_LIFETIME):
+                for key in expired:
+                    self.waiting.drop(key)
+                    self._suspended.discard(key)
+                    self._log.info("Dropped {key}: not renewed for 30 days", key=key)
         except RegistryError as error:
             self._log.error("Old registrations could not be dropped: {error}", error=error)
-            return
-        for key in expired:
-            self.waiting.drop(key)
-            self._suspended.discard(key)
-            self._log.info("Dropped {key}: not renewed for 30 days", key=key)
 
     def forget(self, key: RegistrationKey) -> Deferred[bool]:
         """Drop a registration now, with what is owed to it; fires with whether there was one."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import io
 import os
 import resource
@@ -28,6 +27,7 @@ from twisted.python.threadpool import ThreadPool
 
 import xaps
 from xaps import config as configuration
+from xaps import garbage
 from xaps.apns.client import Client
 from xaps.apns.tls import authority, tls_endpoint, trust_root
 from xaps.check import check
@@ -330,10 +330,15 @@ class Daemon(Service):
         return found.settings
 
     async def _get_ready(self) -> None:
+        garbage.hold()
         waiting = await self._dispatcher.start()
         phones = await self._registry.count()
         if self._cyrus is not None:
-            self._cyrus.begin(self._handler("cyrusSocket"), await self._registry.all())
+            page = await self._registry.page()
+            while page:
+                self._cyrus.remember(page)
+                page = await self._registry.page(page[-1].key)
+            self._cyrus.begin(self._handler("cyrusSocket"))
         self._housekeeping.start(HOUSEKEEPING).addErrback(self._broken)
         self._log.info(
             "Ready: {phones} phones, {waiting} pushes waiting, listening on {addresses}",
@@ -342,11 +347,7 @@ class Daemon(Service):
             addresses=", ".join(self._listeners.addresses) or "nothing",
         )
         self._supervision.ready()
-        # A full collection of what lives as long as the daemon would block for tens of
-        # milliseconds; what comes and goes is small, and has hardly any cycles.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(10_000, 20, 100)
+        garbage.release()
         self._stalls.watch(self._reactor)
 
     def _not_ready(self, failure: Failure) -> None:

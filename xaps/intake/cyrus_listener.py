@@ -133,14 +133,14 @@ class CyrusListener:
         self._start_drain()
         self._log.info("Taking events from Cyrus at {where}", where=self._where)
 
-    def begin(self, handler: Handler, registrations: Iterable[Registration]) -> None:
-        """Work off what comes in, and what has come in.
-
-        :param registrations: all that are known. They tell which users know the mailboxes of others
-            by which names.
-        """
+    def remember(self, registrations: Iterable[Registration]) -> None:
+        """Take note of registrations, of all that are known before :meth:`begin`. They tell which
+        users know the mailboxes of others by which names."""
         for registration in registrations:
             self._followers.remember(registration)
+
+    def begin(self, handler: Handler) -> None:
+        """Work off what comes in, and what has come in."""
         self._handler = handler
         self._work_soon()
 

@@ -38,12 +38,6 @@ class IRegistry(Protocol):
         """Some registrations in the order of their keys: the first ones, or those that follow
         `after`. The last page is empty. What changes between two pages may be in them or not."""
 
-    def all(self) -> Deferred[Sequence[Registration]]:
-        """Every registration, ordered by key."""
-
-    def load_flags(self) -> Deferred[Sequence[WaitingFlag]]:
-        """Every flag that was kept."""
-
     def count(self) -> Deferred[int]:
         """The number of registrations."""
 

@@ -158,20 +158,6 @@ class SQLiteRegistry:
         """See :meth:`.IRegistry.flags`."""
         return self._writer.read(partial(_flags_after, key=after)).addCallback(self._good)
 
-    def all(self) -> Deferred[Sequence[Registration]]:
-        """See :meth:`.IRegistry.all`."""
-        return Deferred.fromCoroutine(self._whole(self.page))
-
-    def load_flags(self) -> Deferred[Sequence[WaitingFlag]]:
-        """See :meth:`.IRegistry.load_flags`."""
-        return Deferred.fromCoroutine(self._whole(self.flags))
-
-    async def _whole(self, page: Callable[[Any], Deferred[Sequence[Any]]]) -> Sequence[Any]:
-        found: list[Any] = []
-        while more := await page(found[-1].key if found else None):
-            found += more
-        return found
-
     def count(self) -> Deferred[int]:
         """See :meth:`.IRegistry.count`."""
         return self._writer.read(_count)
