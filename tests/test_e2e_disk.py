@@ -16,7 +16,8 @@ class FullDiskTests(EndToEndTestCase):
         apns = self.make_apns()
         daemon = self.make_daemon(apns.url)
         # A short name: the reason that a client is told has at most 200 characters.
-        daemon.settings["databaseFile"] = str(daemon.socket.with_name("phones.sqlite3"))
+        database = daemon.socket.with_name("phones.sqlite3")
+        daemon.settings["databaseFile"] = str(database)
         daemon.start()
         daemon.register("alice", ACCOUNT, ALICE)
         daemon.register("carol", ACCOUNT, CAROL)
@@ -24,7 +25,7 @@ class FullDiskTests(EndToEndTestCase):
         daemon.http_notify("carol")
         apns.wait_for(1)
         time.sleep(ON_DISK)  # so that there is something to take back later
-        daemon.fill_disk(left=1000)
+        daemon.fill_disk(database.with_name(f"{database.name}-wal"), left=1000)
 
         # Who registers is told to come again, and the administrator what is wrong.
         status, reason = daemon.http_register("bob", ACCOUNT, BOB)

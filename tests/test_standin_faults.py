@@ -342,6 +342,23 @@ class StreamTests(FaultCase):
         self.assertEqual((await client.push("cc")).status, 200)
 
     @as_deferred
+    async def test_it_tells_when_a_request_was_begun_and_ended_and_what_410_said(self) -> None:
+        client = await self.connect(
+            Hold(), ResetStream(request=2), Answer(410, "Unregistered", timestamp=4711)
+        )
+        waiting = [client.push("aa"), client.push("bb")]
+        await self.faults.wait_for_requests(2)
+        held = [request.as_json() for request in self.faults.requests]
+        self.assertEqual([(r["ended_at"], r["timestamp"]) for r in held], [(None, None)] * 2)
+        self.faults.release()
+        await defer.DeferredList(waiting, consumeErrors=True)
+        gone, reset = (request.as_json() for request in self.faults.requests)
+        for told in (gone, reset):
+            self.assertLessEqual(told["begun_at"], told["received_at"])
+            self.assertLess(told["received_at"], told["ended_at"])
+        self.assertEqual((gone["timestamp"], reset["timestamp"]), (4711, None))
+
+    @as_deferred
     async def test_a_request_that_the_client_resets_is_not_answered(self) -> None:
         client = await self.connect(Hold())
         cancelled = client.push("aa")

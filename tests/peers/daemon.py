@@ -122,15 +122,15 @@ class Daemon:
         """Wait until it ends by itself; returns the exit status."""
         return self._running.wait(timeout)
 
-    def fill_disk(self, *, left: int = 0) -> None:
-        """Let the write-ahead log of this run's registry grow no further, until `free_disk`.
+    def fill_disk(self, file: Path | None = None, *, left: int = 0) -> None:
+        """Refuse this run's writes to files, until `free_disk`.
 
         SQLite calls that an I/O error: the kernel refuses a size and not the space (EFBIG).
 
-        :param left: bytes for which there is room: fewer than a page takes (4096).
+        :param file: the one that is written to, such as a write-ahead log, and can still grow by
+            `left` bytes; ``None``: nothing can be written, not even where something is.
         """
-        log = Path(f"{self.settings['databaseFile']}-wal")
-        self._limit_files(log.stat().st_size + left)
+        self._limit_files(0 if file is None else file.stat().st_size + left)
 
     def free_disk(self) -> None:
         """There is room again."""

@@ -229,7 +229,8 @@ class FaultyConnection(Protocol):
                 self._drain()
 
     def _begin(self, stream_id: int, headers: dict[str, str]) -> None:
-        request = FaultRequest(self.number, len(self.requests) + 1, stream_id, headers)
+        number = len(self.requests) + 1
+        request = FaultRequest(self.number, number, stream_id, headers, self._clock.seconds())
         self.requests.append(request)
         self._live.append(request)
         self._streams[stream_id] = request
@@ -396,6 +397,8 @@ class FaultyConnection(Protocol):
             self._outbox[request.stream_id] = answer.body
             self._drain()
         request.status = answer.status
+        request.timestamp = answer.timestamp
+        request.ended_at = self._clock.seconds()
         self._watcher.ended(request)
 
     def _drain(self) -> None:
@@ -425,6 +428,7 @@ class FaultyConnection(Protocol):
         self._h2.reset_stream(request.stream_id, code)
         self._flush()
         request.reset = int(code)
+        request.ended_at = self._clock.seconds()
         self._watcher.ended(request)
 
     def _close_if_done(self) -> None:

@@ -17,13 +17,19 @@ class FaultRequest:
     """Counted from 1 on each connection."""
     stream_id: int
     headers: dict[str, str]
+    begun_at: float
+    """When its headers came."""
     body: bytes = b""
     arrived_at: float | None = None
     """When it was there as a whole."""
     status: int | None = None
     """What it was answered with."""
+    timestamp: int | None = None
+    """Of a 410."""
     reset: int | None = None
     """The code of the RST_STREAM that it was answered with."""
+    ended_at: float | None = None
+    """When the stand-in answered or reset it."""
     cancelled: bool = False
     """The client has reset it."""
     decided: bool = False
@@ -53,7 +59,10 @@ class FaultRequest:
             "payload": self.payload,
             "connection": self.connection,
             "number": self.number,
+            "begun_at": self.begun_at,
             "received_at": self.arrived_at,
+            "ended_at": self.ended_at,
             "status": self.status,
+            "timestamp": self.timestamp,
             "reset": self.reset,
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from tests.standins.steps import Step
 
 
 class StandinProcess:
-    """A stand-in in a process. Everything blocks.
+    """A stand-in in a process. Everything blocks. Commands are for one thread, what it has said for
+    any.
 
     :param module: what to run; it obeys `tests.standins.console`.
     :param folder: for its files; it must exist.
@@ -30,6 +32,7 @@ class StandinProcess:
         )
         self._said: list[dict[str, Any]] = []
         self._pushes: list[dict[str, Any]] = []
+        self._reading = threading.Lock()
         self.port: int = json.loads(self._child.wait_for('{"listening": '))["listening"]
 
     @property
@@ -53,11 +56,12 @@ class StandinProcess:
     @property
     def said(self) -> list[dict[str, Any]]:
         """All that it has printed; not to be changed."""
-        for line in self._child.lines_since(len(self._said)):
-            fields = json.loads(line)
-            self._said.append(fields)
-            if "status" in fields:
-                self._pushes.append(fields)
+        with self._reading:
+            for line in self._child.lines_since(len(self._said)):
+                fields = json.loads(line)
+                self._said.append(fields)
+                if "status" in fields:
+                    self._pushes.append(fields)
         return self._said
 
     @property
@@ -134,6 +138,12 @@ class FaultsProcess(StandinProcess):
         """The connections that were ``accepted``, ``handshaken`` or ``closed``: each with its
         ``connection`` number and the time ``at``."""
         return [fields for fields in self.said if fields.get("event") == event]
+
+    @property
+    def connected(self) -> set[int]:
+        """The connections that are open, by their numbers."""
+        closed = {fields["connection"] for fields in self.events("closed")}
+        return {fields["connection"] for fields in self.events("handshaken")} - closed
 
     def wait_for_event(
         self, event: str, number: int = 1, timeout: float = PATIENCE
