@@ -25,7 +25,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from xaps.log import observer, printable
+from xaps.log import complain, observer, printable
 
 LEVELS = ("trace", "debug", "info", "warn", "error", "fatal", "panic")
 
@@ -256,6 +256,13 @@ class JournalTests(LogTestCase):
             self.written({"JOURNAL_STREAM": name}, file),
             "<2>it is critical\n<3>it is error\n<4>it is warn\n<6>it is info\n<7>it is debug\n",
         )
+
+    def test_errors_before_logging_has_begun_have_their_priority_on_each_line(self) -> None:
+        file, name = self.opened()
+        complain("a: 1\nb: 2", file, {"JOURNAL_STREAM": name})
+        complain("to a file", file, {})
+        file.seek(0)
+        self.assertEqual(file.read(), "<3>a: 1\n<3>b: 2\nto a file\n")
 
     def test_a_file_gets_times_although_the_journal_listens_elsewhere(self) -> None:
         file, name = self.opened()

@@ -51,6 +51,13 @@ def printable(text: str) -> str:
     )
 
 
+def complain(text: str, stream: TextIO, environ: Mapping[str, str]) -> None:
+    """Write an error before logging has begun; each line of it at the journal's priority for
+    errors, if that is what reads the stream."""
+    start = f"<{_PRIORITIES['error']}>" if _goes_to_journal(stream, environ) else ""
+    stream.write("".join(f"{start}{line}\n" for line in text.splitlines()))
+
+
 @implementer(ILogObserver)
 class _Lines:
     def __init__(self, level: str, stream: TextIO, journal: bool) -> None:

@@ -46,7 +46,7 @@ from xaps.intake.cyrus_names import CyrusSettings
 from xaps.intake.door import Door
 from xaps.intakes import Intake, connections_each, open_intakes
 from xaps.listeners import ListenError, Listeners
-from xaps.log import observer
+from xaps.log import complain, observer
 from xaps.metrics import CountingHandler, Metrics
 from xaps.model import Credential, Refused
 from xaps.pushlog import PushLog
@@ -91,7 +91,7 @@ class Options(usage.Options):
         try:
             self.config = configuration.load(path)
         except ConfigError as error:
-            sys.stderr.write(f"{error}\n")
+            complain(str(error), sys.stderr, os.environ)
             raise SystemExit(EX_CONFIG) from None
         if self["check"]:
             raise SystemExit(EX_CONFIG if _checked(path, self.config) else 0)
