@@ -311,6 +311,43 @@ class CrowdTests(WireTestCase):
         self.assertEqual(wire.transport.producerState, "producing")
         self.assertEqual([self.successResultOf(d) for d in sending], [Delivered()] * 200)
 
+    def records(self, sending: list[Deferred[Outcome]], seconds: float) -> None:
+        """Each answer comes by itself, as TLS hands on its records, and takes so long."""
+        wire = self.wires[0]
+        assert wire.protocol is not None
+        for outcome, stream_id in zip(sending, wire.peer.order, strict=True):
+            outcome.addCallback(lambda result: self.spend(seconds, result))
+            wire.peer.answer(stream_id)
+            wire.protocol.dataReceived(wire.peer.take())
+
+    def spend(self, seconds: float, result: Outcome) -> Outcome:
+        self.clock.rightNow += seconds
+        return result
+
+    def test_answers_that_come_one_by_one_are_told_in_slices_too(self) -> None:
+        sending = self.crowd()
+        self.records(sending, 0.002)
+        self.assertEqual(self.known(sending), 3)
+        self.assertEqual(self.turns_of_others(sending), [3, 67, 131, 195, 200])
+        self.assertEqual(self.wires[0].transport.producerState, "producing")
+        self.assertEqual([self.successResultOf(d) for d in sending], [Delivered()] * 200)
+
+    def test_answers_that_were_put_off_count_when_the_connection_is_lost(self) -> None:
+        sending = self.crowd()
+        self.records(sending, 0.002)
+        self.wires[0].drop()
+        self.turns_of_others(sending)
+        self.assertEqual([self.successResultOf(d) for d in sending], [Delivered()] * 200)
+
+    def test_answers_that_come_now_and_then_are_told_at_once(self) -> None:
+        sending = self.crowd()
+        wire = self.wires[0]
+        for number in range(10):
+            self.clock.advance(0.01)
+            wire.answer(number)
+            self.assertEqual(self.known(sending), number + 1)
+            self.clock.rightNow += 0.02  # which it takes
+
     def test_no_more_is_read_meanwhile(self) -> None:
         sending = self.crowd()
         wire = self.wires[0]

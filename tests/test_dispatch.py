@@ -403,6 +403,14 @@ class OutcomeTests(DispatcherTestCase):
         self.register()
         self.assertEqual(self.notify(), 1)
 
+    def test_a_phone_that_registers_again_during_the_push_is_not_suspended(self) -> None:
+        self.notify()
+        self.turn()
+        self.clock.advance(1)
+        self.register()
+        self.sender.answer(Rejected("DeviceTokenNotForTopic", until_registered=True))
+        self.assertEqual(self.notify(), 1)
+
     def test_another_credential_gives_the_wrong_topic_another_chance(self) -> None:
         self.push_and_answer(Rejected("DeviceTokenNotForTopic", until_registered=True))
         self.dispatcher.credential_changed()

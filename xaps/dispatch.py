@@ -259,7 +259,7 @@ class Dispatcher:
         elif isinstance(outcome, Misconfigured):
             self.waiting.failed(flag, now, now)
         else:
-            self._give_up(flag, outcome, now)
+            self._give_up(flag, outcome, sent_at)
         self._settled()
         return succeed(None)
 
@@ -330,7 +330,7 @@ class Dispatcher:
             self._retry(flag, RetryAfter(outcome.reason), self._clock.seconds())
         self._settled()
 
-    def _give_up(self, flag: Flag, outcome: Rejected, now: float) -> None:
+    def _give_up(self, flag: Flag, outcome: Rejected, sent_at: float) -> None:
         key = flag.registration.key
         self._complain(
             LogLevel.error,
@@ -339,10 +339,10 @@ class Dispatcher:
             key=key,
             reason=outcome.reason,
         )
-        if outcome.until_registered:
+        if outcome.until_registered and flag.registration.registered_at <= sent_at:
             self._suspended.add(key)
             self.waiting.drop(key)
-        self.waiting.answered(flag, now)
+        self.waiting.answered(flag, self._clock.seconds())
 
     def _settled(self) -> None:
         """A push has ended: there may be room for the next, and things to save."""

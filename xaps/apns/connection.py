@@ -37,6 +37,12 @@ EVENTS_AT_ONCE = 64
 """Events that the owner is told before others get their turn: a connection with a thousand pushes
 on it must not stop the daemon for the time that it takes to see to them all."""
 
+BURST = 0.005
+"""Seconds that what arrives may take in one go. TLS hands on each record by itself, and there are
+hundreds of them in one turn of the reactor at times."""
+REST = 0.001
+"""Seconds without anything that end such a burst."""
+
 
 class Owner(Interface[T]):
     """Who a connection belongs to. Calls come in the order of the events."""
@@ -96,6 +102,8 @@ class Connection(Protocol, Generic[T]):
         self._abort: IDelayedCall | None = None
         self._trouble: Trouble | None = None
         self._untold: deque[Event[T]] = deque()
+        self._arrived = bytearray()  # what the session has not been given
+        self._burst_at = self._rested_at = float("-inf")
         self._telling = False
         self._later: IDelayedCall | None = None
         self._reading = True
@@ -177,7 +185,15 @@ class Connection(Protocol, Generic[T]):
             self._begin()
 
     def dataReceived(self, data: bytes) -> None:
-        self._step(lambda: self._session.receive(data, self._clock.seconds()))
+        now = self._clock.seconds()
+        if now - self._rested_at > REST:
+            self._burst_at = now
+        if self._later is not None or now - self._burst_at > BURST:
+            self._arrived += data
+            self._put_off()
+            return
+        self._step(lambda: self._session.receive(data, now))
+        self._rested_at = self._clock.seconds()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._link = Link.LOST
@@ -185,8 +201,8 @@ class Connection(Protocol, Generic[T]):
         for call in (self._timer, self._abort):
             if call is not None and call.active():
                 call.cancel()
-        while self._session.backlog:  # answers that came in time count
-            self._untold += self._session.receive(b"", self._clock.seconds())
+        while self._arrived or self._session.backlog:  # answers that came in time count
+            self._untold += self._session.receive(self._take(), self._clock.seconds())
         self._tell(self._session.lost(self._trouble.text))
 
     def pauseProducing(self) -> None:
@@ -266,10 +282,8 @@ class Connection(Protocol, Generic[T]):
         if self._link is Link.UP:
             self._write(session.data_to_send())
             self._watch_the_clock()
-        if self._untold or session.backlog:
-            self._read(False)
-            if self._later is None:
-                self._later = self._clock.callLater(0, self._go_on)
+        if self._untold or self._arrived or session.backlog:
+            self._put_off()
             return
         if self._later is not None:
             self._later.cancel()
@@ -281,12 +295,22 @@ class Connection(Protocol, Generic[T]):
             self._link = Link.GONE
             self._owner.on_gone(self)
 
+    def _put_off(self) -> None:
+        """There is more to do than others can wait for."""
+        self._read(False)
+        if self._later is None:
+            self._later = self._clock.callLater(0, self._go_on)
+
     def _go_on(self) -> None:
         self._later = None
         if self._untold:
             self._tell([])
         else:
-            self.dataReceived(b"")
+            self._step(lambda: self._session.receive(self._take(), self._clock.seconds()))
+
+    def _take(self) -> bytes:
+        data, self._arrived = bytes(self._arrived), bytearray()
+        return data
 
     def _read(self, reading: bool) -> None:
         """Whether the transport is to bring more."""
