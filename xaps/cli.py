@@ -65,10 +65,10 @@ def run_twistd(arguments: Sequence[str]) -> int:
     :returns: the exit status.
     """
     # Imported late, so that --help, --version and -pass answer at once.
-    from twisted.scripts import twistd  # noqa: PLC0415
+    from twisted.scripts import twistd  # noqa: PLC0415 - importing it installs the reactor
 
     sys.argv = ["twistd", *arguments]
-    twistd.run()  # type: ignore[no-untyped-call]
+    twistd.run()
     return 0
 
 

@@ -44,7 +44,7 @@ class _Channel(HTTPChannel):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Called by Twisted."""
-        super().connectionLost(reason)  # type: ignore[no-untyped-call]
+        super().connectionLost(reason)  # type: ignore[no-untyped-call]  # Twisted's
         self.site.lost(self)
 
 
@@ -58,9 +58,7 @@ class QuietSite(Site):
     _log = Logger()
 
     def __init__(self, reactor: IReactorTime, root: Resource, admits: Admits) -> None:
-        super().__init__(  # type: ignore[no-untyped-call]
-            root, _Request, timeout=IDLE, reactor=reactor
-        )
+        super().__init__(root, _Request, timeout=IDLE, reactor=reactor)  # type: ignore[no-untyped-call]  # Twisted's
         self._admits = admits
         self._open: set[object] = set()
         self._full = False
@@ -79,7 +77,7 @@ class QuietSite(Site):
                     limit=MAX_CONNECTIONS,
                 )
             return None
-        channel = super().buildProtocol(addr)  # type: ignore[no-untyped-call]
+        channel = super().buildProtocol(addr)  # type: ignore[no-untyped-call]  # Twisted's
         self._open.add(channel)
         return cast(HTTPChannel, channel)
 
@@ -110,24 +108,24 @@ class _Request(Request):
         if self._got > MAX_BODY:
             cast(Any, self.channel.transport).abortConnection()
         else:
-            super().handleContentChunk(data)  # type: ignore[no-untyped-call]
+            super().handleContentChunk(data)  # type: ignore[no-untyped-call]  # Twisted's
 
     def process(self) -> None:
         """Called by Twisted."""
         if self._got <= MAX_BODY:
-            super().process()  # type: ignore[no-untyped-call]
+            super().process()  # type: ignore[no-untyped-call]  # Twisted's
 
 
 def metrics_site(reactor: IReactorTime, metrics: Metrics, admits: Admits) -> Site:
     """What listens at ``metricsAddr``: metrics, and nothing else."""
-    root = Resource()  # type: ignore[no-untyped-call]
+    root = Resource()
     root.putChild(b"metrics", _Get(reactor, lambda _: _page(metrics)))
     return QuietSite(reactor, root, admits)
 
 
 def control_site(reactor: IReactorTime, control: Control, metrics: Metrics) -> Site:
     """What listens on the control socket."""
-    root = Resource()  # type: ignore[no-untyped-call]
+    root = Resource()
     root.putChild(b"metrics", _Get(reactor, lambda _: _page(metrics)))
     root.putChild(b"status", _Get(reactor, lambda _: control.status().addCallback(_json)))
     root.putChild(b"devices", _Get(reactor, lambda request: _devices(control, request)))
@@ -150,7 +148,7 @@ class _Leaf(Resource):
     isLeaf = True
 
     def __init__(self, clock: IReactorTime) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # Twisted's
         self._clock = clock
 
     def answer(self, request: Any, answer: Deferred[Body]) -> int:

@@ -82,7 +82,7 @@ class Dispatcher:
         delay: float,
         check_interval: float,
         new_id: Callable[[], str] = lambda: str(uuid.uuid4()),
-        jitter: Callable[[], float] = lambda: random.uniform(0.8, 1.2),  # noqa: S311
+        jitter: Callable[[], float] = lambda: random.uniform(0.8, 1.2),  # noqa: S311 - no secret
         on_outcome: Callable[[RegistrationKey, Outcome, float], None] = lambda *_: None,
     ) -> None:
         self._clock = clock

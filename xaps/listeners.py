@@ -120,9 +120,7 @@ class Listeners:
         :raises ListenError: systemd passed no such socket.
         """
         try:
-            endpoint = serverFromString(  # type: ignore[no-untyped-call]
-                self._reactor, description
-            )
+            endpoint = serverFromString(self._reactor, description)
         except (ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
             raise ListenError(
                 f"{key}: {description}: systemd passed no such socket ({error}); "

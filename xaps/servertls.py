@@ -48,9 +48,7 @@ def server_options(certificate: Path, key: Path, client_ca: Path | None) -> Cert
         raise TLSError(f"tlsKeyfile: {key}: the key does not belong to {certificate}") from error
     trusted = None
     if client_ca is not None:
-        trusted = trustRootFromCertificates(  # type: ignore[no-untyped-call]
-            _certificates("tlsClientCA", client_ca)
-        )
+        trusted = trustRootFromCertificates(_certificates("tlsClientCA", client_ca))
     return CertificateOptions(
         privateKey=private_key,
         certificate=leaf.original,

@@ -169,8 +169,8 @@ class Daemon(Service):
     def setServiceParent(self, parent: Any) -> None:
         """Called by twistd with the application, which is asked for the log observer next."""
         if self._observer is not None and isinstance(parent, Componentized):
-            parent.setComponent(ILogObserver, self._observer)  # type: ignore[no-untyped-call]
-        super().setServiceParent(parent)  # type: ignore[no-untyped-call]
+            parent.setComponent(ILogObserver, self._observer)
+        super().setServiceParent(parent)  # type: ignore[no-untyped-call]  # Twisted's
 
     # -------------------------------------------------------------- starting
 
@@ -184,7 +184,7 @@ class Daemon(Service):
         except _UNAVAILABLE as error:
             self._log.critical("Cannot start: {error}", error=error)
             raise SystemExit(EX_UNAVAILABLE) from None
-        Service.startService(self)  # type: ignore[no-untyped-call]
+        Service.startService(self)
 
     def _start(self) -> None:
         config = self._config
@@ -413,7 +413,7 @@ class Daemon(Service):
 
     def stopService(self) -> Deferred[None]:
         """Take nothing new, finish what is under way for at most 10 s, close."""
-        Service.stopService(self)  # type: ignore[no-untyped-call]
+        Service.stopService(self)
         return Deferred.fromCoroutine(self._stop())
 
     async def _stop(self) -> None:

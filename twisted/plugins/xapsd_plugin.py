@@ -2,6 +2,4 @@
 
 from twisted.application.service import ServiceMaker
 
-xapsd = ServiceMaker(  # type: ignore[no-untyped-call]
-    "xapsd", "xaps.tap", "Push mail to iPhones from Dovecot and Cyrus.", "xapsd"
-)
+xapsd = ServiceMaker("xapsd", "xaps.tap", "Push mail to iPhones from Dovecot and Cyrus.", "xapsd")

@@ -61,14 +61,14 @@ def trust_root(pem: bytes | None) -> TrustRoot:
     :raises ValueError: if `pem` holds no certificate, or a damaged one.
     """
     if pem is None:
-        return platformTrust()  # type: ignore[no-untyped-call]
+        return platformTrust()
     try:
         certificates = [Certificate.loadPEM(text) for text in _PEM.findall(pem)]
     except (crypto.Error, ValueError) as reason:
         raise ValueError(f"a certificate in it is damaged: {reason}") from reason
     if not certificates:
         raise ValueError("there is no PEM certificate in it")
-    return trustRootFromCertificates(certificates)  # type: ignore[no-untyped-call]
+    return trustRootFromCertificates(certificates)
 
 
 def tls_endpoint(

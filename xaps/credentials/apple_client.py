@@ -60,7 +60,7 @@ class AppleService:
     def __init__(self, reactor: Any, trust_root: Any = None) -> None:
         self._reactor = reactor
         if trust_root is None:
-            trust_root = platformTrust()  # type: ignore[no-untyped-call]
+            trust_root = platformTrust()
         self._trust_root = trust_root
 
     def __call__(self, url: str, body: bytes) -> Deferred[bytes]:
@@ -84,9 +84,7 @@ class AppleService:
             endpoints.abort()
 
     async def _ask(self, endpoints: _Endpoints, url: str, body: bytes) -> bytes:
-        agent = Agent.usingEndpointFactory(  # type: ignore[no-untyped-call]
-            self._reactor, endpoints
-        )
+        agent = Agent.usingEndpointFactory(self._reactor, endpoints)
         response = await HTTPClient(agent).post(
             url,
             data=_Body(body),
@@ -150,7 +148,7 @@ class _Body:
 def _content(response: IResponse) -> Deferred[bytes]:
     """The whole body, within bounds."""
     collector = _Collector()
-    response.deliverBody(collector)  # type: ignore[no-untyped-call]
+    response.deliverBody(collector)
     return collector.done
 
 
@@ -223,7 +221,7 @@ class _Repairing:
         self._connections = connections
 
     def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
-        factory: Any = WrappingFactory(protocolFactory)  # type: ignore[no-untyped-call]
+        factory: Any = WrappingFactory(protocolFactory)
         factory.protocol = _RepairingProtocol
         return self._endpoint.connect(factory).addCallback(self._connected)
 
@@ -245,4 +243,4 @@ class _RepairingProtocol(ProtocolWrapper):
             self.abortConnection()
             return
         if repaired:
-            super().dataReceived(repaired)  # type: ignore[no-untyped-call]
+            super().dataReceived(repaired)  # type: ignore[no-untyped-call]  # Twisted's

@@ -110,7 +110,7 @@ def request_body(
     """
     inner = plistlib.dumps(_request(account, host_name, keys, serials))
     # SHA-1 is what the service verifies.
-    signature = identity.key.sign(inner, padding.PKCS1v15(), hashes.SHA1())  # noqa: S303
+    signature = identity.key.sign(inner, padding.PKCS1v15(), hashes.SHA1())  # noqa: S303 - Apple's choice
     return plistlib.dumps(
         {
             "PushCertCertificateChain": b"".join(identity.chain),
@@ -178,7 +178,7 @@ def signing_request(common_name: str, key: rsa.RSAPrivateKey) -> bytes:
     )
     modern = x509.CertificateSigningRequestBuilder().subject_name(name).sign(key, hashes.SHA256())
     content = modern.tbs_certrequest_bytes
-    signature = key.sign(content, padding.PKCS1v15(), hashes.SHA1())  # noqa: S303
+    signature = key.sign(content, padding.PKCS1v15(), hashes.SHA1())  # noqa: S303 - Apple's choice
     der = _der(0x30, content + _SHA1_WITH_RSA + _der(0x03, b"\x00" + signature))
     text = "\n".join(textwrap.wrap(base64.b64encode(der).decode(), 64))
     label = "CERTIFICATE REQUEST-----"

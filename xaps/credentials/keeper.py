@@ -98,7 +98,7 @@ class CredentialKeeper:
             try:
                 self._take(self._source.load(self._clock.seconds()), patient=False)
             except Exception:
-                self._broken(Failure())  # type: ignore[no-untyped-call]
+                self._broken(Failure())
         self._loop.start(INTERVAL).addErrback(self._broken)
 
     def stop(self) -> None:

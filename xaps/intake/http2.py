@@ -97,7 +97,7 @@ class Http2Request(WebRequest):
         """Nobody waits for the answer any more."""
         self._gone = True
         self._end_deadline()
-        super().connectionLost(reason)  # type: ignore[no-untyped-call]
+        super().connectionLost(reason)  # type: ignore[no-untyped-call]  # Twisted's
         self._connection.ended(self)
 
     def _decoder(self) -> Decoder:
@@ -142,8 +142,8 @@ class Http2Request(WebRequest):
                 self.responseHeaders.setRawHeaders(b"content-length", [b"%d" % len(body)])
             if body:
                 self.responseHeaders.setRawHeaders(b"content-type", [b"text/plain"])
-                self.write(body)  # type: ignore[no-untyped-call]
-            self.finish()  # type: ignore[no-untyped-call]
+                self.write(body)  # type: ignore[no-untyped-call]  # Twisted's
+            self.finish()  # type: ignore[no-untyped-call]  # Twisted's
             self._connection.ended(self)
 
     def _overdue(self) -> None:

@@ -93,14 +93,14 @@ class _Http2Connection(H2Connection):
     a producer, TLS does not say goodbye."""
 
     def __init__(self, owner: _TlsConnection, clock: IReactorTime) -> None:
-        super().__init__(clock)  # type: ignore[no-untyped-call]
+        super().__init__(clock)  # type: ignore[no-untyped-call]  # Twisted's
         self._owner = owner
 
     def connectionLost(
         self, reason: Failure = connectionDone, _cancelTimeouts: bool = True
     ) -> None:
         """Called by Twisted and, with ``_cancelTimeouts=False``, by the base class itself."""
-        super().connectionLost(reason, _cancelTimeouts)  # type: ignore[no-untyped-call]
+        super().connectionLost(reason, _cancelTimeouts)  # type: ignore[no-untyped-call]  # Twisted's
         if not _cancelTimeouts:
             self._owner.close()
 
@@ -138,12 +138,12 @@ class _TlsConnection(Protocol):
                 lambda _: None,
                 surplus=self._surplus,
             )
-            self._chosen.makeConnection(transport)  # type: ignore[no-untyped-call]
+            self._chosen.makeConnection(transport)  # type: ignore[no-untyped-call]  # Twisted's
         elif self._surplus:
             transport.abortConnection()
         else:
             self._chosen = self._http2()
-            self._chosen.makeConnection(transport)  # type: ignore[no-untyped-call]
+            self._chosen.makeConnection(transport)
             transport.registerProducer(self._chosen, True)
 
     def _http2(self) -> H2Connection:

@@ -219,7 +219,7 @@ def _set_up(connection: sqlite3.Connection, path: Path) -> None:
         raise
     for table, columns in TABLES.items():
         try:
-            connection.execute(f"SELECT {columns} FROM {table} LIMIT 0")  # noqa: S608
+            connection.execute(f"SELECT {columns} FROM {table} LIMIT 0")  # noqa: S608 - constants
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode != sqlite3.SQLITE_ERROR:
                 raise

@@ -205,7 +205,9 @@ def _time(value: Any, phone: str) -> float | None:
         raise _Unusable(f"phone {phone}: RegistrationTime {value!r:.60} is not a time")
     *fields, fraction, sign, hours, minutes = match.groups()
     try:
-        seconds = (datetime(*map(int, fields)) - _EPOCH).total_seconds()  # type: ignore[arg-type]
+        year, month, day, hour, minute, second = map(int, fields)
+        moment = datetime(year, month, day, hour, minute, second)
+        seconds = (moment - _EPOCH).total_seconds()
     except ValueError as error:
         raise _Unusable(f"phone {phone}: RegistrationTime {value!r}: {error}") from error
     if sign:

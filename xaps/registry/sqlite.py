@@ -40,20 +40,20 @@ _KEY = "user = ? AND account_id = ? AND device_token = ?"
 
 OF_USER = f"""
     SELECT {_COLUMNS} FROM registrations WHERE user = ? ORDER BY account_id, device_token
-"""  # noqa: S608 - these are constants
-ONE = f"SELECT {_COLUMNS} FROM registrations WHERE {_KEY}"  # noqa: S608
+"""
+ONE = f"SELECT {_COLUMNS} FROM registrations WHERE {_KEY}"
 # Read as far as is needed: who knows how many rows of a page are damaged?
 _IN_ORDER = "ORDER BY user, account_id, device_token"
 _AFTER = "WHERE (user, account_id, device_token) > (?, ?, ?)"
-FIRST_PAGE = f"SELECT {_COLUMNS} FROM registrations {_IN_ORDER}"  # noqa: S608
-NEXT_PAGE = f"SELECT {_COLUMNS} FROM registrations {_AFTER} {_IN_ORDER}"  # noqa: S608
+FIRST_PAGE = f"SELECT {_COLUMNS} FROM registrations {_IN_ORDER}"
+NEXT_PAGE = f"SELECT {_COLUMNS} FROM registrations {_AFTER} {_IN_ORDER}"
 REGISTER = f"""
     INSERT INTO registrations ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)
     ON CONFLICT (user, account_id, device_token) DO UPDATE SET
         mailboxes = excluded.mailboxes,
         confirmed = excluded.confirmed,
         registered_at = excluded.registered_at
-"""  # noqa: S608
+"""
 IF_NEWER = "WHERE excluded.registered_at > registrations.registered_at"
 OF_USER_COUNT = "SELECT count(*) FROM registrations WHERE user = ?"
 TRIM = """
@@ -65,7 +65,7 @@ TRIM = """
     )
     RETURNING user, account_id, device_token
 """
-REMOVE = f"DELETE FROM registrations WHERE {_KEY} AND registered_at <= ?"  # noqa: S608
+REMOVE = f"DELETE FROM registrations WHERE {_KEY} AND registered_at <= ?"
 EXPIRE = f"""
     DELETE FROM registrations
     WHERE (user, account_id, device_token) IN (
@@ -73,15 +73,15 @@ EXPIRE = f"""
         WHERE registered_at < ? ORDER BY registered_at LIMIT {PAGE}
     )
     RETURNING user, account_id, device_token
-"""  # noqa: S608
-CLEAR_FLAG = f"DELETE FROM flags WHERE {_KEY}"  # noqa: S608
+"""
+CLEAR_FLAG = f"DELETE FROM flags WHERE {_KEY}"
 _FLAG_COLUMNS = TABLES["flags"]
 SAVE_FLAG = f"""
     INSERT OR REPLACE INTO flags ({_FLAG_COLUMNS})
     SELECT user, account_id, device_token, ?, ?, ? FROM registrations WHERE {_KEY}
-"""  # noqa: S608
-FIRST_FLAGS = f"SELECT {_FLAG_COLUMNS} FROM flags {_IN_ORDER}"  # noqa: S608
-NEXT_FLAGS = f"SELECT {_FLAG_COLUMNS} FROM flags {_AFTER} {_IN_ORDER}"  # noqa: S608
+"""
+FIRST_FLAGS = f"SELECT {_FLAG_COLUMNS} FROM flags {_IN_ORDER}"
+NEXT_FLAGS = f"SELECT {_FLAG_COLUMNS} FROM flags {_AFTER} {_IN_ORDER}"
 
 
 @attrs.frozen
