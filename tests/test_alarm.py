@@ -19,6 +19,12 @@ class AlarmTests(SynchronousTestCase):
         alarm.over()
         self.assertTrue(alarm.due(1))
 
+    def test_a_clock_that_is_set_back_silences_nothing(self) -> None:
+        alarm, repeated = Alarm(), Repeated()
+        self.assertEqual([alarm.due(now) for now in (1e6, 10, 11)], [True, True, False])
+        told = [repeated.untold("lost", now) for now in (1e6, 1e6, 10, 11)]
+        self.assertEqual(told, [0, None, 1, None])
+
 
 class RepeatedTests(SynchronousTestCase):
     def test_the_first_of_a_kind_is_told_and_a_minute_later_how_many_followed(self) -> None:

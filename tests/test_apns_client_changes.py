@@ -99,6 +99,7 @@ class StreamLimitTests(WireTestCase):
         self.assertEqual(len(self.wires), 1)
 
     def test_a_connection_that_allows_no_push_is_replaced_when_one_waits(self) -> None:
+        self.client.on_room = lambda: None
         self.limited(0)
         self.pass_time(8.0)
         self.assertEqual(len(self.wires), 1)  # nobody wants to push
@@ -110,9 +111,19 @@ class StreamLimitTests(WireTestCase):
         self.pass_time(20.0)
         self.assertTrue(self.wires[0].lost)
         self.assertGreaterEqual(len(self.wires), 3)
-        self.rooms.clear()
+        self.client.on_room = lambda: self.rooms.append(self.client.room())
         self.wires[-1].accept()
         self.assertGreater(max(self.rooms), 0)
+
+    def test_one_limit_of_zero_after_the_other_is_no_dead_end(self) -> None:
+        self.limited(0)  # and the test asks for room whenever it is told to
+        self.pass_time(1.5)
+        self.wires[0].drop()
+        for _ in range(4):
+            self.delay_until_next()
+            self.pass_time(5.0)
+            self.wires[-1].accept(Peer(stream_limit=0))
+        self.assertGreaterEqual(len(self.wires), 5)
 
     def test_wanting_to_push_now_and_then_adds_none(self) -> None:
         self.limited()

@@ -730,6 +730,20 @@ class ExpiryTests(DispatcherTestCase):
         told = [text for level, text in self.logged if level is LogLevel.warn]
         self.assertEqual(told, ["Gave up 3 pushes that waited for 24 hours"])
 
+    def test_a_clock_that_is_set_forward_makes_no_registration_old(self) -> None:
+        kept = self.register()
+        self.register(user="bob")
+        self.clock.rightNow += REGISTRATION_LIFETIME + 1
+        self.dispatcher.clock_set(REGISTRATION_LIFETIME + 1)
+        self.successResultOf(self.dispatcher.expire())
+        self.assertEqual(self.successResultOf(self.registry.count()), 2)
+        self.turn(24 * 3600)
+        self.register()  # as phones do daily
+        self.turn(24 * 3600)
+        self.successResultOf(self.dispatcher.expire())
+        (left,) = self.successResultOf(self.registry.page())
+        self.assertEqual(left.key, kept)
+
     def test_a_registry_that_fails_is_logged_and_no_more(self) -> None:
         self.registry.failure = "locked"
         self.successResultOf(self.dispatcher.expire())

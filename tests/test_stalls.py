@@ -10,6 +10,7 @@ import sys
 from typing import Any
 
 from twisted.internet.epollreactor import EPollReactor
+from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import Clock, LoopingCall
 from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
@@ -104,6 +105,32 @@ class ReactorTests(StallTestCase):
         self.pass_time(0.1)
         self.reactor.iterate(0)
         self.assertEqual((called, self.told), (["at 10"], []))
+
+    def test_a_clock_that_was_set_before_the_watch_began_is_noticed(self) -> None:
+        watch = StallWatch(
+            lambda: self.now, lambda: 1.8e9 + self.now + self.set_by, self.told.append
+        )
+        self.set_by -= 3600
+        watch.watch(self.reactor, lambda: self.kept)
+        self.reactor.iterate(0)
+        self.assertEqual(self.told, [-3600, -3600])  # by the watch of each test, too
+
+    def test_thousands_of_timers_keep_their_order(self) -> None:
+        called: list[int] = []
+        calls: list[IDelayedCall] = []
+        self.reactor.seconds = lambda: 1.8e9 + self.now + self.set_by
+        for number in range(2000):
+            calls.append(self.reactor.callLater(1 + number % 97, called.append, number % 97))
+        self.reactor.iterate(0)
+        for call in calls[::3]:
+            call.cancel()
+        self.reactor.callLater(0, self.set_clock, -3600.0)
+        self.reactor.iterate(0)
+        for _ in range(100):
+            self.pass_time(1)
+            self.reactor.iterate(0)
+        self.assertEqual(called, sorted(called))
+        self.assertEqual(len(called), 2000 - 667)
 
     def test_a_clock_that_is_slewed_is_followed(self) -> None:
         for _ in range(100):

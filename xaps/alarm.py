@@ -16,18 +16,18 @@ class Alarm:
     """A complaint about what goes on: once, then every hour while it lasts."""
 
     def __init__(self) -> None:
-        self._next: float | None = None
+        self._told_at: float | None = None
 
     def due(self, now: float) -> bool:
         """Whether to say it (again) now; the next time is an hour away then."""
-        if self._next is not None and now < self._next:
-            return False
-        self._next = now + ALARM_INTERVAL
+        if self._told_at is not None and 0 <= now - self._told_at < ALARM_INTERVAL:
+            return False  # and not because the clock was set back meanwhile
+        self._told_at = now
         return True
 
     def over(self) -> None:
         """The trouble is past; the next one is told at once."""
-        self._next = None
+        self._told_at = None
 
 
 class Repeated:
@@ -44,11 +44,11 @@ class Repeated:
     def untold(self, kind: str, now: float) -> int | None:
         """How many of this kind there were since one was told, if this one is to be told;
         ``None`` if not."""
-        until, count = self._kinds.get(kind, (now, 0))
-        if now < until:
-            self._kinds[kind] = (until, count + 1)
+        told_at, count = self._kinds.get(kind, (float("-inf"), 0))
+        if 0 <= now - told_at < self._interval:
+            self._kinds[kind] = (told_at, count + 1)
             return None
         if len(self._kinds) >= MAX_KINDS:
             self._kinds.clear()
-        self._kinds[kind] = (now + self._interval, 0)
+        self._kinds[kind] = (now, 0)
         return count

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import uuid
 from collections.abc import Callable
-from typing import Protocol, TypeGuard
+from typing import Protocol
 
 from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -15,7 +15,7 @@ from twisted.python.failure import Failure
 
 from xaps.alarm import Repeated
 from xaps.flood import FloodWatch
-from xaps.gate import Gate
+from xaps.gate import Gate, blames_credential
 from xaps.mailboxes import hashes, pushable
 from xaps.model import (
     Delivered,
@@ -36,6 +36,9 @@ from xaps.waiting import Flag, WaitingTable
 
 REGISTRATION_LIFETIME = 30 * 24 * 3600.0
 """Seconds; iOS Mail registers again once a day: a phone that has not for so long is gone."""
+
+RENEWAL = 2 * 24 * 3600.0
+"""Seconds in which every phone that is there registers again."""
 
 AT_ONCE = 3
 """How often in a row a push that comes back through no fault of its own goes out again at once."""
@@ -98,6 +101,7 @@ class Dispatcher:
         self._saver = FlagSaver(clock, registry, self.waiting)
         self._repeated = Repeated()
         self._suspended: set[RegistrationKey] = set()
+        self._expire_from = float("-inf")
         self._generation = 0  # of the credential
         self._pump_call: IDelayedCall | None = None
         self._landed: list[Deferred[None]] = []
@@ -242,7 +246,7 @@ class Dispatcher:
         self, outcome: Outcome, flag: Flag, sent_at: float, generation: int
     ) -> Deferred[None]:
         now = self._clock.seconds()
-        if generation != self._generation and _blames_credential(outcome):
+        if generation != self._generation and blames_credential(outcome):
             outcome = RetryAfter(f"{outcome.reason}, for the credential before", 0.0)
         key = flag.registration.key
         self._on_outcome(key, outcome, now - flag.sent_since)
@@ -391,6 +395,7 @@ class Dispatcher:
 
     def clock_set(self, seconds: float) -> None:
         """The clock was set by so many seconds, and the reactor's delayed calls with it."""
+        self._expire_from = self._clock.seconds() + RENEWAL
         self.waiting.clock_set(seconds)
         self.gate.clock_set(seconds)
 
@@ -426,6 +431,8 @@ class Dispatcher:
                 "Gave up {count} pushes that waited for 24 hours", count=self.waiting.expired
             )
             self.waiting.expired = 0
+        if now < self._expire_from:
+            return  # who has not registered since then may only seem to be old
         try:
             while expired := await self._registry.expire(now - REGISTRATION_LIFETIME):
                 for key in expired:
@@ -440,9 +447,3 @@ class Dispatcher:
         self.waiting.drop(key)
         self._suspended.discard(key)
         return self._registry.remove(key)
-
-
-def _blames_credential(outcome: Outcome) -> TypeGuard[Misconfigured | Rejected]:
-    return isinstance(outcome, Misconfigured) or (
-        isinstance(outcome, Rejected) and outcome.until_registered
-    )

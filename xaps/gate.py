@@ -4,11 +4,12 @@ stops."""
 from __future__ import annotations
 
 from enum import Enum, auto
+from typing import TypeGuard
 
 from twisted.logger import Logger
 
 from xaps.alarm import Alarm
-from xaps.model import Misconfigured, Outcome, RetryAfter
+from xaps.model import Misconfigured, Outcome, Rejected, RetryAfter
 
 PROBE_INTERVAL = 300.0
 """Seconds between two tries while APNs refuses everything for a reason of configuration."""
@@ -106,3 +107,10 @@ class Gate:
                 "every 5 minutes and whenever the credential changes",
                 reason=reason,
             )
+
+
+def blames_credential(outcome: Outcome) -> TypeGuard[Misconfigured | Rejected]:
+    """Whether another credential could have fared better."""
+    return isinstance(outcome, Misconfigured) or (
+        isinstance(outcome, Rejected) and outcome.until_registered
+    )

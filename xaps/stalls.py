@@ -16,6 +16,7 @@ an hour late; so each turn also looks at whether it was set, and moves them alon
 
 from __future__ import annotations
 
+import heapq
 import os
 import time
 from collections.abc import Callable
@@ -72,8 +73,8 @@ class StallWatch:
 
     :param monotonic: tells the time; not the time of day, which can be set.
     :param time_of_day: what the reactor's timers go by.
-    :param on_clock_set: told by how many seconds the time of day was set, once the reactor's
-        timers have been moved along.
+    :param on_clock_set: told by how many seconds the time of day was set since this was made, once
+        the reactor's timers have been moved along.
     :ivar count: stalls so far.
     :ivar total: seconds that they took together.
     """
@@ -89,6 +90,7 @@ class StallWatch:
         self._monotonic = monotonic
         self._time_of_day = time_of_day
         self._on_clock_set = on_clock_set
+        self._apart = time_of_day() - monotonic()
         self._quiet_until = {ours: float("-inf") for ours in (True, False)}
         self._untold = dict.fromkeys((True, False), 0)
         self.count = 0
@@ -111,6 +113,7 @@ class StallWatch:
             self._monotonic,
             self._time_of_day,
             told,
+            self._apart,
             on_stall=self.stalled,
             on_clock_set=self.clock_set,
         )
@@ -118,8 +121,10 @@ class StallWatch:
 
     def clock_set(self, seconds: float) -> None:
         """The time of day was set forward by so much, or back."""
+        # One by one, by their own method, thousands of timers would take seconds.
         for call in self._reactor.getDelayedCalls():
-            call.delay(seconds)
+            call.time += seconds
+        heapq.heapify(self._reactor._pendingTimedCalls)
         self._log.warn(
             "The clock was set {direction} by {seconds:.0f} s: timers are kept as they were",
             direction="forward" if seconds > 0 else "back",
@@ -158,6 +163,7 @@ class _TimedPoller:
         monotonic: Callable[[], float],
         time_of_day: Callable[[], float],
         without_processor: Callable[[], float],
+        apart: float,
         *,
         on_stall: Callable[[float, float], None],
         on_clock_set: Callable[[float], None],
@@ -169,7 +175,7 @@ class _TimedPoller:
         self._without_processor = without_processor
         self._on_stall = on_stall
         self._on_clock_set = on_clock_set
-        self._apart = time_of_day() - monotonic()
+        self._apart = apart
         self._since: float | None = None
         self._looked_at = float("-inf")
         self._seen = 0.0

@@ -170,7 +170,9 @@ class Pool(Generic[T]):
     def clock_set(self) -> None:
         """Deadlines of pushes and of the peer's silence go by the time of day, which was set:
         begin anew."""
+        self._starvation.over()
         for connection in (*self._ready, *self._leaving):
+            connection.useful = True  # it is not to blame
             connection.close(Trouble("this machine's clock was set"))
 
     def room(self) -> int:
@@ -222,6 +224,8 @@ class Pool(Generic[T]):
             limit=connection.stream_limit,
         )
         self._look()
+        if connection.stream_limit == 0:
+            self._tell_room()  # whoever wants to push is to ask for it
 
     def on_ended(
         self, connection: Connection[T], event: Answered[T] | GivenBack[T] | Lost[T]
@@ -249,10 +253,7 @@ class Pool(Generic[T]):
             self._leave(connection)
             connection.retire()
         if any(connection.room > 0 for connection in self._ready):
-            try:
-                self._on_room()
-            except Exception:
-                self._log.failure("Sending pushes failed")
+            self._tell_room()
             if any(connection.room > 0 for connection in self._ready):
                 self._starvation.unused(self._clock.seconds())
 
@@ -280,6 +281,12 @@ class Pool(Generic[T]):
         if not self._started or self._stopping is not None or self._credential is None:
             return 0
         return self._wanted
+
+    def _tell_room(self) -> None:
+        try:
+            self._on_room()
+        except Exception:
+            self._log.failure("Sending pushes failed")
 
     def _look(self) -> None:
         """Do what there is to do, and note how things are."""
