@@ -25,7 +25,7 @@ def ended(events: list[Event[int]]) -> list[Event[int]]:
 
 
 def tags(events: list[Event[int]], kind: type) -> list[int]:
-    return [event.tag for event in ended(events) if isinstance(event, kind)]  # type: ignore[union-attr]
+    return [event.tag for event in ended(events) if isinstance(event, kind)]  # type: ignore[union-attr]  # all have
 
 
 def only_close(events: list[Event[int]]) -> str:

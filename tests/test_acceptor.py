@@ -43,7 +43,7 @@ class FakeReactor(Clock):
 def room_for(files: int) -> Iterator[None]:
     """This process can open so many files more."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    highest = max(int(name) for name in os.listdir("/proc/self/fd"))  # noqa: PTH208
+    highest = max(int(name) for name in os.listdir("/proc/self/fd"))  # noqa: PTH208 - the shorter
     resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 10, hard))
     taken: list[int] = []
     try:

@@ -56,7 +56,7 @@ class ReconnectTests(WireTestCase):
             self.wires[-1].establish()
             self.wires[-1].drop()
 
-        self.ending = ending  # type: ignore[method-assign]
+        self.ending = ending  # type: ignore[method-assign]  # a hook
         self.client.start()
         self.client.use(certificate())
         self.assertEqual(self.delays(7), self.GROWING)
@@ -66,7 +66,7 @@ class ReconnectTests(WireTestCase):
             self.wires[-1].accept()
             self.wires[-1].drop()
 
-        self.ending = ending  # type: ignore[method-assign]
+        self.ending = ending  # type: ignore[method-assign]  # a hook
         self.client.start()
         self.client.use(certificate())
         self.assertEqual(self.delays(7), self.GROWING)
@@ -97,7 +97,7 @@ class ReconnectTests(WireTestCase):
             self.wires[-1].answer(1, 503, "InternalServerError")
             self.wires[-1].drop()
 
-        self.ending = ending  # type: ignore[method-assign]
+        self.ending = ending  # type: ignore[method-assign]  # a hook
         self.client.start()
         self.client.use(certificate())
         self.assertEqual(self.delays(7), self.GROWING)
@@ -142,7 +142,7 @@ class ReconnectTests(WireTestCase):
         def connect(credential: object) -> None:
             raise ValueError("push.pem cannot be used for TLS")
 
-        self.connect = connect  # type: ignore[method-assign, assignment]
+        self.connect = connect  # type: ignore[method-assign, assignment]  # a hook
         self.client = self.make_client()
         with capturedLogs() as events:
             self.client.start()

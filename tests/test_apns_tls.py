@@ -419,12 +419,12 @@ class WordsTests(SynchronousTestCase):
             ((), issued.key_pem),
         ):
             bad = CertificateCredential(pki.MAIL_TOPIC, "push.pem", 0.0, 2e9, chain, key)
-            connect: Callable[[], object] = lambda: tls_endpoint(  # noqa: E731
+            connect: Callable[[], object] = lambda: tls_endpoint(  # noqa: E731 - called at once
                 reactor,
                 "localhost",
                 1,
                 trust_root(None),
-                bad,  # noqa: B023
+                bad,  # noqa: B023 - called at once
             )
             error = self.assertRaises(ValueError, connect)
             self.assertEqual(str(error), "push.pem cannot be used for TLS")

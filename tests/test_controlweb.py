@@ -229,7 +229,7 @@ class QuestionTests(WebTestCase):
         def broken(user: str) -> Deferred[Any]:
             return succeed([None])
 
-        self.registry.registrations = broken  # type: ignore[method-assign]
+        self.registry.registrations = broken  # type: ignore[method-assign]  # a hook
         status, error = self.refused("/push", b'{"user": "alice"}')
         self.assertEqual((status, error), (500, "internal error, see the log of xapsd"))
         self.assertEqual(len(self.flushLoggedErrors(AttributeError)), 1)

@@ -342,7 +342,7 @@ async def run(reactor: IReactorTCP, arguments: Sequence[str]) -> None:
 
     standin = APNsStandin(reactor, authority, token_keys=options.token_key)
     console = Console(lambda text: command(standin, text))
-    standin.on_push = lambda push: console.say(**push.as_json())  # type: ignore[method-assign]
+    standin.on_push = lambda push: console.say(**push.as_json())  # type: ignore[method-assign]  # a hook
     ended = console.run(cast(IReactorFDSet, reactor))
     port = await standin.listen(options.port)
     pki.write_private(options.folder / "port", str(port).encode())
