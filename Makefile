@@ -75,7 +75,7 @@ deb:
 
 test-deb: deb
 	lintian --allow-root --fail-on error,warning dist/xaps_*.changes
-	$(DEBIAN_PYTHON) -m tests.installed dist/xapsd_*_all.deb
+	$(DEBIAN_PYTHON) -m tests.package.installed dist/xapsd_*_all.deb
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info _trial_temp* _fuzz .mypy_cache .ruff_cache .hypothesis

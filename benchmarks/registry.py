@@ -24,12 +24,12 @@ from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
 from benchmarks.load import token
-from xaps import garbage
-from xaps.dispatch import REGISTRATION_LIFETIME, Dispatcher
 from xaps.model import Notice, Outcome, Push, Registration, RegistrationKey
+from xaps.push.dispatcher import REGISTRATION_LIFETIME, Dispatcher
 from xaps.registry.opening import open_registry
 from xaps.registry.sqlite import SQLiteRegistry
-from xaps.stalls import time_without_processor
+from xaps.system import garbage
+from xaps.system.stalls import time_without_processor
 
 NOTICES = 50
 """In one turn of the reactor."""

@@ -6,8 +6,8 @@ import tempfile
 from pathlib import Path
 
 from tests import pki
+from tests.endtoend.replacing import replace_while_pushing
 from tests.peers.daemon import Daemon
-from tests.replacing import replace_while_pushing
 from tests.standins.process import APNsProcess
 
 PHONES = 20_000

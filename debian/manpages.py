@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from xaps import __version__
-from xaps.config_table import DEFAULT_PATH, KEYS, Key
+from xaps.config.table import DEFAULT_PATH, KEYS, Key
 from xaps.ctl.parser import parser
 
 

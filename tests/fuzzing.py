@@ -13,7 +13,7 @@ from hyperframe.frame import DataFrame, GoAwayFrame, HeadersFrame, RstStreamFram
 from tests.standins.steps import MALFORMED
 from xaps.apns.events import Answered, Closed, Event, GivenBack, Lost
 from xaps.apns.session import Session, SessionState
-from xaps.config import ConfigError, load
+from xaps.config.reading import ConfigError, load
 from xaps.intake.events import Continue, Dialect, Refusal, Request
 from xaps.intake.events import Event as IntakeEvent
 from xaps.intake.http import HttpDialect

@@ -14,7 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 import xaps
 from xaps.cli import main
-from xaps.config import ConfigError, Problem
+from xaps.config.reading import ConfigError, Problem
 
 PASSWORD = "correct-horse-Bättery"
 HASH = hashlib.sha256(PASSWORD.encode()).hexdigest()

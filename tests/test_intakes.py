@@ -13,10 +13,10 @@ from twisted.logger import LogLevel, capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from tests import pki
-from tests.intake import RecordingHandler
-from xaps.config import Config
+from tests.intake.case import RecordingHandler
+from xaps.config.reading import Config
 from xaps.intakes import MAX_CONNECTIONS, connections_each, open_intakes
-from xaps.listeners import Listeners
+from xaps.listen.ports import Listeners
 
 ALL = "0.0.0.0"  # of this machine's addresses
 NETWORK = (ip_network("192.0.2.0/24"),)

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TextIO
 
 from xaps import __version__
-from xaps.config import DEFAULT_PATH, ConfigError
-from xaps.console import Messages, Output, OutputError, standard_streams
+from xaps.config.reading import DEFAULT_PATH, ConfigError
+from xaps.system.console import Messages, Output, OutputError, standard_streams
 
 EX_USAGE = 2
 """The exit status for a wrong command line or password, as of Go's flag package, and for output

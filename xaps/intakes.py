@@ -8,13 +8,13 @@ from typing import Any
 from twisted.logger import Logger
 from twisted.protocols.tls import TLSMemoryBIOFactory
 
-from xaps.config import Config
+from xaps.config.reading import Config
+from xaps.intake.factory import IntakeFactory
+from xaps.intake.https import TlsIntakeFactory
 from xaps.intake.interface import Handler
-from xaps.intake.protocol import IntakeFactory
-from xaps.intake.web import TlsIntakeFactory
-from xaps.listeners import Listeners
-from xaps.privatefiles import careless
-from xaps.servertls import server_options
+from xaps.listen.ports import Listeners
+from xaps.listen.tls import server_options
+from xaps.system.privatefiles import careless
 
 MAX_CONNECTIONS = 10_000
 """Connections of IMAP servers on one listener; fewer if the process may open fewer files."""
@@ -45,9 +45,9 @@ def open_intakes(
     :param handler: makes what takes registrations and notices, for the setting that opens the
         listener.
     :param max_connections: for each listener.
-    :raises xaps.listeners.ListenError: an address or a socket of systemd's cannot be had.
-    :raises xaps.sockets.SocketError: a UNIX socket cannot be had.
-    :raises xaps.servertls.TLSError: a file for TLS cannot be used.
+    :raises xaps.listen.ports.ListenError: an address or a socket of systemd's cannot be had.
+    :raises xaps.listen.unix.SocketError: a UNIX socket cannot be had.
+    :raises xaps.listen.tls.TLSError: a file for TLS cannot be used.
     """
     common: dict[str, Any] = {
         "folder_push": config.folder_push,

@@ -11,7 +11,6 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime, IStreamClientEndpoint
 from twisted.logger import Logger, LogLevel
 
-from xaps.alarm import Repeated
 from xaps.apns.backoff import Backoff
 from xaps.apns.connection import Connection, OneConnection
 from xaps.apns.events import Answered, GivenBack, Lost, T
@@ -19,6 +18,7 @@ from xaps.apns.reasons import Farewell
 from xaps.apns.starvation import Starvation
 from xaps.apns.tls import Trouble, explain
 from xaps.model import Credential
+from xaps.system.complaints import Repeated
 
 ATTEMPT_TIMEOUT = 20.0
 """Seconds in which the name is looked up, the connection made, and SETTINGS come."""

@@ -21,7 +21,7 @@ from twisted.internet.ssl import (
 from twisted.python.failure import Failure
 
 from xaps.model import CertificateCredential, Credential
-from xaps.presenting import NotPresented, check_presented, openssl_words
+from xaps.system.openssl import NotPresented, check_presented, openssl_words
 
 TrustRoot = Any
 """What Twisted takes as one; its interface for that is private."""

@@ -1,1 +1,1 @@
-"""What the daemon may push with, and where it comes from."""
+"""What the daemon may push with, where it comes from and how long it lasts; it never pushes."""

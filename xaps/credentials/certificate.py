@@ -24,7 +24,7 @@ from pyasn1.error import PyAsn1Error
 from pyasn1.type import char, univ
 
 from xaps.model import CertificateCredential
-from xaps.presenting import NotPresented, check_presented
+from xaps.system.openssl import NotPresented, check_presented
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes

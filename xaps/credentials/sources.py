@@ -7,9 +7,9 @@ from typing import Protocol
 
 from twisted.logger import Logger
 
-from xaps.credentials.apple_messages import Account
-from xaps.credentials.apple_store import AppleStore
-from xaps.credentials.appleid import AppleIdSource, Ask, Run, run_here
+from xaps.credentials.apple.messages import Account
+from xaps.credentials.apple.source import AppleIdSource, Ask, Run, run_here
+from xaps.credentials.apple.store import AppleStore
 from xaps.credentials.filesource import p8_source, p12_source, pem_source
 from xaps.credentials.finding import Source
 

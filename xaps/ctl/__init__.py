@@ -1,1 +1,1 @@
-"""The command ``xapsctl``: a client of the control socket, without a reactor."""
+"""The command ``xapsctl``: a client of the control socket; it never loads the reactor."""

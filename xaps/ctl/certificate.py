@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from xaps import config as configuration
-from xaps.config import ConfigError
+from xaps.config import reading as configuration
+from xaps.config.reading import ConfigError
 from xaps.credentials.report import Report, report_files, report_source
 from xaps.credentials.sources import source_from_config
 

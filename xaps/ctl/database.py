@@ -13,11 +13,11 @@ from typing import Any, TypeVar
 from twisted.internet.defer import Deferred, execute
 from twisted.python.failure import Failure
 
-from xaps.config import Config
+from xaps.config.reading import Config
 from xaps.ctl.client import DaemonClient
 from xaps.ctl.errors import CtlError
-from xaps.dispatch import REGISTRATION_LIFETIME
 from xaps.model import Registration, RegistrationKey
+from xaps.push.dispatcher import REGISTRATION_LIFETIME
 from xaps.registry.godata import GoData, GoDataError, GoExport, export, parse
 from xaps.registry.interface import RegistryError
 from xaps.registry.lock import RegistryInUse

@@ -12,17 +12,17 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from xaps import config as configuration
-from xaps.check import check
-from xaps.config import DEFAULT_PATH, Config, ConfigError
-from xaps.console import Messages, Output, OutputError, standard_streams
+from xaps.admin.check import check
+from xaps.config import reading as configuration
+from xaps.config.reading import DEFAULT_PATH, Config, ConfigError
 from xaps.credentials.report import exit_status
 from xaps.ctl import completion, database, tables
 from xaps.ctl.certificate import reports
 from xaps.ctl.client import DaemonClient
 from xaps.ctl.errors import BAD, UNUSABLE, CtlError
 from xaps.ctl.parser import parser
-from xaps.files import replace_file
+from xaps.system.console import Messages, Output, OutputError, standard_streams
+from xaps.system.files import replace_file
 
 DEFAULT_SOCKET = Path(Config().control_socket)
 

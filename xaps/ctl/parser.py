@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from xaps import __version__
-from xaps.config_table import DEFAULT_PATH
+from xaps.config.table import DEFAULT_PATH
 
 _EXIT = """\
 Exit status: 0 good; 1 not all is well, or the answer is no; 2 the command line, the configuration

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from xaps.ctl.words import in_words
-from xaps.log import printable
+from xaps.system.log import printable
 
 _UNITS = (("day", 86400), ("hour", 3600), ("minute", 60), ("second", 1))
 

@@ -1,1 +1,1 @@
-"""How IMAP servers reach the daemon: bytes to model values and back."""
+"""How IMAP servers reach the daemon: bytes to values and back; it never knows APNs or the disk."""

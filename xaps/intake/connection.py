@@ -21,12 +21,12 @@ from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from xaps.intake.desk import Desk
-from xaps.intake.door import TCP_ADDRESSES
+from xaps.intake.allow import TCP_ADDRESSES
 from xaps.intake.events import Dialect, Event, Refusal, Request
 from xaps.intake.http import HttpDialect
 from xaps.intake.lines import LinesDialect, speaks_http
 from xaps.intake.messages import RegisterRequest
+from xaps.intake.responder import Desk
 
 REQUEST_DEADLINE = 30.0
 """Seconds from the first byte of a request to its last."""

@@ -12,7 +12,6 @@ from twisted.python.failure import Failure
 from twisted.web.http import Request as WebRequest
 
 from xaps.intake.connection import REQUEST_DEADLINE
-from xaps.intake.desk import Desk
 from xaps.intake.events import Refusal
 from xaps.intake.http import (
     BODY_TOO_LARGE,
@@ -25,6 +24,7 @@ from xaps.intake.http import (
     path_of,
 )
 from xaps.intake.messages import RegisterRequest
+from xaps.intake.responder import Desk
 from xaps.intake.secret import authorized
 from xaps.model import Notice, Refused
 

@@ -1,0 +1,362 @@
+"""What an administrator can ask of a daemon and tell it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import attrs
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.admin.test_metrics import CERTIFICATE, CONNECTED
+from tests.fakes import MemoryRegistry
+from tests.push.test_dispatcher import FakeSender
+from tests.registry.contract import everything
+from xaps.admin.control import DAY, Control
+from xaps.admin.history import PushLog
+from xaps.apns.pool import State
+from xaps.model import (
+    Credential,
+    Delivered,
+    Gone,
+    Misconfigured,
+    Notice,
+    Refused,
+    Registration,
+    RegistrationKey,
+    TokenCredential,
+)
+from xaps.push.dispatcher import Dispatcher
+from xaps.registry.interface import RegistryError
+from xaps.system.stalls import StallWatch
+
+NOW = 1_800_000_000.0
+PHONE = "aa" * 32
+TABLET = "ab" * 32
+
+
+class FakeKeeper:
+    """Has the credential that the test gives it."""
+
+    def __init__(self) -> None:
+        self.credential: Credential | None = attrs.evolve(CERTIFICATE, not_after=NOW + 100 * DAY)
+        self.problem: str | None = None
+        self.remedy = ""
+        self.looks = 0
+
+    def check_now(self) -> Deferred[None]:
+        self.looks += 1
+        return succeed(None)
+
+
+class ControlTestCase(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.clock.advance(NOW)
+        self.registry = MemoryRegistry()
+        self.sender = FakeSender()
+        self.keeper = FakeKeeper()
+        self.connection = CONNECTED
+        self.pushes = PushLog(self.clock.seconds)
+        self.dispatcher = Dispatcher(
+            self.clock,
+            self.registry,
+            self.sender,
+            topic=lambda: "topic",
+            delay=30,
+            check_interval=0,
+            on_outcome=self.pushes.record,
+        )
+        self.control = Control(
+            self.clock,
+            self.registry,
+            self.dispatcher,
+            self.keeper,
+            connection=lambda: self.connection,
+            pushes=self.pushes,
+            stalls=StallWatch(),
+        )
+
+    def register(
+        self, user: str = "alice", token: str = PHONE, account: str = "ACCOUNT"
+    ) -> RegistrationKey:
+        key = RegistrationKey(user, account, token)
+        registration = Registration(key, ("INBOX", "Sent"), NOW, frozenset(["Sent"]))
+        self.successResultOf(self.dispatcher.register(registration))
+        return key
+
+    def notify(self) -> None:
+        self.successResultOf(self.dispatcher.notify(Notice("alice", "INBOX", True)))
+        self.clock.advance(0)
+
+    def status(self) -> Any:
+        return self.successResultOf(self.control.status())
+
+    def keys(self) -> list[RegistrationKey]:
+        phones = Deferred.fromCoroutine(everything(self.registry.page))
+        return [phone.key for phone in self.successResultOf(phones)]
+
+
+class StatusTests(ControlTestCase):
+    def test_all_is_well(self) -> None:
+        self.register()
+        self.notify()
+        self.sender.answer(Delivered())
+        self.clock.advance(60)
+        status = self.status()
+        for name, value in (
+            ("health", "good"),
+            ("why", []),
+            ("topic", "topic"),
+            ("phones", 1),
+            ("waiting", 0),
+            ("in_flight", 0),
+            ("started_at", NOW),
+            ("now", NOW + 60),
+            ("reactor_stalls", 0),
+        ):
+            self.assertEqual(status[name], value, name)
+        self.assertEqual(status["last_hour"]["delivered"], 1)
+        self.assertEqual(status["connection"]["state"], "connected")
+        self.assertEqual(
+            status["credential"],
+            {
+                "kind": "certificate",
+                "source": "push.pem",
+                "topic": "topic",
+                "not_after": NOW + 100 * DAY,
+            },
+        )
+
+    def test_a_push_that_waits_and_one_that_is_in_flight_are_told_apart(self) -> None:
+        self.register()
+        self.register(token=TABLET)
+        self.sender.capacity = 1
+        self.notify()
+        status = self.status()
+        self.assertEqual((status["waiting"], status["in_flight"]), (1, 1))
+
+    def test_a_token_key_is_named_by_its_id_and_does_not_expire(self) -> None:
+        self.keeper.credential = TokenCredential("topic", "key.p8", "ID", "TEAM", b"secret")
+        status = self.status()
+        self.assertEqual(status["health"], "good")
+        self.assertEqual(status["credential"]["key_id"], "ID")
+        self.assertIsNone(status["credential"]["not_after"])
+        self.assertNotIn("secret", json.dumps(status))
+
+    def health(self) -> tuple[str, str]:
+        status = self.status()
+        return status["health"], "; ".join(status["why"])
+
+    def test_no_connection_is_degraded_and_the_last_error_tells_why(self) -> None:
+        self.connection = attrs.evolve(CONNECTED, state=State.WAITING, last_error="refused")
+        self.assertEqual(self.health(), ("degraded", "not connected to APNs: refused"))
+        self.connection = attrs.evolve(CONNECTED, state=State.CONNECTING)
+        self.assertEqual(self.health(), ("degraded", "connecting to APNs"))
+
+    def test_the_first_connection_is_no_fault_until_it_fails(self) -> None:
+        self.connection = attrs.evolve(CONNECTED, state=State.CONNECTING, connections_made=0)
+        self.assertEqual(self.health(), ("starting", "connecting to APNs"))
+        self.keeper.credential = attrs.evolve(CERTIFICATE, not_after=NOW + 2 * DAY)
+        self.assertEqual(
+            self.health(), ("degraded", "the certificate expires in 2 days; connecting to APNs")
+        )
+        self.connection = attrs.evolve(self.connection, last_error="refused")
+        self.assertIn("not connected to APNs: refused", self.health()[1])
+
+    def test_a_certificate_that_expires_soon_is_degraded(self) -> None:
+        self.keeper.credential = attrs.evolve(CERTIFICATE, not_after=NOW + 14 * DAY)
+        self.assertEqual(self.health()[0], "good")
+        self.clock.advance(1)
+        self.assertEqual(self.health(), ("degraded", "the certificate expires in 13 days"))
+        self.clock.advance(12 * DAY)
+        self.assertEqual(self.health(), ("degraded", "the certificate expires in 1 day"))
+
+    def test_no_credential_is_failing_and_the_keeper_tells_why(self) -> None:
+        self.keeper.credential, self.keeper.problem = None, "push.pem: there is no such file"
+        self.connection = attrs.evolve(CONNECTED, state=State.IDLE)
+        self.assertEqual(
+            self.health(), ("failing", "no mail can be pushed: push.pem: there is no such file")
+        )
+        self.assertIsNone(self.status()["topic"])
+        self.keeper.remedy = "put it there"
+        self.assertEqual(
+            self.health()[1], "no mail can be pushed: push.pem: there is no such file; put it there"
+        )
+
+    def test_a_configuration_that_apns_refuses_is_failing(self) -> None:
+        self.register()
+        self.notify()
+        self.sender.answer(Misconfigured("BadTopic"))
+        self.assertEqual(self.health(), ("failing", "APNs refuses every push: BadTopic"))
+
+    def test_a_registry_that_fails_is_told(self) -> None:
+        self.registry.failure = "the disk is gone"
+        self.failureResultOf(self.control.status(), RegistryError)
+
+
+class LineTests(ControlTestCase):
+    def line(self) -> str:
+        return self.successResultOf(self.control.status_line())
+
+    def test_the_line_for_systemd_says_what_matters(self) -> None:
+        self.register()
+        self.assertEqual(
+            self.line(),
+            "Good: 1 phone, 0 pushes waiting, connected to APNs, certificate good for 100 days",
+        )
+
+    def test_the_line_says_what_is_wrong(self) -> None:
+        self.keeper.credential, self.keeper.problem = None, "no file"
+        self.connection = attrs.evolve(CONNECTED, state=State.IDLE)
+        self.assertEqual(
+            self.line(),
+            "Failing: 0 phones, 0 pushes waiting; no mail can be pushed: no file",
+        )
+
+
+class DevicesTests(ControlTestCase):
+    def devices(self, user: str | None = None, *, full_tokens: bool = False) -> list[Any]:
+        async def pages() -> list[Any]:
+            found = self.control.devices(user, full_tokens=full_tokens)
+            return [phone async for page in found for phone in page]
+
+        return self.successResultOf(Deferred.fromCoroutine(pages()))
+
+    def test_a_phone_is_told_of_with_its_token_shortened(self) -> None:
+        self.register()
+        self.assertEqual(
+            self.devices(),
+            [
+                {
+                    "user": "alice",
+                    "account_id": "ACCOUNT",
+                    "device_token": "aaaaaa...",
+                    "mailboxes": ["INBOX", "Sent"],
+                    "confirmed": ["Sent"],
+                    "registered_at": NOW,
+                    "waiting": False,
+                    "last_push": None,
+                }
+            ],
+        )
+
+    def test_the_token_is_told_in_full_when_asked_for(self) -> None:
+        self.register()
+        (phone,) = self.devices(full_tokens=True)
+        self.assertEqual(phone["device_token"], PHONE)
+
+    def test_a_users_phones_alone_in_any_case(self) -> None:
+        self.register()
+        self.register("bob")
+        self.assertEqual(len(self.devices()), 2)
+        self.assertEqual([phone["user"] for phone in self.devices("ALICE")], ["alice"])
+
+    def test_the_last_push_and_what_waits_is_told(self) -> None:
+        self.register()
+        self.notify()
+        self.assertTrue(self.devices()[0]["waiting"])
+        self.sender.answer(Delivered())
+        (phone,) = self.devices()
+        self.assertFalse(phone["waiting"])
+        self.assertEqual(phone["last_push"], {"at": NOW, "outcome": "delivered", "reason": ""})
+
+
+class ForgetTests(ControlTestCase):
+    def forget(self, user: str, token: str | None = None) -> list[str]:
+        gone = self.successResultOf(self.control.forget(user, token))
+        return [f"{each['user']} {each['device_token']}" for each in gone]
+
+    def refused(self, user: str, token: str) -> str:
+        failure = self.failureResultOf(self.control.forget(user, token), Refused)
+        return str(failure.value.reason)
+
+    def test_all_phones_of_a_user_and_no_others(self) -> None:
+        self.register()
+        self.register(token=TABLET)
+        bob = self.register("bob")
+        self.assertEqual(self.forget("Alice"), ["alice aaaaaa...", "alice ababab..."])
+        self.assertEqual(self.keys(), [bob])
+
+    def test_one_phone_by_the_beginning_of_its_token(self) -> None:
+        self.register()
+        tablet = self.register(token=TABLET)
+        self.assertEqual(self.forget("alice", "AAAA"), ["alice aaaaaa..."])
+        self.assertEqual(self.keys(), [tablet])
+
+    def test_a_token_as_the_table_writes_it(self) -> None:
+        self.register()
+        self.assertEqual(self.forget("alice", "aaaaaa..."), ["alice aaaaaa..."])
+
+    def test_one_phone_with_two_accounts_is_forgotten_with_both(self) -> None:
+        self.register()
+        self.register(account="OTHER")
+        self.assertEqual(len(self.forget("alice", "aaaa")), 2)
+
+    def test_a_beginning_that_fits_two_phones_is_refused(self) -> None:
+        self.register(token="aaaa01")
+        self.register(token="aaaa02")
+        self.assertIn("several", self.refused("alice", "aaaa"))
+        self.assertEqual(len(self.keys()), 2)
+
+    def test_a_beginning_that_is_too_short_is_refused(self) -> None:
+        self.register()
+        for token in ("", "a", "aaa", "..."):
+            self.assertIn("at least 4", self.refused("alice", token))
+        self.assertEqual(len(self.keys()), 1)
+
+    def test_what_is_not_there_is_no_error(self) -> None:
+        self.register()
+        self.assertEqual(self.forget("nobody"), [])
+        self.assertEqual(self.forget("alice", "bbbb"), [])
+
+    def test_it_takes_effect_at_once(self) -> None:
+        self.register()
+        self.successResultOf(self.dispatcher.notify(Notice("alice", "INBOX", False)))
+        self.forget("alice")
+        self.notify()
+        self.clock.advance(60)
+        self.assertEqual(self.sender.pushes, [])
+
+
+class PushTests(ControlTestCase):
+    def test_all_phones_are_pushed_and_each_outcome_is_told(self) -> None:
+        self.register()
+        key = self.register(token=TABLET)
+        pushing = self.control.push("Alice")
+        self.sender.answer(Delivered())
+        self.assertNoResult(pushing)
+        self.sender.answer(Gone("Unregistered"))
+        told = [(each["outcome"], each["reason"]) for each in self.successResultOf(pushing)]
+        self.assertEqual(told, [("delivered", ""), ("gone", "Unregistered")])
+        last = self.pushes.last(key)
+        assert last is not None
+        self.assertEqual((last.outcome, last.reason), ("gone", "Unregistered"))
+        self.assertEqual(sum(self.pushes.times), 0, "no notice was the reason of it")
+
+    def test_without_a_connection_the_reason_is_that_of_the_connection(self) -> None:
+        self.register()
+        self.sender.capacity = 0
+        self.connection = attrs.evolve(CONNECTED, state=State.WAITING, last_error="refused")
+        (told,) = self.successResultOf(self.control.push("alice"))
+        self.assertEqual(told["outcome"], "not sent")
+        self.assertEqual(told["reason"], "nothing can be sent to APNs at the moment (refused)")
+
+    def test_a_mailbox_that_the_phone_does_not_know(self) -> None:
+        self.register()
+        (told,) = self.successResultOf(self.control.push("alice", "Trash"))
+        self.assertEqual(told["outcome"], "not sent")
+        self.assertIn("'Trash'", told["reason"])
+
+    def test_nobody_is_pushed_for_a_user_without_phones(self) -> None:
+        self.assertEqual(self.successResultOf(self.control.push("nobody")), [])
+
+
+class ReloadTests(ControlTestCase):
+    def test_the_credential_is_looked_at_and_what_was_found_is_told(self) -> None:
+        told = self.successResultOf(self.control.reload())
+        self.assertEqual(self.keeper.looks, 1)
+        self.assertEqual(told["credential"]["source"], "push.pem")
+        self.assertIsNone(told["problem"])

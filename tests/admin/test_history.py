@@ -1,0 +1,123 @@
+"""What is remembered of pushes."""
+
+from __future__ import annotations
+
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from xaps.admin.history import BUCKETS, MAX_PHONES, MAX_REASONS, LastPush, PushLog
+from xaps.model import (
+    Delivered,
+    Gone,
+    Misconfigured,
+    Outcome,
+    RegistrationKey,
+    Rejected,
+    RetryAfter,
+)
+
+KEY = RegistrationKey("alice", "ACCOUNT", "aa" * 32)
+
+
+class PushLogTestCase(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.clock.advance(1_800_000_000)
+        self.log = PushLog(self.clock.seconds)
+
+    def record(self, *outcomes: Outcome, seconds: float = 0.5) -> None:
+        for outcome in outcomes:
+            self.log.record(KEY, outcome, seconds)
+
+
+class CountTests(PushLogTestCase):
+    def test_answers_are_counted_by_outcome_and_reason(self) -> None:
+        self.record(Delivered(), Delivered(), Gone("Unregistered"), Misconfigured("BadTopic"))
+        self.assertEqual(
+            dict(self.log.counts),
+            {("delivered", ""): 2, ("gone", "Unregistered"): 1, ("misconfigured", "BadTopic"): 1},
+        )
+
+    def test_reasons_that_are_sentences_are_counted_by_where_they_come_from(self) -> None:
+        self.record(
+            RetryAfter("there is no connection to APNs"),
+            RetryAfter("the connection to 17.0.0.1 was lost"),
+            RetryAfter("Strange (status 599)"),
+            Rejected("the device token is no token"),
+        )
+        self.assertEqual(
+            dict(self.log.counts),
+            {("retry", "connection"): 2, ("retry", "status 599"): 1, ("rejected", "other"): 1},
+        )
+
+    def test_the_number_of_reasons_is_bounded(self) -> None:
+        for number in range(MAX_REASONS * 2):
+            letters = "".join(chr(ord("a") + int(digit)) for digit in str(number))
+            self.record(Rejected(f"Reason{letters}"))
+        self.assertLessEqual(len(self.log.counts), MAX_REASONS + 1)
+        self.assertEqual(sum(self.log.counts.values()), MAX_REASONS * 2)
+
+
+class TimeTests(PushLogTestCase):
+    def test_deliveries_are_sorted_by_how_long_they_took(self) -> None:
+        for seconds in (0.0, BUCKETS[0], BUCKETS[0] + 0.001, BUCKETS[-1] + 1):
+            self.record(Delivered(), seconds=seconds)
+        self.assertEqual((self.log.times[0], self.log.times[1], self.log.times[-1]), (2, 1, 1))
+        self.assertAlmostEqual(self.log.time, 2 * BUCKETS[0] + 0.001 + BUCKETS[-1] + 1)
+
+    def test_what_was_not_delivered_and_tests_have_no_such_time(self) -> None:
+        self.record(RetryAfter("Shutdown"), Gone("Unregistered"))
+        self.log.tested(KEY, Delivered())
+        self.assertEqual(sum(self.log.times), 0)
+
+
+class LastHourTests(PushLogTestCase):
+    def test_the_last_hour_counts_all_outcomes_by_name(self) -> None:
+        self.record(Delivered(), Delivered(), RetryAfter("Shutdown"))
+        self.assertEqual(
+            self.log.last_hour(),
+            {"delivered": 2, "gone": 0, "retry": 1, "misconfigured": 0, "rejected": 0},
+        )
+
+    def test_what_is_older_than_an_hour_does_not_count(self) -> None:
+        self.record(Delivered())
+        self.clock.advance(1800)
+        self.record(Delivered())
+        self.clock.advance(1740)
+        self.assertEqual(self.log.last_hour()["delivered"], 2)
+        self.clock.advance(60)
+        self.assertEqual(self.log.last_hour()["delivered"], 1)
+        self.clock.advance(3600)
+        self.assertEqual(self.log.last_hour()["delivered"], 0)
+
+    def test_a_clock_that_was_set_back_does_not_keep_answers_for_ever(self) -> None:
+        self.record(Delivered())
+        self.clock.rightNow -= 100_000
+        self.record(Rejected("BadPath"))
+        self.assertEqual(self.log.last_hour()["delivered"], 0)
+        self.assertEqual(self.log.last_hour()["rejected"], 1)
+        self.clock.advance(3600)
+        self.assertEqual(self.log.last_hour()["rejected"], 0)
+
+
+class LastPushTests(PushLogTestCase):
+    def test_the_last_push_of_a_phone_is_remembered(self) -> None:
+        self.assertIsNone(self.log.last(KEY))
+        self.record(Delivered(), RetryAfter("Shutdown (status 503)"))
+        expected = LastPush(1_800_000_000, "retry", "Shutdown (status 503)")
+        self.assertEqual(self.log.last(KEY), expected)
+
+    def test_a_phone_that_is_forgotten_is_forgotten(self) -> None:
+        self.record(Delivered())
+        self.log.forget(KEY)
+        self.log.forget(KEY)
+        self.assertIsNone(self.log.last(KEY))
+
+    def test_over_the_bound_the_one_that_was_pushed_longest_ago_is_dropped(self) -> None:
+        keys = [RegistrationKey("alice", str(n), "aa" * 32) for n in range(MAX_PHONES + 1)]
+        for key in keys[:-1]:
+            self.log.tested(key, Delivered())
+        self.log.tested(keys[0], Delivered())
+        self.log.tested(keys[-1], Delivered())
+        remembered = [self.log.last(keys[n]) is not None for n in (0, 1, 2, MAX_PHONES)]
+        self.assertEqual(remembered, [True, False, True, True])

@@ -1,0 +1,171 @@
+"""What Prometheus gets."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+
+import attrs
+from twisted.internet.defer import succeed
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SkipTest, SynchronousTestCase
+
+from tests.fakes import MemoryRegistry
+from tests.push.test_dispatcher import FakeSender
+from xaps.admin.history import PushLog
+from xaps.admin.metrics import CountingHandler, Metrics, Snapshot
+from xaps.apns.pool import ConnectionStatus, State
+from xaps.model import (
+    CertificateCredential,
+    Delivered,
+    Notice,
+    Registration,
+    RegistrationKey,
+    RetryAfter,
+    TokenCredential,
+)
+from xaps.push.dispatcher import Dispatcher
+from xaps.system.stalls import StallWatch
+
+KEY = RegistrationKey("alice", "ACCOUNT", "aa" * 32)
+CONNECTED = ConnectionStatus(
+    state=State.CONNECTED,
+    since=0.0,
+    connections=1,
+    stream_limit=1000,
+    in_flight=0,
+    connections_made=4,
+    peer="17.0.0.1 port 443",
+    last_error="",
+    next_attempt=None,
+)
+CERTIFICATE = CertificateCredential("topic", "push.pem", 0.0, 1_900_000_000.0, (b"",), b"")
+
+
+class MetricsTestCase(SynchronousTestCase):
+    def setUp(self) -> None:
+        clock = Clock()
+        self.pushes = PushLog(clock.seconds)
+        self.stalls = StallWatch(clock.seconds)
+        dispatcher = Dispatcher(
+            clock,
+            MemoryRegistry(),
+            FakeSender(),
+            topic=lambda: "topic",
+            delay=30,
+            check_interval=0,
+        )
+        self.intake = CountingHandler("socket", dispatcher)
+        self.snapshot = Snapshot(
+            phones=7,
+            waiting=2,
+            in_flight=1,
+            held=False,
+            connection=CONNECTED,
+            credential=CERTIFICATE,
+        )
+        self.metrics = Metrics(
+            [self.intake], self.pushes, self.stalls, lambda: succeed(self.snapshot)
+        )
+
+    def page(self) -> str:
+        return self.successResultOf(self.metrics.page()).decode()
+
+    def value(self, series: str) -> float | None:
+        """The value of a series, written as on the page."""
+        match = re.search(rf"^{re.escape(series)} (\S+)$", self.page(), re.MULTILINE)
+        return float(match[1]) if match else None
+
+
+class MetricsTests(MetricsTestCase):
+    def test_the_state_of_the_daemon_is_told(self) -> None:
+        for series, value in (
+            ("xapsd_registrations", 7),
+            ("xapsd_pushes_waiting", 2),
+            ("xapsd_pushes_in_flight", 1),
+            ("xapsd_pushes_held", 0),
+            ('xapsd_apns_connection_state{state="connected"}', 1),
+            ('xapsd_apns_connection_state{state="waiting"}', 0),
+            ("xapsd_apns_connections", 1),
+            ("xapsd_apns_stream_limit", 1000),
+            ("xapsd_apns_reconnections_total", 3),
+            ("xapsd_credential_usable", 1),
+            ("xapsd_credential_expiry_timestamp_seconds", 1_900_000_000),
+        ):
+            self.assertEqual(self.value(series), value, series)
+
+    def test_before_the_first_connection_there_are_no_reconnections(self) -> None:
+        none = attrs.evolve(CONNECTED, connections_made=0)
+        self.snapshot = attrs.evolve(self.snapshot, connection=none)
+        self.assertEqual(self.value("xapsd_apns_reconnections_total"), 0)
+
+    def test_a_token_key_does_not_expire_and_no_credential_is_told(self) -> None:
+        key = TokenCredential("topic", "key.p8", "ID", "TEAM", b"")
+        for credential, usable in ((key, 1), (None, 0)):
+            self.snapshot = attrs.evolve(self.snapshot, credential=credential)
+            self.assertEqual(self.value("xapsd_credential_usable"), usable)
+            self.assertNotIn("xapsd_credential_expiry", self.page())
+
+    def test_what_imap_servers_say_is_counted_and_handed_on(self) -> None:
+        registration = Registration(KEY, ("INBOX",), 0.0)
+        self.successResultOf(self.intake.register(registration))
+        phones = self.successResultOf(self.intake.notify(Notice("alice", "INBOX", True)))
+        self.assertEqual((phones, self.intake.topic()), (1, "topic"))
+        for _ in range(2):
+            self.successResultOf(self.intake.notify(Notice("alice", "INBOX", False)))
+        for series, value in (
+            ('xapsd_registrations_received_total{intake="socket"}', 1),
+            ('xapsd_notices_total{intake="socket",kind="new_mail"}', 1),
+            ('xapsd_notices_total{intake="socket",kind="other"}', 2),
+        ):
+            self.assertEqual(self.value(series), value, series)
+
+    def test_pushes_are_counted_by_outcome_and_reason(self) -> None:
+        delivered = 'xapsd_pushes_total{outcome="delivered",reason=""}'
+        self.assertEqual(self.value(delivered), 0)
+        self.pushes.record(KEY, Delivered(), 0.3)
+        self.pushes.record(KEY, RetryAfter("Shutdown"), 9.0)
+        self.assertEqual(self.value(delivered), 1)
+        retried = 'xapsd_pushes_total{outcome="retry",reason="Shutdown"}'
+        self.assertEqual(self.value(retried), 1)
+
+    def test_the_time_from_notice_to_answer_is_a_histogram(self) -> None:
+        for seconds in (0.03, 0.3, 100_000.0):
+            self.pushes.record(KEY, Delivered(), seconds)
+        name = "xapsd_push_duration_seconds"
+        self.assertEqual(self.value(f'{name}_bucket{{le="0.05"}}'), 1)
+        self.assertEqual(self.value(f'{name}_bucket{{le="0.5"}}'), 2)
+        self.assertEqual(self.value(f'{name}_bucket{{le="+Inf"}}'), 3)
+        self.assertEqual(self.value(f"{name}_count"), 3)
+        self.assertAlmostEqual(self.value(f"{name}_sum"), 100_000.33)
+
+    def test_stalls_are_counted(self) -> None:
+        self.stalls.stalled(0.25)
+        self.assertEqual(self.value("xapsd_reactor_stalls_total"), 1)
+        self.assertEqual(self.value("xapsd_reactor_stalled_seconds_total"), 0.25)
+
+    def test_two_daemons_in_one_process_do_not_share_metrics(self) -> None:
+        other = Metrics([], PushLog(Clock().seconds), self.stalls, lambda: succeed(self.snapshot))
+        self.pushes.record(KEY, Delivered(), 0.3)
+        page = self.successResultOf(other.page()).decode()
+        self.assertIn('xapsd_pushes_total{outcome="delivered",reason=""} 0.0', page)
+
+    def test_names_and_help_follow_prometheus_conventions(self) -> None:
+        self.pushes.record(KEY, RetryAfter("Shutdown"), 9.0)
+        checked = promtool("check", "metrics", stdin=self.page())
+        self.assertEqual((checked.returncode, checked.stdout + checked.stderr), (0, ""))
+
+
+def promtool(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    """Run Prometheus' own checker; where it is not installed the test is skipped, but not in
+    CI."""
+    program = shutil.which("promtool")
+    if program is None:
+        if os.environ.get("CI"):
+            raise AssertionError("promtool is not installed (Debian: prometheus)")
+        raise SkipTest("promtool is not installed (Debian: prometheus)")
+    return subprocess.run(
+        [program, *arguments], input=stdin, capture_output=True, text=True, check=False, timeout=20
+    )

@@ -1,0 +1,450 @@
+"""The APNs client on a network in memory: limits, credentials and tokens that change."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import attrs
+from h2.errors import ErrorCodes
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionRefusedError
+
+from tests import pki
+from tests.apns.peer import Peer
+from tests.apns.wire import NOW, TOPIC, WireTestCase, certificate, push
+from xaps.apns.client import MOST_KEYS
+from xaps.apns.connection import Connection
+from xaps.apns.pool import CLOSED_AFTER, State
+from xaps.model import (
+    Credential,
+    Delivered,
+    Misconfigured,
+    Outcome,
+    RetryAfter,
+    TokenCredential,
+)
+
+
+class StreamLimitTests(WireTestCase):
+    """More than one connection, if the limit asks for it."""
+
+    def limited(self, limit: int = 1) -> None:
+        self.client.start()
+        self.client.use(certificate())
+        self.wires[0].accept(Peer(stream_limit=limit))
+
+    def starve(self, seconds: float) -> None:
+        """Want to push for some time."""
+        for _ in range(int(seconds * 4)):
+            self.client.room()
+            self.pass_time(0.25)
+        self.client.room()
+
+    def test_a_limit_of_one_lets_one_push_through_at_a_time(self) -> None:
+        self.limited()
+        for number in range(5):
+            (sending,) = self.send(number)
+            refused = self.client.send(push(99))
+            self.assertIsInstance(self.successResultOf(refused), RetryAfter)
+            self.wires[0].answer(number)
+            self.assertEqual(self.successResultOf(sending), Delivered())
+        self.assertEqual(len(self.wires), 1)
+
+    def test_a_limit_that_holds_up_pushes_for_2_seconds_adds_a_connection(self) -> None:
+        self.limited()
+        self.send(1)
+        self.starve(1.5)
+        self.assertEqual(len(self.wires), 1)
+        self.starve(1.0)
+        self.assertEqual(len(self.wires), 2)
+        self.wires[1].accept(Peer(stream_limit=1))
+        self.assertEqual(self.client.room(), 1)
+        self.send(2)
+        self.assertEqual(self.wires[1].pushes, ["id-2"])
+        self.assertEqual(self.client.status().connections, 2)
+        self.starve(10.0)
+        self.assertEqual(len(self.wires), 2)  # and no third one
+
+    def test_a_push_that_waits_need_not_ask_again(self) -> None:
+        self.limited()
+        self.send(1)
+        self.assertEqual(self.client.room(), 0)
+        self.pass_time(1.5)
+        self.assertEqual(len(self.wires), 1)
+        self.pass_time(1.0)
+        self.assertEqual(len(self.wires), 2)
+
+    def test_slow_answers_add_one_although_each_makes_room_for_a_moment(self) -> None:
+        waiting = list(range(60))
+
+        def send() -> None:
+            while waiting and self.client.room():
+                self.client.send(push(waiting.pop()))
+
+        self.client.on_room = send
+        self.limited()
+        for _ in range(3):
+            self.pass_time(1.5)
+            self.wires[0].answer(waiting[-1] + 1)
+        self.assertEqual(len(self.wires), 2)
+
+    def test_room_that_nobody_took_ends_the_want(self) -> None:
+        self.limited()
+        for number in range(10):
+            self.send(number)
+            self.client.room()
+            self.pass_time(0.75)
+            self.wires[0].answer(number)
+            self.pass_time(0.25)
+        self.assertEqual(len(self.wires), 1)
+
+    def test_a_connection_that_allows_no_push_is_replaced_when_one_waits(self) -> None:
+        self.client.on_room = lambda: None
+        self.limited(0)
+        self.pass_time(8.0)
+        self.assertEqual(len(self.wires), 1)  # nobody wants to push
+        self.assertEqual(self.client.room(), 0)
+        self.pass_time(2.5)
+        self.wires[1].accept(Peer(stream_limit=0))
+        self.pass_time(CLOSED_AFTER - 10.0)
+        self.assertFalse(self.wires[0].lost)
+        self.pass_time(20.0)
+        self.assertTrue(self.wires[0].lost)
+        self.assertGreaterEqual(len(self.wires), 3)
+        self.client.on_room = lambda: self.rooms.append(self.client.room())
+        self.wires[-1].accept()
+        self.assertGreater(max(self.rooms), 0)
+
+    def test_one_limit_of_zero_after_the_other_is_no_dead_end(self) -> None:
+        self.limited(0)  # and the test asks for room whenever it is told to
+        self.pass_time(1.5)
+        self.wires[0].drop()
+        for _ in range(4):
+            self.delay_until_next()
+            self.pass_time(5.0)
+            self.wires[-1].accept(Peer(stream_limit=0))
+        self.assertGreaterEqual(len(self.wires), 5)
+
+    def test_wanting_to_push_now_and_then_adds_none(self) -> None:
+        self.limited()
+        for number in range(10):
+            self.send(number)
+            self.client.room()
+            self.wires[0].answer(number)
+            self.pass_time(2.0)
+        self.assertEqual(len(self.wires), 1)
+
+    def test_streams_that_are_free_add_none(self) -> None:
+        self.limited(2)
+        self.send(1)
+        self.starve(20.0)
+        self.assertEqual(len(self.wires), 1)
+
+    def test_a_peer_that_does_not_read_is_no_reason_for_one(self) -> None:
+        self.limited(2)
+        self.send(1)
+        producer = self.wires[0].transport.producer
+        assert producer is not None
+        producer.pauseProducing()
+        self.starve(20.0)
+        self.assertEqual(len(self.wires), 1)
+
+    def test_an_added_connection_is_closed_when_it_is_not_used(self) -> None:
+        self.limited()
+        self.send(1)
+        self.starve(2.5)
+        self.wires[1].accept(Peer(stream_limit=1))
+        self.send(2)
+        self.wires[0].answer(1)
+        self.wires[1].answer(2)
+        self.pass_time(295.0, 5.0)
+        self.assertEqual(self.client.status().connections, 2)
+        self.pass_time(70.0, 5.0)
+        self.assertEqual(self.client.status().connections, 1)
+        self.assertEqual((self.wires[0].lost, self.wires[1].lost), (False, True))
+        self.pass_time(600.0, 5.0)
+        self.assertEqual(len(self.wires), 2)
+        self.wires[0].drop()
+        self.delay_until_next()
+        self.wires[2].accept()
+        self.pass_time(60.0)
+        self.assertEqual(len(self.wires), 3)  # one is still enough
+
+    def test_a_refused_push_is_sent_on_another_connection_with_the_same_id(self) -> None:
+        self.limited()
+        (first,) = self.send(1)
+        self.starve(2.5)
+        self.wires[1].accept(Peer(stream_limit=1))
+        self.wires[0].peer.reset(1, ErrorCodes.REFUSED_STREAM)
+        self.pump()
+        self.assertNoResult(first)
+        self.assertEqual(self.wires[1].pushes, ["id-1"])
+        self.wires[1].answer(1)
+        self.assertEqual(self.successResultOf(first), Delivered())
+
+    def test_a_push_given_back_by_goaway_is_sent_on_another_connection(self) -> None:
+        self.limited()
+        (first,) = self.send(1)
+        self.starve(2.5)
+        self.wires[1].accept(Peer(stream_limit=1))
+        self.wires[0].peer.goaway(0)
+        self.pump()
+        self.assertEqual(self.wires[1].pushes, ["id-1"])
+        self.wires[1].answer(1)
+        self.assertEqual(self.successResultOf(first), Delivered())
+
+    def test_a_push_is_not_passed_to_and_fro_without_end(self) -> None:
+        self.limited(5)
+        self.send(11, 12, 13, 14, 15)
+        self.starve(2.5)
+        self.wires[1].accept(Peer(stream_limit=5))
+        self.wires[0].answer(11)
+        (sending,) = self.send(1)
+        for _ in range(10):
+            for wire in self.wires:
+                for stream_id, request in list(wire.peer.requests.items()):
+                    if request.header("apns-id") == "id-1" and request.reset is None:
+                        request.reset = 7
+                        wire.peer.reset(stream_id, ErrorCodes.REFUSED_STREAM)
+                        self.pump()
+        self.assertEqual(
+            self.successResultOf(sending), RetryAfter("RST_STREAM REFUSED_STREAM", 0.0)
+        )
+        sent = [wire.pushes.count("id-1") for wire in self.wires]
+        self.assertEqual(sorted(sent), [1, 2])
+
+    def test_without_another_connection_it_comes_back(self) -> None:
+        wire = self.begin()
+        for code in (ErrorCodes.REFUSED_STREAM, ErrorCodes.ENHANCE_YOUR_CALM):
+            (sending,) = self.send(1)
+            wire.peer.reset(wire.peer.order[-1], code)
+            self.pump()
+            self.assertEqual(
+                self.successResultOf(sending), RetryAfter(f"RST_STREAM {code.name}", 0.0)
+            )
+
+    def test_a_reset_without_a_known_reason_is_tried_again_later(self) -> None:
+        wire = self.begin()
+        (sending,) = self.send(1)
+        wire.peer.reset(1, ErrorCodes.INTERNAL_ERROR)
+        self.pump()
+        self.assertEqual(self.successResultOf(sending), RetryAfter("RST_STREAM INTERNAL_ERROR"))
+
+
+class CredentialTests(WireTestCase):
+    """Credentials that change."""
+
+    def test_new_pushes_go_out_on_a_new_connection_and_the_old_one_finishes(self) -> None:
+        first = self.begin()
+        (old,) = self.send(1)
+        self.client.use(certificate("new.pem", "com.apple.mail.new"))
+        self.assertEqual(len(self.wires), 2)  # at once
+        self.assertEqual(self.client.room(), 0)
+        second = self.wires[1]
+        second.accept()
+        (new,) = self.send(2)
+        self.assertEqual(second.peer.requests[1].header("apns-topic"), "com.apple.mail.new")
+        first.answer(1)
+        second.answer(2)
+        self.assertEqual(self.successResultOf(old), Delivered())
+        self.assertEqual(self.successResultOf(new), Delivered())
+        self.assertEqual((first.lost, second.lost), (True, False))
+
+    def test_without_a_credential_nothing_is_pushed_and_what_is_in_flight_finishes(self) -> None:
+        first = self.begin()
+        (sending,) = self.send(1)
+        self.client.use(None)
+        self.assertEqual((self.client.room(), self.client.status().state), (0, State.IDLE))
+        first.answer(1)
+        self.assertEqual(self.successResultOf(sending), Delivered())
+        self.pass_time(100.0)
+        self.assertEqual((len(self.wires), first.lost), (1, True))
+
+    def test_the_same_credential_changes_nothing(self) -> None:
+        first = self.begin()
+        self.client.use(certificate())
+        self.pass_time(10.0)
+        self.assertEqual((len(self.wires), first.lost), (1, False))
+
+    def test_an_attempt_with_the_old_one_is_given_up(self) -> None:
+        self.client.start()
+        self.client.use(certificate("old.pem"))
+        self.client.use(certificate("new.pem"))
+        self.assertTrue(self.wires[0].cancelled)
+        self.assertEqual(self.wires[1].credential, certificate("new.pem"))
+        self.wires[1].accept()
+        self.assertEqual(self.client.room(), 1000)
+
+    def test_a_handshake_with_the_old_one_is_given_up(self) -> None:
+        self.client.start()
+        self.client.use(certificate("old.pem"))
+        self.wires[0].establish()
+        self.client.use(certificate("new.pem"))
+        self.pump()
+        self.assertTrue(self.wires[0].lost)
+        cast(Connection[object], self.wires[0].protocol).handshakeCompleted()  # too late
+        self.wires[1].accept()
+        self.assertEqual(self.client.status().connections, 1)
+
+    def test_an_attempt_that_succeeds_after_it_was_given_up_is_hung_up(self) -> None:
+        self.client.start()
+        self.client.use(certificate("old.pem"))
+        old = self.wires[0]
+        self.client.use(None)
+        old.connecting = Deferred()
+        old.establish()
+        self.assertTrue(old.transport.disconnected)
+        self.assertEqual(self.client.room(), 0)
+
+    def test_a_wait_with_the_old_one_ends_at_once(self) -> None:
+        self.client.start()
+        self.client.use(certificate("old.pem"))
+        self.wires[0].refuse(ConnectionRefusedError())
+        self.client.use(certificate("new.pem"))
+        self.assertEqual(len(self.wires), 2)
+        self.wires[1].refuse(ConnectionRefusedError())
+        self.assertEqual(self.delay_until_next(), 1.0)
+
+    def test_many_changes_leave_one_connection_and_lose_nothing(self) -> None:
+        self.begin()
+        outcomes: list[Deferred[Outcome]] = []
+        for number in range(10):
+            outcomes += self.send(number)
+            self.client.use(certificate(f"{number}.pem"))
+            self.wires[-1].accept()
+        for number, wire in enumerate(self.wires[:-1]):
+            wire.answer(number)
+        self.assertEqual([self.successResultOf(d) for d in outcomes], [Delivered()] * 10)
+        self.assertEqual([wire.lost for wire in self.wires], [True] * 10 + [False])
+        self.assertEqual(self.client.status().connections, 1)
+
+
+class TokenTests(WireTestCase):
+    """Token authentication."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        key = pki.SigningKey.create()
+        self.credential = TokenCredential(TOPIC, "key.p8", key.key_id, key.team_id, key.p8)
+        self.wire = self.begin(self.credential)
+
+    def token(self) -> str:
+        """What the last push on the newest connection was sent with."""
+        peer = self.wires[-1].peer
+        return peer.requests[peer.order[-1]].header("authorization")
+
+    def deliver(self, number: int) -> str:
+        (sending,) = self.send(number)
+        token = self.token()
+        self.wires[-1].answer(number)
+        self.assertEqual(self.successResultOf(sending), Delivered())
+        return token
+
+    def test_each_push_carries_a_token_that_serves_for_50_minutes(self) -> None:
+        first = self.deliver(1)
+        self.assertTrue(first.startswith("bearer "))
+        self.pass_time(49 * 60.0, 20.0)
+        self.assertEqual(self.deliver(2), first)
+        self.pass_time(60.0, 20.0)
+        self.assertNotEqual(self.deliver(3), first)
+        self.assertEqual(len(self.wires), 1)
+
+    def test_an_expired_token_is_replaced_on_a_new_connection(self) -> None:
+        first = self.deliver(1)
+        self.pass_time(30 * 60.0, 20.0)
+        (sending,) = self.send(2)
+        self.wire.answer(2, 403, "ExpiredProviderToken")
+        self.assertEqual(self.successResultOf(sending), RetryAfter("ExpiredProviderToken", 0.0))
+        self.assertTrue(self.wire.lost)
+        self.delay_until_next()
+        self.wires[-1].accept()
+        self.assertNotEqual(self.deliver(2), first)
+
+    def test_an_expired_fresh_token_is_a_wrong_clock(self) -> None:
+        self.pass_time(30.0)
+        (sending,) = self.send(1)
+        self.wire.answer(1, 403, "ExpiredProviderToken")
+        outcome = self.successResultOf(sending)
+        assert isinstance(outcome, Misconfigured)
+        self.assertIn("clock", outcome.reason)
+
+    def test_too_many_tokens_mean_a_new_connection_with_the_same_token(self) -> None:
+        first = self.deliver(1)
+        self.pass_time(45 * 60.0, 20.0)
+        (sending,) = self.send(2)
+        self.wire.answer(2, 429, "TooManyProviderTokenUpdates")
+        self.assertEqual(self.successResultOf(sending), RetryAfter("TooManyProviderTokenUpdates"))
+        self.assertTrue(self.wire.lost)
+        self.delay_until_next()
+        self.wires[-1].accept()
+        self.pass_time(10 * 60.0, 20.0)
+        self.assertEqual(self.deliver(3), first)
+
+    def test_a_key_taken_up_again_makes_no_other_token(self) -> None:
+        first = self.deliver(1)
+        self.client.use(None)
+        self.client.use(self.credential)
+        self.wires[-1].accept()
+        self.assertEqual(self.deliver(2), first)
+
+    def test_keys_that_take_turns_have_one_token_each(self) -> None:
+        first = self.deliver(1)
+        key = pki.SigningKey.create("XYZ123DEFG")
+        other = TokenCredential(TOPIC, "other.p8", key.key_id, key.team_id, key.p8)
+        moved = attrs.evolve(self.credential, topic=f"{TOPIC}.b", source="moved.p8")
+        mended = attrs.evolve(self.credential, key_pem=key.p8)
+        tokens = []
+        steps: tuple[Credential, ...] = (other, moved, certificate(), other, mended)
+        for number, credential in enumerate(steps, 2):
+            self.client.use(credential)
+            self.wires[-1].accept()
+            if isinstance(credential, TokenCredential):
+                self.pass_time(1.0)
+                tokens.append(self.deliver(number))
+        self.assertNotEqual(tokens[0], first)
+        self.assertEqual(tokens[1:3], [first, tokens[0]])
+        self.assertNotIn(tokens[3], tokens[:3])
+
+    def test_a_clock_that_is_set_voids_the_tokens_of_all_keys(self) -> None:
+        first = self.deliver(1)
+        self.client.use(certificate())
+        self.client.clock_set()
+        self.client.use(self.credential)
+        self.wires[-1].accept()
+        self.pass_time(1.0)
+        self.assertNotEqual(self.deliver(2), first)
+
+    def test_not_all_keys_ever_used_are_remembered(self) -> None:
+        first = self.deliver(1)
+        for number in range(MOST_KEYS):
+            self.client.use(attrs.evolve(self.credential, team_id=f"TEAM{number:06}"))
+        self.client.use(self.credential)
+        self.wires[-1].accept()
+        self.pass_time(1.0)
+        self.assertNotEqual(self.deliver(2), first)
+
+    def test_a_certificate_after_a_key_sends_no_token(self) -> None:
+        self.client.use(certificate())
+        self.wires[-1].accept()
+        self.send(1)
+        names = [bytes(name) for name, _ in self.wires[-1].peer.requests[1].headers]
+        self.assertNotIn(b"authorization", names)
+
+    def test_a_bad_key_is_refused_and_the_old_one_stays(self) -> None:
+        bad = TokenCredential(TOPIC, "bad.p8", "K", "T", b"rubbish")
+        error = self.assertRaises(ValueError, self.client.use, bad)
+        self.assertIn("bad.p8", str(error))
+        self.deliver(1)
+        self.assertEqual(len(self.wires), 1)
+
+    def test_the_limit_of_one_before_the_first_token_is_kept(self) -> None:
+        self.client.use(certificate())
+        self.client.use(self.credential)
+        wire = self.wires[-1]
+        wire.accept(Peer(stream_limit=1))
+        (first,) = self.send(1)
+        self.assertEqual(self.client.room(), 0)
+        wire.peer.settings(MAX_CONCURRENT_STREAMS=1000)
+        wire.answer(1)
+        self.assertEqual(self.successResultOf(first), Delivered())
+        self.assertEqual((self.client.room(), self.clock.seconds()), (1000, NOW))

@@ -1,0 +1,144 @@
+"""``docs/limits.rst`` names the limits that the code has."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from h2.connection import H2Connection
+from twisted.trial.unittest import SynchronousTestCase
+
+from xaps import daemon, intakes, model
+from xaps.admin import history as pushlog
+from xaps.admin import web as controlweb
+from xaps.apns import backoff, payload, pool, reasons
+from xaps.apns import connection as apns_connection
+from xaps.apns import session as apns_session
+from xaps.config import kinds as config_kinds
+from xaps.config import reading as config
+from xaps.credentials import reading
+from xaps.ctl import client as ctl_client
+from xaps.intake import allow as door
+from xaps.intake import answers, connection, connections, http, lines, messages
+from xaps.intake.cyrus import drain as cyrus_drain
+from xaps.intake.cyrus import listener as cyrus_listener
+from xaps.listen import ports as listeners
+from xaps.push import dispatcher as dispatch
+from xaps.push import flags as waiting
+from xaps.push import flood
+from xaps.registry import opening, sqlite
+from xaps.system import complaints as alarm
+from xaps.system import log, stalls
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def size(number: int) -> str:
+    for unit, factor in (("MiB", 2**20), ("KiB", 2**10)):
+        if number % factor == 0 and number > 8 * 2**10:
+            return f"{number // factor} {unit}"
+    return f"{number:,} bytes"
+
+
+def characters(number: int) -> str:
+    return f"{number:,} characters"
+
+
+def period(seconds: float) -> str:
+    if seconds == 3600:
+        return "1 hour"
+    for unit, factor in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds % factor == 0 and seconds // factor > 1:
+            return f"{seconds // factor:.0f} {unit}"
+    return f"{seconds:.0f} seconds" if seconds >= 1 else f"{seconds * 1000:.0f} ms"
+
+
+def number(number: int) -> str:
+    return f"{number:,}"
+
+
+LIMITS = {
+    "Line on the UNIX socket": size(lines.MAX_LINE),
+    "Request line and headers": size(http.MAX_HEAD),
+    "Headers of a request over HTTP/2": size(H2Connection.DEFAULT_MAX_HEADER_LIST_SIZE),
+    "Body of a request": size(http.MAX_BODY),
+    "User name": characters(model.MAX_USER),
+    "Account id": characters(model.MAX_ACCOUNT_ID),
+    "Device token": characters(model.MAX_TOKEN),
+    "Name of a mailbox": size(messages.MAX_MAILBOX),
+    "Mailboxes in a registration": number(messages.MAX_MAILBOXES),
+    "Answer to the Dovecot plugin, with the mailboxes that are confirmed to the phone": size(
+        answers.MAX_PLUGIN_BODY
+    ),
+    "Time for a request, from its first byte to its last": period(connection.REQUEST_DEADLINE),
+    "Time for a TLS handshake": period(connection.REQUEST_DEADLINE),
+    "Time for a client to read its answers": period(connection.WRITE_DEADLINE),
+    # The one of h2, which test_intake_web tries.
+    "Requests at a time on a connection with HTTP/2": "100",
+    "Requests at a time on any other connection": "1",
+    "Connections of each of ``socket``, ``listenAddr`` and ``tlsListenAddr``": number(
+        intakes.MAX_CONNECTIONS
+    ),
+    "Connections beyond those that are told so": number(connections._SURPLUS),
+    "Open files that are kept for everything else": number(intakes.SPARE_FILES),
+    "Connections that wait to be accepted": number(listeners.BACKLOG),
+    "Addresses outside ``allowFrom`` that are logged": number(door._MAX_STRANGERS),
+    "Connections of ``controlSocket``, and of ``metricsAddr``": number(controlweb.MAX_CONNECTIONS),
+    "Request on one of these": size(controlweb.MAX_BODY),
+    "Idle time on one of these": period(controlweb.IDLE),
+    "Datagram": size(cyrus_drain.LARGEST),
+    "Datagrams that wait to be worked off": size(cyrus_listener.ROOM),
+    "Events that wait for the disk": number(cyrus_listener.WINDOW),
+    "Time between two tries while the disk takes nothing": period(cyrus_listener.LONGEST_RETRY),
+    "Time for the events that are left at the stop": period(cyrus_listener.STOP_PATIENCE),
+    "Phones of one user": number(sqlite.MAX_PER_USER),
+    "Age of a registration that the phone has not renewed": period(dispatch.REGISTRATION_LIFETIME),
+    "Writes that wait for the disk": number(sqlite.MAX_PENDING),
+    "Time that a write waits for another program's lock on the database": period(
+        sqlite.BUSY_TIMEOUT
+    ),
+    "Size of the Go daemon's ``database.json``": size(opening.MAX_JSON),
+    "Age of a push that could not be delivered": period(waiting.LIFETIME),
+    "Mailboxes in one push": number(waiting.MAX_NAMED),
+    "Payload": size(payload.MAX_PAYLOAD),
+    "Connections to APNs (``apnsConnections``)": number(config.Config().apns_connections),
+    "Pushes at a time on one of these, where APNs allows more": number(apns_session.MAX_STREAMS),
+    "Time for APNs to answer a push": period(apns_session.PUSH_TIMEOUT),
+    "Silence of APNs": period(apns_session.SILENCE),
+    "Time for that sign": period(apns_session.PING_TIMEOUT),
+    "Bytes for APNs that it does not read": size(apns_connection.MAX_HELD),
+    "Bytes of an answer that are kept": size(apns_session.MAX_BODY),
+    "Time for a connection to be made": period(pool.ATTEMPT_TIMEOUT),
+    "Longest delay between two attempts": period(backoff.LONGEST),
+    "Delay after APNs has refused the credential": period(pool.REFUSED_DELAY),
+    "Longest delay between two tries of a push that failed": period(dispatch.LONGEST_DELAY),
+    "Delay for a phone that APNs calls too busy (``TooManyRequests``)": period(
+        reasons.DEVICE_BUSY_DELAY
+    ),
+    f"``BadDeviceToken`` in the last {flood.WINDOW} answers": f"{flood.LEAST}, if over half",
+    "Pushes under way at the stop": period(daemon.DRAIN),
+    "``xapsd.yaml``": size(config._SIZE_MAX),
+    "File with a certificate, a key or a password": size(reading.MAX_FILE),
+    "Path of a socket": size(config_kinds._SOCKET_PATH_MAX),
+    "Line in the log": characters(log._LONGEST),
+    "Time between two lines about the same": period(alarm.REPEAT_INTERVAL),
+    "Time between two lines about trouble that lasts": period(alarm.ALARM_INTERVAL),
+    "Time that everything may wait for one thing": period(stalls.LIMIT),
+    "Phones whose last push ``xapsctl devices`` can tell": number(pushlog.MAX_PHONES),
+    "Reasons of Apple's that are counted by themselves in the metrics": number(pushlog.MAX_REASONS),
+    "Time that ``xapsctl`` waits for an answer": period(ctl_client.TIMEOUT),
+}
+
+_CELL = re.compile(r"^   [* ] - (.+(?:\n       .+)*)", re.MULTILINE)
+
+
+class LimitsTests(SynchronousTestCase):
+    def test_every_limit_is_the_one_in_the_code(self) -> None:
+        text = (DOCS / "limits.rst").read_text()
+        cells = [" ".join(cell.split()) for cell in _CELL.findall(text)]
+        rows = [cells[at : at + 4] for at in range(0, len(cells), 4)]
+        heads = [row for row in rows if row[0] == "Limit"]
+        self.assertEqual(len(heads), text.count("list-table::"))
+        found = {limit: value for limit, value, _, _ in rows if limit != "Limit"}
+        self.assertEqual(len(found) + len(heads), len(rows), "a limit is there twice")
+        self.assertEqual(found, LIMITS)

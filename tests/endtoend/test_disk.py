@@ -1,0 +1,64 @@
+"""The real daemon on a disk that fills up and has room again."""
+
+from __future__ import annotations
+
+import time
+
+from tests.endtoend.case import ACCOUNT, EndToEndTestCase
+
+ALICE, BOB, CAROL = ("aa" * 32, "bb" * 32, "cc" * 32)
+ON_DISK = 1.5
+"""Seconds after which what waits is written, if it can be."""
+
+
+class FullDiskTests(EndToEndTestCase):
+    def test_pushes_go_on_and_what_waits_is_written_once_there_is_room(self) -> None:
+        apns = self.make_apns()
+        daemon = self.make_daemon(apns.url)
+        # A short name: the reason that a client is told has at most 200 characters.
+        database = daemon.socket.with_name("phones.sqlite3")
+        daemon.settings["databaseFile"] = str(database)
+        daemon.start()
+        daemon.register("alice", ACCOUNT, ALICE)
+        daemon.register("carol", ACCOUNT, CAROL)
+        apns.hang()
+        daemon.http_notify("carol")
+        apns.wait_for(1)
+        time.sleep(ON_DISK)  # so that there is something to take back later
+        daemon.fill_disk(database.with_name(f"{database.name}-wal"), left=1000)
+
+        # Who registers is told to come again, and the administrator what is wrong.
+        status, reason = daemon.http_register("bob", ACCOUNT, BOB)
+        self.assertEqual(status, 503)
+        self.assertIn(b"is the disk full", reason)
+        self.assertRegex(daemon.register("bob", ACCOUNT, BOB), "^ERROR .*is the disk full")
+        self.assertEqual(daemon.http_notify("bob")[0], 204)
+
+        # Notices are taken and pushed.
+        apns.resume()
+        self.assertEqual(daemon.http_notify("alice")[0], 200)
+        self.assertEqual(daemon.notify("alice"), "OK ")
+        apns.wait_for(1, matching=lambda push: push["device_token"] == ALICE)
+        apns.quiet(0.5)
+        apns.hang()
+        before = len(apns.pushes)
+        self.assertEqual(daemon.http_notify("alice")[0], 200)
+        apns.wait_for(before + 1)  # in flight, and owed until it is answered
+
+        # The trouble is told once, although writing is tried again each second.
+        daemon.wait_for_log("could not be written to disk")
+        time.sleep(2.5)
+        alarms = [line for line in daemon.log if "[critical]" in line]
+        self.assertEqual(len(alarms), 1, alarms)
+        self.assertIn("is the disk full", alarms[0])
+        self.assertEqual([line for line in daemon.log if "Traceback" in line], [])
+
+        daemon.free_disk()
+        self.assertTrue(daemon.register("bob", ACCOUNT, BOB).startswith("OK "))
+        time.sleep(ON_DISK)
+        daemon.kill()
+        daemon.start()
+        self.assertIn("Ready: 3 phones, 1 pushes waiting", daemon.wait_for_log("Ready: "))
+        before = len(apns.pushes)
+        apns.resume()
+        self.assertEqual(apns.wait_for(before + 1)[-1]["device_token"], ALICE)

@@ -1,0 +1,155 @@
+"""What a registering client gets to read."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.intake.case import TOPIC, registration
+from xaps.intake import answers
+from xaps.intake.messages import JSON_NAMES, RegisterRequest, register_request
+from xaps.model import RegistrationKey
+
+LINE = '* XAPPLEPUSHSERVICE aps-version "2" aps-topic "%s"\r\n'
+
+
+def request(*mailboxes: str) -> RegisterRequest:
+    return register_request(registration(Mailboxes=list(mailboxes)), JSON_NAMES)
+
+
+def as_the_plugin_prints(body: bytes) -> list[str]:
+    """The lines that the client of the IMAP server sees: C's %s ends at the NUL."""
+    text = body[: body.index(b"\0")].decode("ascii")
+    return (LINE % text).split("\r\n")[:-1]
+
+
+def confirmed_by(lines: list[str]) -> list[str]:
+    """The names in the mailbox lines, read as IMAP's quoted strings (an independent reading)."""
+    names = []
+    for line in lines:
+        prefix = '* XAPPLEPUSHSERVICE "mailbox" "'
+        if line.startswith(prefix):
+            rest, name = line[len(prefix) :], ""
+            while rest[0] != '"':
+                if rest[0] == "\\":
+                    rest = rest[1:]
+                name, rest = name + rest[0], rest[1:]
+            assert rest == '"', "something follows the name"
+            names.append(name)
+    return names
+
+
+class BareTests(SynchronousTestCase):
+    """Other HTTP clients, and the line protocol."""
+
+    def test_the_topic_alone(self) -> None:
+        answer = answers.bare(TOPIC)
+        self.assertEqual(answer.body, TOPIC.encode())
+        self.assertEqual(answer.confirmed, frozenset())
+
+
+class PluginTests(SynchronousTestCase):
+    """dovecot-xaps-plugin, whose C code prints what it gets."""
+
+    def test_the_form_without_folders(self) -> None:
+        answer = answers.for_plugin(TOPIC, request("INBOX", "Notes"), folder_push=False)
+        self.assertEqual(answer.body, TOPIC.encode() + b"\0")
+        self.assertEqual(answer.confirmed, frozenset())
+        self.assertEqual(answer.left_out, 0)
+
+    def test_a_short_topic_is_padded(self) -> None:
+        topic = "com.apple.mobilemail.push.org.example"
+        answer = answers.for_plugin(topic, request("INBOX"), folder_push=False)
+        self.assertEqual(answer.body, topic.encode() + b"\0" * (51 - len(topic)))
+        self.assertEqual(len(answer.body), 51)
+        fifty = answers.for_plugin("x" * 50, request("INBOX"), folder_push=False)
+        self.assertEqual(fifty.body, b"x" * 50 + b"\0")
+
+    def test_folders_are_confirmed_by_lines(self) -> None:
+        answer = answers.for_plugin(TOPIC, request("INBOX", "Sent Messages"), folder_push=True)
+        self.assertEqual(
+            answer.body,
+            TOPIC.encode()
+            + b'"\r\n* XAPPLEPUSHSERVICE "mailbox" "INBOX'
+            + b'"\r\n* XAPPLEPUSHSERVICE "mailbox" "Sent Messages\0',
+        )
+        self.assertEqual(answer.confirmed, {"INBOX", "Sent Messages"})
+        self.assertEqual(
+            as_the_plugin_prints(answer.body),
+            [
+                (LINE % TOPIC).strip(),
+                '* XAPPLEPUSHSERVICE "mailbox" "INBOX"',
+                '* XAPPLEPUSHSERVICE "mailbox" "Sent Messages"',
+            ],
+        )
+
+    def test_names_go_back_as_they_were_sent(self) -> None:
+        answer = answers.for_plugin(TOPIC, request("Entw&APw-rfe", "inbox"), folder_push=True)
+        self.assertEqual(confirmed_by(as_the_plugin_prints(answer.body)), ["inbox", "Entw&APw-rfe"])
+        self.assertEqual(answer.confirmed, {"inbox", "Entwürfe"})
+
+    def test_quotes_and_backslashes_are_escaped(self) -> None:
+        hostile = 'x"\\" (oops)'
+        answer = answers.for_plugin(TOPIC, request(hostile), folder_push=True)
+        self.assertIn(b'"mailbox" "x\\"\\\\\\" (oops)\0', answer.body)
+        self.assertEqual(confirmed_by(as_the_plugin_prints(answer.body)), [hostile])
+
+    def test_names_that_cannot_be_quoted_are_not_confirmed(self) -> None:
+        answer = answers.for_plugin(
+            TOPIC, request("Entwürfe", "a\r\n* BYE", "a\0b", "Notes"), folder_push=True
+        )
+        self.assertEqual(confirmed_by(as_the_plugin_prints(answer.body)), ["Notes"])
+        self.assertEqual(answer.confirmed, {"Notes"})
+        self.assertEqual(answer.left_out, 1)
+        self.assertNotIn(b"BYE", answer.body)
+
+    def test_whoever_makes_the_request_no_control_character_is_printed(self) -> None:
+        """Requests that were read have none; here is the last place to keep them from clients."""
+        for character in "\r\n\0\x01\x1f\x7f":
+            name = f"a{character}* BYE"
+            made = RegisterRequest(
+                RegistrationKey("alice", "A", "ab"), (name, "Notes"), (name, "Notes")
+            )
+            answer = answers.for_plugin(TOPIC, made, folder_push=True)
+            self.assertEqual(confirmed_by(as_the_plugin_prints(answer.body)), ["Notes"])
+            self.assertEqual((answer.confirmed, answer.left_out), ({"Notes"}, 1))
+            self.assertNotIn(b"BYE", answer.body)
+
+    def test_a_phone_without_mailbox_list_gets_no_mailbox_lines(self) -> None:
+        answer = answers.for_plugin(TOPIC, request(), folder_push=True)
+        self.assertEqual(answer.body, TOPIC.encode() + b"\0")
+        self.assertEqual(answer.confirmed, frozenset())
+
+    def test_inbox_has_room_before_all_others(self) -> None:
+        many = [f"{number:04d}" + "x" * 500 for number in range(100)]
+        answer = answers.for_plugin(TOPIC, request(*many, "Inbox"), folder_push=True)
+        self.assertLessEqual(len(answer.body), 7900)
+        names = confirmed_by(as_the_plugin_prints(answer.body))
+        self.assertEqual(names, ["Inbox", *many[: len(names) - 1]])
+        self.assertEqual(answer.confirmed, set(names))
+        self.assertEqual(answer.left_out, 101 - len(names))
+        self.assertGreater(len(names), 13)
+
+    def test_the_room_is_used_to_the_last_byte(self) -> None:
+        overhead = len(TOPIC) + len('"\r\n* XAPPLEPUSHSERVICE "mailbox" "') + 1
+        names = [f"{number}" + "x" * 990 for number in range(7)]
+        used = 7 * (991 + overhead - len(TOPIC) - 1) + overhead
+        last = "z" * (7900 - used)
+        answer = answers.for_plugin(TOPIC, request(*names, last), folder_push=True)
+        self.assertEqual(len(answer.body), 7900)
+        self.assertEqual(answer.left_out, 0)
+        answer = answers.for_plugin(TOPIC, request(*names, last + "z"), folder_push=True)
+        self.assertEqual(answer.left_out, 1)
+
+    @given(st.lists(st.text(max_size=30) | st.text('a"\\&-\r\n\0é', max_size=8), max_size=30))
+    @settings(max_examples=150)
+    def test_no_name_breaks_out(self, names: list[str]) -> None:
+        answer = answers.for_plugin(TOPIC, request(*names), folder_push=True)
+        lines = as_the_plugin_prints(answer.body)
+        self.assertEqual(lines[0], (LINE % TOPIC).strip())
+        echoed = confirmed_by(lines)
+        self.assertEqual(len(echoed), len(lines) - 1)
+        self.assertEqual(len(answer.confirmed), len(echoed))
+        self.assertLessEqual(set(echoed), set(names))
+        self.assertGreaterEqual(len(answer.body), 51)

@@ -1,0 +1,346 @@
+"""Connections of IMAP servers, in memory: limits of time and room, closed doors, and endings."""
+
+from __future__ import annotations
+
+import base64
+from ipaddress import ip_network
+
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.defer import Deferred
+from twisted.logger import LogLevel, capturedLogs, formatEvent
+
+from tests.intake.case import (
+    CONFIRMING,
+    LOOPBACK,
+    NOTICE,
+    NOTIFY,
+    OK,
+    REGISTER,
+    UNIX,
+    Connection,
+    IntakeCase,
+    bytewise,
+    post,
+)
+from xaps.intake.connection import LINGER, REQUEST_DEADLINE, WRITE_DEADLINE
+from xaps.model import Refused
+
+
+class BoundTests(IntakeCase):
+    """Time and room are limited, for each in its way."""
+
+    def test_an_idle_connection_stays(self) -> None:
+        client = self.connect()
+        self.clock.advance(86400)
+        self.assertEqual(client.send(NOTIFY), OK)
+        self.assert_no_timers()
+        self.clock.advance(86400)
+        self.assertEqual(client.send(NOTIFY), OK)
+
+    def test_an_unfinished_request_is_dropped(self) -> None:
+        for parts in ([NOTIFY[:1]], [NOTIFY[:-1]], [NOTIFY + NOTIFY[:30]]):
+            client = self.connect()
+            client.send(*parts)
+            self.clock.advance(REQUEST_DEADLINE - 0.1)
+            self.assertEqual(client.received(), b"")
+            self.clock.advance(0.1)
+            self.assertTrue(client.received().startswith(b"HTTP/1.1 408 "))
+            self.assertTrue(client.wire.half_closed)
+            client.lose()
+            self.assert_no_timers()
+
+    def test_bytes_that_trickle_in_do_not_buy_time(self) -> None:
+        client = self.connect()
+        for byte in list(bytewise(NOTIFY))[:29]:
+            self.assertEqual(client.send(byte), b"")
+            self.clock.advance(1)
+        self.assertEqual(client.send(NOTIFY[29:30]), b"")
+        self.clock.advance(1)
+        self.assertTrue(client.received().startswith(b"HTTP/1.1 408 "))
+
+    def test_each_request_has_its_own_time(self) -> None:
+        client = self.connect()
+        client.send(NOTIFY[:-1])
+        self.clock.advance(REQUEST_DEADLINE - 1)
+        self.assertEqual(client.send(NOTIFY[-1:] + NOTIFY[:-1]), OK)
+        self.clock.advance(REQUEST_DEADLINE - 1)
+        self.assertEqual(client.send(NOTIFY[-1:]), OK)
+        self.assert_no_timers()
+
+    def test_time_does_not_run_while_nothing_is_read(self) -> None:
+        held: list[Deferred[None]] = []
+        self.handler.held = held
+        client = self.connect()
+        client.send(REGISTER + NOTIFY + NOTIFY[:-1])
+        self.assertFalse(client.wire.reading)
+        self.clock.advance(REQUEST_DEADLINE * 2)
+        held[0].callback(None)
+        self.assertEqual(client.received(), CONFIRMING + OK)
+        self.clock.advance(REQUEST_DEADLINE - 1)
+        self.assertEqual(client.send(NOTIFY[-1:]), OK)
+
+    def test_the_end_of_a_paused_connection_is_read_too(self) -> None:
+        held: list[Deferred[None]] = []
+        self.handler.held = held
+        client = self.connect()
+        client.send(REGISTER + b"rubbish")
+        self.assertFalse(client.wire.reading)
+        held[0].callback(None)
+        self.assertTrue(client.wire.half_closed)
+        self.assertTrue(client.wire.reading, "the client's goodbye would never be seen")
+
+    def test_refusals_that_end_a_connection_can_be_read(self) -> None:
+        client = self.connect()
+        received = client.send(b"POST /notify HTTP/1.1\r\nContent-Length: 9999999\r\n\r\nxxxx")
+        self.assertTrue(received.startswith(b"HTTP/1.1 413 "))
+        self.assertTrue(client.wire.half_closed)
+        self.assertFalse(client.wire.disconnecting, "closing now would reset the connection")
+        self.assertTrue(client.wire.reading)
+        self.assertEqual(client.send(b"x" * 100_000), b"")
+        self.clock.advance(LINGER)
+        self.assertTrue(client.wire.aborted)
+
+    def test_a_head_without_end_is_refused(self) -> None:
+        client = self.connect()
+        received = client.send(b"GET / HTTP/1.1\r\nX: " + b"x" * 65_000)
+        self.assertTrue(received.startswith(b"HTTP/1.1 431 "))
+
+    def test_a_client_that_does_not_read_is_cut_off(self) -> None:
+        client = self.connect()
+        client.protocol.pauseProducing()
+        self.assertEqual(client.send(NOTIFY), b"")
+        self.assertEqual(self.handler.notices, [])
+        self.assertFalse(client.wire.reading)
+        self.clock.advance(WRITE_DEADLINE - 0.1)
+        self.assertFalse(client.wire.aborted)
+        with capturedLogs() as events:
+            self.clock.advance(0.1)
+        self.assertTrue(client.wire.aborted)
+        self.assertEqual([event["peer"] for event in events], ["127.0.0.1 port 40000"])
+        client.lose()
+        self.assert_no_timers()
+
+    def test_refusals_in_great_numbers_do_not_fill_the_log(self) -> None:
+        client = self.connect()
+        with capturedLogs() as events:
+            for number in range(100):
+                client.send(post(f"/no{number}", {}))
+                client.send(post("/notify", {"Username": number}))
+            self.clock.advance(60)
+            client.send(post("/no", {}))
+        told = [event for event in events if event["log_level"] is not LogLevel.debug]
+        self.assertEqual(len(events), 201, "with debug all are told")
+        self.assertEqual(
+            [formatEvent(event).partition(": ")[2] for event in told],
+            [
+                "there is nothing here, only /register, /notify, /ox",
+                "Username is not a string",
+                "there is nothing here, only /register, /notify, /ox (99 more like this since it "
+                "was last told)",
+            ],
+        )
+
+    def test_a_client_that_reads_again_is_served_again(self) -> None:
+        client = self.connect()
+        client.protocol.pauseProducing()
+        client.send(NOTIFY + NOTIFY[:-1])
+        self.clock.advance(WRITE_DEADLINE - 1)
+        client.protocol.resumeProducing()
+        self.assertEqual(client.received(), OK)
+        self.assertTrue(client.wire.reading)
+        self.clock.advance(REQUEST_DEADLINE - 1)
+        self.assertEqual(client.send(NOTIFY[-1:]), OK)
+        self.assert_no_timers()
+
+    def test_answers_stop_where_the_client_stops_reading(self) -> None:
+        client = self.connect()
+        write = client.wire.write
+
+        def fill_up(data: bytes) -> None:
+            write(data)
+            if len(client.wire.writes) == 2:
+                client.protocol.pauseProducing()
+
+        self.patch(client.wire, "write", fill_up)
+        self.assertEqual(client.send(NOTIFY * 5), OK * 2)
+        client.protocol.resumeProducing()
+        self.assertEqual(client.received(), OK * 3)
+
+    def test_a_flood_lets_others_have_their_turn(self) -> None:
+        client = self.connect()
+        first = client.send(NOTIFY * 200)
+        self.assertEqual(first, OK * 64)
+        self.assertFalse(client.wire.reading)
+        other = self.connect()
+        self.assertEqual(other.send(NOTIFY), OK)
+        self.clock.pump([0] * 10)
+        self.assertEqual(client.received(), OK * 136)
+        self.assertTrue(client.wire.reading)
+        self.assert_no_timers()
+
+    def test_a_flood_that_goes_away_is_forgotten(self) -> None:
+        client = self.connect()
+        client.send(NOTIFY * 200)
+        client.lose()
+        self.assert_no_timers()
+        self.assertEqual(len(self.handler.notices), 64)
+
+    def test_too_many_connections_are_told_so(self) -> None:
+        with capturedLogs() as events:
+            clients = [self.connect() for _ in range(10)]
+            for _ in range(3):
+                surplus = self.connect()
+                received = surplus.send(NOTIFY)
+                self.assertTrue(received.startswith(b"HTTP/1.1 503 too many connections"))
+                self.assertTrue(surplus.wire.half_closed)
+                surplus.lose()
+        self.assertEqual(self.handler.notices, [])
+        full = [event for event in events if "limit" in event]
+        self.assertEqual([event["limit"] for event in full], [10])
+        told = [event for event in events if event["log_level"] is LogLevel.warn]
+        self.assertEqual(len(told), 2, "that it is full, and the first of those refused")
+
+        def made_room(clients: list[Connection]) -> int:
+            """How often it is told after this has made room, and others have taken it."""
+            with capturedLogs() as events:
+                for client in clients:
+                    client.lose()
+                for _ in clients:
+                    self.assertEqual(self.connect().send(NOTIFY), OK)
+                self.connect().lose()
+            return len([event for event in events if "limit" in event])
+
+        self.assertEqual(made_room(clients[:1]), 0, "it is as full as before")
+        self.assertEqual(made_room(clients[1:3]), 1)
+
+    def test_far_too_many_connections_are_not_even_told(self) -> None:
+        for _ in range(10 + 64):
+            self.connect()
+        self.assertIsNone(self.factory.buildProtocol(LOOPBACK))
+
+    def test_a_surplus_connection_must_not_stay(self) -> None:
+        for _ in range(10):
+            self.connect()
+        surplus = self.connect()
+        self.clock.advance(LINGER)
+        self.assertTrue(surplus.wire.aborted)
+
+    def test_2000_connections_at_once(self) -> None:
+        self.factory = self.listen(max_connections=2000)
+        clients = [self.connect() for _ in range(2000)]
+        for client in clients:
+            client.protocol.dataReceived(NOTIFY[:50])
+        for client in clients:
+            self.assertEqual(client.send(NOTIFY[50:]), OK)
+        self.assert_no_timers()
+
+
+class DoorTests(IntakeCase):
+    """``allowFrom`` and ``authToken``."""
+
+    def test_networks(self) -> None:
+        self.factory = self.listen(
+            allow_from=(ip_network("192.0.2.0/24"), ip_network("2001:db8::/32"))
+        )
+        for host, admitted in (
+            ("192.0.2.7", True),
+            ("192.0.3.7", False),
+            ("127.0.0.1", False),
+        ):
+            made = self.factory.buildProtocol(IPv4Address("TCP", host, 1))
+            self.assertIs(made is not None, admitted, host)
+        for host, admitted in (
+            ("2001:db8::7", True),
+            ("2001:db9::7", False),
+            ("::ffff:192.0.2.7", True),
+            ("::ffff:192.0.3.7", False),
+            ("fe80::1%eth0", False),
+        ):
+            made = self.factory.buildProtocol(IPv6Address("TCP", host, 1))
+            self.assertIs(made is not None, admitted, host)
+        self.assertIsNotNone(self.factory.buildProtocol(UNIX))
+
+    def test_strangers_are_logged_once(self) -> None:
+        self.factory = self.listen(allow_from=(ip_network("192.0.2.0/24"),))
+        with capturedLogs() as events:
+            for host in ("10.0.0.1", "10.0.0.2", "10.0.0.1"):
+                self.factory.buildProtocol(IPv4Address("TCP", host, 1))
+        self.assertEqual([event["host"] for event in events], ["10.0.0.1", "10.0.0.2"])
+
+    def test_many_strangers_do_not_fill_memory_or_log(self) -> None:
+        self.factory = self.listen(allow_from=(ip_network("192.0.2.0/24"),))
+        with capturedLogs() as events:
+            for number in range(2000):
+                host = f"10.0.{number // 250}.{number % 250}"
+                self.factory.buildProtocol(IPv4Address("TCP", host, 1))
+        self.assertEqual(len(events), 1000)
+
+    def test_tcp_clients_need_the_secret(self) -> None:
+        self.factory = self.listen(auth_token="secret")
+        client = self.connect()
+        self.assertTrue(client.send(NOTIFY).startswith(b"HTTP/1.1 401 "))
+        self.assertEqual(self.handler.notices, [])
+        authorization = "Authorization: Basic " + base64.b64encode(b"xaps:secret").decode()
+        self.assertEqual(client.send(post("/notify", NOTICE, authorization)), OK)
+
+    def test_the_unix_socket_needs_none(self) -> None:
+        for lines in (False, True):
+            client = Connection(self.listen(auth_token="secret", lines=lines), UNIX)
+            self.assertEqual(client.send(NOTIFY), OK)
+            self.assertFalse(client.wire.no_delay)
+
+
+class StopTests(IntakeCase):
+    """The daemon stops: nothing new, but what was taken is answered."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.held: list[Deferred[None]] = []
+        self.handler.held = self.held
+
+    def test_without_connections_it_is_over_at_once(self) -> None:
+        self.successResultOf(self.factory.close())
+        self.assertIsNone(self.factory.buildProtocol(LOOPBACK))
+
+    def test_idle_connections_are_closed(self) -> None:
+        clients = [self.connect(), self.connect()]
+        clients[1].send(NOTIFY[:-1])
+        closed, again = self.factory.close(), self.factory.close()
+        for client in clients:
+            self.assertTrue(client.wire.disconnecting)
+            self.assertNoResult(closed)
+            self.assertEqual(client.send(NOTIFY), b"")
+            client.lose()
+        self.successResultOf(closed)
+        self.successResultOf(again)
+        self.assertEqual(self.handler.notices, [])
+        self.assert_no_timers()
+
+    def test_what_was_taken_is_answered(self) -> None:
+        client = self.connect()
+        client.send(REGISTER + NOTIFY)
+        closed = self.factory.close()
+        self.assertFalse(client.wire.disconnecting)
+        self.held[0].callback(None)
+        received = client.received()
+        self.assertIn(b"\r\nConnection: close\r\n", received)
+        self.assertEqual(received.count(b"HTTP/1.1 "), 1)
+        self.assertTrue(client.wire.disconnecting)
+        self.assertEqual(self.handler.notices, [], "it had not been taken")
+        client.lose()
+        self.successResultOf(closed)
+        self.assert_no_timers()
+
+    def test_a_refusal_is_an_answer_too(self) -> None:
+        client = self.connect()
+        client.send(REGISTER)
+        self.factory.close()
+        self.held[0].errback(Refused("no", temporary=True))
+        self.assertIn(b"\r\nConnection: close\r\n", client.received())
+        self.assertTrue(client.wire.ended)
+
+    def test_a_client_that_does_not_go_is_cut_off(self) -> None:
+        client = self.connect()
+        self.factory.close()
+        self.clock.advance(LINGER)
+        self.assertTrue(client.wire.aborted)

@@ -1,0 +1,238 @@
+"""The Debian package's scripts, with stand-ins for the commands that they run, and manual pages."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+from types import ModuleType
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.package import unit
+
+DEBIAN = Path(__file__).parents[2] / "debian"
+
+STANDINS = ("chmod", "chown", "deb-systemd-invoke", "dpkg-statoverride", "runuser", "systemctl")
+_STANDIN = """\
+#!/bin/sh
+echo "${0##*/} $*" >>"$CALLS"
+case "${0##*/} $*" in
+    dpkg-statoverride*) exit 1;;
+    runuser*) [ -e "$COMPLETE" ] || { echo "no push credential is configured"; exit 78; };;
+    systemctl*is-enabled*) [ -e "$SOCKET_ENABLED" ];;
+esac
+"""
+
+
+class ScriptTests(SynchronousTestCase):
+    """What dpkg runs, in the order and with the arguments of Debian Policy, chapter 6."""
+
+    def setUp(self) -> None:
+        # The scripts need not quote the paths that they have.
+        folder = tempfile.TemporaryDirectory(prefix="xaps-")
+        self.addCleanup(folder.cleanup)
+        self.root = Path(folder.name)
+        for name in ("bin", "etc/xapsd", "run/systemd/system", "var/lib/xapsd"):
+            (self.root / name).mkdir(parents=True)
+        for name in STANDINS:
+            program = self.root / "bin" / name
+            program.write_text(_STANDIN)
+            program.chmod(0o755)
+        self.calls = self.root / "calls"
+        self.complete = self.root / "complete"
+        self.complete.touch()
+        self.socket_enabled = self.root / "socket-enabled"
+        self.config = self.root / "etc/xapsd/xapsd.yaml"
+        self.config.touch()
+
+    def run_script(self, name: str, *argv: str) -> str:
+        """Run it as it is, but with folders of our own; returns what it says."""
+        text = (DEBIAN / f"xapsd.{name}").read_text().replace("#DEBHELPER#", "")
+        text = re.sub("/(etc|run|var/lib)/", lambda match: f"{self.root}{match[0]}", text)
+        done = subprocess.run(
+            ["sh", "-c", text, name, *argv],
+            env={
+                **os.environ,
+                "PATH": f"{self.root}/bin:/usr/bin:/bin",
+                "CALLS": str(self.calls),
+                "COMPLETE": str(self.complete),
+                "SOCKET_ENABLED": str(self.socket_enabled),
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        self.assertEqual(done.returncode, 0, done.stdout)
+        return done.stdout
+
+    def called(self, command: str) -> list[str]:
+        """The calls of a command since this was asked last."""
+        calls = self.calls.read_text().splitlines() if self.calls.exists() else []
+        self.calls.unlink(missing_ok=True)
+        return [call for call in calls if call.startswith(command)]
+
+    def started(self) -> list[str]:
+        start = "deb-systemd-invoke start "
+        return [call.removeprefix(start) for call in self.called(start)]
+
+    def install(self, before: str = "") -> str:
+        """An installation; `before` is the version that was removed, if it was not purged."""
+        self.run_script("preinst", "install", *([before] if before else []))
+        return self.run_script("postinst", "configure", before)
+
+    def remove(self) -> None:
+        self.run_script("prerm", "remove")
+        self.run_script("postrm", "remove")
+
+    def upgrade(self) -> str:
+        self.run_script("prerm", "upgrade", "1.1")
+        self.run_script("preinst", "upgrade", "1.0", "1.1")
+        self.run_script("postrm", "upgrade", "1.1")
+        return self.run_script("postinst", "configure", "1.0")
+
+    def test_what_is_complete_is_started_by_the_installation(self) -> None:
+        self.assertEqual(self.install(), "")
+        self.assertEqual(self.started(), ["xapsd.service"])
+
+    def test_a_first_installation_is_known_after_a_reboot_in_its_middle_too(self) -> None:
+        self.run_script("preinst", "install")
+        (self.root / "run/xapsd.installing").unlink()
+        self.run_script("postinst", "configure", "")
+        self.assertEqual(self.started(), ["xapsd.service"])
+
+    def test_what_is_not_complete_is_not_started_and_what_to_do_is_told(self) -> None:
+        self.complete.unlink()
+        said = self.install()
+        self.assertIn("not started", said)
+        self.assertIn("no push credential is configured", said)
+        self.assertIn("What to do next:", said)
+        self.assertEqual(self.started(), [])
+
+    def test_an_installation_after_a_removal_starts_it_again(self) -> None:
+        self.install()
+        self.called("")
+        self.remove()
+        self.assertEqual(
+            self.called("deb-systemd-invoke"),
+            ["deb-systemd-invoke stop xapsd.socket xapsd.service"],
+        )
+        self.assertEqual(self.install("1.0"), "")
+        self.assertEqual(self.started(), ["xapsd.service"])
+
+    def test_an_installation_after_a_removal_tells_what_is_missing(self) -> None:
+        self.install()
+        self.remove()
+        self.called("")
+        self.complete.unlink()
+        self.assertIn("What to do next:", self.install("1.0"))
+        self.assertEqual(self.started(), [])
+
+    def test_owners_and_modes_are_set_by_the_first_installation_alone(self) -> None:
+        self.install()
+        self.assertEqual(
+            self.called("ch"),
+            [
+                f"chown root:xapsd {self.config.parent}",
+                f"chmod 0750 {self.config.parent}",
+                f"chown root:xapsd {self.config}",
+                f"chmod 0640 {self.config}",
+            ],
+        )
+        self.remove()
+        self.install("1.0")
+        self.upgrade()
+        self.assertEqual(self.called("ch"), [])
+
+    def test_a_database_that_was_roots_can_be_used_after_every_installation(self) -> None:
+        database = self.root / "var/lib/xapsd/database.json"
+        database.touch()
+        for before in ("", "1.0"):
+            self.install(before)
+            chown = f"chown --no-dereference xapsd:xapsd {database}"
+            self.assertIn(chown, self.called("chown"))
+
+    def test_an_upgrade_starts_nothing(self) -> None:
+        """What ran is restarted by debhelper's part; what the administrator stopped is not."""
+        self.install()
+        self.called("")
+        self.assertEqual(self.upgrade(), "")
+        self.assertEqual(self.called("runuser") + self.called("deb-systemd-invoke"), [])
+        self.complete.unlink()
+        self.assertEqual(self.upgrade(), "")
+        # Nor does one after an installation that was given up.
+        self.run_script("preinst", "install")
+        self.run_script("postrm", "abort-install")
+        self.assertEqual(self.upgrade(), "")
+        self.assertEqual(self.called("deb-systemd-invoke"), [])
+
+    def test_the_socket_is_started_again_where_it_was_enabled(self) -> None:
+        self.socket_enabled.touch()
+        self.install("1.0")
+        self.assertEqual(self.started(), ["xapsd.socket", "xapsd.service"])
+
+    def test_without_systemd_nothing_is_started(self) -> None:
+        (self.root / "run/systemd/system").rmdir()
+        self.assertEqual(self.install(), "")
+        self.assertEqual(self.called("deb-systemd-invoke") + self.called("systemctl"), [])
+
+    def test_a_configuration_that_was_there_is_kept(self) -> None:
+        self.config.write_text("delay: 7\n")
+        self.run_script("preinst", "install")
+        self.assertFalse(self.config.exists(), "dpkg would ask about it")
+        self.config.write_text("# of the package\n")
+        self.run_script("postinst", "configure", "")
+        self.assertEqual(self.config.read_text(), "delay: 7\n")
+
+
+class UnitTests(SynchronousTestCase):
+    def test_the_service_can_tell_of_its_memory_and_files(self) -> None:
+        """Prometheus' collector gives up without /proc/stat."""
+        settings = unit.read(DEBIAN / "xapsd.service")
+        self.assertIn("ProtectProc", settings)
+        self.assertEqual(settings.get("ProcSubset", ["all"]), ["all"])
+
+    def test_no_core_dump_shows_keys(self) -> None:
+        self.assertEqual(unit.read(DEBIAN / "xapsd.service")["LimitCORE"], ["0"])
+
+
+class ManualTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        folder = Path(self.mktemp())
+        folder.mkdir()
+        manual().main(folder, 0)
+        self.pages = {path.name: path.read_text() for path in folder.iterdir()}
+
+    def test_there_is_a_page_for_each_command_and_for_the_configuration(self) -> None:
+        self.assertEqual(set(self.pages), {"xapsd.8", "xapsctl.8", "xapsd.yaml.5"})
+        for page in self.pages.values():
+            self.assertRegex(page, r"\A\.TH XAPS\S+ [58] 1970-01-01 ")
+
+    def test_a_restart_is_not_said_to_lose_nothing(self) -> None:
+        """IMAP servers drop notices while the daemon is down."""
+        readme = (DEBIAN.parent / "README.rst").read_text()
+        for text in (readme, *self.pages.values()):
+            self.assertNotRegex(text, r"loses\s+nothing")
+        self.assertRegex(readme, r"do\s+not\s+repeat")
+
+    def test_how_often_an_argument_can_be_given_is_shown(self) -> None:
+        for line in (
+            '.BI devices " [USER]"',
+            '.BI forget " USER [TOKEN]"',
+            '.BI certificate " [PATH ...]"',
+            '.BI push " USER [\\-\\-mailbox MAILBOX]"',
+        ):
+            self.assertIn(f"\n{line}\n", self.pages["xapsctl.8"])
+
+
+def manual() -> ModuleType:
+    """The program that writes the pages, which is no part of a package of Python's."""
+    spec = importlib.util.spec_from_file_location("manpages", DEBIAN / "manpages.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

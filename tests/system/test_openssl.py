@@ -1,0 +1,174 @@
+"""What OpenSSL does not present in a handshake is known before there is one."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+from cryptography import x509
+from OpenSSL import SSL, crypto
+from twisted.internet import reactor
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests import pki
+from xaps.apns.tls import Trouble, explain, tls_endpoint, trust_root
+from xaps.credentials.certificate import CertificateInfo, CredentialError, certificate_info
+from xaps.model import CertificateCredential
+from xaps.system.openssl import NotPresented, check_presented, openssl_words
+
+NOW = pki.now().timestamp()
+ROOT = pki.Authority.create(key="rsa")
+OLD_ROOT = attrs.evolve(ROOT, certificate=pki.with_sha1(ROOT.certificate, ROOT.key))
+MIDDLE = ROOT.intermediate(key="rsa")
+WEAK_MIDDLE = ROOT.intermediate(key="weak rsa")
+
+
+def with_old_chain(issued: pki.Issued) -> pki.Issued:
+    return attrs.evolve(issued, chain=(pki.with_sha1(MIDDLE.certificate, ROOT.key),))
+
+
+def with_old_signature(issued: pki.Issued) -> pki.Issued:
+    return attrs.evolve(issued, certificate=pki.with_sha1(issued.certificate, MIDDLE.key))
+
+
+KINDS = {
+    "usual": MIDDLE.client(key="rsa"),
+    "P-256": MIDDLE.client(),
+    "with a root that has signed itself with SHA-1": attrs.evolve(
+        ROOT.client(), chain=(OLD_ROOT.certificate,)
+    ),
+    "short key": MIDDLE.client(key="weak rsa"),
+    "short key above it": WEAK_MIDDLE.client(),
+    "SHA-1": with_old_signature(MIDDLE.client()),
+    "SHA-1 above it": with_old_chain(MIDDLE.client()),
+}
+
+
+def openssl(certificates: Sequence[x509.Certificate]) -> list[crypto.X509]:
+    return [crypto.X509.from_cryptography(certificate) for certificate in certificates]
+
+
+def openssl_key(issued: pki.Issued) -> crypto.PKey:
+    return crypto.load_privatekey(crypto.FILETYPE_PEM, issued.key_pem)
+
+
+def info_of(issued: pki.Issued) -> CertificateInfo:
+    return certificate_info("push.pem", [issued.certificate, *issued.chain], issued.key)
+
+
+def handshake(issued: pki.Issued) -> SSL.Error | None:
+    """Show it to a server in memory, which takes everything."""
+    server = SSL.Context(SSL.TLS_METHOD)
+    server.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, lambda *_: True)
+    its_own = ROOT.server()
+    server.use_certificate(openssl([its_own.certificate])[0])
+    server.use_privatekey(openssl_key(its_own))
+    client = SSL.Context(SSL.TLS_METHOD)
+    try:
+        client.use_certificate(openssl([issued.certificate])[0])
+        client.use_privatekey(openssl_key(issued))
+        for certificate in openssl(issued.chain):
+            client.add_extra_chain_cert(certificate)
+        here, there = SSL.Connection(client, None), SSL.Connection(server, None)
+        here.set_connect_state()
+        there.set_accept_state()
+        for _ in range(4):
+            for one, other in ((here, there), (there, here)):
+                exchange(one, other)
+    except SSL.Error as error:
+        return error
+    assert there.get_peer_certificate() is not None
+    return None
+
+
+def exchange(one: Any, other: Any) -> None:
+    for do in (one.do_handshake, lambda: other.bio_write(one.bio_read(65536))):
+        with contextlib.suppress(SSL.WantReadError):
+            do()
+
+
+def refused(issued: pki.Issued) -> NotPresented | None:
+    try:
+        check_presented(openssl([issued.certificate, *issued.chain]), openssl_key(issued))
+    except NotPresented as refusal:
+        return refusal
+    return None
+
+
+class PresentingTests(SynchronousTestCase):
+    def test_it_is_refused_if_and_only_if_the_handshake_fails(self) -> None:
+        """Which signatures are too weak is different from one OpenSSL to another."""
+        for kind, issued in KINDS.items():
+            failure, refusal = handshake(issued), refused(issued)
+            self.assertEqual(failure is None, refusal is None, f"{kind}: {failure}, {refusal}")
+        for kind in ("usual", "P-256", "with a root that has signed itself with SHA-1"):
+            self.assertIsNone(refused(KINDS[kind]), kind)
+
+    def test_a_refusal_says_which_one_it_is_in_openssls_words(self) -> None:
+        for kind, position in (("short key", 0), ("short key above it", 1)):
+            refusal = refused(KINDS[kind])
+            assert refusal is not None, kind
+            self.assertEqual(refusal.position, position)
+            self.assertIn("key too small", refusal.reason)
+            self.assertIn(refusal.reason, str(refusal))
+
+    def test_a_key_of_another_certificate_is_refused(self) -> None:
+        one, other = KINDS["usual"], MIDDLE.client(key="rsa")
+        with self.assertRaises(NotPresented):
+            check_presented(openssl([one.certificate]), openssl_key(other))
+
+    def test_an_error_without_words_is_one_too(self) -> None:
+        self.assertEqual([openssl_words(error) for error in (SSL.Error(), SSL.Error([]))], [""] * 2)
+
+
+class CredentialTests(SynchronousTestCase):
+    """The judgement of a credential, which ``--check`` and the running daemon tell."""
+
+    def test_what_is_not_presented_is_no_credential(self) -> None:
+        for issued in KINDS.values():
+            refusal, errors = refused(issued), info_of(issued).errors(NOW)
+            self.assertEqual([error.what for error in errors if refusal is None], [])
+            self.assertEqual(len(errors), 0 if refusal is None else 1)
+
+    def test_the_administrator_is_told_what_to_do(self) -> None:
+        with self.assertRaisesRegex(
+            CredentialError,
+            r"push.pem: OpenSSL does not present the certificate to servers \(ee key too small\);"
+            " request another one",
+        ):
+            info_of(KINDS["short key"]).credential(NOW)
+        with self.assertRaisesRegex(
+            CredentialError,
+            r"push.pem: OpenSSL does not present the certificate of CN=xaps test intermediate CA "
+            r"to servers \(.* too small\); take it out of the file",
+        ):
+            info_of(KINDS["short key above it"]).credential(NOW)
+
+
+class EndpointTests(SynchronousTestCase):
+    """Should one be let through, the client is told in the way that it expects."""
+
+    def test_what_is_not_presented_is_a_value_error(self) -> None:
+        for issued in (KINDS["short key"], KINDS["short key above it"]):
+            credential = CertificateCredential(
+                topic=pki.MAIL_TOPIC,
+                source="push.pem",
+                not_before=0.0,
+                not_after=2e9,
+                chain_pem=info_of(issued).chain_pem,
+                key_pem=issued.key_pem,
+            )
+            with self.assertRaisesRegex(ValueError, r"^push\.pem: OpenSSL does not present it: "):
+                tls_endpoint(reactor, "localhost", 1, trust_root(ROOT.pem), credential)
+
+    def test_a_handshake_that_fails_for_it_is_our_certificates_fault(self) -> None:
+        for text in ("ee key too small", "ca key too small", "ca md too weak"):
+            trouble = explain(Failure(SSL.Error([("SSL routines", "", text)])))
+            self.assertEqual(
+                trouble, Trouble(f"OpenSSL does not present our certificate ({text})", ours=True)
+            )
+        trouble = explain(Failure(SSL.Error([("SSL routines", "", "dh key too small")])))
+        self.assertEqual(trouble, Trouble("TLS failed: dh key too small"))

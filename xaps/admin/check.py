@@ -1,0 +1,164 @@
+"""``--check``: whether what the configuration points to is there and usable, without starting."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+from xaps.apns.tls import trust_root
+from xaps.config.reading import Config, careless_secrets
+from xaps.credentials.certificate import utc_text
+from xaps.credentials.keeper import SET_ONE
+from xaps.credentials.sources import source_from_config
+from xaps.intake.cyrus.conf import ImapdConfError, read_imapd_conf
+from xaps.listen.tls import TLSError, server_options
+from xaps.listen.unix import SocketError, group_id, join
+from xaps.registry.opening import BESIDE
+from xaps.system.files import let_read
+from xaps.system.privatefiles import careless
+
+RUNTIME = Path(Config().socket).parent
+"""The folder of the sockets where nothing else is said, which systemd makes."""
+
+
+def check(path: Path, config: Config, out: TextIO) -> bool:
+    """Tell `out` what is wrong, or that nothing is; returns whether something is wrong.
+
+    :param path: the configuration file, to be named.
+    """
+    problems = [
+        *_credential(config, out),
+        *_tls(config, out),
+        *_trust_roots(config),
+        *_groups(config),
+        *_database(config),
+        *_cyrus(config, out),
+    ]
+    for warning in (*careless_secrets(path, config), *_sockets(config), *_root()):
+        out.write(f"Warning: {warning}\n")
+    for problem in problems:
+        out.write(f"{path}: {problem}\n")
+    if not problems:
+        out.write(f"{path}: no problems found\n")
+    return bool(problems)
+
+
+def _credential(config: Config, out: TextIO) -> Iterator[str]:
+    source = source_from_config(config)
+    if source is None:
+        yield f"no push credential is configured: {SET_ONE}"
+        return
+    finding = source.describe(time.time())
+    for warning in finding.warnings:
+        out.write(f"Warning: {warning}\n")
+    for error in finding.errors:
+        # The error names the file.
+        yield f"{source.name.partition(' ')[0]}: {error}"
+    if finding.credential is not None:
+        out.write(f"Topic: {finding.credential.topic}\n")
+        if finding.expires is not None:
+            out.write(f"Certificate valid until {utc_text(finding.expires)}\n")
+
+
+def _tls(config: Config, out: TextIO) -> Iterator[str]:
+    if config.tls_certfile is None or config.tls_keyfile is None:
+        return
+    try:
+        server_options(config.tls_certfile, config.tls_keyfile, config.tls_client_ca)
+    except TLSError as error:
+        yield str(error)
+    for problem in careless(config.tls_keyfile, "private key"):
+        out.write(f"Warning: tlsKeyfile: {problem}\n")
+
+
+def _trust_roots(config: Config) -> Iterator[str]:
+    file = config.apns_trust_roots
+    if file is None:
+        return
+    try:
+        trust_root(file.read_bytes())
+    except PermissionError:
+        yield f"apnsTrustRoots: {file}: permission denied; {let_read(file)}"
+    except OSError as error:
+        yield f"apnsTrustRoots: {file}: {error.strerror}"
+    except ValueError as error:
+        yield f"apnsTrustRoots: {file}: {error}"
+
+
+def _groups(config: Config) -> Iterator[str]:
+    for key, group in (
+        ("socketGroup", config.socket_group),
+        ("cyrusSocketGroup", config.cyrus_socket_group),
+        ("controlSocketGroup", config.control_socket_group),
+    ):
+        if group is not None:
+            try:
+                number = group_id(group)
+            except SocketError as error:
+                yield f"{key}: {error}"
+            else:
+                if os.geteuid() != 0 and number not in (os.getegid(), *os.getgroups()):
+                    yield f"{key}: {group}: {join(group)}"
+
+
+def _database(config: Config) -> Iterator[str]:
+    named = config.database_file
+    folder = named.parent
+    if not folder.is_dir():
+        yield f"databaseFile: the folder {folder} does not exist: create it for the daemon's user"
+    elif not _may(folder, os.W_OK | os.X_OK):
+        yield (
+            f"databaseFile: {folder} cannot be written by this user "
+            "(run --check as the daemon's user)"
+        )
+    for file, needed in ((named, os.R_OK), (folder / BESIDE, os.R_OK | os.W_OK)):
+        if file.exists() and not _may(file, needed):
+            yield f"databaseFile: {file} belongs to another user: chown xapsd:xapsd {file}"
+
+
+def _cyrus(config: Config, out: TextIO) -> Iterator[str]:
+    if not config.cyrus_socket or config.cyrus.imapd_conf is None:
+        return
+    try:
+        found = read_imapd_conf(config.cyrus.imapd_conf, config.cyrus_socket)
+    except ImapdConfError as error:
+        yield f"cyrus.imapdConf: {error}"
+        return
+    for problem in found.problems:
+        out.write(f"Warning: {problem}\n")
+
+
+def _sockets(config: Config) -> Iterator[str]:
+    """No more than warnings: systemd can make folders when it starts the service, as it does with
+    the one that is usual."""
+    for key, path in (
+        ("socket", config.socket),
+        ("cyrusSocket", config.cyrus_socket),
+        ("controlSocket", config.control_socket),
+    ):
+        folder = Path(path).parent
+        if not path or path.startswith("systemd:") or folder == RUNTIME:
+            continue
+        if not folder.is_dir():
+            yield (
+                f"{key}: the folder {folder} does not exist: make it for the daemon's user, or let "
+                "systemd do it (RuntimeDirectory= in the unit)"
+            )
+        elif not _may(folder, os.W_OK | os.X_OK):
+            yield f"{key}: {folder} cannot be written by this user"
+
+
+def _root() -> Iterator[str]:
+    if os.geteuid() == 0:
+        yield (
+            "root may read everything, so this was not checked for the daemon's user: "
+            "runuser -u xapsd -- xapsd --check"
+        )
+
+
+def _may(path: Path, needed: int) -> bool:
+    # By what permissions count for, which is not who started sudo.
+    return os.access(path, needed, effective_ids=True)

@@ -1,0 +1,1 @@
+"""``xapsd.yaml`` to checked values; it never opens what they point to."""

@@ -1,0 +1,1 @@
+"""Apple's certificate service: asked, understood, remembered; it never decides what is in use."""

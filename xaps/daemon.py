@@ -1,0 +1,371 @@
+"""The daemon: its parts, made, started and stopped in the order that loses nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import signal
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import TimeoutError as DeferTimeout
+from twisted.internet.task import LoopingCall
+from twisted.internet.threads import deferToThread, deferToThreadPool
+from twisted.logger import ILogObserver, Logger
+from twisted.python.components import Componentized
+from twisted.python.failure import Failure
+from twisted.python.threadpool import ThreadPool
+
+import xaps
+from xaps.admin.control import Control
+from xaps.admin.history import PushLog
+from xaps.admin.metrics import CountingHandler, Metrics
+from xaps.admin.web import control_site, metrics_site
+from xaps.apns.client import Client
+from xaps.apns.tls import authority, tls_endpoint, trust_root
+from xaps.config.reading import Config
+from xaps.credentials.apple.client import AppleService
+from xaps.credentials.apple.store import AppleStore
+from xaps.credentials.keeper import CredentialKeeper
+from xaps.credentials.sources import source_from_config
+from xaps.intake.allow import Door
+from xaps.intake.cyrus.conf import ImapdConfError, read_imapd_conf
+from xaps.intake.cyrus.listener import CyrusListener
+from xaps.intake.cyrus.names import CyrusSettings
+from xaps.intakes import Intake, connections_each, open_intakes
+from xaps.listen.ports import ListenError, Listeners
+from xaps.listen.tls import TLSError
+from xaps.listen.unix import SocketError
+from xaps.model import Credential, Refused
+from xaps.push.dispatcher import REGISTRATION_LIFETIME, Dispatcher
+from xaps.registry.godata import AppleCertificates
+from xaps.registry.interface import RegistryError
+from xaps.registry.opening import open_registry
+from xaps.system import garbage
+from xaps.system.stalls import StallWatch
+from xaps.system.systemd import Supervision
+
+EX_UNAVAILABLE = 69
+"""A socket or the database cannot be had (sysexits.h)."""
+EX_CONFIG = 78
+"""The configuration is wrong (sysexits.h)."""
+
+DRAIN = 10.0
+"""Seconds that pushes in flight get when the daemon stops."""
+HOUSEKEEPING = 3600.0
+"""Seconds between two looks for registrations and flags that are too old."""
+
+
+def raise_open_files() -> int:
+    """Allow this process as many open files as the system lets it; returns the number.
+
+    Each IMAP process holds a connection, and the usual limit is 1024.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
+
+
+class StartError(Exception):
+    """The daemon cannot start; the message is one line and says why and what to do."""
+
+
+_MISCONFIGURED = (StartError, ImapdConfError, TLSError)
+_UNAVAILABLE = (ListenError, RegistryError, SocketError)
+
+
+class Daemon(Service):
+    """All parts, started and stopped in the order that loses nothing."""
+
+    _log = Logger()
+
+    def __init__(self, reactor: Any, config: Config, log: ILogObserver | None = None) -> None:
+        self._reactor = reactor
+        self._observer = log
+        self._ending = False
+        self._config = config
+        self._listeners = Listeners(reactor)
+        self._writer = ThreadPool(1, 1, "registry")
+        self._intakes: list[Intake] = []
+        self._cyrus: CyrusListener | None = None
+        self._cyrus_topic: str | None = None
+        self._counted: list[CountingHandler] = []
+        self._pushes = PushLog(reactor.seconds)
+        self._stalls = StallWatch(on_clock_set=self._clock_set)
+
+    def setServiceParent(self, parent: Any) -> None:
+        """Called by twistd with the application, which is asked for the log observer next."""
+        if self._observer is not None and isinstance(parent, Componentized):
+            parent.setComponent(ILogObserver, self._observer)
+        super().setServiceParent(parent)  # type: ignore[no-untyped-call]  # Twisted's
+
+    # -------------------------------------------------------------- starting
+
+    def startService(self) -> None:
+        """Open everything, or say what cannot be had and exit."""
+        try:
+            self._start()
+        except _MISCONFIGURED as error:
+            self._log.critical("Cannot start: {error}", error=error)
+            raise SystemExit(EX_CONFIG) from None
+        except _UNAVAILABLE as error:
+            self._log.critical("Cannot start: {error}", error=error)
+            raise SystemExit(EX_UNAVAILABLE) from None
+        Service.startService(self)
+
+    def _start(self) -> None:
+        config = self._config
+        self._log.info("xapsd {version} starts", version=xaps.__version__)
+        open_files = raise_open_files()
+        # Until there is a credential to look at again, and so that it does not end the daemon.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        self._supervision = Supervision(self._reactor, os.environ, self._status_line)
+        self._open_for_cyrus()
+        self._registry = open_registry(
+            config.database_file,
+            run=partial(deferToThreadPool, self._reactor, self._writer),
+            now=self._reactor.seconds(),
+            lifetime=REGISTRATION_LIFETIME,
+            on_certificates=self._take_over,
+        )
+        self._client = self._make_client()
+        self._dispatcher = Dispatcher(
+            self._reactor,
+            self._registry,
+            self._client,
+            topic=self._topic,
+            delay=config.delay,
+            check_interval=config.check_interval,
+            on_outcome=self._pushes.record,
+        )
+        self._client.on_room = self._dispatcher.pump
+        self._keeper = CredentialKeeper(
+            self._reactor,
+            source_from_config(config, AppleService(self._reactor), deferToThread),
+            self._credential_changed,
+            run=deferToThread,
+        )
+        self._intakes = open_intakes(
+            self._reactor, config, self._listeners, self._handler, connections_each(open_files)
+        )
+        self._listen_for_administrators()
+        self._writer.start()
+        self._client.start()
+        self._keeper.start()
+        self._housekeeping = LoopingCall(self._dispatcher.expire)
+        self._housekeeping.clock = self._reactor
+        self._reactor.callWhenRunning(self._handle_signals)
+        Deferred.fromCoroutine(self._get_ready()).addErrback(self._not_ready)
+
+    def _open_for_cyrus(self) -> None:
+        """Before anything that can take long: Cyrus waits, with the mailbox locked, while nobody
+        empties the socket that it sends to."""
+        config = self._config
+        if config.cyrus_socket:
+            self._cyrus = CyrusListener(
+                self._reactor,
+                Path(config.cyrus_socket),
+                self._cyrus_settings(),
+                mode=config.cyrus_socket_mode,
+                group=config.cyrus_socket_group,
+                user=config.cyrus_user,
+            )
+            self._cyrus.start()
+            self._listeners.addresses.append(config.cyrus_socket)
+
+    def _take_over(self, certificates: AppleCertificates) -> None:
+        """Use what Apple issued to the Go daemon, as if this daemon had asked for it."""
+        store = AppleStore(self._config.database_file.parent)
+        try:
+            taken = store.adopt(certificates.chains, certificates.keys)
+        except OSError as error:
+            raise StartError(f"{store.path}: {error.strerror}") from error
+        if taken:
+            self._log.info(
+                "{source}: the push certificate in it was copied to {path}",
+                source=str(self._config.database_file),
+                path=str(store.path),
+            )
+
+    def _make_client(self) -> Client:
+        config = self._config
+        server = config.apns_server
+        try:
+            file = config.apns_trust_roots
+            roots = trust_root(None if file is None else file.read_bytes())
+        except (OSError, ValueError) as error:
+            raise StartError(f"apnsTrustRoots: {file}: {error}") from error
+        return Client(
+            self._reactor,
+            partial(tls_endpoint, self._reactor, server.host, server.port, roots),
+            authority(server.host, server.port),
+            priority=config.push_priority,
+            max_connections=config.apns_connections,
+        )
+
+    def _handler(self, key: str) -> CountingHandler:
+        """The dispatcher, for the intake that the setting `key` opens."""
+        counted = CountingHandler(key, self._dispatcher)
+        self._counted.append(counted)
+        return counted
+
+    def _listen_for_administrators(self) -> None:
+        config = self._config
+        reactor = self._reactor
+        self._control = Control(
+            reactor,
+            self._registry,
+            self._dispatcher,
+            self._keeper,
+            connection=self._client.status,
+            pushes=self._pushes,
+            stalls=self._stalls,
+        )
+        metrics = Metrics(self._counted, self._pushes, self._stalls, self._control.snapshot)
+        if config.control_socket:
+            self._listeners.unix(
+                "controlSocket",
+                config.control_socket,
+                control_site(reactor, self._control, metrics),
+                mode=config.control_socket_mode,
+                group=config.control_socket_group,
+            )
+        if config.metrics_addr is not None:
+            self._listeners.tcp(
+                "metricsAddr",
+                config.metrics_addr.host,
+                config.metrics_addr.port,
+                metrics_site(reactor, metrics, Door(config.allow_from).admits),
+                risk="" if config.allow_from else "read the metrics here; set allowFrom",
+            )
+
+    def _cyrus_settings(self) -> CyrusSettings:
+        cyrus = self._config.cyrus
+        if cyrus.imapd_conf is None:
+            return CyrusSettings(
+                altnamespace=cyrus.altnamespace,
+                unix_hierarchy_sep=cyrus.unix_hierarchy_sep,
+                virt_domains=cyrus.virt_domains != "off",
+                user_prefix=cyrus.user_prefix,
+                shared_prefix=cyrus.shared_prefix,
+                default_domain=cyrus.default_domain,
+            )
+        found = read_imapd_conf(cyrus.imapd_conf, self._config.cyrus_socket)
+        for problem in found.problems:
+            self._log.warn("{problem}", problem=problem)
+        self._cyrus_topic = found.aps_topic
+        return found.settings
+
+    async def _get_ready(self) -> None:
+        garbage.hold()
+        waiting = await self._dispatcher.start()
+        phones = await self._registry.count()
+        if self._cyrus is not None:
+            page = await self._registry.page()
+            while page:
+                self._cyrus.remember(page)
+                page = await self._registry.page(page[-1].key)
+            self._cyrus.begin(self._handler("cyrusSocket"))
+        self._housekeeping.start(HOUSEKEEPING).addErrback(self._broken)
+        self._log.info(
+            "Ready: {phones} phones, {waiting} pushes waiting, listening on {addresses}",
+            phones=phones,
+            waiting=waiting,
+            addresses=", ".join(self._listeners.addresses) or "nothing",
+        )
+        self._supervision.ready()
+        garbage.release()
+        self._stalls.watch(self._reactor)
+
+    def _not_ready(self, failure: Failure) -> None:
+        if self._ending:
+            return  # what was closed under it is no trouble
+        if isinstance(failure.value, RegistryError):
+            self._log.critical("Cannot start: {error}", error=failure.value)
+        else:
+            self._log.failure("Cannot start", failure)
+        # twistd would end with status 0.
+        self._reactor.addSystemEventTrigger("after", "shutdown", os._exit, EX_UNAVAILABLE)
+        self._end()
+
+    def _broken(self, failure: Failure) -> None:
+        self._log.failure("Housekeeping has ended", failure)
+
+    # -------------------------------------------------------------- running
+
+    def _topic(self) -> str:
+        credential = self._keeper.credential
+        if credential is None:
+            raise Refused(self._keeper.problem or "there is no push credential", temporary=True)
+        return credential.topic
+
+    def _credential_changed(self, credential: Credential | None) -> None:
+        self._client.use(credential)
+        self._dispatcher.credential_changed()
+        if credential is not None and self._cyrus_topic not in (None, credential.topic):
+            self._log.warn(
+                "Cyrus gives phones the topic {theirs}, but the credential is for {ours}: their "
+                "registrations cannot be pushed. Set aps_topic: {ours} in imapd.conf and restart "
+                "Cyrus",
+                theirs=self._cyrus_topic,
+                ours=credential.topic,
+            )
+
+    def _handle_signals(self) -> None:
+        """SIGHUP looks at the credential. The others stop the reactor, and are ours because
+        twistd would end itself by the same signal again, where exit status 0 is wanted."""
+        signal.signal(signal.SIGHUP, partial(self._signalled, self._reload))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, partial(self._signalled, self._end))
+
+    def _signalled(self, do: Callable[[], object], number: int, frame: FrameType | None) -> None:
+        self._reactor.callFromThread(do)
+
+    def _clock_set(self, seconds: float) -> None:
+        self._dispatcher.clock_set(seconds)
+        self._client.clock_set()
+
+    def _status_line(self) -> Deferred[str]:
+        return self._control.status_line()
+
+    def _reload(self) -> None:
+        self._supervision.reloading(self._keeper.check_now())
+
+    def _end(self) -> None:
+        if self._reactor.running and not self._ending:
+            self._ending = True
+            self._reactor.stop()
+
+    # -------------------------------------------------------------- stopping
+
+    def stopService(self) -> Deferred[None]:
+        """Take nothing new, finish what is under way for at most 10 s, close."""
+        Service.stopService(self)
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        self._log.info("Stopping")
+        self._supervision.stopping()
+        await self._listeners.stop()
+        # Requests that are being dealt with get their answers; the registry is still open.
+        closing = gatherResults([intake.close() for intake in self._intakes])
+        with contextlib.suppress(DeferTimeout):
+            await closing.addTimeout(DRAIN, self._reactor)
+        if self._cyrus is not None:
+            await self._cyrus.stop()
+        if self._housekeeping.running:
+            self._housekeeping.stop()
+        self._keeper.stop()
+        # The client answers what is in flight, or gives it back at its deadline.
+        draining = self._dispatcher.stop()
+        await self._client.stop(DRAIN)
+        await draining
+        await self._registry.close()
+        self._writer.stop()
+        self._log.info("Stopped")

@@ -1,0 +1,1 @@
+"""Cyrus IMAP's datagrams: received and understood; it never answers, Cyrus waits for no answer."""

@@ -1,0 +1,144 @@
+"""Reads what the daemon must know of Cyrus IMAP from its ``imapd.conf``.
+
+Source of the syntax and of the defaults: ``lib/libconfig.c`` and ``lib/imapoptions`` of Cyrus IMAP
+3.6. Settings for a single service (``imap_altnamespace``) are not taken into account.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import attrs
+
+from xaps.intake.cyrus.names import CyrusSettings
+from xaps.mailboxes import from_utf7
+
+_OPTION = re.compile(r"\s*(@?[A-Za-z0-9_-]*):\s*(.*?)\s*", re.DOTALL)
+_SWITCH = re.compile("(0|n|of|f)|(1|y|on|t)")
+_EVENT_GROUPS = ("message", "applepushservice")
+
+
+class ImapdConfError(Exception):
+    """The file cannot be read; the message is one line for people and names file and line."""
+
+
+@attrs.frozen
+class ImapdConf:
+    """What ``imapd.conf`` says."""
+
+    settings: CyrusSettings
+    aps_topic: str | None
+    """The topic that Cyrus gives to phones; it must be the credential's."""
+    problems: tuple[str, ...] = ()
+    """What keeps Cyrus from offering push to phones or from telling the daemon of mail: for each a
+    line for people, with the setting to make."""
+
+
+@attrs.frozen
+class _Option:
+    value: str
+    path: Path
+    line: int
+
+    def switch(self) -> bool:
+        found = _SWITCH.match(self.value)
+        if found is None:
+            raise ImapdConfError(f"{self.path}:{self.line}: {self.value!r} is not yes or no")
+        return found[2] is not None
+
+
+def read_imapd_conf(path: Path, socket: str) -> ImapdConf:
+    """Read the file and those that it includes.
+
+    :param socket: where the daemon waits for Cyrus' datagrams.
+    :raises ImapdConfError: Cyrus would not start with that file, or it cannot be read.
+    """
+    options: dict[str, _Option] = {}
+    for name, option in _options(path, set()):
+        if name in options:
+            first = options[name]
+            raise ImapdConfError(
+                f"{option.path}:{option.line}: {name} is set a second time, the first is at "
+                f"{first.path}:{first.line}; Cyrus does not start so: remove one"
+            )
+        options[name] = option
+    aps_topic = options.get("aps_topic")
+    return ImapdConf(
+        _settings(options),
+        None if aps_topic is None else aps_topic.value,
+        tuple(_problems(path, options, socket)),
+    )
+
+
+def _settings(options: Mapping[str, _Option]) -> CyrusSettings:
+    # What is not in the file has the default that is compiled in, not that of Debian's file.
+    def switch(name: str, default: bool) -> bool:
+        return options[name].switch() if name in options else default
+
+    def text(name: str, default: str) -> str:
+        return from_utf7(options[name].value) if name in options else default
+
+    virt_domains = options.get("virtdomains")
+    return CyrusSettings(
+        altnamespace=switch("altnamespace", True),
+        unix_hierarchy_sep=switch("unixhierarchysep", True),
+        virt_domains=virt_domains is not None
+        and (virt_domains.value == "userid" or virt_domains.switch()),
+        user_prefix=text("userprefix", "Other Users"),
+        shared_prefix=text("sharedprefix", "Shared Folders"),
+        alt_prefix=text("altprefix", "Alt Folders"),
+        default_domain=text("defaultdomain", "internal"),
+        cross_domains=switch("crossdomains", False),
+        cross_domains_only_other=switch("crossdomains_onlyother", False),
+    )
+
+
+def _problems(path: Path, options: Mapping[str, _Option], socket: str) -> Iterator[str]:
+    if "aps_topic" not in options:
+        yield f"{path}: aps_topic is missing: phones are not offered push; set it to the topic"
+    if "event_notifier" not in options:
+        yield f"{path}: event_notifier is missing: Cyrus tells of no events; set it to xapsd"
+    groups = options["event_groups"].value.split() if "event_groups" in options else ["message"]
+    if missing := [group for group in _EVENT_GROUPS if group not in groups]:
+        yield f"{path}: event_groups lacks {' and '.join(missing)}; add it"
+    notify = options["notifysocket"].value if "notifysocket" in options else "its default"
+    if notify != socket:
+        yield f"{path}: notifysocket is {notify}, but cyrusSocket is {socket}: make them the same"
+
+
+def _options(path: Path, seen: set[Path]) -> Iterator[tuple[str, _Option]]:
+    if path in seen:
+        raise ImapdConfError(f"{path}: is included twice")
+    seen.add(path)
+    try:
+        lines = path.read_text("utf-8", "replace").split("\n")
+    except OSError as error:
+        raise ImapdConfError(f"{path}: cannot be read: {error.strerror}") from error
+    for number, line in _joined(lines):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        found = _OPTION.fullmatch(line)
+        if found is None:
+            raise ImapdConfError(f"{path}:{number}: is not of the form NAME: VALUE")
+        name, value = found[1].lower(), found[2]
+        if name == "@include":
+            yield from _options(path.parent / value, seen)
+        elif name.startswith("@"):
+            raise ImapdConfError(f"{path}:{number}: {name} is no directive that Cyrus knows")
+        else:
+            yield name, _Option(value, path, number)
+
+
+def _joined(lines: list[str]) -> Iterator[tuple[int, str]]:
+    """Each line with its number, continued lines as one."""
+    begun = ""
+    for number, line in enumerate(lines, 1):
+        if line.endswith("\\"):
+            begun += line[:-1]
+            continue
+        yield number, begun + line
+        begun = ""
+    if begun:
+        yield len(lines), begun

@@ -1,0 +1,210 @@
+"""What Cyrus IMAP's event datagrams say, and whom a mailbox's event concerns.
+
+Sources: ``imap/mboxevent.c``, ``imap/notify.c`` and ``lib/acl_afs.c`` of Cyrus IMAP 3.6. Events
+can carry mail content if Cyrus is configured so; nothing of it is looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import attrs
+
+from xaps.intake.cyrus.names import (
+    CyrusSettings,
+    Mailbox,
+    from_registered,
+    from_uri,
+    is_own_name,
+    own_name,
+)
+from xaps.intake.messages import FieldNames, json_object, quoted, register_request
+from xaps.model import Notice, Refused, Registration, lower
+
+_REGISTRATION = "ApplePushService"
+_NEW_MAIL = "MessageNew"
+_CHANGES = frozenset(
+    {
+        "MessageAppend",
+        "vnd.cmu.MessageCopy",
+        "vnd.cmu.MessageMove",
+        "MessageRead",
+        "FlagsSet",
+        "FlagsClear",
+        "MessageTrash",
+        "MessageExpunge",
+    }
+)
+_FIELDS = FieldNames(
+    user="user",
+    account_id="apsAccountId",
+    device_token="apsDeviceToken",  # noqa: S106 (a field's name)
+    subtopic="apsSubtopic",
+    mailboxes="mailboxes",
+)
+
+
+@attrs.frozen
+class Event:
+    """Something happened in a mailbox of the server."""
+
+    mailbox: Mailbox
+    new_mail: bool
+    acl: str | None
+    """Who may do what there, as Cyrus keeps it; ``None`` if the event did not say."""
+
+
+@attrs.frozen
+class Skipped:
+    """A datagram that is in order and asks for nothing."""
+
+    reason: str
+
+
+def read(datagram: bytes, now: float, settings: CyrusSettings) -> Registration | Event | Skipped:
+    """What a datagram says.
+
+    :raises Refused: permanently; it is not what Cyrus sends.
+    """
+    kind, message = _unpacked(datagram)
+    if kind != b"EVENT":
+        return Skipped(f"class {quoted(kind.decode('utf-8', 'replace'))}")
+    fields = json_object(message)
+    name = fields.get("event")
+    if not isinstance(name, str):
+        raise Refused("event is missing or not a string")
+    if name == _REGISTRATION:
+        return _registration(fields, now)
+    if name != _NEW_MAIL and name not in _CHANGES:
+        return Skipped(f"event {quoted(name)}")
+    kind_of_mailbox = _optional(fields, "vnd.cmu.mbtype")
+    if kind_of_mailbox is not None and not _holds_mail(kind_of_mailbox):
+        return Skipped(f"a mailbox of type {quoted(kind_of_mailbox)}")
+    uri = _optional(fields, "uri")
+    if uri is None:
+        raise Refused("uri is missing")
+    mailbox = from_uri(uri, settings)
+    if mailbox is None:
+        raise Refused(f"uri {quoted(uri)} names no mailbox")
+    acl = _optional(fields, "vnd.cmu.mailboxACL")
+    return Event(mailbox, name == _NEW_MAIL, acl)
+
+
+def _unpacked(datagram: bytes) -> tuple[bytes, bytes]:
+    """Class and message. All the fields end with a NUL: method, class, priority, user, mailbox,
+    the number of options, the options, message and, not always, a file name."""
+    *fields, rest = datagram.split(b"\0")
+    if len(fields) < 7 or rest:
+        raise Refused("the datagram is cut off")
+    if not (fields[5].isdigit() and len(fields[5]) < 4):
+        raise Refused("the number of options is not a number")
+    options = int(fields[5])
+    if len(fields) not in (7 + options, 8 + options):
+        raise Refused("the datagram has more or fewer fields than it says")
+    return fields[1], fields[6 + options]
+
+
+def _registration(fields: Mapping[str, object], now: float) -> Registration:
+    request = register_request(fields, _FIELDS)
+    if fields.get("mailboxes") == []:
+        # Not one of the names that the phone sent is a mailbox.
+        return Registration(request.key, (), registered_at=now)
+    # Cyrus has answered the phone already, with a "mailbox" line for each; but version 1 has none.
+    has_lines = fields.get("apsVersion") != 1
+    return request.registration(now, frozenset(request.mailboxes if has_lines else ()))
+
+
+def _optional(fields: Mapping[str, object], name: str) -> str | None:
+    value = fields.get(name)
+    if value is not None and not isinstance(value, str):
+        raise Refused(f"{name} is not a string")
+    return value
+
+
+def _holds_mail(kind: str) -> bool:
+    # A letter for the type and others for flags: "d" is deleted, "l" an older layout on disk.
+    return kind.startswith("e") and "d" not in kind
+
+
+# ---------------------------------------------------------------- whom it concerns
+
+
+def may_read(acl: str, user: str) -> bool:
+    """Whether an access control list (``identifier TAB rights TAB`` ...) lets `user` read.
+
+    As in Cyrus, what a negative entry takes away no other can give. Which users are in a group
+    is not known here: what is given to groups is given to nobody, and what is taken from one is
+    taken from everybody.
+    """
+    granted = False
+    fields = acl.split("\t")
+    for identifier, rights in zip(fields[::2], fields[1::2], strict=False):
+        if "r" not in rights:
+            continue
+        if identifier.startswith("-"):
+            if identifier.startswith("-group:") or _is_meant(identifier[1:], user):
+                return False
+        elif _is_meant(identifier, user):
+            granted = True
+    return granted
+
+
+def _is_meant(identifier: str, user: str) -> bool:
+    return identifier == "anyone" or lower(identifier) == lower(user)
+
+
+class Followers:
+    """Who registered mailboxes by other names than the owner's own: shared folders, those of other
+    users, and unusual spellings.
+
+    Cyrus names only the mailbox in an event, and not who may see it by which name.
+
+    :param limit: names that are kept of each user; over it those registered longest ago go.
+    """
+
+    def __init__(self, settings: CyrusSettings, limit: int = 1000) -> None:
+        self._settings = settings
+        self._limit = limit
+        self._by_user: dict[str, dict[tuple[Mailbox, str], None]] = {}
+        self._by_mailbox: dict[Mailbox, dict[tuple[str, str], None]] = {}
+
+    def remember(self, registration: Registration) -> None:
+        """Take note of a registration's mailboxes. They are not forgotten when the registration
+        goes: a notice too many finds no phone."""
+        user = registration.key.user
+        for name in registration.mailboxes:
+            if is_own_name(name, self._settings):
+                continue
+            mailbox = from_registered(name, user, self._settings)
+            if mailbox is None or own_name(mailbox, self._settings) == name:
+                continue
+            theirs = self._by_user.setdefault(user, {})
+            theirs.pop((mailbox, name), None)
+            theirs[mailbox, name] = None
+            self._by_mailbox.setdefault(mailbox, {})[user, name] = None
+            if len(theirs) > self._limit:
+                self._forget(user, *next(iter(theirs)))
+
+    def of(self, mailbox: Mailbox) -> Iterator[tuple[str, str]]:
+        """Each user who registered `mailbox`, with the name they gave it."""
+        return iter(self._by_mailbox.get(mailbox, ()))
+
+    def _forget(self, user: str, mailbox: Mailbox, name: str) -> None:
+        del self._by_user[user][mailbox, name]
+        there = self._by_mailbox[mailbox]
+        del there[user, name]
+        if not there:
+            del self._by_mailbox[mailbox]
+
+
+def notices(event: Event, followers: Followers, settings: CyrusSettings) -> list[Notice]:
+    """The notices that an event makes: one for each user whom it may concern and who may read the
+    mailbox, with the user's own name for it."""
+    concerned = list(followers.of(event.mailbox))
+    if event.mailbox.owner:
+        concerned.insert(0, (event.mailbox.owner, own_name(event.mailbox, settings)))
+    return [
+        Notice(user, name, event.new_mail)
+        for user, name in concerned
+        if event.acl is None or may_read(event.acl, user)
+    ]

@@ -1,0 +1,1 @@
+"""Which phones are pushed, when, and what an answer leads to; it never opens sockets or files."""

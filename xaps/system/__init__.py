@@ -1,0 +1,1 @@
+"""The machine: files, log, systemd, OpenSSL, the clock; it never knows mail or Apple."""
