@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import resource
 import signal
@@ -13,7 +12,7 @@ from types import FrameType
 from typing import Any
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.defer import TimeoutError as DeferTimeout
 from twisted.internet.task import LoopingCall
 from twisted.internet.threads import deferToThread, deferToThreadPool
@@ -58,6 +57,8 @@ EX_CONFIG = 78
 
 DRAIN = 10.0
 """Seconds that pushes in flight get when the daemon stops."""
+STEP = DRAIN + 5.0
+"""Seconds that one step of the stop may take before the next one."""
 HOUSEKEEPING = 3600.0
 """Seconds between two looks for registrations and flags that are too old."""
 
@@ -351,21 +352,29 @@ class Daemon(Service):
 
     async def _stop(self) -> None:
         self._log.info("Stopping")
-        self._supervision.stopping()
-        await self._listeners.stop()
+        await self._step("telling systemd", self._supervision.stopping)
+        await self._step("the listeners", self._listeners.stop)
         # Requests that are being dealt with get their answers; the registry is still open.
-        closing = gatherResults([intake.close() for intake in self._intakes])
-        with contextlib.suppress(DeferTimeout):
-            await closing.addTimeout(DRAIN, self._reactor)
+        for intake in self._intakes:
+            await self._step("connections of IMAP servers", intake.close)
         if self._cyrus is not None:
-            await self._cyrus.stop()
+            await self._step("events from Cyrus", self._cyrus.stop)
         if self._housekeeping.running:
             self._housekeeping.stop()
-        self._keeper.stop()
+        await self._step("the credential", self._keeper.stop)
         # The client answers what is in flight, or gives it back at its deadline.
-        draining = self._dispatcher.stop()
-        await self._client.stop(DRAIN)
-        await draining
-        await self._registry.close()
-        self._writer.stop()
+        draining = maybeDeferred(self._dispatcher.stop)
+        await self._step("pushes in flight", partial(self._client.stop, DRAIN))
+        await self._step("pushes that wait", lambda: draining)
+        await self._step("the registry", self._registry.close)
+        await self._step("the thread that writes", self._writer.stop)
         self._log.info("Stopped")
+
+    async def _step(self, what: str, step: Callable[[], object]) -> None:
+        """Take one step of the stop. Whatever happens in it, the others are taken too."""
+        try:
+            await maybeDeferred(step).addTimeout(STEP, self._reactor)
+        except DeferTimeout:
+            self._log.error("Stopping {what} took over {seconds:.0f} s", what=what, seconds=STEP)
+        except Exception:
+            self._log.failure("Stopping {what} failed", what=what)

@@ -117,6 +117,21 @@ class StopTests(EndToEndTestCase):
         daemon.start()
         self.assertIn(" 0 pushes waiting", daemon.wait_for_log("Ready: "))
 
+    def test_a_step_of_the_stop_that_fails_leaves_none_of_the_others_out(self) -> None:
+        daemon = self.make_daemon(NOWHERE, delay=3600)
+        where = daemon.socket.with_name("cyrus.sock")
+        daemon.settings["cyrusSocket"] = str(where)
+        daemon.start()
+        daemon.register("alice", ACCOUNT, PHONE)
+        daemon.notify("alice", events=["FlagsSet"])  # owed, and not to be lost
+        where.unlink()
+        where.mkdir()
+        self.assertEqual(daemon.stop(), 0)
+        daemon.wait_for_log("Stopped")
+        where.rmdir()
+        daemon.start()
+        self.assertIn(" 1 pushes waiting", daemon.wait_for_log("Ready: "))
+
 
 class StartTests(EndToEndTestCase):
     def test_a_port_in_use_is_named_and_nothing_is_started(self) -> None:
