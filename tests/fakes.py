@@ -40,7 +40,7 @@ class MemoryRegistry:
 
     # ---------------------------------------------------------- IRegistry
 
-    def register(self, registration: Registration) -> Deferred[None]:
+    def register(self, registration: Registration) -> Deferred[tuple[RegistrationKey, ...]]:
         return self._slowly(lambda: self._register(registration))
 
     def registrations(self, user: str) -> Deferred[Sequence[Registration]]:
@@ -86,15 +86,19 @@ class MemoryRegistry:
         keys = sorted(each for each in found if key is None or each > key)
         return [found[each] for each in keys[: self._page]]
 
-    def _register(self, registration: Registration) -> None:
+    def _register(self, registration: Registration) -> tuple[RegistrationKey, ...]:
         key = registration.key
         if not _is_unicode(registration):
             raise RegistryError(f"{key!r} is not valid Unicode")
         self._registrations[key] = registration
         others = [other for other in self._of_user(key.user) if other.key != key]
         others.sort(key=lambda other: (other.registered_at, other.key))
-        for other in others[: max(0, len(others) + 1 - self._max_per_user)]:
-            self._drop(other.key)
+        dropped = tuple(
+            other.key for other in others[: max(0, len(others) + 1 - self._max_per_user)]
+        )
+        for other_key in dropped:
+            self._drop(other_key)
+        return dropped
 
     def _remove(self, key: RegistrationKey, registered_until: float | None) -> bool:
         found = self._registrations.get(key)

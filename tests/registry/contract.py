@@ -73,7 +73,7 @@ class RegistryContract(_Base):
 
     def register(self, *registrations: Registration) -> None:
         for each in registrations:
-            self.assertIsNone(self.done(self.registry.register(each)))
+            self.assertEqual(self.done(self.registry.register(each)), ())
 
     def phones(self) -> list[Registration]:
         return self.done(Deferred.fromCoroutine(everything(self.registry.page)))
@@ -209,7 +209,7 @@ class RegistryContract(_Base):
         self.register(registration(first, 1.0), registration(second, 2.0))
         self.register(registration(first, 3.0))
         self.assertEqual(self.keys(), [first, second])
-        self.register(registration(third, 4.0))
+        self.assertEqual(self.done(self.registry.register(registration(third, 4.0))), (second,))
         self.assertEqual(self.keys(), [first, third])
 
     def test_the_bound_is_for_each_user(self) -> None:
@@ -219,7 +219,9 @@ class RegistryContract(_Base):
 
     def test_what_was_just_registered_stays_even_if_the_clock_was_set_back(self) -> None:
         self.registry = self.new_registry(max_per_user=1)
-        self.register(registration(ALICE, 2000.0), registration(ALICE_2, 1000.0))
+        self.register(registration(ALICE, 2000.0))
+        dropped = self.done(self.registry.register(registration(ALICE_2, 1000.0)))
+        self.assertEqual(dropped, (ALICE,))
         self.assertEqual(self.keys(), [ALICE_2])
 
     # -------------------------------------------------- removing, expiring
@@ -276,7 +278,8 @@ class RegistryContract(_Base):
         self.registry = self.new_registry(max_per_user=2)
         self.register(registration(BOB, 1.0), registration(ALICE, 2.0), registration(ALICE_2, 3.0))
         self.save([flag(BOB), flag(ALICE), flag(ALICE_2)])
-        self.register(registration(ALICE_OTHER_ACCOUNT, 4.0))
+        dropped = self.done(self.registry.register(registration(ALICE_OTHER_ACCOUNT, 4.0)))
+        self.assertEqual(dropped, (ALICE,))
         self.assertEqual(self.flags(), [flag(ALICE_2), flag(BOB)])
         self.expire(3.0)
         self.assertEqual(self.flags(), [flag(ALICE_2)])

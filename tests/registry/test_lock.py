@@ -72,7 +72,7 @@ class LockTests(LockTestCase):
             f"the registry {self.path}: another xapsd (pid {os.getpid()}) uses it; stop that one"
             " first",
         )
-        self.assertIsNone(self.successResultOf(registry.register(registration(ALICE))))
+        self.assertEqual(self.successResultOf(registry.register(registration(ALICE))), ())
 
     def test_whatever_name_it_is_opened_by(self) -> None:
         json = self.folder / "database.json"

@@ -21,7 +21,7 @@ class MemoryRegistryTests(SynchronousTestCase):
         answer = registry.register(registration(ALICE))
         self.assertNoResult(answer)
         registry.release()
-        self.assertIsNone(self.successResultOf(answer))
+        self.assertEqual(self.successResultOf(answer), ())
         self.successResultOf(registry.remove(ALICE))
 
     def test_everything_fails_while_a_failure_is_set(self) -> None:

@@ -24,9 +24,9 @@ class IRegistry(Protocol):
     be too much for one turn of the reactor.
     """
 
-    def register(self, registration: Registration) -> Deferred[None]:
+    def register(self, registration: Registration) -> Deferred[tuple[RegistrationKey, ...]]:
         """Add or renew; fires when it is on disk. Over the bound of registrations for a user the
-        least recently renewed one goes."""
+        least recently renewed ones go; fires with the keys of these."""
 
     def registrations(self, user: str) -> Deferred[Sequence[Registration]]:
         """All of a user's registrations (`user` is compared lower-cased)."""

@@ -164,7 +164,7 @@ class SQLiteRegistry:
 
     # ----------------------------------------------------------------- writes
 
-    def register(self, registration: Registration) -> Deferred[None]:
+    def register(self, registration: Registration) -> Deferred[tuple[RegistrationKey, ...]]:
         """See :meth:`.IRegistry.register`."""
         return self._writer.write(
             lambda connection: _register(connection, registration, self._max_per_user)
@@ -178,13 +178,14 @@ class SQLiteRegistry:
             lambda connection: add_if_newer(connection, added, self._max_per_user)
         )
 
-    def _log_trimmed(self, trimmed: Sequence[RegistrationKey]) -> None:
+    def _log_trimmed(self, trimmed: Sequence[RegistrationKey]) -> tuple[RegistrationKey, ...]:
         for key in trimmed:
             self._log.warn(
                 "Dropped {key}: user {key.user} has more than {bound} phones registered",
                 key=key,
                 bound=self._max_per_user,
             )
+        return tuple(trimmed)
 
     def remove(
         self, key: RegistrationKey, *, registered_until: float | None = None
