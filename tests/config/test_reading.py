@@ -103,7 +103,7 @@ class TableTests(ConfigTestCase):
     def test_attributes_are_the_documented_names_in_snake_case(self) -> None:
         for cls, prefix in ((Config, ""), (Cyrus, "cyrus.")):
             for field in attrs.fields(cls):
-                if field.name != "cyrus":
+                if field.name not in ("cyrus", "written"):
                     name = field.metadata["key"].name.removeprefix(prefix)
                     snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
                     self.assertEqual(snake, field.name)
@@ -208,6 +208,11 @@ class ExistingFilesTests(ConfigTestCase):
         for text in ("port:\n", "port: ~\n", "port: null\n", "cyrus:\n", "cyrus:\n  userPrefix:\n"):
             with self.subTest(text):
                 self.assertEqual(self.load(text), Config())
+
+    def test_what_is_written_in_the_file_is_known(self) -> None:
+        config = self.load("port: 11619\nlistenAddr: ''\ntlsPort:\nSOCKETMODE: 0600\n")
+        self.assertEqual(config.written, {"port", "listen_addr", "socket_mode"})
+        self.assertEqual(self.load("").written, frozenset())
 
     def test_tabs_between_key_and_value_are_taken_as_the_go_daemon_takes_them(self) -> None:
         self.assertEqual(self.load("port:\t1\ndelay: \t\t7\t# x\n"), Config(port=1, delay=7))

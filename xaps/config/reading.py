@@ -97,7 +97,8 @@ def load(path: Path) -> Config:
     reading.check_combinations()
     if reading.problems:
         raise ConfigError(path, sorted(reading.problems, key=lambda problem: problem.line or 0))
-    return Config(**reading.values, cyrus=Cyrus(**reading.cyrus))
+    written = frozenset(reading.values)
+    return Config(**reading.values, cyrus=Cyrus(**reading.cyrus), written=written)
 
 
 def careless_secrets(path: Path, config: Config) -> list[str]:

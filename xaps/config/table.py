@@ -314,6 +314,9 @@ class Config:
         "reaches it can read them, unless allowFrom says who may.",
     )
 
+    written: frozenset[str] = attrs.field(default=frozenset(), eq=False, repr=False)
+    """The fields above that the file has a value for; the others have their defaults."""
+
 
 def _keys() -> Iterator[tuple[str, Key]]:
     """The attribute and the key of every setting, those of Cyrus where ``cyrus`` stands."""
@@ -321,7 +324,7 @@ def _keys() -> Iterator[tuple[str, Key]]:
         if field.name == "cyrus":
             for inner in attrs.fields(Cyrus):
                 yield inner.name, inner.metadata["key"]
-        else:
+        elif "key" in field.metadata:
             yield field.name, field.metadata["key"]
 
 
