@@ -98,7 +98,7 @@ class Daemon(Service):
         self._cyrus_topic: str | None = None
         self._counted: list[CountingHandler] = []
         self._pushes = PushLog(reactor.seconds)
-        self._stalls = StallWatch(on_clock_set=self._clock_set)
+        self._stalls = StallWatch(reactor)
 
     def setServiceParent(self, parent: Any) -> None:
         """Called by twistd with the application, which is asked for the log observer next."""
@@ -282,7 +282,7 @@ class Daemon(Service):
         )
         self._supervision.ready()
         garbage.release()
-        self._stalls.watch(self._reactor)
+        self._stalls.start()
 
     def _not_ready(self, failure: Failure) -> None:
         if self._ending:
@@ -327,10 +327,6 @@ class Daemon(Service):
 
     def _signalled(self, do: Callable[[], object], number: int, frame: FrameType | None) -> None:
         self._reactor.callFromThread(do)
-
-    def _clock_set(self, seconds: float) -> None:
-        self._dispatcher.clock_set(seconds)
-        self._client.clock_set()
 
     def _status_line(self) -> Deferred[str]:
         return self._control.status_line()

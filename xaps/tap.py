@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+import time
 from pathlib import Path
 
 from twisted.application.service import Service
@@ -71,6 +72,8 @@ def makeService(options: Options) -> Service:
     """The daemon, for twistd to start."""
     from twisted.internet import reactor  # noqa: PLC0415 - importing it installs it
 
+    # Timers go by this; by the time of day they would come an hour late when that is set back.
+    reactor.seconds = time.monotonic  # type: ignore[method-assign]
     log = None
     if options.foreground:
         log = observer(options.config.loglevel, sys.stdout, os.environ)
