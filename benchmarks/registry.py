@@ -9,6 +9,7 @@ taken off.
 from __future__ import annotations
 
 import argparse
+import gc
 import tempfile
 import time
 from collections.abc import Callable, Coroutine
@@ -28,36 +29,31 @@ from xaps.model import Notice, Outcome, Push, Registration, RegistrationKey
 from xaps.push.dispatcher import REGISTRATION_LIFETIME, Dispatcher
 from xaps.registry.opening import open_registry
 from xaps.registry.sqlite import SQLiteRegistry
-from xaps.system import garbage
 from xaps.system.stalls import time_without_processor
 
 NOTICES = 50
 """In one turn of the reactor."""
 
+LOOK = 0.002
+"""Seconds between two looks at how late the reactor is."""
+
 
 class Turns:
-    """The turns of a reactor, in seconds."""
+    """How late a reactor is each time it is looked at, in seconds: as long as its turns take."""
 
     def __init__(self, reactor: Any) -> None:
         self.turns: list[float] = []
-        self._poller = reactor._poller
+        self._reactor = reactor
         self._without_processor = time_without_processor()
-        self._since: tuple[float, float] | None = None
-        reactor._poller = self
+        self._wait()
 
-    def poll(self, *arguments: Any) -> Any:
-        """As the poller's own."""
-        if self._since is not None:
-            started, without = self._since
-            lost = self._without_processor() - without
-            self.turns.append(time.perf_counter() - started - lost)
-        try:
-            return self._poller.poll(*arguments)
-        finally:
-            self._since = time.perf_counter(), self._without_processor()
+    def _wait(self) -> None:
+        self._reactor.callLater(LOOK, self._look, time.perf_counter(), self._without_processor())
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._poller, name)
+    def _look(self, since: float, without: float) -> None:
+        lost = self._without_processor() - without
+        self.turns.append(max(0.0, time.perf_counter() - since - lost - LOOK))
+        self._wait()
 
 
 class Closed:
@@ -114,17 +110,14 @@ class Benchmark:
             )
             for number in range(self._phones)
         )
-        garbage.hold()
-        garbage.release()
+        gc.freeze()  # as the daemon does once it is ready
         self._turns = Turns(self._reactor)
         await self._measure("read all phones", self._read)
         dispatcher = self._dispatcher(self._reactor)
         await self._measure("a notice for each, and all flags saved", self._notice, dispatcher)
         await dispatcher.stop()
         dispatcher = self._dispatcher(self._reactor)  # and the one before is no more
-        garbage.hold()
         await self._measure("take up the flags at the start", dispatcher.start)
-        garbage.release()
         later = self._dispatcher(Ahead(self._reactor, 2 * REGISTRATION_LIFETIME))
         await self._measure("expire all phones", later.expire)
         await dispatcher.stop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import signal
@@ -46,7 +47,6 @@ from xaps.push.dispatcher import REGISTRATION_LIFETIME, Dispatcher
 from xaps.registry.godata import AppleCertificates
 from xaps.registry.interface import RegistryError
 from xaps.registry.opening import open_registry
-from xaps.system import garbage
 from xaps.system.stalls import StallWatch
 from xaps.system.systemd import Supervision
 
@@ -264,7 +264,6 @@ class Daemon(Service):
         return found.settings
 
     async def _get_ready(self) -> None:
-        garbage.hold()
         waiting = await self._dispatcher.start()
         phones = await self._registry.count()
         if self._cyrus is not None:
@@ -281,7 +280,7 @@ class Daemon(Service):
             addresses=", ".join(self._listeners.addresses) or "nothing",
         )
         self._supervision.ready()
-        garbage.release()
+        gc.freeze()  # what is there now lives on: no search for garbage need look at it again
         self._stalls.start()
 
     def _not_ready(self, failure: Failure) -> None:

@@ -14,7 +14,7 @@ from xaps.intake.https import TlsIntakeFactory
 from xaps.intake.interface import Handler
 from xaps.listen.ports import Listeners
 from xaps.listen.tls import server_options
-from xaps.system.privatefiles import careless
+from xaps.system.files import careless
 
 MAX_CONNECTIONS = 10_000
 """Connections of IMAP servers on one listener; fewer if the process may open fewer files."""

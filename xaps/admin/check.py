@@ -17,8 +17,7 @@ from xaps.intake.cyrus.conf import ImapdConfError, read_imapd_conf
 from xaps.listen.tls import TLSError, server_options
 from xaps.listen.unix import SocketError, group_id, join
 from xaps.registry.opening import BESIDE
-from xaps.system.files import let_read
-from xaps.system.privatefiles import careless
+from xaps.system.files import careless, let_read
 
 RUNTIME = Path(Config().socket).parent
 """The folder of the sockets where nothing else is said, which systemd makes."""

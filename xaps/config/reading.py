@@ -20,8 +20,8 @@ from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
 
 from xaps.config.kinds import HostPort, Network, Unfit
 from xaps.config.table import ATTRIBUTES, DEFAULT_PATH, KEYS, Config, Cyrus, Key, sample
+from xaps.system.files import careless
 from xaps.system.log import printable
-from xaps.system.privatefiles import careless
 
 __all__ = [
     "DEFAULT_PATH",

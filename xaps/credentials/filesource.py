@@ -12,8 +12,7 @@ from twisted.internet.defer import Deferred, succeed
 from xaps.credentials.certificate import CredentialError
 from xaps.credentials.finding import Finding, Parsed, Source, judge
 from xaps.credentials.reading import MAX_FILE, Blob, read_p8, read_pem, read_pkcs12
-from xaps.system.files import let_read
-from xaps.system.privatefiles import careless
+from xaps.system.files import careless, let_read
 
 
 class FileSource:

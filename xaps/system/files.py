@@ -1,10 +1,12 @@
-"""Files: replacing one so that a crash or a power cut leaves the old one or the new one, whole; and
-what to do about one that cannot be read."""
+"""Files: replaced so that a crash leaves the old one or the new one, whole; and whether those may
+read one who should, and nobody else."""
 
 from __future__ import annotations
 
 import contextlib
+import grp
 import os
+import stat
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +37,12 @@ def replace_file(
         with contextlib.suppress(OSError):
             Path(temporary).unlink()
         raise
-    _sync_folder(path.parent, sync)
+    # The rename is an entry of the folder, which is to survive a power cut, too.
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        sync(folder)
+    finally:
+        os.close(folder)
 
 
 def remove_leftovers(path: Path) -> None:
@@ -56,10 +63,28 @@ def let_read(path: Path) -> str:
     return f"let the daemon's user read it: chown root:xapsd {path}; chmod 640 {path}"
 
 
-def _sync_folder(folder: Path, sync: Callable[[int], None]) -> None:
-    """Make the folder's entries (a rename is one) survive a power cut."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def careless(path: Path, what: str) -> list[str]:
+    """Warnings that others can read the file.
+
+    That a group can read it is meant so where this process is in the group: that is how it gets
+    keys that are not its own (``root:xapsd``, or Debian's ``ssl-cert``). Root, who checks on behalf
+    of the daemon's user, is in no such group.
+
+    :param what: the secret that is in it.
+    """
     try:
-        sync(fd)
-    finally:
-        os.close(fd)
+        status = path.stat()
+    except OSError:
+        return []  # whoever reads it says why it cannot be read
+    if status.st_mode & stat.S_IROTH:
+        return [f"{path}: everybody on this machine can read the {what}; run chmod o-rwx {path}"]
+    ours = (os.getegid(), *os.getgroups())
+    if status.st_mode & stat.S_IRGRP and status.st_gid not in ours and os.geteuid() != 0:
+        group = str(status.st_gid)
+        with contextlib.suppress(KeyError):
+            group = grp.getgrgid(status.st_gid).gr_name
+        return [
+            f"{path}: the group {group} can read the {what}, and xapsd is not in it; "
+            f"run chmod g-rwx {path}"
+        ]
+    return []

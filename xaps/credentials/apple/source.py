@@ -47,7 +47,7 @@ from xaps.credentials.certificate import (
 from xaps.credentials.filesource import read_file, read_password
 from xaps.credentials.finding import Finding, judge
 from xaps.credentials.reading import Blob, read_pem
-from xaps.system.privatefiles import careless
+from xaps.system.files import careless
 
 T = TypeVar("T")
 
