@@ -17,7 +17,7 @@ from xaps.config import reading as configuration
 from xaps.config.reading import Config, ConfigError
 from xaps.daemon import EX_CONFIG, Daemon
 from xaps.system.console import Output, standard_streams
-from xaps.system.log import complain, observer
+from xaps.system.log import LineObserver, print_error
 
 _log = Logger()
 
@@ -42,7 +42,7 @@ class Options(usage.Options):
         try:
             self.config = configuration.load(path)
         except ConfigError as error:
-            complain(str(error), sys.stderr, os.environ)
+            print_error(str(error), sys.stderr, os.environ)
             raise SystemExit(EX_CONFIG) from None
         if self["check"]:
             raise SystemExit(EX_CONFIG if _checked(path, self.config) else 0)
@@ -76,7 +76,7 @@ def makeService(options: Options) -> Service:
     reactor.seconds = time.monotonic  # type: ignore[method-assign]
     log = None
     if options.foreground:
-        log = observer(options.config.loglevel, sys.stdout, os.environ)
+        log = LineObserver(options.config.loglevel, sys.stdout, os.environ)
     for warning in configuration.careless_secrets(Path(options["config"]), options.config):
         _log.warn("{warning}", warning=warning)
     return Daemon(reactor, options.config, log)

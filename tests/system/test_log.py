@@ -25,7 +25,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from xaps.system.log import complain, observer, printable
+from xaps.system.log import LineObserver, print_error, printable
 
 LEVELS = ("trace", "debug", "info", "warn", "error", "fatal", "panic")
 
@@ -40,7 +40,7 @@ def failure(error: Exception) -> Failure:
 class LogTestCase(SynchronousTestCase):
     def setUp(self) -> None:
         self.stream = io.StringIO()
-        self.use(observer("debug", self.stream, {}))
+        self.use(LineObserver("debug", self.stream, {}))
 
     def use(self, new: ILogObserver) -> None:
         self.observer = new
@@ -51,7 +51,7 @@ class LogTestCase(SynchronousTestCase):
 
     def at(self, level: str) -> None:
         self.stream = io.StringIO()
-        self.use(observer(level, self.stream, {}))
+        self.use(LineObserver(level, self.stream, {}))
 
     def lines(self) -> list[str]:
         """What was written, without the times."""
@@ -123,13 +123,13 @@ class LineTests(LogTestCase):
             def flush(self) -> None:
                 writes.append("flush")
 
-        self.use(observer("debug", Stream(), {}))
+        self.use(LineObserver("debug", Stream(), {}))
         self.log.info("x")
         self.assertEqual([write.partition("] ")[2] or write for write in writes], ["x\n", "flush"])
 
     def test_a_stream_in_another_encoding_gets_escapes(self) -> None:
         raw = io.BytesIO()
-        self.use(observer("debug", io.TextIOWrapper(raw, encoding="ascii"), {}))
+        self.use(LineObserver("debug", io.TextIOWrapper(raw, encoding="ascii"), {}))
         self.log.info("é✉")
         self.assertTrue(raw.getvalue().endswith(b"[info] \\xe9\\u2709\n"))
 
@@ -160,7 +160,7 @@ class LevelTests(LogTestCase):
 
     def test_an_unknown_loglevel_is_an_error(self) -> None:
         with self.assertRaises(KeyError):
-            observer("loud", self.stream, {})
+            LineObserver("loud", self.stream, {})
 
     def test_twisteds_remarks_on_factories_and_ports_are_for_trace(self) -> None:
         for level, shown in (("trace", 5), ("debug", 0), ("info", 0)):
@@ -244,7 +244,7 @@ class JournalTests(LogTestCase):
         return file, f"{status.st_dev}:{status.st_ino}"
 
     def written(self, environ: dict[str, str], file: TextIO) -> str:
-        self.use(observer("debug", file, environ))
+        self.use(LineObserver("debug", file, environ))
         for name in ("critical", "error", "warn", "info", "debug"):
             getattr(self.log, name)("it is {name}", name=name)
         file.seek(0)
@@ -259,8 +259,8 @@ class JournalTests(LogTestCase):
 
     def test_errors_before_logging_has_begun_have_their_priority_on_each_line(self) -> None:
         file, name = self.opened()
-        complain("a: 1\nb: 2", file, {"JOURNAL_STREAM": name})
-        complain("to a file", file, {})
+        print_error("a: 1\nb: 2", file, {"JOURNAL_STREAM": name})
+        print_error("to a file", file, {})
         file.seek(0)
         self.assertEqual(file.read(), "<3>a: 1\n<3>b: 2\nto a file\n")
 
@@ -274,6 +274,6 @@ class JournalTests(LogTestCase):
             self.assertEqual(len(re.findall(r"(?m)^\d{4}-.* \[", text)), 5, value)
 
     def test_what_is_no_file_is_not_the_journal(self) -> None:
-        self.use(observer("debug", self.stream, {"JOURNAL_STREAM": "1:1"}))
+        self.use(LineObserver("debug", self.stream, {"JOURNAL_STREAM": "1:1"}))
         self.log.info("x")
         self.assertEqual(self.lines(), ["[info] x"])

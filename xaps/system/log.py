@@ -13,32 +13,13 @@ from zope.interface import implementer
 _PRIORITIES = {"debug": 7, "info": 6, "warn": 4, "error": 3, "critical": 2}
 """Twisted's levels as syslog's priorities, as in sd-daemon(3)."""
 
-_LEAST = {
-    "trace": "debug",
-    "debug": "debug",
-    "info": "info",
-    "warn": "warn",
-    "error": "error",
-    "fatal": "critical",
-    "panic": "critical",
-}
-"""The names of ``loglevel``, which are the Go daemon's, and the least level that each shows."""
+_LEAST = {"trace": 7, "debug": 7, "info": 6, "warn": 4, "error": 3, "fatal": 2, "panic": 2}
+"""The names of ``loglevel``, which are the Go daemon's, and the least priority that each shows."""
 
 _LONGEST = 16000
 """Characters of a message; the journal splits what has more than 48 kB (journald.conf(5))."""
 
 _PORT_MESSAGE = re.compile(r"\S.* starting on \S+|\((\w+ )?Port .+ Closed\)")
-
-
-def observer(level: str, stream: TextIO, environ: Mapping[str, str]) -> ILogObserver:
-    """An observer that writes one line an event.
-
-    :param level: a ``loglevel``, in lower case; ``trace`` shows Twisted's own remarks on factories
-        and ports as well.
-    :param stream: usually standard output, as it was before logging began.
-    :param environ: the process's environment; it tells whether the journal reads `stream`.
-    """
-    return _Lines(level, stream, _goes_to_journal(stream, environ))
 
 
 def printable(text: str) -> str:
@@ -51,7 +32,7 @@ def printable(text: str) -> str:
     )
 
 
-def complain(text: str, stream: TextIO, environ: Mapping[str, str]) -> None:
+def print_error(text: str, stream: TextIO, environ: Mapping[str, str]) -> None:
     """Write an error before logging has begun; each line of it at the journal's priority for
     errors, if that is what reads the stream."""
     start = f"<{_PRIORITIES['error']}>" if _goes_to_journal(stream, environ) else ""
@@ -59,13 +40,21 @@ def complain(text: str, stream: TextIO, environ: Mapping[str, str]) -> None:
 
 
 @implementer(ILogObserver)
-class _Lines:
-    def __init__(self, level: str, stream: TextIO, journal: bool) -> None:
-        self._least = _PRIORITIES[_LEAST[level]]
+class LineObserver:
+    """Writes one line an event.
+
+    :param level: a ``loglevel``, in lower case; ``trace`` shows Twisted's own remarks on factories
+        and ports as well.
+    :param stream: usually standard output, as it was before logging began.
+    :param environ: the process's environment; it tells whether the journal reads `stream`.
+    """
+
+    def __init__(self, level: str, stream: TextIO, environ: Mapping[str, str]) -> None:
+        self._least = _LEAST[level]
         self._trace = level == "trace"
         self._stream = stream
         self._encoding = getattr(stream, "encoding", None) or "utf-8"
-        self._journal = journal
+        self._journal = _goes_to_journal(stream, environ)
 
     def __call__(self, event: LogEvent) -> None:
         level = (event.get("log_level") or LogLevel.info).name
@@ -73,19 +62,14 @@ class _Lines:
         if priority > self._least:
             return
         message = _message(event)
-        if not self._trace and priority > 5 and _is_twisted_chatter(event, message):
-            return
-        if not message:
+        if not message or (not self._trace and priority > 5 and _is_chatter(event, message)):
             return
         message = printable(message)
         if len(message) > _LONGEST:
             half = _LONGEST // 2
             message = f"{message[:half]} ... (cut here) ... {message[-half:]}"
-        if self._journal:
-            start = f"<{priority}>"
-        else:
-            start = f"{formatTime(event.get('log_time'))} [{level}] "
-        line = f"{start}{message}\n"
+        start = f"{formatTime(event.get('log_time'))} [{level}] "
+        line = f"<{priority}>{message}\n" if self._journal else f"{start}{message}\n"
         # One write, so that lines from threads do not get into each other.
         self._stream.write(line.encode(self._encoding, "backslashreplace").decode(self._encoding))
         self._stream.flush()
@@ -104,14 +88,11 @@ def _goes_to_journal(stream: TextIO, environ: Mapping[str, str]) -> bool:
     return environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
 
 
-def _is_twisted_chatter(event: LogEvent, message: str) -> bool:
+def _is_chatter(event: LogEvent, message: str) -> bool:
     """Whether Twisted says that a factory or a port starts or stops: xaps says so in its terms."""
-    text_format = event.get("log_format") or ""
-    if text_format.startswith(("Starting factory {", "Stopping factory {")):
-        return True
-    if event.get("log_namespace") != "log_legacy":
-        return False
-    return _PORT_MESSAGE.fullmatch(message) is not None
+    if event.get("log_namespace") == "log_legacy":
+        return _PORT_MESSAGE.fullmatch(message) is not None
+    return str(event.get("log_format")).startswith(("Starting factory {", "Stopping factory {"))
 
 
 def _message(event: LogEvent) -> str:
@@ -122,10 +103,7 @@ def _message(event: LogEvent) -> str:
             traceback = event["log_failure"].getTraceback()
         except Exception as error:
             traceback = f"(no traceback: {type(error).__name__})"
-        return _folded(f"{message}\n{traceback}")
-    # twisted.python.log.err() has put its traceback into the message.
-    return _folded(message) if event.get("isError") else message
-
-
-def _folded(text: str) -> str:
-    return " | ".join(line.strip() for line in text.splitlines() if line.strip())
+        message = f"{message}\n{traceback}"
+    elif not event.get("isError"):  # twisted.python.log.err() has put its traceback into it
+        return message
+    return " | ".join(line.strip() for line in message.splitlines() if line.strip())

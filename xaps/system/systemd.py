@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, MutableMapping
 from typing import TypeVar
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
@@ -42,43 +42,39 @@ class Supervision:
     ) -> None:
         self._status = status
         self._told = ""
-        self._is_ready = False
         self._asking = False
-        self._socket: socket.socket | None = None
-        self._address = environ.pop("NOTIFY_SOCKET", "")
+        address = environ.pop("NOTIFY_SOCKET", "")
+        # One that begins with @ is a name in the abstract namespace.
+        self._address = f"\0{address[1:]}" if address.startswith("@") else address
         usec, pid = environ.pop("WATCHDOG_USEC", ""), environ.pop("WATCHDOG_PID", "")
         self._watched = usec.isdecimal() and int(usec) > 0 and pid in ("", str(os.getpid()))
-        interval = STATUS_INTERVAL
+        self._interval = STATUS_INTERVAL
         if self._watched:
             # systemd's own advice: twice in the time after which it takes the daemon for dead.
-            interval = min(interval, int(usec) / 2e6)
-        self._interval = interval
+            self._interval = min(STATUS_INTERVAL, int(usec) / 2e6)
         self._loop = LoopingCall(self._beat)
         self._loop.clock = clock
 
     def ready(self) -> None:
         """The daemon does its work; from now on it gives signs of life."""
-        self._is_ready = True
         self._tell("READY=1")
         if self._address:
             self._loop.start(self._interval).addErrback(self._broken)
 
     def reloading(self, done: Deferred[None]) -> None:
         """What can be read anew is being read anew, until `done` fires."""
-        if not self._is_ready:
-            return
-        microseconds = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
-        self._tell("RELOADING=1", f"MONOTONIC_USEC={microseconds}")
-        done.addBoth(self._reloaded)
+        if self._loop.running:
+            microseconds = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+            self._tell("RELOADING=1", f"MONOTONIC_USEC={microseconds}")
+            done.addBoth(self._reloaded)
 
     def _reloaded(self, result: T) -> T:
-        if self._is_ready:
+        if self._loop.running:
             self._tell("READY=1")
         return result
 
     def stopping(self) -> None:
         """The daemon ends."""
-        self._is_ready = False
         if self._loop.running:
             self._loop.stop()
         self._tell("STOPPING=1", "STATUS=Stopping")
@@ -88,7 +84,7 @@ class Supervision:
             self._tell("WATCHDOG=1")
         if not self._asking:
             self._asking = True
-            self._status().addCallbacks(self._tell_status, self._broken)
+            maybeDeferred(self._status).addCallbacks(self._tell_status, self._broken)
 
     def _tell_status(self, text: str) -> None:
         self._asking = False
@@ -103,12 +99,7 @@ class Supervision:
     def _tell(self, *lines: str) -> None:
         if not self._address:
             return
-        if self._socket is None:
-            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-            self._socket.setblocking(False)
-        address = self._address
-        if address.startswith("@"):  # a name in the abstract namespace
-            address = "\0" + address[1:]
+        kind = socket.SOCK_DGRAM | socket.SOCK_NONBLOCK
         # If systemd does not take it there is nothing better to do than to go on.
-        with contextlib.suppress(OSError):
-            self._socket.sendto("\n".join(lines).encode(), address)
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, kind) as sender:
+            sender.sendto("\n".join(lines).encode(), self._address)
