@@ -6,6 +6,7 @@ import gc
 import os
 import resource
 import signal
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,7 @@ from twisted.python.threadpool import ThreadPool
 import xaps
 from xaps.admin.control import Control
 from xaps.admin.history import PushLog
-from xaps.admin.metrics import CountingHandler, Metrics
+from xaps.admin.metrics import Metrics
 from xaps.admin.web import control_site, metrics_site
 from xaps.apns.client import Client
 from xaps.apns.tls import authority, tls_endpoint, trust_root
@@ -38,6 +39,7 @@ from xaps.intake.allow import Door
 from xaps.intake.cyrus.conf import ImapdConfError, read_imapd_conf
 from xaps.intake.cyrus.listener import CyrusListener
 from xaps.intake.cyrus.names import CyrusSettings
+from xaps.intake.interface import Handler
 from xaps.intakes import Intake, connections_each, open_intakes
 from xaps.listen.ports import ListenError, Listeners
 from xaps.listen.tls import TLSError
@@ -96,8 +98,8 @@ class Daemon(Service):
         self._intakes: list[Intake] = []
         self._cyrus: CyrusListener | None = None
         self._cyrus_topic: str | None = None
-        self._counted: list[CountingHandler] = []
-        self._pushes = PushLog(reactor.seconds)
+        self._metrics = Metrics()
+        self._pushes = PushLog(reactor.seconds, self._metrics.registry)
         self._stalls = StallWatch(reactor)
 
     def setServiceParent(self, parent: Any) -> None:
@@ -210,11 +212,9 @@ class Daemon(Service):
             max_connections=config.apns_connections,
         )
 
-    def _handler(self, key: str) -> CountingHandler:
+    def _handler(self, key: str) -> Handler:
         """The dispatcher, for the intake that the setting `key` opens."""
-        counted = CountingHandler(key, self._dispatcher)
-        self._counted.append(counted)
-        return counted
+        return self._metrics.counting(key, self._dispatcher)
 
     def _listen_for_administrators(self) -> None:
         config = self._config
@@ -227,13 +227,14 @@ class Daemon(Service):
             connection=self._client.status,
             pushes=self._pushes,
             stalls=self._stalls,
+            metrics=self._metrics,
+            wall=time.time,
         )
-        metrics = Metrics(self._counted, self._pushes, self._stalls, self._control.snapshot)
         if config.control_socket:
             self._listeners.unix(
                 "controlSocket",
                 config.control_socket,
-                control_site(reactor, self._control, metrics),
+                control_site(reactor, self._control),
                 mode=config.control_socket_mode,
                 group=config.control_socket_group,
             )
@@ -242,7 +243,7 @@ class Daemon(Service):
                 "metricsAddr",
                 config.metrics_addr.host,
                 config.metrics_addr.port,
-                metrics_site(reactor, metrics, Door(config.allow_from).admits),
+                metrics_site(reactor, self._control, Door(config.allow_from).admits),
                 risk="" if config.allow_from else "read the metrics here; set allowFrom",
             )
 

@@ -8,14 +8,13 @@ import shutil
 import subprocess
 
 import attrs
-from twisted.internet.defer import succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from tests.fakes import MemoryRegistry
 from tests.push.test_dispatcher import FakeSender
 from xaps.admin.history import PushLog
-from xaps.admin.metrics import CountingHandler, Metrics, Snapshot
+from xaps.admin.metrics import Metrics, Snapshot
 from xaps.apns.pool import ConnectionStatus, State
 from xaps.model import (
     CertificateCredential,
@@ -47,8 +46,9 @@ CERTIFICATE = CertificateCredential("topic", "push.pem", 0.0, 1_900_000_000.0, (
 class MetricsTestCase(SynchronousTestCase):
     def setUp(self) -> None:
         clock = Clock()
-        self.pushes = PushLog(clock.seconds)
-        self.stalls = StallWatch(clock.seconds)
+        self.metrics = Metrics()
+        self.pushes = PushLog(clock.seconds, self.metrics.registry)
+        self.stalls = StallWatch(clock)
         dispatcher = Dispatcher(
             clock,
             MemoryRegistry(),
@@ -57,7 +57,7 @@ class MetricsTestCase(SynchronousTestCase):
             delay=30,
             check_interval=0,
         )
-        self.intake = CountingHandler("socket", dispatcher)
+        self.intake = self.metrics.counting("socket", dispatcher)
         self.snapshot = Snapshot(
             phones=7,
             waiting=2,
@@ -65,13 +65,11 @@ class MetricsTestCase(SynchronousTestCase):
             held=False,
             connection=CONNECTED,
             credential=CERTIFICATE,
-        )
-        self.metrics = Metrics(
-            [self.intake], self.pushes, self.stalls, lambda: succeed(self.snapshot)
+            stalls=self.stalls,
         )
 
     def page(self) -> str:
-        return self.successResultOf(self.metrics.page()).decode()
+        return self.metrics.page(self.snapshot).decode()
 
     def value(self, series: str) -> float | None:
         """The value of a series, written as on the page."""
@@ -142,15 +140,19 @@ class MetricsTests(MetricsTestCase):
         self.assertAlmostEqual(self.value(f"{name}_sum"), 100_000.33)
 
     def test_stalls_are_counted(self) -> None:
-        self.stalls.stalled(0.25)
+        self.stalls.count, self.stalls.total = 1, 0.25
         self.assertEqual(self.value("xapsd_reactor_stalls_total"), 1)
         self.assertEqual(self.value("xapsd_reactor_stalled_seconds_total"), 0.25)
 
     def test_two_daemons_in_one_process_do_not_share_metrics(self) -> None:
-        other = Metrics([], PushLog(Clock().seconds), self.stalls, lambda: succeed(self.snapshot))
+        other = Metrics()
+        PushLog(Clock().seconds, other.registry)
         self.pushes.record(KEY, Delivered(), 0.3)
-        page = self.successResultOf(other.page()).decode()
+        page = other.page(self.snapshot).decode()
         self.assertIn('xapsd_pushes_total{outcome="delivered",reason=""} 0.0', page)
+
+    def test_no_times_are_told_at_which_counters_were_made(self) -> None:
+        self.assertNotIn("_created", self.page())
 
     def test_names_and_help_follow_prometheus_conventions(self) -> None:
         self.pushes.record(KEY, RetryAfter("Shutdown"), 9.0)

@@ -6,19 +6,19 @@ import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Protocol
 
-from twisted.internet.defer import Deferred, gatherResults
+import attrs
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from xaps import __version__
 from xaps.admin.history import NAMES, PushLog, reason_of
-from xaps.admin.metrics import Snapshot
+from xaps.admin.metrics import Metrics, Snapshot
 from xaps.apns.pool import ConnectionStatus, State
 from xaps.mailboxes import INBOX
 from xaps.model import (
     CertificateCredential,
     Credential,
-    Outcome,
     Refused,
     Registration,
     short_token,
@@ -54,6 +54,7 @@ class Control:
 
     :param connection: tells how the connection to APNs is.
     :param pushes: what :meth:`push` brings is recorded in it.
+    :param wall: tells the time of day.
     """
 
     _log = Logger()
@@ -68,14 +69,18 @@ class Control:
         connection: Callable[[], ConnectionStatus],
         pushes: PushLog,
         stalls: StallWatch,
+        metrics: Metrics,
+        wall: Callable[[], float],
     ) -> None:
         self._clock = clock
+        self._wall = wall
         self._registry = registry
         self._dispatcher = dispatcher
         self._keeper = keeper
         self._connection = connection
         self._pushes = pushes
         self._stalls = stalls
+        self._metrics = metrics
         self._started_at = clock.seconds()
 
     # -------------------------------------------------------------- questions
@@ -93,6 +98,7 @@ class Control:
             held=self._dispatcher.gate.held,
             connection=self._connection(),
             credential=self._keeper.credential,
+            stalls=self._stalls,
         )
 
     def status(self) -> Deferred[Value]:
@@ -102,24 +108,21 @@ class Control:
     def _status(self, now: Snapshot) -> Value:
         health, why = self.health(now)
         connection = now.connection
+        next_attempt = connection.next_attempt
         return {
             "health": health,
             "why": why,
             "version": __version__,
             "pid": os.getpid(),
-            "now": self._clock.seconds(),
-            "started_at": self._started_at,
+            "now": self._wall(),
+            "started_at": self._time_of_day(self._started_at),
             "topic": None if now.credential is None else now.credential.topic,
             "credential": _described(now.credential),
             "connection": {
+                **attrs.asdict(connection),
                 "state": connection.state.value,
-                "since": connection.since,
-                "peer": connection.peer,
-                "connections": connection.connections,
-                "connections_made": connection.connections_made,
-                "stream_limit": connection.stream_limit,
-                "last_error": connection.last_error,
-                "next_attempt": connection.next_attempt,
+                "since": self._time_of_day(connection.since),
+                "next_attempt": None if next_attempt is None else self._time_of_day(next_attempt),
             },
             "last_hour": self._pushes.last_hour(),
             "waiting": now.waiting,
@@ -127,6 +130,10 @@ class Control:
             "phones": now.phones,
             "reactor_stalls": self._stalls.count,
         }
+
+    def _time_of_day(self, seconds: float) -> float:
+        """When, in seconds since the epoch, it was or will be so late by the reactor's clock."""
+        return self._wall() - self._clock.seconds() + seconds
 
     def health(self, now: Snapshot) -> tuple[str, list[str]]:
         """``good``, ``starting``, ``degraded`` or ``failing``, and why it is not good."""
@@ -146,7 +153,7 @@ class Control:
         if now.held:
             failing.append(f"APNs refuses every push: {self._dispatcher.gate.because}")
         if isinstance(now.credential, CertificateCredential):
-            left = now.credential.not_after - self._clock.seconds()
+            left = now.credential.not_after - self._wall()
             if left < EXPIRES_SOON:
                 degraded.append(f"the certificate expires in {_days(left)}")
         if failing:
@@ -160,6 +167,10 @@ class Control:
         keeper = self._keeper
         return f"{keeper.problem}; {keeper.remedy}" if keeper.remedy else keeper.problem
 
+    def metrics(self) -> Deferred[bytes]:
+        """The page for Prometheus."""
+        return self.snapshot().addCallback(self._metrics.page)
+
     def status_line(self) -> Deferred[str]:
         """The status in one line, as systemd shows it."""
         return self.snapshot().addCallback(self._line)
@@ -170,7 +181,7 @@ class Control:
         if now.connection.state is State.CONNECTED:
             parts.append("connected to APNs")
         if isinstance(now.credential, CertificateCredential):
-            left = now.credential.not_after - self._clock.seconds()
+            left = now.credential.not_after - self._wall()
             parts.append(f"certificate good for {_days(left)}")
         return f"{health.capitalize()}: {', '.join(parts)}{''.join(f'; {each}' for each in why)}"
 
@@ -190,9 +201,7 @@ class Control:
     def _device(self, registration: Registration, full_token: bool) -> Value:
         key = registration.key
         last = self._pushes.last(key)
-        told = None
-        if last is not None:
-            told = {"at": last.at, "outcome": last.outcome, "reason": last.reason}
+        told = last and {**attrs.asdict(last), "at": self._time_of_day(last.at)}
         return {
             **_named(registration, full_token=full_token),
             "mailboxes": list(registration.mailboxes),
@@ -237,36 +246,36 @@ class Control:
     def push(self, user: str, mailbox: str = INBOX) -> Deferred[list[Value]]:
         """Push to all phones of a user now; fires with what became of each, in half a minute at
         the most."""
-        return self._registry.registrations(user).addCallback(self._push, mailbox)
+        return Deferred.fromCoroutine(self._push(user, mailbox))
 
-    def _push(self, phones: Sequence[Registration], mailbox: str) -> Deferred[list[Value]]:
-        return gatherResults([self._push_one(phone, mailbox) for phone in phones])
+    async def _push(self, user: str, mailbox: str) -> list[Value]:
+        phones = await self._registry.registrations(user)
+        pushing = [Deferred.fromCoroutine(self._push_one(phone, mailbox)) for phone in phones]
+        return [await each for each in pushing]
 
-    def _push_one(self, phone: Registration, mailbox: str) -> Deferred[Value]:
-        def answered(outcome: Outcome) -> Value:
-            self._pushes.tested(phone.key, outcome)
-            name, reason = NAMES[type(outcome)], reason_of(outcome)
-            self._log.info(
-                "Test push to {key}: {outcome} {reason}", key=phone.key, outcome=name, reason=reason
-            )
-            return {**_named(phone), "outcome": name, "reason": reason}
-
-        def not_sent(failure: Any) -> Value:
-            failure.trap(Refused)
-            reason = failure.value.reason
-            if failure.value.temporary and (error := self._connection().last_error):
+    async def _push_one(self, phone: Registration, mailbox: str) -> Value:
+        try:
+            outcome = await self._dispatcher.push_now(phone, mailbox)
+        except Refused as refused:
+            reason = refused.reason
+            if refused.temporary and (error := self._connection().last_error):
                 reason = f"{reason} ({error})"
             return {**_named(phone), "outcome": "not sent", "reason": reason}
-
-        return self._dispatcher.push_now(phone, mailbox).addCallbacks(answered, not_sent)
+        self._pushes.tested(phone.key, outcome)
+        name, reason = NAMES[type(outcome)], reason_of(outcome)
+        self._log.info(
+            "Test push to {key}: {outcome} {reason}", key=phone.key, outcome=name, reason=reason
+        )
+        return {**_named(phone), "outcome": name, "reason": reason}
 
     def reload(self) -> Deferred[Value]:
         """Look at the credential's files now; fires with what was found."""
-        return self._keeper.check_now().addCallback(lambda _: self._reloaded())
+        return Deferred.fromCoroutine(self._reload())
 
-    def _reloaded(self) -> Value:
+    async def _reload(self) -> Value:
+        await self._keeper.check_now()
         return {
-            "now": self._clock.seconds(),
+            "now": self._wall(),
             "credential": _described(self._keeper.credential),
             "problem": self._problem(),
         }
@@ -290,17 +299,7 @@ def _named(registration: Registration, *, full_token: bool = False) -> Value:
 def _described(credential: Credential | None) -> Value | None:
     if credential is None:
         return None
+    named = {"source": credential.source, "topic": credential.topic}
     if isinstance(credential, CertificateCredential):
-        return {
-            "kind": "certificate",
-            "source": credential.source,
-            "topic": credential.topic,
-            "not_after": credential.not_after,
-        }
-    return {
-        "kind": "token key",
-        "source": credential.source,
-        "topic": credential.topic,
-        "key_id": credential.key_id,
-        "not_after": None,
-    }
+        return {"kind": "certificate", **named, "not_after": credential.not_after}
+    return {"kind": "token key", **named, "key_id": credential.key_id, "not_after": None}

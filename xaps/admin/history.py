@@ -6,12 +6,12 @@ It is kept in memory alone, and told by the dispatcher on every answer: nothing 
 from __future__ import annotations
 
 import re
-from bisect import bisect_left
-from collections import Counter, OrderedDict, deque
+from collections import Counter as Counts
+from collections import OrderedDict, deque
 from collections.abc import Callable
-from functools import lru_cache
 
 import attrs
+from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from xaps.model import (
     Delivered,
@@ -51,6 +51,7 @@ class LastPush:
     """The last answer about a phone."""
 
     at: float
+    """By the clock of the :class:`PushLog`."""
     outcome: str
     """One of `NAMES`."""
     reason: str
@@ -61,10 +62,9 @@ def reason_of(outcome: Outcome) -> str:
     return "" if isinstance(outcome, Delivered) else outcome.reason
 
 
-@lru_cache(1000)
 def _short_reason(name: str, reason: str) -> str:
     """One of a small number of texts: Apple's word, a status, or where it comes from."""
-    if _WORD.fullmatch(reason):
+    if not reason or _WORD.fullmatch(reason):
         return reason
     if status := _STATUS.search(reason):
         return status[0]
@@ -74,39 +74,45 @@ def _short_reason(name: str, reason: str) -> str:
 class PushLog:
     """Remembers what :meth:`record` is told.
 
-    :param seconds: the time.
-    :ivar counts: pushes by outcome and short reason, since the start.
-    :ivar times: deliveries, by how long they took: the number in each of `BUCKETS` and one for
-        those that took longer.
-    :ivar time: how long all of these took together.
+    :param seconds: the reactor's time.
+    :param metrics: where the counters are to be found.
     """
 
-    def __init__(self, seconds: Callable[[], float]) -> None:
+    def __init__(self, seconds: Callable[[], float], metrics: CollectorRegistry) -> None:
         self._seconds = seconds
-        self.counts: Counter[tuple[str, str]] = Counter()
-        self.times = [0] * (len(BUCKETS) + 1)
-        self.time = 0.0
-        self._minutes: deque[tuple[int, Counter[str]]] = deque()
+        self._answers = Counter(
+            "xapsd_pushes",
+            "Answers about pushes, by what they led to and what APNs said",
+            ["outcome", "reason"],
+            registry=metrics,
+        )
+        self._answers.labels("delivered", "")  # 0 is told, too
+        self._durations = Histogram(
+            "xapsd_push_duration_seconds",
+            "From the first notice that a push was for until APNs had taken it",
+            buckets=BUCKETS,
+            registry=metrics,
+        )
+        self._reasons: set[str] = set()
+        self._minutes: deque[tuple[int, Counts[str]]] = deque()
         self._last: OrderedDict[RegistrationKey, LastPush] = OrderedDict()
 
     def record(self, key: RegistrationKey, outcome: Outcome, seconds: float) -> None:
         """There was an answer, so long after the first of the events that the push was for."""
         if isinstance(outcome, Delivered):
-            self.times[bisect_left(BUCKETS, seconds)] += 1
-            self.time += seconds
+            self._durations.observe(seconds)
         self.tested(key, outcome)
 
     def tested(self, key: RegistrationKey, outcome: Outcome) -> None:
         """As :meth:`record`, for a push that no event was the reason of."""
-        now = self._seconds()
-        name = NAMES[type(outcome)]
-        reason = reason_of(outcome)
-        counted = name, _short_reason(name, reason) if reason else ""
-        if counted not in self.counts and len(self.counts) >= MAX_REASONS:
-            counted = name, "other"
-        self.counts[counted] += 1
-        self._minute(now)[name] += 1
-        self._last[key] = LastPush(now, name, reason)
+        name, reason = NAMES[type(outcome)], reason_of(outcome)
+        short = _short_reason(name, reason)
+        if short not in self._reasons and len(self._reasons) >= MAX_REASONS:
+            short = "other"
+        self._reasons.add(short)
+        self._answers.labels(name, short).inc()
+        self._minute()[name] += 1
+        self._last[key] = LastPush(self._seconds(), name, reason)
         self._last.move_to_end(key)
         if len(self._last) > MAX_PHONES:
             self._last.popitem(last=False)
@@ -121,17 +127,14 @@ class PushLog:
 
     def last_hour(self) -> dict[str, int]:
         """Answers in the last 60 minutes by outcome; all outcomes are in it."""
-        self._minute(self._seconds())
-        total: Counter[str] = Counter()
-        for _, counts in self._minutes:
-            total.update(counts)
-        return {name: total[name] for name in NAMES.values()}
+        self._minute()
+        return {name: sum(counts[name] for _, counts in self._minutes) for name in NAMES.values()}
 
-    def _minute(self, now: float) -> Counter[str]:
-        minute = int(now // 60)
+    def _minute(self) -> Counts[str]:
+        """The answers of this minute; what is too old is dropped."""
+        minute = int(self._seconds() // 60)
         if not self._minutes or self._minutes[-1][0] != minute:
-            self._minutes.append((minute, Counter()))
-            # A clock that was set back leaves minutes in the future, which are of no use either.
-            while len(self._minutes) > 60 or not minute - 60 < self._minutes[0][0] <= minute:
-                self._minutes.popleft()
+            self._minutes.append((minute, Counts()))
+        while self._minutes[0][0] <= minute - 60:
+            self._minutes.popleft()
         return self._minutes[-1][1]
