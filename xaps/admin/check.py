@@ -36,8 +36,13 @@ def check(path: Path, config: Config, out: TextIO) -> bool:
         *_database(config),
         *_cyrus(config, out),
     ]
-    for warning in (*careless_secrets(path, config), *_sockets(config), *_root()):
+    for warning in (*careless_secrets(path, config), *_sockets(config)):
         out.write(f"Warning: {warning}\n")
+    if os.geteuid() == 0:
+        out.write(
+            "Warning: root may read everything, so this was not checked for the daemon's user: "
+            "runuser -u xapsd -- xapsd --check\n"
+        )
     for problem in problems:
         out.write(f"{path}: {problem}\n")
     if not problems:
@@ -148,14 +153,6 @@ def _sockets(config: Config) -> Iterator[str]:
             )
         elif not _may(folder, os.W_OK | os.X_OK):
             yield f"{key}: {folder} cannot be written by this user"
-
-
-def _root() -> Iterator[str]:
-    if os.geteuid() == 0:
-        yield (
-            "root may read everything, so this was not checked for the daemon's user: "
-            "runuser -u xapsd -- xapsd --check"
-        )
 
 
 def _may(path: Path, needed: int) -> bool:

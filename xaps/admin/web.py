@@ -7,7 +7,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, cast
 
 from twisted.internet.defer import Deferred, succeed
@@ -16,6 +17,7 @@ from twisted.internet.protocol import connectionDone
 from twisted.internet.task import deferLater
 from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
+from twisted.web.error import UnsupportedMethod
 from twisted.web.http import HTTPChannel
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request, Site
@@ -36,6 +38,8 @@ IDLE = 60.0
 """Seconds after which a connection without a request is closed."""
 
 JSON = "application/json"
+QUESTION = (b"GET", b"HEAD")
+ORDER = (b"POST",)
 
 Admits = Callable[["IAddress | None"], bool]
 """Whether a peer may come in."""
@@ -47,27 +51,40 @@ Content = bytes | AsyncIterator[bytes]
 def metrics_site(reactor: IReactorTime, control: Control, admits: Admits) -> Site:
     """What listens at ``metricsAddr``: metrics, and nothing else."""
     root = Resource()
-    root.putChild(b"metrics", _Get(reactor, lambda _: control.metrics(), CONTENT_TYPE))
+    root.putChild(b"metrics", _metrics(reactor, control))
     return _AdminSite(reactor, root, admits)
 
 
 def control_site(reactor: IReactorTime, control: Control) -> Site:
     """What listens on the control socket."""
 
-    def forget(order: Value) -> Awaitable[Any]:
-        return control.forget(_user(order), _text(order, "token"))
+    async def status(request: Any) -> Content:
+        return _json(await control.status())
 
-    def push(order: Value) -> Awaitable[Any]:
-        return control.push(_user(order), _text(order, "mailbox") or INBOX)
+    async def forget(request: Any) -> Content:
+        order = _order(request)
+        return _json(await control.forget(_user(order), _text(order, "token")))
+
+    async def push(request: Any) -> Content:
+        order = _order(request)
+        return _json(await control.push(_user(order), _text(order, "mailbox") or INBOX))
+
+    async def reload(request: Any) -> Content:
+        _order(request)
+        return _json(await control.reload())
 
     root = Resource()
-    root.putChild(b"metrics", _Get(reactor, lambda _: control.metrics(), CONTENT_TYPE))
-    root.putChild(b"status", _Get(reactor, lambda _: control.status().addCallback(_json)))
-    root.putChild(b"devices", _Get(reactor, lambda arguments: _devices(control, arguments)))
-    root.putChild(b"forget", _Post(reactor, forget))
-    root.putChild(b"push", _Post(reactor, push))
-    root.putChild(b"reload", _Post(reactor, lambda _: control.reload()))
+    root.putChild(b"metrics", _metrics(reactor, control))
+    root.putChild(b"status", _Leaf(reactor, QUESTION, status))
+    root.putChild(b"devices", _Leaf(reactor, QUESTION, partial(_devices, control)))
+    root.putChild(b"forget", _Leaf(reactor, ORDER, forget))
+    root.putChild(b"push", _Leaf(reactor, ORDER, push))
+    root.putChild(b"reload", _Leaf(reactor, ORDER, reload))
     return _AdminSite(reactor, root, lambda _: True)
+
+
+def _metrics(reactor: IReactorTime, control: Control) -> Resource:
+    return _Leaf(reactor, QUESTION, lambda _: control.metrics(), CONTENT_TYPE)
 
 
 # ---------------------------------------------------------------- connections
@@ -116,13 +133,7 @@ class _AdminSite(Site):
         return cast(HTTPChannel, super().buildProtocol(addr))  # type: ignore[no-untyped-call]  # Twisted's
 
     def startFactory(self) -> None:
-        """Called by Twisted."""
-
-    def stopFactory(self) -> None:
-        """Called by Twisted."""
-
-    def log(self, request: object) -> None:
-        """Called by Twisted."""
+        """Called by Twisted, whose own opens a log and starts a timer."""
 
 
 class _Request(Request):
@@ -150,27 +161,42 @@ class _Request(Request):
 
 
 class _Leaf(Resource):
-    """Answers when an answer is there."""
+    """Answers when an answer is there.
+
+    :param ask: makes it, for a request.
+    :param kind: its ``Content-Type``, unless it is an error.
+    """
 
     _log = Logger()
     isLeaf = True
 
-    def __init__(self, clock: IReactorTime, kind: str = JSON) -> None:
+    def __init__(
+        self,
+        clock: IReactorTime,
+        methods: Sequence[bytes],
+        ask: Callable[[Any], Awaitable[Content]],
+        kind: str = JSON,
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Twisted's
         self._clock = clock
+        self._methods = methods
+        self._ask = ask
         self._kind = kind
 
-    def answer(self, request: Any, make: Callable[[], Awaitable[Content]]) -> int:
-        answering = Deferred.fromCoroutine(self._answer(request, make))
+    def render(self, request: Any) -> int:
+        """Called by Twisted."""
+        if request.method not in self._methods:
+            raise UnsupportedMethod(self._methods)
+        answering = Deferred.fromCoroutine(self._answer(request))
         answering.addErrback(lambda failure: self._log.failure("No answer was given", failure))
         return NOT_DONE_YET
 
-    async def _answer(self, request: Any, make: Callable[[], Awaitable[Content]]) -> None:
+    async def _answer(self, request: Any) -> None:
         gone: list[object] = []
         request.notifyFinish().addErrback(gone.append)
         status, kind = 200, self._kind
         try:
-            content = await make()
+            content = await self._ask(request)
         except Refused as refused:
             status, reason = (503 if refused.temporary else 400), refused.reason
         except RegistryError as error:
@@ -241,42 +267,10 @@ class _Reader:
         self.resumeProducing()
 
 
-class _Get(_Leaf):
-    """A question; its arguments are those of the URL."""
-
-    def __init__(
-        self,
-        clock: IReactorTime,
-        ask: Callable[[dict[bytes, list[bytes]]], Awaitable[Content]],
-        kind: str = JSON,
-    ) -> None:
-        super().__init__(clock, kind)
-        self._ask = ask
-
-    def render_GET(self, request: Any) -> int:
-        """Called by Twisted."""
-        return self.answer(request, lambda: self._ask(request.args or {}))
-
-
-class _Post(_Leaf):
-    """An order, which is a JSON object."""
-
-    def __init__(self, clock: IReactorTime, do: Callable[[Value], Awaitable[Any]]) -> None:
-        super().__init__(clock)
-        self._do = do
-
-    def render_POST(self, request: Any) -> int:
-        """Called by Twisted."""
-
-        async def done() -> bytes:
-            return _json(await self._do(_order(request.content.read())))
-
-        return self.answer(request, done)
-
-
-def _order(body: bytes) -> Value:
+def _order(request: Any) -> Value:
+    """What is to be done, which is a JSON object."""
     try:
-        order = json.loads(body or b"{}")
+        order = json.loads(request.content.read() or b"{}")
     except (ValueError, RecursionError):
         raise Refused("the request is not JSON") from None
     if not isinstance(order, dict):
@@ -298,7 +292,8 @@ def _user(order: Value) -> str:
     return user
 
 
-async def _devices(control: Control, arguments: dict[bytes, list[bytes]]) -> Content:
+async def _devices(control: Control, request: Any) -> Content:
+    arguments = request.args or {}
     (given, *_) = arguments.get(b"user", [None])
     if given == b"":  # in a script: a variable that is not set
         raise Refused('"user" is empty; leave it out to list all phones')
