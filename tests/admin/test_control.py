@@ -54,6 +54,8 @@ class FakeKeeper:
 
 
 class ControlTestCase(SynchronousTestCase):
+    set_by = 0.0
+
     def setUp(self) -> None:
         self.clock = Clock()
         self.clock.advance(UPTIME)
@@ -86,7 +88,7 @@ class ControlTestCase(SynchronousTestCase):
 
     def wall(self) -> float:
         """The time of day; the reactor's clock shows how long the machine has been up."""
-        return NOW + self.clock.seconds() - UPTIME
+        return NOW + self.clock.seconds() - UPTIME + self.set_by
 
     def register(
         self, user: str = "alice", token: str = PHONE, account: str = "ACCOUNT"
@@ -154,6 +156,23 @@ class StatusTests(ControlTestCase):
         self.assertEqual(status["credential"]["key_id"], "ID")
         self.assertIsNone(status["credential"]["not_after"])
         self.assertNotIn("secret", json.dumps(status))
+
+    def test_what_the_reactors_clock_measured_is_told_as_a_time_of_day(self) -> None:
+        self.connection = attrs.evolve(
+            CONNECTED, state=State.WAITING, since=UPTIME - 60, next_attempt=UPTIME + 10
+        )
+        self.clock.advance(5)
+        connection = self.status()["connection"]
+        self.assertEqual((connection["since"], connection["next_attempt"]), (NOW - 60, NOW + 10))
+
+    def test_the_time_of_day_may_be_set(self) -> None:
+        self.register()
+        self.notify()
+        self.sender.answer(Delivered())
+        self.set_by = -3600.0
+        status = self.status()
+        self.assertEqual((status["now"], status["started_at"]), (NOW - 3600, NOW - 3600))
+        self.assertEqual(status["last_hour"]["delivered"], 1)
 
     def health(self) -> tuple[str, str]:
         status = self.status()

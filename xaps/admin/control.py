@@ -16,13 +16,7 @@ from xaps.admin.history import NAMES, PushLog, reason_of
 from xaps.admin.metrics import Metrics, Snapshot
 from xaps.apns.pool import ConnectionStatus, State
 from xaps.mailboxes import INBOX
-from xaps.model import (
-    CertificateCredential,
-    Credential,
-    Refused,
-    Registration,
-    short_token,
-)
+from xaps.model import CertificateCredential, Credential, Refused, Registration, short_token
 from xaps.push.dispatcher import Dispatcher
 from xaps.registry.interface import IRegistry
 from xaps.system.stalls import StallWatch
@@ -107,8 +101,7 @@ class Control:
 
     def _status(self, now: Snapshot) -> Value:
         health, why = self.health(now)
-        connection = now.connection
-        next_attempt = connection.next_attempt
+        since, attempt = now.connection.since, now.connection.next_attempt
         return {
             "health": health,
             "why": why,
@@ -119,10 +112,10 @@ class Control:
             "topic": None if now.credential is None else now.credential.topic,
             "credential": _described(now.credential),
             "connection": {
-                **attrs.asdict(connection),
-                "state": connection.state.value,
-                "since": self._time_of_day(connection.since),
-                "next_attempt": None if next_attempt is None else self._time_of_day(next_attempt),
+                **attrs.asdict(now.connection),
+                "state": now.connection.state.value,
+                "since": self._time_of_day(since),
+                "next_attempt": None if attempt is None else self._time_of_day(attempt),
             },
             "last_hour": self._pushes.last_hour(),
             "waiting": now.waiting,

@@ -223,11 +223,10 @@ class _Leaf(Resource):
         request.registerProducer(reader, True)
         try:
             async for part in parts:
-                if not reader.gone:
-                    request.write(part)
-                await reader.ready
                 if reader.gone:
                     return
+                request.write(part)
+                await reader.ready
                 await deferLater(self._clock, 0)
         except Exception as error:
             # It is too late for an error in words; an answer without its end is one, too.
