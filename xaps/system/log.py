@@ -10,6 +10,8 @@ from typing import TextIO
 from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, formatTime
 from zope.interface import implementer
 
+from xaps.system.console import one_line
+
 _PRIORITIES = {"debug": 7, "info": 6, "warn": 4, "error": 3, "critical": 2}
 """Twisted's levels as syslog's priorities, as in sd-daemon(3)."""
 
@@ -41,16 +43,6 @@ def observer(level: str, stream: TextIO, environ: Mapping[str, str]) -> ILogObse
     return _Lines(level, stream, _goes_to_journal(stream, environ))
 
 
-def printable(text: str) -> str:
-    """The text on one line: line ends and other characters that do not print, as escapes."""
-    if text.isprintable():
-        return text
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode()
-        for character in text
-    )
-
-
 def complain(text: str, stream: TextIO, environ: Mapping[str, str]) -> None:
     """Write an error before logging has begun; each line of it at the journal's priority for
     errors, if that is what reads the stream."""
@@ -77,7 +69,7 @@ class _Lines:
             return
         if not message:
             return
-        message = printable(message)
+        message = one_line(message)
         if len(message) > _LONGEST:
             half = _LONGEST // 2
             message = f"{message[:half]} ... (cut here) ... {message[-half:]}"
