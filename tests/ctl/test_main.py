@@ -266,6 +266,10 @@ class TableTests(SynchronousTestCase):
             self.assertIn(part, text)
         self.assertLessEqual(len(lines), 24)
 
+    def test_one_is_no_plural(self) -> None:
+        text = "\n".join(answers.status({**STATUS, "waiting": 1}))
+        self.assertRegex(text, r"Waiting +1 push, and 0 in flight")
+
     def test_a_connection_is_told_with_its_peer(self) -> None:
         connected = {**STATUS["connection"], "state": "connected", "peer": "17.0.0.1 port 443"}
         text = "\n".join(answers.status({**STATUS, "connection": connected}))
@@ -392,6 +396,22 @@ class CommandLineTests(CtlTestCase):
             raise SkipTest("there is a configuration here")
         self.assertEqual(main(["status"], out, err), os.EX_UNAVAILABLE)
         self.assertIn("/run/xapsd/control.sock", err.getvalue())
+
+
+class StartTests(SynchronousTestCase):
+    def test_what_asks_the_daemon_loads_nothing_of_it(self) -> None:
+        code = (
+            "import io, sys; from xaps.ctl.main import main\n"
+            "for argv in (['--help'], ['status', '--socket', '/nowhere']):\n"
+            "    main(argv, io.StringIO(), io.StringIO())\n"
+            "print(*sys.modules)"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+        )
+        loaded = {name.partition(".")[0] for name in done.stdout.split()}
+        self.assertIn("xaps", loaded)
+        self.assertFalse(loaded & {"twisted", "cryptography", "prometheus_client", "sqlite3"})
 
 
 class CheckTests(CtlTestCase):
