@@ -16,6 +16,8 @@ from urllib.parse import urlsplit
 
 import attrs
 
+DEFAULT_PATH = Path("/etc/xapsd/xapsd.yaml")
+
 T = TypeVar("T")
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -43,6 +45,21 @@ class Kind(Generic[T]):
     """The text is shown nowhere."""
     many: bool = False
     """A list of texts is as good as one text with spaces between them."""
+
+    def key(self, help: str, *, default: str = "", section: str = "", name: str = "") -> T:
+        """A key of the configuration, as a field of a class of settings.
+
+        :param default: as it would stand in the file, but for quotes; empty is none.
+        :param section: the heading that starts above this key, if one does.
+        :param name: what the file has, if that is not the field's name in camel case (``tlsPort``
+            for ``tls_port``).
+        """
+        field: T = attrs.field(
+            default=self.parse(default, DEFAULT_PATH.parent),
+            repr=not self.secret,
+            metadata={"name": name, "key": (self, help, default, section)},
+        )
+        return field
 
 
 @attrs.frozen

@@ -36,10 +36,7 @@ _MISTAKES = (
         "found no colon with a space after it; expected key: value, or # before a comment",
     ),
     ("end of stream", "found a quote here that nothing closes; close it"),
-    (
-        "flow",
-        "found a bracket here that is not closed; close it, or put the whole value in quotes",
-    ),
+    ("flow", "found a bracket here that is not closed; close it, or put the whole value in quotes"),
     (
         "mapping values",
         "found a colon too many; put a space after the colon of each key (look at the line "
@@ -196,11 +193,8 @@ def _explained(error: MarkedYAMLError, text: str) -> tuple[Any, str]:
         if re.search(pattern, f"{error.context} {problem}"):
             began = error.context_mark if mistake in _WHERE_IT_BEGAN else None
             return began or mark, explanation
-    # What stands in quotes, but for YAML's own signs, comes from the file: perhaps a password.
-    signs = re.sub(r"'(<[a-z ]+>|\W)'", lambda sign: "_" * len(sign[0]), problem)
-    if quote := re.search(r"['\"]", signs):
-        problem = problem[: quote.start()] + "something else"
-    return mark, f"found what is not YAML: {problem}; expected key: value lines, text in quotes"
+    # What the parser says more about it quotes the file: perhaps a password.
+    return mark, "found what is not YAML; expected key: value lines, text in quotes"
 
 
 def _is_null(node: Any) -> bool:

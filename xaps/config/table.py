@@ -11,21 +11,19 @@ import re
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import attrs
 
 from xaps.config import kinds
-from xaps.config.kinds import HostPort, Kind, Network
+from xaps.config.kinds import DEFAULT_PATH, HostPort, Kind, Network
 
-DEFAULT_PATH = Path("/etc/xapsd/xapsd.yaml")
-
-T = TypeVar("T")
+__all__ = ["DEFAULT_PATH", "KEYS", "Config", "Cyrus", "Key", "sample"]
 
 
 @attrs.frozen
 class Key:
-    """One setting, as it is documented."""
+    """One setting, as it is documented; :meth:`xaps.config.kinds.Kind.key` tells the rest."""
 
     name: str
     """As people write it; those below ``cyrus:`` as ``cyrus.altnamespace``."""
@@ -34,48 +32,29 @@ class Key:
     kind: Kind[Any]
     help: str
     default: str
-    """As it would stand in the file, but for quotes; empty is none."""
-    section: str | None
-    """The heading that starts above this key, if one does."""
-
-
-def _setting(
-    kind: Kind[T], help: str, *, default: str = "", section: str | None = None, name: str = ""
-) -> T:
-    """A field; its key is its name in camel case (``tls_port`` is ``tlsPort``), unless given."""
-    field: T = attrs.field(
-        default=kind.parse(default, DEFAULT_PATH.parent),
-        repr=not kind.secret,
-        metadata={"key": (kind, help, default, section), "name": name},
-    )
-    return field
+    section: str
 
 
 @attrs.frozen(kw_only=True)
 class Cyrus:
     """How the Cyrus server names its mailboxes: settings of its ``imapd.conf``."""
 
-    altnamespace: bool = _setting(
-        kinds.FLAG, "Personal folders stand beside INBOX, not below it.", default="no"
+    altnamespace: bool = kinds.FLAG.key(
+        "Personal folders stand beside INBOX, not below it.", default="no"
     )
-    unix_hierarchy_sep: bool = _setting(
-        kinds.FLAG, "Folders are separated by / and not by a dot.", default="no"
+    unix_hierarchy_sep: bool = kinds.FLAG.key(
+        "Folders are separated by / and not by a dot.", default="no"
     )
-    virt_domains: str = _setting(
-        kinds.choice("off userid on", {"no": "off", "false": "off", "yes": "on", "true": "on"}),
-        "User names have domains: off, userid or on.",
-        default="off",
+    virt_domains: str = kinds.choice(
+        "off userid on", {"no": "off", "false": "off", "yes": "on", "true": "on"}
+    ).key("User names have domains: off, userid or on.", default="off")
+    user_prefix: str = kinds.NAME.key("Where other users' folders are.", default="Other Users")
+    shared_prefix: str = kinds.NAME.key("Where shared folders are.", default="Shared Folders")
+    default_domain: str = kinds.NAME.key(
+        "The domain of users whose names have none.", default="internal"
     )
-    user_prefix: str = _setting(
-        kinds.NAME, "Where other users' folders are.", default="Other Users"
-    )
-    shared_prefix: str = _setting(kinds.NAME, "Where shared folders are.", default="Shared Folders")
-    default_domain: str = _setting(
-        kinds.NAME, "The domain of users whose names have none.", default="internal"
-    )
-    imapd_conf: Path | None = _setting(
-        kinds.OPTIONAL_PATH,
-        "Read all of these from Cyrus' own file instead, usually /etc/imapd.conf.",
+    imapd_conf: Path | None = kinds.OPTIONAL_PATH.key(
+        "Read all of these from Cyrus' own file instead, usually /etc/imapd.conf."
     )
 
 
@@ -88,173 +67,147 @@ class Config:
     is the password itself, or ``file:`` and an absolute path.
     """
 
-    loglevel: str = _setting(
-        kinds.choice("trace debug info warn error fatal panic", {"warning": "warn"}),
+    loglevel: str = kinds.choice(
+        "trace debug info warn error fatal panic", {"warning": "warn"}
+    ).key(
         "How much is logged: trace, debug, info, warn, error, fatal or panic. With debug every "
         "registration and push is one line.",
         default="warn",
     )
-    database_file: Path = _setting(
-        kinds.PATH,
+    database_file: Path = kinds.PATH.key(
         "Where registrations are kept. A file of the Go daemon (JSON) is imported once into "
         "database.sqlite3 beside it and left as it is.",
         default="/var/lib/xapsd/database.json",
     )
 
-    listen_addr: str = _setting(
-        kinds.LISTEN_ADDRESS,
+    listen_addr: str = kinds.LISTEN_ADDRESS.key(
         "The address for HTTP from the Dovecot plugin; '' for none. Whoever reaches it can "
         "register phones: see allowFrom and authToken before you open it to a network. For the "
         "port that xapsd.socket opens: systemd:domain=INET6:index=0",
         default="[::1]",
         section="How IMAP servers reach xapsd",
     )
-    port: int = _setting(kinds.PORT, "The port for HTTP.", default="11619")
-    tls_certfile: Path | None = _setting(
-        kinds.OPTIONAL_PATH,
+    port: int = kinds.PORT.key("The port for HTTP.", default="11619")
+    tls_certfile: Path | None = kinds.OPTIONAL_PATH.key(
         "Certificate (PEM, with its chain) for HTTPS and HTTP/2, which proxies may use. HTTPS is "
-        "off without it.",
+        "off without it."
     )
-    tls_keyfile: Path | None = _setting(
-        kinds.OPTIONAL_PATH,
-        "The private key (PEM) of tlsCertfile; a warning where others than xapsd can read it.",
+    tls_keyfile: Path | None = kinds.OPTIONAL_PATH.key(
+        "The private key (PEM) of tlsCertfile; a warning where others than xapsd can read it."
     )
-    tls_listen_addr: str = _setting(kinds.LISTEN_ADDRESS, "The address for HTTPS.", default="[::1]")
-    tls_port: int = _setting(kinds.PORT, "The port for HTTPS.", default="11620")
-    tls_client_ca: Path | None = _setting(
-        kinds.OPTIONAL_PATH,
+    tls_listen_addr: str = kinds.LISTEN_ADDRESS.key("The address for HTTPS.", default="[::1]")
+    tls_port: int = kinds.PORT.key("The port for HTTPS.", default="11620")
+    tls_client_ca: Path | None = kinds.OPTIONAL_PATH.key(
         "Certificate authorities (PEM): HTTPS is only for clients with a certificate of theirs.",
         name="tlsClientCA",
     )
-    allow_from: tuple[Network, ...] = _setting(
-        kinds.NETWORKS,
+    allow_from: tuple[Network, ...] = kinds.NETWORKS.key(
         "Addresses and networks that may connect over TCP (listenAddr, tlsListenAddr, "
-        "metricsAddr), for example [127.0.0.1, 2001:db8::/32]. Empty: all.",
+        "metricsAddr), for example [127.0.0.1, 2001:db8::/32]. Empty: all."
     )
-    auth_token: str | None = _setting(
-        kinds.TOKEN,
+    auth_token: str | None = kinds.TOKEN.key(
         "A secret that HTTP clients must send as the password, in the plugin's URL as "
-        "http://xapsd:SECRET@host:11619/.",
+        "http://xapsd:SECRET@host:11619/."
     )
-    socket: str = _setting(
-        kinds.SOCKET,
+    socket: str = kinds.SOCKET.key(
         "A UNIX socket for older plugins and for HTTP; '' for none. For the one that xapsd.socket "
         "opens, whose SocketMode and SocketGroup count then: systemd:domain=UNIX:index=1",
         default="/run/xapsd/xapsd.sock",
     )
-    socket_mode: int = _setting(kinds.MODE, "Who may use the socket, as for chmod.", default="0660")
-    socket_group: str | None = _setting(kinds.USER, "The group of the socket, for example dovecot.")
-    cyrus_socket: str = _setting(
-        kinds.DATAGRAM_SOCKET,
+    socket_mode: int = kinds.MODE.key("Who may use the socket, as for chmod.", default="0660")
+    socket_group: str | None = kinds.USER.key("The group of the socket, for example dovecot.")
+    cyrus_socket: str = kinds.DATAGRAM_SOCKET.key(
         "A datagram socket for Cyrus, for example /run/xapsd/cyrus.sock: the notifysocket of its "
-        "imapd.conf.",
+        "imapd.conf."
     )
-    cyrus_socket_mode: int = _setting(
-        kinds.MODE, "Who may use the Cyrus socket, as for chmod.", default="0660"
+    cyrus_socket_mode: int = kinds.MODE.key(
+        "Who may use the Cyrus socket, as for chmod.", default="0660"
     )
-    cyrus_socket_group: str | None = _setting(
-        kinds.USER, "The group of the Cyrus socket, on Debian mail."
+    cyrus_socket_group: str | None = kinds.USER.key(
+        "The group of the Cyrus socket, on Debian mail."
     )
-    cyrus_user: str | None = _setting(
-        kinds.USER, "Take datagrams from this user alone, for example cyrus."
+    cyrus_user: str | None = kinds.USER.key(
+        "Take datagrams from this user alone, for example cyrus."
     )
     cyrus: Cyrus = attrs.field(factory=Cyrus)
 
-    check_interval: float = _setting(
-        kinds.seconds(zero=False),
+    check_interval: float = kinds.seconds(zero=False).key(
         "Seconds between looks for notices that have waited for long enough.",
         default="20",
         section="Notices",
     )
-    delay: float = _setting(
-        kinds.seconds(zero=True),
+    delay: float = kinds.seconds(zero=True).key(
         "Seconds that anything but new mail waits, so that a change of many messages is one push.",
         default="30",
     )
-    folder_push: bool = _setting(
-        kinds.FLAG,
+    folder_push: bool = kinds.FLAG.key(
         "Push folders other than INBOX too. With no, phones are told about INBOX alone.",
         default="yes",
     )
-    push_priority: int | None = _setting(
-        kinds.PRIORITY, "The apns-priority of pushes: 1, 5 or 10. Empty: leave it to Apple."
+    push_priority: int | None = kinds.PRIORITY.key(
+        "The apns-priority of pushes: 1, 5 or 10. Empty: leave it to Apple."
     )
 
-    certificate_file_p12: Path | None = _setting(
-        kinds.OPTIONAL_PATH,
+    certificate_file_p12: Path | None = kinds.OPTIONAL_PATH.key(
         "Push certificate and key in a PKCS#12 file. Paths may start from this file's folder.",
         section="The credential for Apple's push service: one of P12, PEM, P8 or an Apple ID",
     )
-    certificate_file_pem: Path | None = _setting(
-        kinds.OPTIONAL_PATH, "Push certificate in a PEM file, alone or with its key."
+    certificate_file_pem: Path | None = kinds.OPTIONAL_PATH.key(
+        "Push certificate in a PEM file, alone or with its key."
     )
-    certificate_file_pem_key: Path | None = _setting(
-        kinds.OPTIONAL_PATH, "The private key of certificateFilePem, if it is in a file of its own."
+    certificate_file_pem_key: Path | None = kinds.OPTIONAL_PATH.key(
+        "The private key of certificateFilePem, if it is in a file of its own."
     )
-    certificate_password: str | None = _setting(
-        kinds.PASSWORD,
-        "The password of the PKCS#12 file or of the key; file:PATH reads it from a file.",
+    certificate_password: str | None = kinds.PASSWORD.key(
+        "The password of the PKCS#12 file or of the key; file:PATH reads it from a file."
     )
-    key_file_p8: Path | None = _setting(
-        kinds.OPTIONAL_PATH, "A token key from the developer portal (.p8)."
+    key_file_p8: Path | None = kinds.OPTIONAL_PATH.key(
+        "A token key from the developer portal (.p8)."
     )
-    key_file_topic: str | None = _setting(
-        kinds.TOPIC,
-        "The topic to push with keyFileP8, com.apple.mobilemail.push.org.example or the like.",
+    key_file_topic: str | None = kinds.TOPIC.key(
+        "The topic to push with keyFileP8, com.apple.mobilemail.push.org.example or the like."
     )
-    key_file_key_id: str | None = _setting(
-        kinds.TEXT, "The id of keyFileP8, 10 letters and digits."
+    key_file_key_id: str | None = kinds.TEXT.key("The id of keyFileP8, 10 letters and digits.")
+    key_file_team_id: str | None = kinds.TEXT.key(
+        "The id of your developer team, 10 letters and digits."
     )
-    key_file_team_id: str | None = _setting(
-        kinds.TEXT, "The id of your developer team, 10 letters and digits."
+    apple_id: str | None = kinds.TEXT.key(
+        "The Apple ID to ask Apple's certificate service with. Apple refuses new ones since 2024."
     )
-    apple_id: str | None = _setting(
-        kinds.TEXT,
-        "The Apple ID to ask Apple's certificate service with. Apple refuses new ones since 2024.",
+    apple_id_hashed_password: str | None = kinds.PASSWORD_HASH.key(
+        "The SHA-256 of its password, as xapsd -pass prints it."
     )
-    apple_id_hashed_password: str | None = _setting(
-        kinds.PASSWORD_HASH, "The SHA-256 of its password, as xapsd -pass prints it."
+    server_identity: Path | None = kinds.OPTIONAL_PATH.key(
+        "Key and certificates of your macOS Server, which sign what is sent to that service."
     )
-    server_identity: Path | None = _setting(
-        kinds.OPTIONAL_PATH,
-        "Key and certificates of your macOS Server, which sign what is sent to that service.",
-    )
-    certificate_service: str = _setting(
-        kinds.URL,
-        "The address of that service.",
-        default="https://identity.apple.com/pushcert/caservice",
+    certificate_service: str = kinds.URL.key(
+        "The address of that service.", default="https://identity.apple.com/pushcert/caservice"
     )
 
-    apns_server: HostPort = _setting(
-        kinds.SERVER,
+    apns_server: HostPort = kinds.SERVER.key(
         "Apple's push service. Port 2197 works too, where 443 is closed.",
         default="https://api.push.apple.com:443",
         section="The connection to Apple's push service",
     )
-    apns_trust_roots: Path | None = _setting(
-        kinds.OPTIONAL_PATH,
-        "Certificate authorities (PEM) to know Apple by. Empty: those of the system.",
+    apns_trust_roots: Path | None = kinds.OPTIONAL_PATH.key(
+        "Certificate authorities (PEM) to know Apple by. Empty: those of the system."
     )
-    apns_connections: int = _setting(
-        kinds.whole_number(1, 16, "a number"),
-        "Has no effect any more: one connection is enough.",
-        default="1",
+    apns_connections: int = kinds.whole_number(1, 16, "a number").key(
+        "Has no effect any more: one connection is enough.", default="1"
     )
 
-    control_socket: str = _setting(
-        kinds.SOCKET,
+    control_socket: str = kinds.SOCKET.key(
         "The UNIX socket on which xapsctl reaches the daemon; '' for none.",
         default="/run/xapsd/control.sock",
         section="Operation",
     )
-    control_socket_mode: int = _setting(
-        kinds.MODE, "Who may control the daemon, as for chmod.", default="0660"
+    control_socket_mode: int = kinds.MODE.key(
+        "Who may control the daemon, as for chmod.", default="0660"
     )
-    control_socket_group: str | None = _setting(kinds.USER, "The group of the control socket.")
-    metrics_addr: HostPort | None = _setting(
-        kinds.HOST_PORT,
+    control_socket_group: str | None = kinds.USER.key("The group of the control socket.")
+    metrics_addr: HostPort | None = kinds.HOST_PORT.key(
         "Address and port for Prometheus' metrics over HTTP, for example '[::1]:9119'. Whoever "
-        "reaches it can read them, unless allowFrom says who may.",
+        "reaches it can read them, unless allowFrom says who may."
     )
 
     written: frozenset[str] = attrs.field(default=frozenset(), eq=False, repr=False)

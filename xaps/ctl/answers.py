@@ -142,12 +142,12 @@ def pushes(answers: Sequence[Answer]) -> Iterator[str]:
     """A line for each push."""
     for answer in answers:
         words = in_words(answer["outcome"], answer["reason"])
-        yield f"{one_line(name(answer))}: {one_line(words)}"
+        yield f"{name(answer)}: {one_line(words)}"
 
 
 def name(phone: Answer) -> str:
     """A phone in a sentence."""
-    return f"{phone['user']} {phone['device_token']} ({phone['account_id']})"
+    return one_line(f"{phone['user']} {phone['device_token']} ({phone['account_id']})")
 
 
 def in_words(outcome: str, reason: str) -> str:

@@ -9,7 +9,7 @@ import socket
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred, execute
 from twisted.python.failure import Failure
@@ -69,11 +69,11 @@ def running(config: Config) -> bool:
         with socket.socket(socket.AF_UNIX) as probe:
             try:
                 probe.connect(path)
+                return True
             except PermissionError:
                 return True  # as far as one can tell; better not to touch its database
             except OSError:
                 continue
-            return True
     return False
 
 
@@ -121,12 +121,26 @@ def import_stopped(config: Config, file: Path) -> tuple[GoData, int]:
 
 @contextlib.contextmanager
 def _as_daemon(config: Config) -> Iterator[None]:
-    """With the daemon's rights where it keeps its files; what is wrong there ends the command."""
-    with _as_owner(config.database_file.parent):
-        try:
-            yield
-        except RegistryError as error:
-            raise CtlError(str(error)) from None
+    """Root becomes the owner of the daemon's folder: the daemon could not use root's files. What is
+    wrong with the registry ends the command."""
+    folder = config.database_file.parent
+    try:
+        owner = folder.stat()
+    except OSError as error:
+        raise CtlError(f"databaseFile: {folder}: {error.strerror}") from None
+    change = os.geteuid() == 0 and owner.st_uid != 0
+    group = os.getegid()
+    if change:
+        os.setegid(owner.st_gid)
+        os.seteuid(owner.st_uid)
+    try:
+        yield
+    except RegistryError as error:
+        raise CtlError(str(error)) from None
+    finally:
+        if change:
+            os.seteuid(0)
+            os.setegid(group)
 
 
 @contextlib.contextmanager
@@ -145,32 +159,11 @@ def _opened(config: Config) -> Iterator[SQLiteRegistry]:
         _now(registry.close())
 
 
-@contextlib.contextmanager
-def _as_owner(folder: Path) -> Iterator[None]:
-    """Root becomes the owner of the daemon's folder: the daemon could not use root's files."""
-    try:
-        owner = folder.stat()
-    except OSError as error:
-        raise CtlError(f"databaseFile: {folder}: {error.strerror}") from None
-    if os.geteuid() != 0 or owner.st_uid == 0:
-        yield
-        return
-    group = os.getegid()
-    os.setegid(owner.st_gid)
-    os.seteuid(owner.st_uid)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-        os.setegid(group)
-
-
 def _now(deferred: Deferred[T]) -> T:
     """The result of something that does not wait for a reactor."""
-    results: list[T | Failure] = []
+    results: list[Any] = []
     deferred.addBoth(results.append)
-    (result,) = results
-    if isinstance(result, Failure):
-        result.raiseException()
-    assert not isinstance(result, Failure)
+    if isinstance(results[0], Failure):
+        results[0].raiseException()
+    result: T = results[0]
     return result
