@@ -33,11 +33,11 @@ def xapsctl() -> None:
 def _complete() -> None:
     """Tell bash, which runs the command for this, what the next word can be; this is the end."""
     with contextlib.suppress(ImportError):
-        import argcomplete  # noqa: PLC0415 - not everybody has it
+        from argcomplete import autocomplete  # noqa: PLC0415 - not everybody has it
+        from argcomplete.completers import SuppressCompleter  # noqa: PLC0415
 
         # Where nothing is offered bash completes the names of files.
-        nothing = argcomplete.completers.SuppressCompleter()
-        argcomplete.autocomplete(parser(), default_completer=nothing)
+        autocomplete(parser(), default_completer=SuppressCompleter())
 
 
 def main(argv: Sequence[str], stdout: TextIO, stderr: TextIO) -> int:
@@ -201,13 +201,13 @@ class _Command:
 
     def do_completion(self) -> int:
         try:
-            import argcomplete  # noqa: PLC0415 - not everybody has it
+            from argcomplete.shell_integration import shellcode  # noqa: PLC0415 - as above
         except ImportError:
             raise CtlError(
                 "completion needs argcomplete, which is not installed: apt install "
                 "python3-argcomplete, or pip install 'xaps[completion]'"
             ) from None
-        self._print(argcomplete.shellcode(["xapsctl"]))
+        self._print(shellcode(["xapsctl"]))
         return 0
 
     # ------------------------------------------------------------ output
