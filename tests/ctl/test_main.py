@@ -610,6 +610,6 @@ class CompletionTests(SynchronousTestCase):
 
 class WithoutArgcompleteTests(CtlTestCase):
     def test_what_to_install_is_told(self) -> None:
-        with mock.patch.dict(sys.modules, {"argcomplete": None}):
+        with mock.patch.dict(sys.modules, {"argcomplete.shell_integration": None}):
             self.assertEqual(self.ctl("completion"), UNUSABLE)
         self.assertIn("python3-argcomplete", self.err)
