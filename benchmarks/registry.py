@@ -25,8 +25,8 @@ from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
 from benchmarks.load import token
-from xaps.model import Notice, Outcome, Push, Registration, RegistrationKey
-from xaps.push.dispatcher import REGISTRATION_LIFETIME, Dispatcher
+from xaps.model import REGISTRATION_LIFETIME, Notice, Outcome, Push, Registration, RegistrationKey
+from xaps.push.dispatcher import Dispatcher
 from xaps.registry.opening import open_registry
 from xaps.registry.sqlite import SQLiteRegistry
 from xaps.system.stalls import time_without_processor

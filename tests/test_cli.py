@@ -14,7 +14,6 @@ from twisted.trial.unittest import SynchronousTestCase
 
 import xaps
 from xaps.cli import main
-from xaps.config.reading import ConfigError, Problem
 
 PASSWORD = "correct-horse-Bättery"
 HASH = hashlib.sha256(PASSWORD.encode()).hexdigest()
@@ -108,14 +107,6 @@ class StartTests(CommandTestCase):
                 self.assertEqual(self.command(*argv), 2)
                 self.assertEqual(self.errors(), f"xapsd: {text}\n")
                 self.assertEqual((self.output(), self.started), ("", []))
-
-    def test_a_wrong_configuration_is_explained(self) -> None:
-        def refuse(arguments: Sequence[str]) -> int:
-            raise ConfigError(Path("a.yaml"), [Problem(1, "port", "x"), Problem(2, "delay", "y")])
-
-        status = main([], io.StringIO(), self.stdout, self.stderr, run=refuse)
-        self.assertEqual(status, 78)
-        self.assertEqual(self.errors(), "a.yaml:1: port: x\na.yaml:2: delay: y\n")
 
     def test_an_interrupt_ends_without_a_traceback(self) -> None:
         def interrupt(arguments: Sequence[str]) -> int:

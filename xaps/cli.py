@@ -6,21 +6,18 @@ import difflib
 import getpass
 import hashlib
 import io
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
 from xaps import __version__
-from xaps.config.reading import DEFAULT_PATH, ConfigError
-from xaps.system.console import Messages, Output, OutputError, standard_streams
+from xaps.config.table import DEFAULT_PATH
+from xaps.system import console
 
-EX_USAGE = 2
-"""The exit status for a wrong command line or password, as of Go's flag package, and for output
-that cannot be written."""
-
-EX_CONFIG = 78
-"""The exit status for a wrong configuration, of sysexits.h."""
+_USAGE = 2
+"""The exit status for a wrong command line or password, as of Go's flag package."""
 
 _PASSWORD_MAX = 4096
 """Bytes of a password on standard input."""
@@ -39,8 +36,8 @@ Tells iPhones and iPads at once that mail has arrived. Runs in the foreground.
   -h, --help         print this and exit
 
 Options take one or two dashes, values follow after a space or an equals sign.
-Exit status: 0 good, {EX_USAGE} wrong command line or password, or no output can be written,
-{EX_CONFIG} wrong configuration.
+Exit status: 0 good, {_USAGE} wrong command line or password, or no output can be written,
+{os.EX_CONFIG} wrong configuration.
 """
 
 
@@ -56,7 +53,7 @@ def xapsd() -> None:
     """The console command."""
     # Without a standard input at all (closed by who started it) Python has None here.
     stdin = sys.stdin or io.TextIOWrapper(io.BytesIO())
-    sys.exit(main(sys.argv[1:], stdin, *standard_streams()))
+    sys.exit(console.run("xapsd", lambda out, err: main(sys.argv[1:], stdin, out, err)))
 
 
 def run_twistd(arguments: Sequence[str]) -> int:
@@ -88,30 +85,24 @@ def main(
     :param ask: asks for a password on the terminal, without echo.
     :returns: the exit status.
     """
-    out, err = Output(stdout), Messages(stderr)
     try:
         values, switches = _parse(argv)
-        try:
-            if "help" in switches:
-                out.write(_HELP)
-                return 0
-            if "version" in switches:
-                out.write(f"xapsd {__version__}\n")
-                return 0
-            if "pass" in switches:
-                return _hash_password(stdin, out, err, ask)
-            arguments = ["--nodaemon", "--pidfile=", "xapsd", "--config", str(_file(values))]
-            return run([*arguments, "--check"] if "check" in switches else arguments)
-        finally:
-            # Here, where an error of it can still be dealt with.
-            out.flush()
-            err.flush()
-    except (UsageError, OutputError) as error:
-        err.write(f"xapsd: {error}\n")
-        return EX_USAGE
-    except ConfigError as error:
-        err.write(f"{error}\n")
-        return EX_CONFIG
+        if "help" in switches:
+            stdout.write(_HELP)
+            return 0
+        if "version" in switches:
+            stdout.write(f"xapsd {__version__}\n")
+            return 0
+        if "pass" in switches:
+            digest = hashlib.sha256(_password(stdin, ask)).hexdigest()
+            stderr.write("This line goes into xapsd.yaml, beside appleId:\n")
+            stdout.write(f"appleIdHashedPassword: {digest}\n")
+            return 0
+        arguments = ["--nodaemon", "--pidfile=", "xapsd", "--config", str(_file(values))]
+        return run([*arguments, "--check"] if "check" in switches else arguments)
+    except UsageError as error:
+        stderr.write(f"xapsd: {error}\n")
+        return _USAGE
     except KeyboardInterrupt:
         return 130  # as shells have it: 128 and SIGINT's number
 
@@ -162,17 +153,14 @@ def _file(values: Mapping[str, str]) -> Path:
     return Path(file)
 
 
-def _hash_password(stdin: TextIO, stdout: Output, stderr: Output, ask: Callable[[str], str]) -> int:
-    password = _ask(ask) if stdin.isatty() else _read_line(stdin)
+def _password(stdin: TextIO, ask: Callable[[str], str]) -> bytes:
+    password = _asked(ask) if stdin.isatty() else _line(stdin)
     if not password:
         raise UsageError("the password is empty; type it, or give it on one line of standard input")
-    stderr.write("This line goes into xapsd.yaml, beside appleId:\n")
-    stderr.flush()
-    stdout.write(f"appleIdHashedPassword: {hashlib.sha256(password).hexdigest()}\n")
-    return 0
+    return password
 
 
-def _ask(ask: Callable[[str], str]) -> bytes:
+def _asked(ask: Callable[[str], str]) -> bytes:
     try:
         first = ask("Password of the Apple ID: ")
         if first and ask("The same again: ") != first:
@@ -184,17 +172,15 @@ def _ask(ask: Callable[[str], str]) -> bytes:
         raise UsageError("the password cannot be read in the terminal's encoding") from None
 
 
-def _read_line(stdin: TextIO) -> bytes:
+def _line(stdin: TextIO) -> bytes:
     """One line, without its end, as the bytes that it has in UTF-8, which Apple's hash is of."""
     try:
         line = stdin.buffer.readline(_PASSWORD_MAX + 1)
+        if len(line) > _PASSWORD_MAX:
+            raise UsageError(f"the password is longer than {_PASSWORD_MAX} bytes")
+        line.decode()
     except OSError as error:
         raise UsageError(f"standard input cannot be read: {error.strerror}") from None
-    if len(line) > _PASSWORD_MAX:
-        raise UsageError(f"the password is longer than {_PASSWORD_MAX} bytes")
-    password = line.removesuffix(b"\n").removesuffix(b"\r")
-    try:
-        password.decode()
     except UnicodeDecodeError:
         raise UsageError("the password on standard input is not UTF-8") from None
-    return password
+    return line.removesuffix(b"\n").removesuffix(b"\r")

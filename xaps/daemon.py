@@ -44,18 +44,13 @@ from xaps.intakes import Intake, connections_each, open_intakes
 from xaps.listen.ports import ListenError, Listeners
 from xaps.listen.tls import TLSError
 from xaps.listen.unix import SocketError
-from xaps.model import Credential, Refused
-from xaps.push.dispatcher import REGISTRATION_LIFETIME, Dispatcher
+from xaps.model import REGISTRATION_LIFETIME, Credential, Refused
+from xaps.push.dispatcher import Dispatcher
 from xaps.registry.godata import AppleCertificates
 from xaps.registry.interface import RegistryError
 from xaps.registry.opening import open_registry
 from xaps.system.stalls import StallWatch
 from xaps.system.systemd import Supervision
-
-EX_UNAVAILABLE = 69
-"""A socket or the database cannot be had (sysexits.h)."""
-EX_CONFIG = 78
-"""The configuration is wrong (sysexits.h)."""
 
 DRAIN = 10.0
 """Seconds that pushes in flight get when the daemon stops."""
@@ -116,10 +111,10 @@ class Daemon(Service):
             self._start()
         except _MISCONFIGURED as error:
             self._log.critical("Cannot start: {error}", error=error)
-            raise SystemExit(EX_CONFIG) from None
+            raise SystemExit(os.EX_CONFIG) from None
         except _UNAVAILABLE as error:
             self._log.critical("Cannot start: {error}", error=error)
-            raise SystemExit(EX_UNAVAILABLE) from None
+            raise SystemExit(os.EX_UNAVAILABLE) from None
         Service.startService(self)
 
     def _start(self) -> None:
@@ -292,7 +287,7 @@ class Daemon(Service):
         else:
             self._log.failure("Cannot start", failure)
         # twistd would end with status 0.
-        self._reactor.addSystemEventTrigger("after", "shutdown", os._exit, EX_UNAVAILABLE)
+        self._reactor.addSystemEventTrigger("after", "shutdown", os._exit, os.EX_UNAVAILABLE)
         self._end()
 
     def _broken(self, failure: Failure) -> None:

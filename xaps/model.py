@@ -43,6 +43,9 @@ HEXADECIMAL = re.compile("[0-9A-Fa-f]+")
 
 # ---------------------------------------------------------------- registrations and notices
 
+REGISTRATION_LIFETIME = 30 * 24 * 3600.0
+"""Seconds; iOS Mail registers again once a day: a phone that has not for so long is gone."""
+
 
 @attrs.frozen(order=True)
 class RegistrationKey:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 import time
 from pathlib import Path
+from typing import TextIO
 
 from twisted.application.service import Service
 from twisted.logger import Logger
 from twisted.python import usage
 
 from xaps.admin.check import check
-from xaps.config import reading as configuration
-from xaps.config.reading import Config, ConfigError
-from xaps.daemon import EX_CONFIG, Daemon
-from xaps.system.console import Output, standard_streams
+from xaps.config.reading import DEFAULT_PATH, ConfigError, careless_secrets, load
+from xaps.daemon import Daemon
+from xaps.system import console
 from xaps.system.log import LineObserver, print_error
 
 _log = Logger()
@@ -27,7 +26,7 @@ class Options(usage.Options):
 
     synopsis = "[options]"
     optParameters = [
-        ["config", "c", str(configuration.DEFAULT_PATH), "The configuration file."],
+        ["config", "c", str(DEFAULT_PATH), "The configuration file."],
     ]
     optFlags = [
         ["check", None, "Check the configuration and what it points to, and exit."],
@@ -40,12 +39,12 @@ class Options(usage.Options):
         """Read the configuration; what is wrong with it is told before anything else happens."""
         path = Path(self["config"])
         try:
-            self.config = configuration.load(path)
+            self.config = load(path)
         except ConfigError as error:
             print_error(str(error), sys.stderr, os.environ)
-            raise SystemExit(EX_CONFIG) from None
+            raise SystemExit(os.EX_CONFIG) from None
         if self["check"]:
-            raise SystemExit(EX_CONFIG if _checked(path, self.config) else 0)
+            raise SystemExit(console.run("xapsd", lambda out, _: self._check(path, out)))
         twistd = getattr(self, "parent", None)
         if twistd is not None and twistd.get("nodaemon"):
             self.foreground = not twistd.get("logger") and not twistd.get("logfile")
@@ -54,18 +53,8 @@ class Options(usage.Options):
                 # need not be writable.
                 twistd["pidfile"] = ""
 
-
-def _checked(path: Path, config: Config) -> bool:
-    """Print what the check finds; returns whether something is wrong.
-
-    :raises OutputError: it cannot be printed.
-    """
-    told = io.StringIO()
-    bad = check(path, config, told)
-    out = Output(standard_streams()[0])
-    out.write(told.getvalue())
-    out.flush()
-    return bad
+    def _check(self, path: Path, stdout: TextIO) -> int:
+        return os.EX_CONFIG if check(path, self.config, stdout) else 0
 
 
 def makeService(options: Options) -> Service:
@@ -77,6 +66,6 @@ def makeService(options: Options) -> Service:
     log = None
     if options.foreground:
         log = LineObserver(options.config.loglevel, sys.stdout, os.environ)
-    for warning in configuration.careless_secrets(Path(options["config"]), options.config):
+    for warning in careless_secrets(Path(options["config"]), options.config):
         _log.warn("{warning}", warning=warning)
     return Daemon(reactor, options.config, log)

@@ -21,7 +21,7 @@ from xaps.credentials.report import (
     report_files,
     report_source,
 )
-from xaps.ctl.certificate import reports
+from xaps.ctl.offline import certificate_reports
 
 NOW = float(int(pki.now().timestamp()))
 DAY = 86400.0
@@ -246,9 +246,9 @@ class CommandTests(ReportCase):
         config = self.write(
             "xapsd.yaml", b"certificateFileP12: push.p12\ncertificatePassword: secret\n"
         )
-        [report] = reports(config, [], NOW)
+        [report] = certificate_reports(config, [], NOW)
         self.assertEqual((report.name, report.status), (f"certificateFileP12 {p12}", GOOD))
-        [report] = reports(config, [p12], NOW)
+        [report] = certificate_reports(config, [p12], NOW)
         self.assertEqual((report.name, report.status), (str(p12), GOOD))
-        [report] = reports(self.folder / "gone.yaml", [p12], NOW)
+        [report] = certificate_reports(self.folder / "gone.yaml", [p12], NOW)
         self.assertEqual(report.status, UNUSABLE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import json
 import os
@@ -10,25 +11,26 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from twisted.internet.defer import execute
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from tests.conditions import NOBODY, without_root
-from xaps.ctl import completion, tables
-from xaps.ctl.client import DaemonClient
-from xaps.ctl.errors import BAD, UNREACHABLE, UNUSABLE, CtlError
+from xaps.ctl import answers
+from xaps.ctl.answers import in_words
+from xaps.ctl.client import BAD, UNUSABLE, CtlError, DaemonClient
 from xaps.ctl.main import main
-from xaps.ctl.parser import parser
-from xaps.ctl.words import in_words
 from xaps.registry.opening import open_registry
 
 PHONE = "ab" * 32
+ROOT = Path(__file__).parents[2]
 
 
 class CtlTestCase(SynchronousTestCase):
@@ -113,7 +115,7 @@ class UnreachableTests(CtlTestCase):
     """Exit status 69, and one line that says what to do."""
 
     def assert_unreachable(self, *parts: str) -> None:
-        self.assertEqual(self.ctl("status"), UNREACHABLE)
+        self.assertEqual(self.ctl("status"), os.EX_UNAVAILABLE)
         self.assertEqual(self.out, "")
         self.assertEqual(self.err.count("\n"), 1)
         for part in (str(self.control), *parts):
@@ -161,7 +163,7 @@ class UnreachableTests(CtlTestCase):
             client = DaemonClient(self.control, timeout=0.05)
             error = self.assertRaises(CtlError, client.get, "/status")
         assert isinstance(error, CtlError)
-        self.assertEqual(error.status, UNREACHABLE)
+        self.assertEqual(error.status, os.EX_UNAVAILABLE)
         self.assertIn("does not answer", str(error))
 
 
@@ -256,7 +258,7 @@ STATUS: dict[str, Any] = {
 
 class TableTests(SynchronousTestCase):
     def test_the_status_is_one_screen_that_begins_with_one_word_and_why(self) -> None:
-        lines = list(tables.status(STATUS))
+        lines = list(answers.status(STATUS))
         self.assertEqual(lines[:2], ["xapsd is degraded", "  ! not connected to APNs: refused"])
         text = "\n".join(lines)
         for part in ("1 day 1 hour", "waiting for 5 seconds, next attempt in 7 seconds",
@@ -264,13 +266,17 @@ class TableTests(SynchronousTestCase):
             self.assertIn(part, text)
         self.assertLessEqual(len(lines), 24)
 
+    def test_one_is_no_plural(self) -> None:
+        text = "\n".join(answers.status({**STATUS, "waiting": 1}))
+        self.assertRegex(text, r"Waiting +1 push, and 0 in flight")
+
     def test_a_connection_is_told_with_its_peer(self) -> None:
         connected = {**STATUS["connection"], "state": "connected", "peer": "17.0.0.1 port 443"}
-        text = "\n".join(tables.status({**STATUS, "connection": connected}))
+        text = "\n".join(answers.status({**STATUS, "connection": connected}))
         self.assertIn("connected to 17.0.0.1 port 443 for 5 seconds", text)
 
     def test_no_credential_is_none(self) -> None:
-        text = "\n".join(tables.status({**STATUS, "credential": None, "topic": None}))
+        text = "\n".join(answers.status({**STATUS, "credential": None, "topic": None}))
         self.assertRegex(text, r"Topic +-\n")
         self.assertRegex(text, r"Credential +none\n")
 
@@ -287,7 +293,7 @@ class TableTests(SynchronousTestCase):
         }
 
     def rows(self, *phones: dict[str, Any]) -> list[str]:
-        return list(tables.devices(phones))
+        return list(answers.devices(phones))
 
     def test_columns_are_as_wide_as_their_content(self) -> None:
         head, first, second = self.rows(self.phone(), self.phone(user="a-long-name@example.org"))
@@ -323,7 +329,7 @@ class TableTests(SynchronousTestCase):
             (10 * 86400, "10 days"),
             (-120, "2 minutes ago"),
         ):
-            self.assertEqual(tables.duration(seconds), text)
+            self.assertEqual(answers.duration(seconds), text)
 
 
 class WordsTests(SynchronousTestCase):
@@ -348,11 +354,9 @@ class WordsTests(SynchronousTestCase):
 class CommandLineTests(CtlTestCase):
     def ends(self, *argv: str) -> int:
         out, err = io.StringIO(), io.StringIO()
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            end = self.assertRaises(SystemExit, main, argv, out, err)
+        status = main(argv, out, err)
         self.printed = out.getvalue() + err.getvalue()
-        assert isinstance(end, SystemExit)
-        return int(end.code or 0)
+        return status
 
     def test_a_wrong_command_line_ends_with_2_and_says_what_is_right(self) -> None:
         for argv in ((), ("stauts",), ("push",), ("status", "--jsno"), ("--conf", "x", "status")):
@@ -383,15 +387,31 @@ class CommandLineTests(CtlTestCase):
     def test_with_a_socket_the_configuration_is_not_needed(self) -> None:
         self.config.unlink()
         other = self.folder / "other.sock"
-        self.assertEqual(self.ctl("status", "--socket", str(other)), UNREACHABLE)
+        self.assertEqual(self.ctl("status", "--socket", str(other)), os.EX_UNAVAILABLE)
         self.assertIn(str(other), self.err)
 
     def test_who_may_not_read_the_default_configuration_uses_the_default_socket(self) -> None:
         out, err = io.StringIO(), io.StringIO()
         if os.access("/etc/xapsd/xapsd.yaml", os.R_OK):
             raise SkipTest("there is a configuration here")
-        self.assertEqual(main(["status"], out, err), UNREACHABLE)
+        self.assertEqual(main(["status"], out, err), os.EX_UNAVAILABLE)
         self.assertIn("/run/xapsd/control.sock", err.getvalue())
+
+
+class StartTests(SynchronousTestCase):
+    def test_what_asks_the_daemon_loads_nothing_of_it(self) -> None:
+        code = (
+            "import io, sys; from xaps.ctl.main import main\n"
+            "for argv in (['--help'], ['status', '--socket', '/nowhere']):\n"
+            "    main(argv, io.StringIO(), io.StringIO())\n"
+            "print(*sys.modules)"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+        )
+        loaded = {name.partition(".")[0] for name in done.stdout.split()}
+        self.assertIn("xaps", loaded)
+        self.assertFalse(loaded & {"twisted", "cryptography", "prometheus_client", "sqlite3"})
 
 
 class CheckTests(CtlTestCase):
@@ -540,40 +560,56 @@ class ExportAndImportTests(CtlTestCase):
 
 
 class CompletionTests(SynchronousTestCase):
-    def complete(self, *words: str) -> list[str]:
-        """What bash offers for the last word."""
+    def setUp(self) -> None:
         bash = shutil.which("bash")
-        assert bash is not None
-        script = completion.bash(parser()) + (
-            f"COMP_WORDS=({' '.join(map(quoted, words))}) COMP_CWORD={len(words) - 1}\n"
-            '_xapsctl; printf "%s\\n" "${COMPREPLY[@]}"\n'
+        if bash is None or importlib.util.find_spec("argcomplete") is None:
+            raise SkipTest("bash or argcomplete is not installed")
+        self.bash = bash
+        self.folder = Path(self.mktemp()).absolute()
+        self.folder.mkdir()
+        command = self.folder / "xapsctl"
+        code = "from xaps.ctl.main import xapsctl; xapsctl()"
+        command.write_text(f"#!/bin/sh\nexec {sys.executable} -c '{code}' \"$@\"\n")
+        command.chmod(0o755)
+
+    def complete(self, line: str) -> list[str]:
+        """What bash offers for the last word."""
+        out, err = io.StringIO(), io.StringIO()
+        self.assertEqual(main(["completion"], out, err), 0, err.getvalue())
+        script = out.getvalue() + (
+            f"COMP_LINE='{line}' COMP_POINT={len(line)} COMP_TYPE=9 COMP_WORDBREAKS=' '\n"
+            '_python_argcomplete xapsctl; printf "%s\\n" "${COMPREPLY[@]}"\n'
         )
         done = subprocess.run(
-            [bash, "--norc", "-c", script], capture_output=True, text=True, check=True
+            [self.bash, "--norc", "-c", script],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=ROOT,
+            env={**os.environ, "PATH": f"{self.folder}:{os.environ['PATH']}"},
         )
         self.assertEqual(done.stderr, "")
         return done.stdout.split()
 
     def test_commands(self) -> None:
-        self.assertEqual(self.complete("xapsctl", "de"), ["devices"])
-        self.assertEqual(self.complete("xapsctl", "--json", "re"), ["reload"])
-        self.assertIn("status", self.complete("xapsctl", ""))
+        self.assertEqual(self.complete("xapsctl de"), ["devices"])
+        self.assertEqual(self.complete("xapsctl --json rel"), ["reload"])
+        self.assertIn("status", self.complete("xapsctl "))
 
     def test_options_of_a_command(self) -> None:
-        self.assertEqual(self.complete("xapsctl", "push", "alice", "--m"), ["--mailbox"])
-        self.assertEqual(self.complete("xapsctl", "status", "--m"), [])
+        self.assertEqual(self.complete("xapsctl push alice --m"), ["--mailbox"])
+        self.assertEqual(self.complete("xapsctl status --m"), [])
 
     def test_the_value_of_an_option_is_no_command(self) -> None:
-        words = self.complete("xapsctl", "--config", "devices", "push", "--m")
-        self.assertEqual(words, ["--mailbox"])
+        self.assertEqual(self.complete("xapsctl --config devices push --m"), ["--mailbox"])
 
-    def test_files(self) -> None:
-        here = str(Path(__file__).resolve())
-        self.assertEqual(self.complete("xapsctl", "--config", here[:-1]), [here])
-        for command in ("import", "export", "certificate"):
-            self.assertEqual(self.complete("xapsctl", command, here[:-1]), [here], command)
-        self.assertEqual(self.complete("xapsctl", "push", here[:-1]), [])
+    def test_files_are_left_to_bash(self) -> None:
+        for words in ("--config", "import", "export", "certificate"):
+            self.assertEqual(self.complete(f"xapsctl {words} /etc/pass"), [], words)
 
 
-def quoted(word: str) -> str:
-    return f"'{word}'"
+class WithoutArgcompleteTests(CtlTestCase):
+    def test_what_to_install_is_told(self) -> None:
+        with mock.patch.dict(sys.modules, {"argcomplete.shell_integration": None}):
+            self.assertEqual(self.ctl("completion"), UNUSABLE)
+        self.assertIn("python3-argcomplete", self.err)

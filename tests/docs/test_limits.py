@@ -14,8 +14,8 @@ from xaps.admin import web as controlweb
 from xaps.apns import backoff, payload, pool, reasons
 from xaps.apns import connection as apns_connection
 from xaps.apns import session as apns_session
-from xaps.config import kinds as config_kinds
-from xaps.config import reading as config
+from xaps.config import kinds, table
+from xaps.config import reading as configuration
 from xaps.credentials import reading
 from xaps.ctl import client as ctl_client
 from xaps.intake import allow as door
@@ -92,7 +92,7 @@ LIMITS = {
     "Time between two tries while the disk takes nothing": period(cyrus_listener.LONGEST_RETRY),
     "Time for the events that are left at the stop": period(cyrus_listener.STOP_PATIENCE),
     "Phones of one user": number(sqlite.MAX_PER_USER),
-    "Age of a registration that the phone has not renewed": period(dispatch.REGISTRATION_LIFETIME),
+    "Age of a registration that the phone has not renewed": period(model.REGISTRATION_LIFETIME),
     "Writes that wait for the disk": number(sqlite.MAX_PENDING),
     "Time that a write waits for another program's lock on the database": period(
         sqlite.BUSY_TIMEOUT
@@ -101,7 +101,7 @@ LIMITS = {
     "Age of a push that could not be delivered": period(waiting.LIFETIME),
     "Mailboxes in one push": number(waiting.MAX_NAMED),
     "Payload": size(payload.MAX_PAYLOAD),
-    "Connections to APNs (``apnsConnections``)": number(config.Config().apns_connections),
+    "Connections to APNs (``apnsConnections``)": number(table.Config().apns_connections),
     "Pushes at a time on one of these, where APNs allows more": number(apns_session.MAX_STREAMS),
     "Time for APNs to answer a push": period(apns_session.PUSH_TIMEOUT),
     "Silence of APNs": period(apns_session.SILENCE),
@@ -117,9 +117,9 @@ LIMITS = {
     ),
     f"``BadDeviceToken`` in the last {flood.WINDOW} answers": f"{flood.LEAST}, if over half",
     "Pushes under way at the stop": period(daemon.DRAIN),
-    "``xapsd.yaml``": size(config._SIZE_MAX),
+    "``xapsd.yaml``": size(configuration._SIZE_MAX),
     "File with a certificate, a key or a password": size(reading.MAX_FILE),
-    "Path of a socket": size(config_kinds._SOCKET_PATH_MAX),
+    "Path of a socket": size(kinds._SOCKET_PATH_MAX),
     "Line in the log": characters(log._LONGEST),
     "Time between two lines about the same": period(alarm.REPEAT_INTERVAL),
     "Time between two lines about trouble that lasts": period(alarm.ALARM_INTERVAL),

@@ -17,7 +17,7 @@ from tests.endtoend.case import ACCOUNT, OTHER_PHONE, PHONE, EndToEndTestCase
 from tests.peers.child import PATIENCE, ROOT
 from tests.peers.daemon import Daemon
 from tests.peers.nghttpd import free_port
-from xaps.ctl.errors import BAD, UNREACHABLE, UNUSABLE
+from xaps.ctl.client import BAD, UNUSABLE
 from xaps.ctl.main import main
 
 
@@ -77,7 +77,7 @@ class ControlTests(EndToEndTestCase):
         self.assertIn("is running", self.errors)
         self.ctl(daemon, "forget", "alice")
         daemon.stop()
-        self.assertEqual(self.ctl(daemon, "status")[0], UNREACHABLE)
+        self.assertEqual(self.ctl(daemon, "status")[0], os.EX_UNAVAILABLE)
         self.assertEqual(self.ctl(daemon, "import", file)[1]["added"], 1)
         before = Path(file).read_text()
         self.assertEqual(self.ctl(daemon, "export", file)[0], 0)

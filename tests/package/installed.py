@@ -382,9 +382,8 @@ def check_texts() -> None:
         example = f"/usr/share/doc/xapsd/examples/{name}"
         check(f"{name} is an example in the package", example in listed, listed)
     script = "/usr/share/bash-completion/completions/xapsctl"
-    done = run(
-        "bash", "-c", f". {script}; COMP_WORDS=(xapsctl de) COMP_CWORD=1; _xapsctl; echo $COMPREPLY"
-    )
+    line = "COMP_LINE='xapsctl de' COMP_POINT=10 COMP_TYPE=9 COMP_WORDBREAKS=' '"
+    done = run("bash", "-c", f". {script}; {line}; _python_argcomplete xapsctl; echo $COMPREPLY")
     check("bash completes xapsctl de", done.stdout == "devices\n", done.stdout)
 
 

@@ -15,6 +15,7 @@ from tests.fakes import MemoryRegistry
 from tests.registry.contract import everything
 from xaps.mailboxes import digest
 from xaps.model import (
+    REGISTRATION_LIFETIME,
     Delivered,
     Gone,
     Misconfigured,
@@ -28,7 +29,7 @@ from xaps.model import (
     RetryAfter,
     WaitingFlag,
 )
-from xaps.push.dispatcher import REGISTRATION_LIFETIME, SLICE, Dispatcher
+from xaps.push.dispatcher import SLICE, Dispatcher
 from xaps.push.flags import LIFETIME, SAVE_SLICE
 from xaps.push.gate import PROBE_INTERVAL, REPROBE_AFTER, State
 

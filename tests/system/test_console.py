@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.ctl.test_main import STATUS, CtlTestCase, StandinDaemon, answered
-from xaps.ctl.errors import BAD, UNUSABLE
+from xaps.ctl.client import BAD, UNUSABLE
 
 ROOT = Path(__file__).parents[2]
 CTL = "from xaps.ctl.main import xapsctl; xapsctl()"
@@ -115,7 +115,7 @@ class GoneTests(OutputTestCase):
 
     def test_a_reader_that_has_seen_enough_is_no_error(self) -> None:
         self.served([phone(number) for number in range(2000)])
-        for argv in (("devices",), ("completion",), ("--help",)):
+        for argv in (("devices",), ("check", "--help"), ("--help",)):
             status = self.to_nobody("--config", str(self.config), *argv)
             self.assertEqual(status, (0, b""), argv)
         self.assertEqual(self.to_nobody("--help", code=DAEMON), (0, b""))

@@ -25,7 +25,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from xaps.system.log import LineObserver, print_error, printable
+from xaps.system.console import one_line
+from xaps.system.log import LineObserver, print_error
 
 LEVELS = ("trace", "debug", "info", "warn", "error", "fatal", "panic")
 
@@ -139,7 +140,7 @@ class LineTests(LogTestCase):
         self.at("debug")
         self.log.info("{text}", text=text)
         self.log.failure("{text}", failure(ValueError(error)), text=text)
-        self.assertTrue(printable(text).isprintable())
+        self.assertTrue(one_line(text).isprintable())
         written = self.stream.getvalue()
         self.assertEqual(written.count("\n"), 2 if text else 1)
         self.assertEqual(len(written.splitlines()), written.count("\n"))

@@ -16,6 +16,8 @@ from urllib.parse import urlsplit
 
 import attrs
 
+DEFAULT_PATH = Path("/etc/xapsd/xapsd.yaml")
+
 T = TypeVar("T")
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -25,9 +27,6 @@ _SOCKET_PATH_MAX = 107
 
 _HOST_NAME = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9])?"
                         r"(\.[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9])?)*\.?")  # fmt: skip
-
-_YES = ("yes", "true", "on")
-_NO = ("no", "false", "off")
 
 
 class Unfit(ValueError):
@@ -47,6 +46,21 @@ class Kind(Generic[T]):
     many: bool = False
     """A list of texts is as good as one text with spaces between them."""
 
+    def key(self, help: str, *, default: str = "", section: str = "", name: str = "") -> T:
+        """A key of the configuration, as a field of a class of settings.
+
+        :param default: as it would stand in the file, but for quotes; empty is none.
+        :param section: the heading that starts above this key, if one does.
+        :param name: what the file has, if that is not the field's name in camel case (``tlsPort``
+            for ``tls_port``).
+        """
+        field: T = attrs.field(
+            default=self.parse(default, DEFAULT_PATH.parent),
+            repr=not self.secret,
+            metadata={"name": name, "key": (self, help, default, section)},
+        )
+        return field
+
 
 @attrs.frozen
 class HostPort:
@@ -59,27 +73,34 @@ class HostPort:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-# ---------------------------------------------------------------- words and numbers
+# ---------------------------------------------------------------- words, numbers and secrets
+
+
+def matching(
+    pattern: str,
+    expected: str,
+    value: Callable[[str], T],
+    *,
+    advice: str = "",
+    secret: bool = False,
+) -> Kind[T]:
+    """A text of some form, and what it becomes."""
+
+    def parse(text: str, folder: Path) -> T:
+        if not re.fullmatch(pattern, text):
+            raise Unfit(advice)
+        return value(text)
+
+    return Kind(expected, parse, secret)
 
 
 def choice(words: str, aliases: Mapping[str, str] = {}) -> Kind[str]:
     """One of some words, in any case."""
-
-    def parse(text: str, folder: Path) -> str:
-        word = aliases.get(text.lower(), text.lower())
-        if word not in words.split():
-            raise Unfit
-        return word
-
-    return Kind("one of " + ", ".join(words.split()), parse)
-
-
-def _flag(text: str, folder: Path) -> bool:
-    if text.lower() in _YES:
-        return True
-    if text.lower() in _NO:
-        return False
-    raise Unfit
+    return matching(
+        f"(?ai:{'|'.join([*words.split(), *aliases])})",
+        "one of " + ", ".join(words.split()),
+        lambda text: aliases.get(text.lower(), text.lower()),
+    )
 
 
 def whole_number(least: int, most: int, what: str) -> Kind[int]:
@@ -106,50 +127,8 @@ def seconds(*, zero: bool) -> Kind[float]:
     return Kind(f"seconds, {'0' if zero else 'more than 0'} to 86400 (a day)", parse)
 
 
-def _mode(text: str, folder: Path) -> int:
-    if not re.fullmatch(r"(0o?)?[0-7]{3}", text):
-        raise Unfit
-    return int(text.lower().replace("o", ""), 8)
-
-
-def _priority(text: str, folder: Path) -> int | None:
-    if text not in ("", "1", "5", "10"):
-        raise Unfit
-    return int(text) if text else None
-
-
-def _name(text: str, folder: Path) -> str:
-    if not text:
-        raise Unfit
-    return text
-
-
-def matching(pattern: str, expected: str, advice: str = "") -> Kind[str | None]:
-    """A text of some form, or none."""
-
-    def parse(text: str, folder: Path) -> str | None:
-        if text and not re.fullmatch(pattern, text):
-            raise Unfit(advice)
-        return text or None
-
-    return Kind(expected, parse)
-
-
-FLAG = Kind("yes or no", _flag)
-MODE = Kind("an octal file mode such as 0660", _mode)
-PORT = whole_number(0, 65535, "a port number")
-PRIORITY = Kind("1, 5, 10 or nothing", _priority)
-NAME = Kind("a name", _name)
-TEXT = matching(r".*", "a text")
-USER = matching(r"[A-Za-z_][A-Za-z0-9_.-]*\$?|[0-9]{1,9}", "a name or a number")
-TOPIC = matching(
-    r"com\.apple\.(mail|mobilemail\.push)\.[A-Za-z0-9.-]+",
-    "a topic that iOS Mail listens to: com.apple.mail. or com.apple.mobilemail.push. and more",
-    "take the topic that Apple granted for Mail; topics of apps do not reach it",
-)
-
-
-# ---------------------------------------------------------------- secrets
+def _or_none(text: str) -> str | None:
+    return text or None
 
 
 def _password(text: str, folder: Path) -> str | None:
@@ -160,21 +139,38 @@ def _password(text: str, folder: Path) -> str | None:
     return text or None
 
 
-def _password_hash(text: str, folder: Path) -> str | None:
-    if text and not re.fullmatch(r"[0-9A-Fa-f]{64}", text):
-        raise Unfit("xapsd -pass makes it from the password")
-    return text.lower() or None
-
-
-def _token(text: str, folder: Path) -> str | None:
-    if not re.fullmatch(r"[!-~]*", text):
-        raise Unfit("the plugin sends it inside of a URL")
-    return text or None
-
-
+FLAG = matching(
+    "(?ai:yes|true|on|no|false|off)",
+    "yes or no",
+    lambda text: text.lower() in ("yes", "true", "on"),
+)
+MODE = matching("(0o?)?[0-7]{3}", "an octal file mode such as 0660", lambda text: int(text, 8))
+PORT = whole_number(0, 65535, "a port number")
+PRIORITY = matching("|1|5|10", "1, 5, 10 or nothing", lambda text: int(text) if text else None)
+NAME = matching(".+", "a name", str)
+TEXT = matching(".*", "a text", _or_none)
+USER = matching(r"|[A-Za-z_][A-Za-z0-9_.-]*\$?|[0-9]{1,9}", "a name or a number", _or_none)
+TOPIC = matching(
+    r"|com\.apple\.(mail|mobilemail\.push)\.[A-Za-z0-9.-]+",
+    "a topic that iOS Mail listens to: com.apple.mail. or com.apple.mobilemail.push. and more",
+    _or_none,
+    advice="take the topic that Apple granted for Mail; topics of apps do not reach it",
+)
 PASSWORD = Kind("a password, or file: and the path of a file with it", _password, secret=True)
-PASSWORD_HASH = Kind("64 hexadecimal digits", _password_hash, secret=True)
-TOKEN = Kind("printable ASCII characters without spaces", _token, secret=True)
+PASSWORD_HASH = matching(
+    "|[0-9A-Fa-f]{64}",
+    "64 hexadecimal digits",
+    lambda text: text.lower() or None,
+    advice="xapsd -pass makes it from the password",
+    secret=True,
+)
+TOKEN = matching(
+    "[!-~]*",
+    "printable ASCII characters without spaces",
+    _or_none,
+    advice="the plugin sends it inside of a URL",
+    secret=True,
+)
 
 
 # ---------------------------------------------------------------- files and sockets
@@ -184,10 +180,6 @@ def _path(text: str, folder: Path) -> Path:
     if not text:
         raise Unfit
     return folder / text
-
-
-def _optional_path(text: str, folder: Path) -> Path | None:
-    return folder / text if text else None
 
 
 def _socket(text: str, folder: Path) -> str:
@@ -208,7 +200,9 @@ def _datagram_socket(text: str, folder: Path) -> str:
 
 
 PATH = Kind("the path of a file", _path)
-OPTIONAL_PATH = Kind("the path of a file", _optional_path)
+OPTIONAL_PATH: Kind[Path | None] = Kind(
+    "the path of a file", lambda text, folder: folder / text if text else None
+)
 SOCKET = Kind("the path of a socket, systemd:... or '' for none", _socket)
 DATAGRAM_SOCKET = Kind("the path of a socket, or '' for none", _datagram_socket)
 

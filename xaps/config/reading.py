@@ -1,7 +1,4 @@
-"""The configuration file, ``xapsd.yaml``, as values; every error names the key and the line.
-
-Which settings there are stands in :mod:`xaps.config.table`.
-"""
+"""The configuration file, ``xapsd.yaml``, as values; every error names the key and the line."""
 
 from __future__ import annotations
 
@@ -18,29 +15,55 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
 
-from xaps.config.kinds import HostPort, Network, Unfit
-from xaps.config.table import ATTRIBUTES, DEFAULT_PATH, KEYS, Config, Cyrus, Key, sample
+from xaps.config.kinds import Unfit
+from xaps.config.table import DEFAULT_PATH, KEYS, Config, Cyrus, Key
+from xaps.system.console import one_line
 from xaps.system.files import careless
-from xaps.system.log import printable
 
-__all__ = [
-    "DEFAULT_PATH",
-    "KEYS",
-    "Config",
-    "ConfigError",
-    "Cyrus",
-    "HostPort",
-    "Key",
-    "Network",
-    "Problem",
-    "load",
-    "sample",
-]
+__all__ = ["DEFAULT_PATH", "Config", "ConfigError", "Problem", "careless_secrets", "load"]
 
 _SIZE_MAX = 1024 * 1024
 """Bytes of a configuration file."""
 
-_LOWER = {name.lower(): name for name in KEYS} | {"cyrus": "cyrus"}
+_NAMES = {name.lower(): name for name in KEYS} | {"cyrus": "cyrus"}
+
+_NOT_YAML = re.compile(r"[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+_MISTAKES = (
+    (r"'\\t'", "found a tab where YAML takes spaces alone; replace it by spaces"),
+    (
+        "could not find expected ':'",
+        "found no colon with a space after it; expected key: value, or # before a comment",
+    ),
+    ("end of stream", "found a quote here that nothing closes; close it"),
+    ("flow", "found a bracket here that is not closed; close it, or put the whole value in quotes"),
+    (
+        "mapping values",
+        "found a colon too many; put a space after the colon of each key (look at the line "
+        "above, too), start all keys in the first column, and quote values that have ': '",
+    ),
+    (
+        "<block end>|<document start>|another document",
+        "found a line that does not go with those above it; start all keys in the first column",
+    ),
+)
+"""What the parser says of a mistake in the syntax, and what we say of it."""
+
+_WHERE_IT_BEGAN = _MISTAKES[1:4]
+"""The mistakes that stand further up than where the parser could not go on."""
+
+_NEEDED = (
+    ("certificateFilePemKey", "certificateFilePem", "the certificate of this key"),
+    ("appleId", "appleIdHashedPassword", "xapsd -pass makes it"),
+    ("appleIdHashedPassword", "appleId", "the account of this password"),
+    ("tlsCertfile", "tlsKeyfile", "the private key of this certificate"),
+    ("tlsKeyfile", "tlsCertfile", "the certificate of this key"),
+    ("tlsClientCA", "tlsCertfile", "the server's certificate for HTTPS"),
+    ("keyFileP8", "keyFileTopic", "the topic that Apple granted for Mail"),
+    ("keyFileP8", "keyFileKeyId", "the developer portal shows it"),
+    ("keyFileP8", "keyFileTeamId", "the developer portal shows it"),
+)
+"""A key, another one that it is nothing without, and why."""
 
 
 # ---------------------------------------------------------------- errors
@@ -69,7 +92,7 @@ class ConfigError(Exception):
         for problem in self.problems:
             place = str(self.path) if problem.line is None else f"{self.path}:{problem.line}"
             parts = (place, problem.key, problem.text)
-            lines.append(": ".join(printable(part) for part in parts if part))
+            lines.append(": ".join(one_line(part) for part in parts if part))
         return "\n".join(lines)
 
 
@@ -88,27 +111,26 @@ def load(path: Path) -> Config:
     :raises ConfigError: with everything that is wrong.
     """
     root = _compose(path, _read(path))
-    reading = _Reading(path.absolute().parent)
+    file = _File(path.absolute().parent)
     if isinstance(root, MappingNode):
-        reading.mapping(root)
+        file.mapping(root)
     elif root is not None and not _is_null(root):
         expected = "expected lines such as port: 11619, with a space after the colon"
-        reading.problem(1, None, f"found {_what(root)}, {expected}")
-    reading.check_combinations()
-    if reading.problems:
-        raise ConfigError(path, sorted(reading.problems, key=lambda problem: problem.line or 0))
-    written = frozenset(reading.values)
-    return Config(**reading.values, cyrus=Cyrus(**reading.cyrus), written=written)
+        file.problem(1, None, f"found {_what(root)}, {expected}")
+    file.check_combinations()
+    if file.problems:
+        raise ConfigError(path, sorted(file.problems, key=lambda problem: problem.line or 0))
+    cyrus = Cyrus(**file.cyrus)
+    return Config(**file.values, cyrus=cyrus, written=frozenset(file.values))
 
 
 def careless_secrets(path: Path, config: Config) -> list[str]:
     """Warnings that others can read the secrets in the configuration file itself."""
-    secrets = {
-        "authToken": config.auth_token,
-        "certificatePassword": config.certificate_password,
-        "appleIdHashedPassword": config.apple_id_hashed_password,
-    }
-    given = [key for key, value in secrets.items() if value and not value.startswith("file:")]
+    given = [
+        key.name
+        for key in KEYS.values()
+        if key.kind.secret and not (getattr(config, key.attribute) or "file:").startswith("file:")
+    ]
     return careless(path, f"{' and '.join(given)} in it") if given else []
 
 
@@ -140,66 +162,39 @@ def _whole_file(path: Path, text: str) -> ConfigError:
 
 def _compose(path: Path, text: str) -> Any:
     """The YAML node of the whole document, or ``None``; nodes know their lines and sources."""
-    # The Go daemon's parser takes tabs around a value, ruamel.yaml does not.
-    text = re.sub(r"(?m)^( *+\w++:)(?= *+\t)[ \t]++", r"\1 ", text)
-    text = re.sub(r"(?m)(?<![ \t])(?= *+\t)[ \t]++(?=#|\r?$)", " ", text)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they quote the file, which has secrets in it
             return YAML(typ="safe", pure=True).compose(io.StringIO(text))
     except MarkedYAMLError as error:
-        mark, reason = _syntax(error, text)
+        mark, reason = _explained(error, text)
         line = mark.line + 1 if mark else None
-        raise ConfigError(path, [Problem(line, None, reason)]) from None
     except (YAMLError, RecursionError, ValueError) as error:
-        bad = re.search(
-            r"[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", text
-        )
+        bad = _NOT_YAML.search(text)
         line = text.count("\n", 0, bad.start()) + 1 if bad else None
         what = "lists within lists, too deep" if isinstance(error, RecursionError) else "no YAML"
         reason = "a control character; remove it" if bad else f"{what}, expected key: value lines"
-        raise ConfigError(path, [Problem(line, None, f"found {reason}")]) from None
+        reason = f"found {reason}"
+    raise ConfigError(path, [Problem(line, None, reason)])
 
 
-def _syntax(error: MarkedYAMLError, text: str) -> tuple[Any, str]:
-    """Where the mistake is, and what it is. What the parser could not go on with may stand below
-    it."""
+def _explained(error: MarkedYAMLError, text: str) -> tuple[Any, str]:
+    """Where a mistake in the syntax is, and what it is."""
     problem = error.problem or ""
     mark = error.problem_mark or error.context_mark
     before = text[: mark.index].rstrip()[-1:] if mark else ""
-    if "\\t" in problem:
-        return mark, "found a tab where YAML takes spaces alone; replace it by spaces"
-    if "could not find expected ':'" in problem:
-        return (
-            error.context_mark,
-            "found no colon with a space after it; expected key: value, or # before a comment",
-        )
-    if "end of stream" in problem and error.context_mark:
-        return error.context_mark, "found a quote here that nothing closes; close it"
-    if "flow" in (error.context or "") and error.context_mark:
-        return error.context_mark, (
-            "found a bracket here that is not closed; close it, or put the whole value in quotes"
-        )
-    if "mapping values" in problem:
-        return mark, (
-            "found a colon too many; put a space after the colon of each key (look at the line "
-            "above, too), start all keys in the first column, and quote values that have ': '"
-        )
     if "<block end>" in problem and before in ("]", "}", "'", '"'):
         return mark, (
             f"found text after the closing {before} of a value; put the whole value in quotes, "
             "and look for a quote that is not closed further up"
         )
-    if re.search("<block end>|<document start>|another document", problem):
-        return (
-            mark,
-            "found a line that does not go with those above it; start all keys in the first column",
-        )
-    # What stands in quotes, but for YAML's own signs, comes from the file: perhaps a password.
-    signs = re.sub(r"'(<[a-z ]+>|\W)'", lambda sign: "_" * len(sign[0]), problem)
-    if quote := re.search(r"['\"]", signs):
-        problem = problem[: quote.start()] + "something else"
-    return mark, f"found what is not YAML: {problem}; expected key: value lines, text in quotes"
+    for mistake in _MISTAKES:
+        pattern, explanation = mistake
+        if re.search(pattern, f"{error.context} {problem}"):
+            began = error.context_mark if mistake in _WHERE_IT_BEGAN else None
+            return began or mark, explanation
+    # What the parser says more about it quotes the file: perhaps a password.
+    return mark, "found what is not YAML; expected key: value lines, text in quotes"
 
 
 def _is_null(node: Any) -> bool:
@@ -217,7 +212,7 @@ def _what(node: Any) -> str:
 
 
 @attrs.define
-class _Reading:
+class _File:
     """A file as far as it has been read."""
 
     folder: Path
@@ -226,8 +221,8 @@ class _Reading:
     problems: list[Problem] = attrs.field(factory=list)
     lines: dict[str, int] = attrs.field(factory=dict)
     """Where each key stands."""
-    given: dict[str, int] = attrs.field(factory=dict)
-    """Where each key stands that has a value, a wrong one too."""
+    given: set[str] = attrs.field(factory=set)
+    """The keys that have a value, a wrong one too."""
 
     def problem(self, line: int, key: str | None, text: str) -> None:
         self.problems.append(Problem(line, key, text))
@@ -238,7 +233,7 @@ class _Reading:
             if not isinstance(key_node, ScalarNode):
                 self.problem(line, None, f"found {_what(key_node)} as a key, expected a name")
                 continue
-            name = _LOWER.get(prefix + key_node.value.lower())
+            name = _NAMES.get(prefix + key_node.value.lower())
             if name is None or "." in key_node.value:
                 self.problem(line, *_unknown(prefix, key_node.value))
             elif name in self.lines:
@@ -269,20 +264,20 @@ class _Reading:
             self.refuse(line, key, found, str(unfit))
         else:
             values = self.cyrus if name.startswith("cyrus.") else self.values
-            values[ATTRIBUTES[name]] = value
+            values[key.attribute] = value
 
     def text(self, key: Key, node: Any, line: int) -> str | None:
         """The text of a value; ``None`` when it has none, which is reported."""
         nodes = node.value if key.kind.many and isinstance(node, SequenceNode) else [node]
         if not all(isinstance(item, ScalarNode) for item in nodes):
-            self.given[key.name] = line
+            self.given.add(key.name)
             # The usual list is [::1] without its quotes.
             bare = isinstance(node, SequenceNode) and not key.kind.many
             self.refuse(line, key, _what(node), "put it in quotes" if bare else "")
             return None
         text = " ".join(item.value for item in nodes)
         if text:
-            self.given[key.name] = line
+            self.given.add(key.name)
         if not text.isprintable():
             self.refuse(line, key, "line ends or other control characters", "remove them")
             return None
@@ -297,43 +292,34 @@ class _Reading:
     def check_combinations(self) -> None:
         credentials = ("certificateFileP12", "certificateFilePem", "keyFileP8")
         self.at_most_one(credentials, "one credential")
-        self.needs("certificateFilePemKey", "certificateFilePem", "the certificate of this key")
-        self.needs("appleId", "appleIdHashedPassword", "xapsd -pass makes it")
-        self.needs("appleIdHashedPassword", "appleId", "the account of this password")
-        self.needs("tlsCertfile", "tlsKeyfile", "the private key of this certificate")
-        self.needs("tlsKeyfile", "tlsCertfile", "the certificate of this key")
-        self.needs("tlsClientCA", "tlsCertfile", "the server's certificate for HTTPS")
-        self.needs("keyFileP8", "keyFileTopic", "the topic that Apple granted for Mail")
-        for name in ("keyFileKeyId", "keyFileTeamId"):
-            self.needs("keyFileP8", name, "the developer portal shows it")
-            self.ten_characters(name)
+        for name, needed, why in _NEEDED:
+            if name in self.given and needed not in self.given:
+                text = f"found without {needed}, expected both: {why}"
+                self.problem(self.lines[name], name, text)
         for name in KEYS:
             if name.startswith("cyrus.") and name != "cyrus.imapdConf":
                 self.at_most_one(("cyrus.imapdConf", name), "one of them")
+        if "keyFileP8" in self.given:  # the Go daemon's own file has placeholders without it
+            self.ten_characters("keyFileKeyId", self.values.get("key_file_key_id"))
+            self.ten_characters("keyFileTeamId", self.values.get("key_file_team_id"))
         self.different_sockets()
 
     def at_most_one(self, names: Sequence[str], expected: str) -> None:
-        found = sorted((self.given[name], name) for name in names if name in self.given)
+        found = sorted((self.lines[name], name) for name in names if name in self.given)
         if len(found) > 1:
             text = " and ".join(f"{name} (line {line})" for line, name in found)
             line, name = found[-1]
             self.problem(line, name, f"found {text}, expected {expected}; remove the other")
 
-    def needs(self, name: str, needed: str, why: str) -> None:
-        if name in self.given and needed not in self.given:
-            self.problem(self.given[name], name, f"found without {needed}, expected both: {why}")
-
-    def ten_characters(self, name: str) -> None:
-        """Only for a token key: the Go daemon's own file has placeholders here."""
-        value = self.values.get(ATTRIBUTES[name]) or ""
-        if "keyFileP8" in self.given and value and not re.fullmatch(r"[A-Z0-9]{10}", value):
+    def ten_characters(self, name: str, value: str | None) -> None:
+        if value and not re.fullmatch(r"[A-Z0-9]{10}", value):
             text = f"found {_shown(value)}, expected 10 capital letters and digits"
-            self.problem(self.given[name], name, f"{text}, as the developer portal shows them")
+            self.problem(self.lines[name], name, f"{text}, as the developer portal shows them")
 
     def different_sockets(self) -> None:
         seen: dict[str, str] = {}
         for name in ("socket", "cyrusSocket", "controlSocket"):
-            path = self.values.get(ATTRIBUTES[name], KEYS[name].default)
+            path = self.values.get(KEYS[name].attribute, KEYS[name].default)
             if path and path in seen:
                 line = max(self.lines.get(name, 0), self.lines.get(seen[path], 0))
                 text = f"found {_shown(path)} for {seen[path]} too, expected a socket of its own"
@@ -348,8 +334,8 @@ def _unknown(prefix: str, name: str) -> tuple[str, str]:
     shown = prefix + (f"{name[:40]}..." if len(name) > 40 else name)
     if colon:
         return shown, "found no space after the colon, expected key: value"
-    if name.lower() in _LOWER or "cyrus." + name.lower() in _LOWER:
+    if name.lower() in _NAMES or "cyrus." + name.lower() in _NAMES:
         return shown, "found an unknown key; it belongs below cyrus:, indented"
-    names = [known for known in _LOWER if known.startswith(prefix)]
+    names = [known for known in _NAMES if known.startswith(prefix)]
     nearest = difflib.get_close_matches(prefix + name.lower(), names, n=1, cutoff=0.0)
-    return shown, f"found an unknown key, expected a known one; the nearest is {_LOWER[nearest[0]]}"
+    return shown, f"found an unknown key, expected a known one; the nearest is {_NAMES[nearest[0]]}"

@@ -1,6 +1,6 @@
-"""The one table of all settings: name, kind, default and help of each.
+"""The one table of all settings, with kind, help and default of each, and the sample file.
 
-What is read, the errors, the sample file and the check of the documentation come from it.
+What is read, the errors and the manual page come from it too.
 """
 
 # ruff: noqa: RUF009  (each call below makes an attrs.field)
@@ -11,72 +11,50 @@ import re
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import attrs
 
 from xaps.config import kinds
-from xaps.config.kinds import HostPort, Kind, Network
+from xaps.config.kinds import DEFAULT_PATH, HostPort, Kind, Network
 
-DEFAULT_PATH = Path("/etc/xapsd/xapsd.yaml")
-
-T = TypeVar("T")
+__all__ = ["DEFAULT_PATH", "KEYS", "Config", "Cyrus", "Key", "sample"]
 
 
 @attrs.frozen
 class Key:
-    """One setting, as it is documented."""
+    """One setting, as it is documented; :meth:`xaps.config.kinds.Kind.key` tells the rest."""
 
     name: str
     """As people write it; those below ``cyrus:`` as ``cyrus.altnamespace``."""
+    attribute: str
+    """The field of :class:`Config` or :class:`Cyrus`."""
     kind: Kind[Any]
-    default: str
-    """As it would stand in the file, but for quotes; empty is none."""
     help: str
-    section: str | None
-    """The heading that starts above this key, if one does."""
-
-
-def _setting(name: str, kind: Kind[T], default: str, help: str, *, section: str | None = None) -> T:
-    """A field of :class:`Config`."""
-    field: T = attrs.field(
-        default=kind.parse(default, DEFAULT_PATH.parent),
-        repr=not kind.secret,
-        metadata={"key": Key(name, kind, default, help, section)},
-    )
-    return field
+    default: str
+    section: str
 
 
 @attrs.frozen(kw_only=True)
 class Cyrus:
     """How the Cyrus server names its mailboxes: settings of its ``imapd.conf``."""
 
-    altnamespace: bool = _setting(
-        "cyrus.altnamespace", kinds.FLAG, "no", "Personal folders stand beside INBOX, not below it."
+    altnamespace: bool = kinds.FLAG.key(
+        "Personal folders stand beside INBOX, not below it.", default="no"
     )
-    unix_hierarchy_sep: bool = _setting(
-        "cyrus.unixHierarchySep", kinds.FLAG, "no", "Folders are separated by / and not by a dot."
+    unix_hierarchy_sep: bool = kinds.FLAG.key(
+        "Folders are separated by / and not by a dot.", default="no"
     )
-    virt_domains: str = _setting(
-        "cyrus.virtDomains",
-        kinds.choice("off userid on", {"no": "off", "false": "off", "yes": "on", "true": "on"}),
-        "off",
-        "User names have domains: off, userid or on.",
+    virt_domains: str = kinds.choice(
+        "off userid on", {"no": "off", "false": "off", "yes": "on", "true": "on"}
+    ).key("User names have domains: off, userid or on.", default="off")
+    user_prefix: str = kinds.NAME.key("Where other users' folders are.", default="Other Users")
+    shared_prefix: str = kinds.NAME.key("Where shared folders are.", default="Shared Folders")
+    default_domain: str = kinds.NAME.key(
+        "The domain of users whose names have none.", default="internal"
     )
-    user_prefix: str = _setting(
-        "cyrus.userPrefix", kinds.NAME, "Other Users", "Where other users' folders are."
-    )
-    shared_prefix: str = _setting(
-        "cyrus.sharedPrefix", kinds.NAME, "Shared Folders", "Where shared folders are."
-    )
-    default_domain: str = _setting(
-        "cyrus.defaultDomain", kinds.NAME, "internal", "The domain of users whose names have none."
-    )
-    imapd_conf: Path | None = _setting(
-        "cyrus.imapdConf",
-        kinds.OPTIONAL_PATH,
-        "",
-        "Read all of these from Cyrus' own file instead, usually /etc/imapd.conf.",
+    imapd_conf: Path | None = kinds.OPTIONAL_PATH.key(
+        "Read all of these from Cyrus' own file instead, usually /etc/imapd.conf."
     )
 
 
@@ -89,247 +67,164 @@ class Config:
     is the password itself, or ``file:`` and an absolute path.
     """
 
-    loglevel: str = _setting(
-        "loglevel",
-        kinds.choice("trace debug info warn error fatal panic", {"warning": "warn"}),
-        "warn",
+    loglevel: str = kinds.choice(
+        "trace debug info warn error fatal panic", {"warning": "warn"}
+    ).key(
         "How much is logged: trace, debug, info, warn, error, fatal or panic. With debug every "
         "registration and push is one line.",
+        default="warn",
     )
-    database_file: Path = _setting(
-        "databaseFile",
-        kinds.PATH,
-        "/var/lib/xapsd/database.json",
+    database_file: Path = kinds.PATH.key(
         "Where registrations are kept. A file of the Go daemon (JSON) is imported once into "
         "database.sqlite3 beside it and left as it is.",
+        default="/var/lib/xapsd/database.json",
     )
 
-    listen_addr: str = _setting(
-        "listenAddr",
-        kinds.LISTEN_ADDRESS,
-        "[::1]",
+    listen_addr: str = kinds.LISTEN_ADDRESS.key(
         "The address for HTTP from the Dovecot plugin; '' for none. Whoever reaches it can "
         "register phones: see allowFrom and authToken before you open it to a network. For the "
         "port that xapsd.socket opens: systemd:domain=INET6:index=0",
+        default="[::1]",
         section="How IMAP servers reach xapsd",
     )
-    port: int = _setting("port", kinds.PORT, "11619", "The port for HTTP.")
-    tls_certfile: Path | None = _setting(
-        "tlsCertfile",
-        kinds.OPTIONAL_PATH,
-        "",
+    port: int = kinds.PORT.key("The port for HTTP.", default="11619")
+    tls_certfile: Path | None = kinds.OPTIONAL_PATH.key(
         "Certificate (PEM, with its chain) for HTTPS and HTTP/2, which proxies may use. HTTPS is "
-        "off without it.",
+        "off without it."
     )
-    tls_keyfile: Path | None = _setting(
-        "tlsKeyfile",
-        kinds.OPTIONAL_PATH,
-        "",
-        "The private key (PEM) of tlsCertfile; a warning where others than xapsd can read it.",
+    tls_keyfile: Path | None = kinds.OPTIONAL_PATH.key(
+        "The private key (PEM) of tlsCertfile; a warning where others than xapsd can read it."
     )
-    tls_listen_addr: str = _setting(
-        "tlsListenAddr", kinds.LISTEN_ADDRESS, "[::1]", "The address for HTTPS."
-    )
-    tls_port: int = _setting("tlsPort", kinds.PORT, "11620", "The port for HTTPS.")
-    tls_client_ca: Path | None = _setting(
-        "tlsClientCA",
-        kinds.OPTIONAL_PATH,
-        "",
+    tls_listen_addr: str = kinds.LISTEN_ADDRESS.key("The address for HTTPS.", default="[::1]")
+    tls_port: int = kinds.PORT.key("The port for HTTPS.", default="11620")
+    tls_client_ca: Path | None = kinds.OPTIONAL_PATH.key(
         "Certificate authorities (PEM): HTTPS is only for clients with a certificate of theirs.",
+        name="tlsClientCA",
     )
-    allow_from: tuple[Network, ...] = _setting(
-        "allowFrom",
-        kinds.NETWORKS,
-        "",
+    allow_from: tuple[Network, ...] = kinds.NETWORKS.key(
         "Addresses and networks that may connect over TCP (listenAddr, tlsListenAddr, "
-        "metricsAddr), for example [127.0.0.1, 2001:db8::/32]. Empty: all.",
+        "metricsAddr), for example [127.0.0.1, 2001:db8::/32]. Empty: all."
     )
-    auth_token: str | None = _setting(
-        "authToken",
-        kinds.TOKEN,
-        "",
+    auth_token: str | None = kinds.TOKEN.key(
         "A secret that HTTP clients must send as the password, in the plugin's URL as "
-        "http://xapsd:SECRET@host:11619/.",
+        "http://xapsd:SECRET@host:11619/."
     )
-    socket: str = _setting(
-        "socket",
-        kinds.SOCKET,
-        "/run/xapsd/xapsd.sock",
+    socket: str = kinds.SOCKET.key(
         "A UNIX socket for older plugins and for HTTP; '' for none. For the one that xapsd.socket "
         "opens, whose SocketMode and SocketGroup count then: systemd:domain=UNIX:index=1",
+        default="/run/xapsd/xapsd.sock",
     )
-    socket_mode: int = _setting(
-        "socketMode", kinds.MODE, "0660", "Who may use the socket, as for chmod."
-    )
-    socket_group: str | None = _setting(
-        "socketGroup", kinds.USER, "", "The group of the socket, for example dovecot."
-    )
-    cyrus_socket: str = _setting(
-        "cyrusSocket",
-        kinds.DATAGRAM_SOCKET,
-        "",
+    socket_mode: int = kinds.MODE.key("Who may use the socket, as for chmod.", default="0660")
+    socket_group: str | None = kinds.USER.key("The group of the socket, for example dovecot.")
+    cyrus_socket: str = kinds.DATAGRAM_SOCKET.key(
         "A datagram socket for Cyrus, for example /run/xapsd/cyrus.sock: the notifysocket of its "
-        "imapd.conf.",
+        "imapd.conf."
     )
-    cyrus_socket_mode: int = _setting(
-        "cyrusSocketMode", kinds.MODE, "0660", "Who may use the Cyrus socket, as for chmod."
+    cyrus_socket_mode: int = kinds.MODE.key(
+        "Who may use the Cyrus socket, as for chmod.", default="0660"
     )
-    cyrus_socket_group: str | None = _setting(
-        "cyrusSocketGroup", kinds.USER, "", "The group of the Cyrus socket, on Debian mail."
+    cyrus_socket_group: str | None = kinds.USER.key(
+        "The group of the Cyrus socket, on Debian mail."
     )
-    cyrus_user: str | None = _setting(
-        "cyrusUser", kinds.USER, "", "Take datagrams from this user alone, for example cyrus."
+    cyrus_user: str | None = kinds.USER.key(
+        "Take datagrams from this user alone, for example cyrus."
     )
     cyrus: Cyrus = attrs.field(factory=Cyrus)
 
-    check_interval: float = _setting(
-        "checkInterval",
-        kinds.seconds(zero=False),
-        "20",
+    check_interval: float = kinds.seconds(zero=False).key(
         "Seconds between looks for notices that have waited for long enough.",
+        default="20",
         section="Notices",
     )
-    delay: float = _setting(
-        "delay",
-        kinds.seconds(zero=True),
-        "30",
+    delay: float = kinds.seconds(zero=True).key(
         "Seconds that anything but new mail waits, so that a change of many messages is one push.",
+        default="30",
     )
-    folder_push: bool = _setting(
-        "folderPush",
-        kinds.FLAG,
-        "yes",
+    folder_push: bool = kinds.FLAG.key(
         "Push folders other than INBOX too. With no, phones are told about INBOX alone.",
+        default="yes",
     )
-    push_priority: int | None = _setting(
-        "pushPriority",
-        kinds.PRIORITY,
-        "",
-        "The apns-priority of pushes: 1, 5 or 10. Empty: leave it to Apple.",
+    push_priority: int | None = kinds.PRIORITY.key(
+        "The apns-priority of pushes: 1, 5 or 10. Empty: leave it to Apple."
     )
 
-    certificate_file_p12: Path | None = _setting(
-        "certificateFileP12",
-        kinds.OPTIONAL_PATH,
-        "",
+    certificate_file_p12: Path | None = kinds.OPTIONAL_PATH.key(
         "Push certificate and key in a PKCS#12 file. Paths may start from this file's folder.",
         section="The credential for Apple's push service: one of P12, PEM, P8 or an Apple ID",
     )
-    certificate_file_pem: Path | None = _setting(
-        "certificateFilePem",
-        kinds.OPTIONAL_PATH,
-        "",
-        "Push certificate in a PEM file, alone or with its key.",
+    certificate_file_pem: Path | None = kinds.OPTIONAL_PATH.key(
+        "Push certificate in a PEM file, alone or with its key."
     )
-    certificate_file_pem_key: Path | None = _setting(
-        "certificateFilePemKey",
-        kinds.OPTIONAL_PATH,
-        "",
-        "The private key of certificateFilePem, if it is in a file of its own.",
+    certificate_file_pem_key: Path | None = kinds.OPTIONAL_PATH.key(
+        "The private key of certificateFilePem, if it is in a file of its own."
     )
-    certificate_password: str | None = _setting(
-        "certificatePassword",
-        kinds.PASSWORD,
-        "",
-        "The password of the PKCS#12 file or of the key; file:PATH reads it from a file.",
+    certificate_password: str | None = kinds.PASSWORD.key(
+        "The password of the PKCS#12 file or of the key; file:PATH reads it from a file."
     )
-    key_file_p8: Path | None = _setting(
-        "keyFileP8", kinds.OPTIONAL_PATH, "", "A token key from the developer portal (.p8)."
+    key_file_p8: Path | None = kinds.OPTIONAL_PATH.key(
+        "A token key from the developer portal (.p8)."
     )
-    key_file_topic: str | None = _setting(
-        "keyFileTopic",
-        kinds.TOPIC,
-        "",
-        "The topic to push with keyFileP8, com.apple.mobilemail.push.org.example or the like.",
+    key_file_topic: str | None = kinds.TOPIC.key(
+        "The topic to push with keyFileP8, com.apple.mobilemail.push.org.example or the like."
     )
-    key_file_key_id: str | None = _setting(
-        "keyFileKeyId", kinds.TEXT, "", "The id of keyFileP8, 10 letters and digits."
+    key_file_key_id: str | None = kinds.TEXT.key("The id of keyFileP8, 10 letters and digits.")
+    key_file_team_id: str | None = kinds.TEXT.key(
+        "The id of your developer team, 10 letters and digits."
     )
-    key_file_team_id: str | None = _setting(
-        "keyFileTeamId", kinds.TEXT, "", "The id of your developer team, 10 letters and digits."
+    apple_id: str | None = kinds.TEXT.key(
+        "The Apple ID to ask Apple's certificate service with. Apple refuses new ones since 2024."
     )
-    apple_id: str | None = _setting(
-        "appleId",
-        kinds.TEXT,
-        "",
-        "The Apple ID to ask Apple's certificate service with. Apple refuses new ones since 2024.",
+    apple_id_hashed_password: str | None = kinds.PASSWORD_HASH.key(
+        "The SHA-256 of its password, as xapsd -pass prints it."
     )
-    apple_id_hashed_password: str | None = _setting(
-        "appleIdHashedPassword",
-        kinds.PASSWORD_HASH,
-        "",
-        "The SHA-256 of its password, as xapsd -pass prints it.",
+    server_identity: Path | None = kinds.OPTIONAL_PATH.key(
+        "Key and certificates of your macOS Server, which sign what is sent to that service."
     )
-    server_identity: Path | None = _setting(
-        "serverIdentity",
-        kinds.OPTIONAL_PATH,
-        "",
-        "Key and certificates of your macOS Server, which sign what is sent to that service.",
-    )
-    certificate_service: str = _setting(
-        "certificateService",
-        kinds.URL,
-        "https://identity.apple.com/pushcert/caservice",
-        "The address of that service.",
+    certificate_service: str = kinds.URL.key(
+        "The address of that service.", default="https://identity.apple.com/pushcert/caservice"
     )
 
-    apns_server: HostPort = _setting(
-        "apnsServer",
-        kinds.SERVER,
-        "https://api.push.apple.com:443",
+    apns_server: HostPort = kinds.SERVER.key(
         "Apple's push service. Port 2197 works too, where 443 is closed.",
+        default="https://api.push.apple.com:443",
         section="The connection to Apple's push service",
     )
-    apns_trust_roots: Path | None = _setting(
-        "apnsTrustRoots",
-        kinds.OPTIONAL_PATH,
-        "",
-        "Certificate authorities (PEM) to know Apple by. Empty: those of the system.",
+    apns_trust_roots: Path | None = kinds.OPTIONAL_PATH.key(
+        "Certificate authorities (PEM) to know Apple by. Empty: those of the system."
     )
-    apns_connections: int = _setting(
-        "apnsConnections",
-        kinds.whole_number(1, 16, "a number"),
-        "2",
-        "The most connections to Apple; a second one is opened only when one is not enough.",
+    apns_connections: int = kinds.whole_number(1, 16, "a number").key(
+        "Has no effect any more: one connection is enough.", default="1"
     )
 
-    control_socket: str = _setting(
-        "controlSocket",
-        kinds.SOCKET,
-        "/run/xapsd/control.sock",
+    control_socket: str = kinds.SOCKET.key(
         "The UNIX socket on which xapsctl reaches the daemon; '' for none.",
+        default="/run/xapsd/control.sock",
         section="Operation",
     )
-    control_socket_mode: int = _setting(
-        "controlSocketMode", kinds.MODE, "0660", "Who may control the daemon, as for chmod."
+    control_socket_mode: int = kinds.MODE.key(
+        "Who may control the daemon, as for chmod.", default="0660"
     )
-    control_socket_group: str | None = _setting(
-        "controlSocketGroup", kinds.USER, "", "The group of the control socket."
-    )
-    metrics_addr: HostPort | None = _setting(
-        "metricsAddr",
-        kinds.HOST_PORT,
-        "",
+    control_socket_group: str | None = kinds.USER.key("The group of the control socket.")
+    metrics_addr: HostPort | None = kinds.HOST_PORT.key(
         "Address and port for Prometheus' metrics over HTTP, for example '[::1]:9119'. Whoever "
-        "reaches it can read them, unless allowFrom says who may.",
+        "reaches it can read them, unless allowFrom says who may."
     )
 
     written: frozenset[str] = attrs.field(default=frozenset(), eq=False, repr=False)
     """The fields above that the file has a value for; the others have their defaults."""
 
 
-def _keys() -> Iterator[tuple[str, Key]]:
-    """The attribute and the key of every setting, those of Cyrus where ``cyrus`` stands."""
-    for field in attrs.fields(Config):
+def _keys(settings: type[Config | Cyrus], prefix: str = "") -> Iterator[Key]:
+    for field in attrs.fields(settings):
         if field.name == "cyrus":
-            for inner in attrs.fields(Cyrus):
-                yield inner.name, inner.metadata["key"]
+            yield from _keys(Cyrus, "cyrus.")
         elif "key" in field.metadata:
-            yield field.name, field.metadata["key"]
+            first, *others = field.name.split("_")
+            name = field.metadata["name"] or first + "".join(map(str.capitalize, others))
+            yield Key(prefix + name, field.name, *field.metadata["key"])
 
 
-ATTRIBUTES = {key.name: attribute for attribute, key in _keys()}
-KEYS = {key.name: key for _, key in _keys()}
+KEYS = {key.name: key for key in _keys(Config)}
 """Every setting by its documented name, in the order of the sample file."""
 
 
@@ -349,24 +244,14 @@ def sample() -> str:
     for key in KEYS.values():
         if key.section:
             blocks.append(f"## {key.section}")
-        outer, _, name = key.name.rpartition(".")
-        start = "#  " if outer else "#"
-        lines = [f"{start}# {line}" if outer else f"# {line}" for line in _wrapped(key.help)]
-        block = "\n".join([*lines, f"{start}{name}: {_quoted(key.default)}".rstrip()])
-        if not outer:
-            blocks.append(block)
-        elif f"#{outer}:\n" in blocks[-1]:
-            blocks[-1] += "\n" + block
-        else:
-            blocks.append(
-                f"# How Cyrus names its mailboxes, as in its imapd.conf.\n#{outer}:\n{block}"
-            )
+        name = key.name.removeprefix("cyrus.")
+        quoted = not re.fullmatch(r"([\w/][\w/.: -]*)?", key.default)
+        setting = f"{name}: '{key.default}'" if quoted else f"{name}: {key.default}".rstrip()
+        lines = [f"# {line}" for line in textwrap.wrap(key.help, 76, break_on_hyphens=False)]
+        if name == key.name:
+            blocks.append("\n".join([*lines, f"#{setting}"]))
+            continue
+        if "#cyrus:" not in blocks[-1]:
+            blocks.append("# How Cyrus names its mailboxes, as in its imapd.conf.\n#cyrus:")
+        blocks[-1] += "".join(f"\n#  {line}" for line in [*lines, setting])
     return "\n\n".join(blocks) + "\n"
-
-
-def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(text, 76, break_on_hyphens=False)
-
-
-def _quoted(text: str) -> str:
-    return text if re.fullmatch(r"([\w/][\w/.: -]*)?", text) else f"'{text}'"

@@ -1,27 +1,23 @@
-"""Does what the command line of ``xapsctl`` says."""
+"""The command ``xapsctl``: does what its command line says."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from xaps.admin.check import check
-from xaps.config import reading as configuration
-from xaps.config.reading import DEFAULT_PATH, Config, ConfigError
-from xaps.credentials.report import exit_status
-from xaps.ctl import completion, database, tables
-from xaps.ctl.certificate import reports
-from xaps.ctl.client import DaemonClient
-from xaps.ctl.errors import BAD, UNUSABLE, CtlError
+from xaps.config.reading import DEFAULT_PATH, Config, ConfigError, load
+from xaps.ctl import answers
+from xaps.ctl.client import BAD, UNUSABLE, CtlError, DaemonClient
 from xaps.ctl.parser import parser
-from xaps.system.console import Messages, Output, OutputError, standard_streams
+from xaps.system import console
 from xaps.system.files import replace_file
 
 DEFAULT_SOCKET = Path(Config().control_socket)
@@ -29,109 +25,100 @@ DEFAULT_SOCKET = Path(Config().control_socket)
 
 def xapsctl() -> None:
     """The console command."""
-    sys.exit(main(sys.argv[1:], *standard_streams()))
+    if "_ARGCOMPLETE" in os.environ:
+        _complete()
+    sys.exit(console.run("xapsctl", lambda out, err: main(sys.argv[1:], out, err)))
+
+
+def _complete() -> None:
+    """Tell bash, which runs the command for this, what the next word can be; this is the end."""
+    with contextlib.suppress(ImportError):
+        from argcomplete import autocomplete  # noqa: PLC0415 - not everybody has it
+        from argcomplete.completers import SuppressCompleter  # noqa: PLC0415
+
+        # Where nothing is offered bash completes the names of files.
+        autocomplete(parser(), default_completer=SuppressCompleter())
 
 
 def main(argv: Sequence[str], stdout: TextIO, stderr: TextIO) -> int:
-    """The command without its surroundings; returns the exit status.
-
-    :raises SystemExit: by argparse, for ``--help`` and a wrong command line.
-    """
-    out, err = Output(stdout), Messages(stderr)
+    """The command without its surroundings; returns the exit status."""
     try:
-        try:
-            return _Command(parser().parse_args(argv), out, err).run()
-        finally:
-            # Here, where an error of it can still be dealt with.
-            out.flush()
-            err.flush()
+        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+            options = parser().parse_args(argv)
+        return _Command(options, stdout, stderr).run()
+    except SystemExit as end:  # by argparse, for --help and a wrong command line
+        return UNUSABLE if end.code else 0
     except CtlError as error:
-        err.write(f"xapsctl: {error}\n")
+        print(f"xapsctl: {error}", file=stderr)
         return error.status
     except ConfigError as error:
-        err.write(f"{error}\n")
-        return UNUSABLE
-    except OutputError as error:
-        err.write(f"xapsctl: {error}\n")
+        print(error, file=stderr)
         return UNUSABLE
     except KeyboardInterrupt:
         return 130  # as shells have it: 128 and SIGINT's number
 
 
 class _Command:
-    """One command line."""
+    """One command line. Each command is a method, which returns the exit status."""
 
-    def __init__(self, options: argparse.Namespace, stdout: Output, stderr: Output) -> None:
+    def __init__(self, options: argparse.Namespace, stdout: TextIO, stderr: TextIO) -> None:
         self._options = options
-        self._json: bool = getattr(options, "json", False)
         self._file: Path = getattr(options, "config", DEFAULT_PATH)
         self._stdout = stdout
         self._stderr = stderr
 
     def run(self) -> int:
-        commands: dict[str, Callable[[], int]] = {
-            "status": self._status,
-            "devices": self._devices,
-            "forget": self._forget,
-            "push": self._push,
-            "export": self._export,
-            "import": self._import,
-            "check": self._check,
-            "certificate": self._certificate,
-            "reload": self._reload,
-            "metrics": self._metrics,
-            "completion": self._completion,
-        }
-        return commands[self._options.command]()
+        status: int = getattr(self, f"do_{self._options.command}")()
+        return status
 
     # ------------------------------------------------------------ of the daemon
 
-    def _status(self) -> int:
+    def do_status(self) -> int:
         answer = self._daemon().get("/status")
-        self._tell(answer, tables.status(answer))
+        self._tell(answer, answers.status(answer))
         return 0 if answer["health"] == "good" else BAD
 
-    def _devices(self) -> int:
+    def do_devices(self) -> int:
         user = self._options.user
         phones = self._daemon().get("/devices", **({} if user is None else {"user": user}))
-        if phones or self._json:
-            self._tell(phones, tables.devices(phones))
+        if phones or self._json():
+            self._tell(phones, answers.devices(phones))
         elif not user:
-            self._say(["No phone is registered."])
+            self._print("No phone is registered.")
         return self._found(user, phones) if user else 0
 
-    def _forget(self) -> int:
+    def do_forget(self) -> int:
         options = self._options
         phones = self._daemon().post("/forget", user=options.user, token=options.token)
-        self._tell(phones, (f"Forgot {tables.name(phone)}" for phone in phones))
+        self._tell(phones, (f"Forgot {answers.name(phone)}" for phone in phones))
         return self._found(options.user, phones, options.token)
 
-    def _push(self) -> int:
+    def do_push(self) -> int:
         options = self._options
-        answers = self._daemon().post("/push", user=options.user, mailbox=options.mailbox)
-        self._tell(answers, tables.pushes(answers))
-        if not all(answer["outcome"] == "delivered" for answer in answers):
+        found = self._daemon().post("/push", user=options.user, mailbox=options.mailbox)
+        self._tell(found, answers.pushes(found))
+        if not all(answer["outcome"] == "delivered" for answer in found):
             return BAD
-        return self._found(options.user, answers)
+        return self._found(options.user, found)
 
     def _found(self, user: str, phones: Sequence[Any], token: str | None = None) -> int:
         if phones:
             return 0
         which = f"no phone of {user}'s" + (f" whose token begins with {token}" if token else "")
-        self._stderr.write(f"xapsctl: {which} is registered\n")
+        print(f"xapsctl: {which} is registered", file=self._stderr)
         return BAD
 
-    def _reload(self) -> int:
+    def do_reload(self) -> int:
         answer = self._daemon().post("/reload")
         found, problem = answer["credential"], answer["problem"]
         text = f"No credential can be used: {problem}"
         if found is not None:
-            text = f"In use: {tables.credential(found, answer['now'])}"
+            text = f"In use: {answers.credential(found, answer['now'])}"
         self._tell(answer, [text])
         return BAD if found is None else 0
 
-    def _metrics(self) -> int:
-        self._stdout.write_bytes(self._daemon().text("/metrics"))
+    def do_metrics(self) -> int:
+        self._print_utf8(self._daemon().text("/metrics"))
         return 0
 
     def _daemon(self) -> DaemonClient:
@@ -145,50 +132,63 @@ class _Command:
         readable = os.access(self._file, os.R_OK)
         if not readable and not hasattr(self._options, "config"):
             return DEFAULT_SOCKET
-        path = configuration.load(self._file).control_socket
+        path = load(self._file).control_socket
         if not path:
             raise CtlError(f"{self._file}: controlSocket is empty, so xapsd cannot be asked")
         return DEFAULT_SOCKET if path.startswith("systemd:") else Path(path)
 
     # ------------------------------------------------------------ of files
+    # What these import takes longer than the other commands do from start to end.
 
-    def _certificate(self) -> int:
-        found = reports(self._file, self._options.paths, time.time())
+    def do_check(self) -> int:
+        from xaps.ctl import offline  # noqa: PLC0415
+
+        bad, lines = offline.check_config(self._file)
+        self._tell({"good": not bad, "lines": lines}, lines)
+        return BAD if bad else 0
+
+    def do_certificate(self) -> int:
+        from xaps.credentials.report import exit_status  # noqa: PLC0415
+        from xaps.ctl import offline  # noqa: PLC0415
+
+        found = offline.certificate_reports(self._file, self._options.paths, time.time())
         self._tell(
             [report.as_json() for report in found],
             (line for report in found for line in report.lines()),
         )
         return exit_status(found)
 
-    def _export(self) -> int:
-        if hasattr(self._options, "socket"):
-            exported = database.export_running(self._daemon())
+    def do_export(self) -> int:
+        from xaps.ctl import offline  # noqa: PLC0415
+
+        config = None if hasattr(self._options, "socket") else load(self._file)
+        if config is None or offline.running(config):
+            exported = offline.export_running(self._daemon())
         else:
-            config = configuration.load(self._file)
-            if database.running(config):
-                exported = database.export_running(self._daemon())
-            else:
-                exported = database.export_stopped(config)
+            exported = offline.export_stopped(config)
         file: Path | None = self._options.file
         if file is None:
-            self._stdout.write_bytes(exported.data)
+            self._print_utf8(exported.data.decode())
         else:
             try:
                 replace_file(file, exported.data)
             except OSError as error:
                 raise CtlError(f"{file}: {error.strerror}") from None
-        for line in database.left_out(exported):
-            self._stderr.write(f"xapsctl: {line}\n")
+        for phone in exported.left_out:
+            why = "since the format has room for one phone for each account id"
+            print(f"xapsctl: left out: {phone.key}, {why}", file=self._stderr)
         return 0
 
-    def _import(self) -> int:
-        config = configuration.load(self._file)
-        if database.running(config):
+    def do_import(self) -> int:
+        from xaps.ctl import offline  # noqa: PLC0415
+
+        config = load(self._file)
+        if offline.running(config):
             raise CtlError(
                 "xapsd is running, and nothing was imported; stop it (systemctl stop xapsd), "
                 "import, and start it again"
             )
-        found, added = database.import_stopped(config, self._options.file)
+        found, added = offline.import_stopped(config, self._options.file)
         count = len(found.registrations)
         self._tell(
             {"added": added, "usable": count, "problems": list(found.problems)},
@@ -199,29 +199,34 @@ class _Command:
         )
         return BAD if found.problems else 0
 
-    def _check(self) -> int:
-        out = io.StringIO()
+    def do_completion(self) -> int:
         try:
-            bad = check(self._file, configuration.load(self._file), out)
-        except ConfigError as error:
-            bad = True
-            out.write(f"{error}\n")
-        lines = out.getvalue().splitlines()
-        self._tell({"good": not bad, "lines": lines}, lines)
-        return BAD if bad else 0
-
-    def _completion(self) -> int:
-        self._stdout.write(completion.bash(parser()))
+            from argcomplete.shell_integration import shellcode  # noqa: PLC0415 - as above
+        except ImportError:
+            raise CtlError(
+                "completion needs argcomplete, which is not installed: apt install "
+                "python3-argcomplete, or pip install 'xaps[completion]'"
+            ) from None
+        self._print(shellcode(["xapsctl"]))
         return 0
 
     # ------------------------------------------------------------ output
 
-    def _tell(self, answer: Any, lines: Iterable[str]) -> None:
-        if self._json:
-            self._stdout.write(f"{json.dumps(answer, indent=2)}\n")
-        else:
-            self._say(lines)
+    def _json(self) -> bool:
+        return hasattr(self._options, "json")
 
-    def _say(self, lines: Iterable[str]) -> None:
-        for line in lines:
-            self._stdout.write(f"{line}\n")
+    def _tell(self, answer: Any, lines: Iterable[str]) -> None:
+        if self._json():
+            self._print(json.dumps(answer, indent=2))
+        else:
+            for line in lines:
+                self._print(line)
+
+    def _print(self, text: str) -> None:
+        print(text, file=self._stdout)
+
+    def _print_utf8(self, text: str) -> None:
+        """Print what is UTF-8 in any locale."""
+        if isinstance(self._stdout, io.TextIOWrapper):
+            self._stdout.reconfigure(encoding="utf-8")
+        self._stdout.write(text)

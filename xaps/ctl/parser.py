@@ -26,7 +26,14 @@ Most often:
 
 def parser() -> argparse.ArgumentParser:
     """A new parser."""
-    common = _common()
+    common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    common.add_argument(
+        "--config", metavar="FILE", type=Path, help=f"the configuration (default: {DEFAULT_PATH})"
+    )
+    common.add_argument(
+        "--socket", metavar="PATH", type=Path, help="the control socket, if not the configuration's"
+    )
+    common.add_argument("--json", action="store_true", help="answer in JSON, for programs")
     top = argparse.ArgumentParser(
         prog="xapsctl",
         description=_ABOUT,
@@ -136,16 +143,3 @@ def parser() -> argparse.ArgumentParser:
         "xapsctl completion > /etc/bash_completion.d/xapsctl",
     )
     return top
-
-
-def _common() -> argparse.ArgumentParser:
-    """What can be said before and after the command."""
-    common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
-    common.add_argument(
-        "--config", metavar="FILE", type=Path, help=f"the configuration (default: {DEFAULT_PATH})"
-    )
-    common.add_argument(
-        "--socket", metavar="PATH", type=Path, help="the control socket, if not the configuration's"
-    )
-    common.add_argument("--json", action="store_true", help="answer in JSON, for programs")
-    return common

@@ -15,6 +15,7 @@ from twisted.python.failure import Failure
 
 from xaps.mailboxes import hashes, pushable
 from xaps.model import (
+    REGISTRATION_LIFETIME,
     Delivered,
     Gone,
     Misconfigured,
@@ -33,9 +34,6 @@ from xaps.push.gate import Gate, blames_credential
 from xaps.push.saving import FlagSaver
 from xaps.registry.interface import IRegistry, RegistryError
 from xaps.system.complaints import Repeated
-
-REGISTRATION_LIFETIME = 30 * 24 * 3600.0
-"""Seconds; iOS Mail registers again once a day: a phone that has not for so long is gone."""
 
 RENEWAL = 2 * 24 * 3600.0
 """Seconds in which every phone that is there registers again."""

@@ -1,94 +1,68 @@
-"""Standard output and standard error of commands: a full disk, a closed stream or a reader that
-has gone is an exit status and one line, and never a traceback."""
+"""What the commands print: kept until they end, and then written where one error can be told."""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
+CANNOT_WRITE = 2
+"""The exit status when standard output cannot be written."""
 
-class OutputError(Exception):
-    """Standard output cannot be written; the message is one line."""
 
+def run(name: str, main: Callable[[TextIO, TextIO], int]) -> int:
+    """Run a command that prints no more than one answer.
 
-class Output:
-    """Standard output, to be written to.
+    A full disk is one line on standard error and an exit status. A reader that has seen enough (as
+    ``head`` has) is no error, nor is a stream that was closed by who started the command.
 
-    Nothing more is written after an error, and Python's own attempt when it ends is none either.
+    :param main: prints to the standard output and standard error that it is given.
+    :returns: the exit status.
     """
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> None:
-        """Write text.
-
-        :raises OutputError: it cannot be written.
-        """
-        try:
-            self._stream.write(text)
-        except OSError as error:
-            self._failed(error)
-
-    def write_bytes(self, data: bytes) -> None:
-        """Write what is UTF-8 in any locale; otherwise as :meth:`write`."""
-        buffer = getattr(self._stream, "buffer", None)
-        if buffer is None:
-            self.write(data.decode())
-            return
-        self.flush()
-        try:
-            buffer.write(data)
-        except OSError as error:
-            self._failed(error)
-
-    def flush(self) -> None:
-        """Hand all to the system; raises as :meth:`write`."""
-        try:
-            self._stream.flush()
-        except OSError as error:
-            self._failed(error)
-
-    def _failed(self, error: OSError) -> None:
-        _silence(self._stream)
-        # Who reads may have seen enough, as ``head`` does; the exit status counts all the same.
-        if not isinstance(error, BrokenPipeError):
-            raise OutputError(f"standard output: {error.strerror}") from None
-
-
-class Messages(Output):
-    """Standard error. There is nobody to tell when it cannot be written."""
-
-    def _failed(self, error: OSError) -> None:
-        _silence(self._stream)
-
-
-def _silence(stream: TextIO) -> None:
-    """Let what is still to be written go nowhere."""
+    sys.stdout, sys.stderr = stdout, stderr = _opened(sys.stdout), _opened(sys.stderr)
+    output, messages = io.BytesIO(), io.BytesIO()
+    held = _held(output, stdout), _held(messages, stderr)
+    status = main(*held)
+    with contextlib.suppress(OSError):  # there is nobody to tell
+        _write(stderr, messages.getvalue())
     try:
-        number = stream.fileno()
-    except io.UnsupportedOperation:  # not a file
-        return
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    if nowhere != number:
-        os.dup2(nowhere, number)
-        os.close(nowhere)
+        _write(stdout, output.getvalue())
+    except BrokenPipeError:
+        pass
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            _write(stderr, f"{name}: standard output: {error.strerror}\n".encode())
+        return CANNOT_WRITE
+    return status
 
 
-def standard_streams() -> tuple[TextIO, TextIO]:
-    """Standard output and standard error. A name that the locale cannot show is escaped; what is
-    written to a stream that was closed by who started the command goes nowhere."""
-    sys.stdout, sys.stderr = _usable(sys.stdout), _usable(sys.stderr)
-    return sys.stdout, sys.stderr
+def one_line(text: str) -> str:
+    """The text on one line: line ends and other characters that do not print, as escapes."""
+    if text.isprintable():
+        return text
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in text
+    )
 
 
-def _usable(stream: TextIO | None) -> TextIO:
-    # Python has None for a closed one. This takes its place, so that no other file gets its number.
+def _opened(stream: TextIO | None) -> TextIO:
+    # Python has None for a closed stream. This takes its place, so that no file gets its number.
     if stream is None:
         return Path(os.devnull).open("w", encoding="utf-8")
-    if isinstance(stream, io.TextIOWrapper):
-        stream.reconfigure(errors="backslashreplace")
     return stream
+
+
+def _held(data: io.BytesIO, stream: TextIO) -> TextIO:
+    """A stream into memory. What the locale cannot show is escaped."""
+    return io.TextIOWrapper(data, stream.encoding, "backslashreplace", write_through=True)
+
+
+def _write(stream: TextIO, data: bytes) -> None:
+    # Past Python's buffer: what stays in it is written once more, in vain, when Python ends.
+    with open(stream.fileno(), "wb", closefd=False) as file:
+        file.write(data)

@@ -10,6 +10,8 @@ from typing import TextIO
 from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, formatTime
 from zope.interface import implementer
 
+from xaps.system.console import one_line
+
 _PRIORITIES = {"debug": 7, "info": 6, "warn": 4, "error": 3, "critical": 2}
 """Twisted's levels as syslog's priorities, as in sd-daemon(3)."""
 
@@ -20,16 +22,6 @@ _LONGEST = 16000
 """Characters of a message; the journal splits what has more than 48 kB (journald.conf(5))."""
 
 _PORT_MESSAGE = re.compile(r"\S.* starting on \S+|\((\w+ )?Port .+ Closed\)")
-
-
-def printable(text: str) -> str:
-    """The text on one line: line ends and other characters that do not print, as escapes."""
-    if text.isprintable():
-        return text
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode()
-        for character in text
-    )
 
 
 def print_error(text: str, stream: TextIO, environ: Mapping[str, str]) -> None:
@@ -64,7 +56,7 @@ class LineObserver:
         message = _message(event)
         if not message or (not self._trace and priority > 5 and _is_chatter(event, message)):
             return
-        message = printable(message)
+        message = one_line(message)
         if len(message) > _LONGEST:
             half = _LONGEST // 2
             message = f"{message[:half]} ... (cut here) ... {message[-half:]}"

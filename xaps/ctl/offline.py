@@ -1,23 +1,25 @@
-"""Export and import of the Go daemon's JSON: through the daemon while it runs, else directly."""
+"""The commands that need no running daemon: they read its configuration and its files."""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred, execute
 from twisted.python.failure import Failure
 
-from xaps.config.reading import Config
-from xaps.ctl.client import DaemonClient
-from xaps.ctl.errors import CtlError
-from xaps.model import Registration, RegistrationKey
-from xaps.push.dispatcher import REGISTRATION_LIFETIME
+from xaps.admin.check import check
+from xaps.config.reading import Config, ConfigError, load
+from xaps.credentials.report import Report, report_files, report_source
+from xaps.credentials.sources import source_from_config
+from xaps.ctl.client import CtlError, DaemonClient
+from xaps.model import REGISTRATION_LIFETIME, Registration, RegistrationKey
 from xaps.registry.godata import GoData, GoDataError, GoExport, export, parse
 from xaps.registry.interface import RegistryError
 from xaps.registry.lock import RegistryInUse
@@ -30,6 +32,35 @@ PATIENCE = 1.0
 """Seconds to wait for another process that uses the registry."""
 
 
+def check_config(file: Path) -> tuple[bool, list[str]]:
+    """Whether something is wrong with the configuration, and what is told of it."""
+    told = io.StringIO()
+    try:
+        bad = check(file, load(file), told)
+    except ConfigError as error:
+        return True, str(error).splitlines()
+    return bad, told.getvalue().splitlines()
+
+
+def certificate_reports(file: Path, paths: Sequence[Path], now: float) -> list[Report]:
+    """What is to be told of the configured credential, or of those in `paths`.
+
+    :param file: the configuration. With `paths` it is only looked into for
+        ``certificatePassword``, and need not be there.
+    :raises ConfigError: without `paths`, if the configuration is wrong.
+    """
+    if not paths:
+        return [report_source(source_from_config(load(file)), now)]
+    try:
+        password = load(file).certificate_password
+    except ConfigError:
+        password = None
+    return report_files(paths, password, now)
+
+
+# ---------------------------------------------------------------- the Go daemon's JSON
+
+
 def running(config: Config) -> bool:
     """Whether a daemon listens on one of the configuration's sockets."""
     for path in (config.control_socket, config.socket):
@@ -38,25 +69,23 @@ def running(config: Config) -> bool:
         with socket.socket(socket.AF_UNIX) as probe:
             try:
                 probe.connect(path)
+                return True
             except PermissionError:
                 return True  # as far as one can tell; better not to touch its database
             except OSError:
                 continue
-            return True
     return False
 
 
 def export_running(client: DaemonClient) -> GoExport:
     """What the running daemon knows."""
-    phones = client.get("/devices", full="1")
-    return export(map(_registration, phones))
-
-
-def _registration(phone: dict[str, Any]) -> Registration:
-    return Registration(
-        RegistrationKey(phone["user"], phone["account_id"], phone["device_token"]),
-        tuple(phone["mailboxes"]),
-        phone["registered_at"],
+    return export(
+        Registration(
+            RegistrationKey(phone["user"], phone["account_id"], phone["device_token"]),
+            tuple(phone["mailboxes"]),
+            phone["registered_at"],
+        )
+        for phone in client.get("/devices", full="1")
     )
 
 
@@ -92,12 +121,26 @@ def import_stopped(config: Config, file: Path) -> tuple[GoData, int]:
 
 @contextlib.contextmanager
 def _as_daemon(config: Config) -> Iterator[None]:
-    """With the daemon's rights where it keeps its files; what is wrong there ends the command."""
-    with _as_owner(config.database_file.parent):
-        try:
-            yield
-        except RegistryError as error:
-            raise CtlError(str(error)) from None
+    """Root becomes the owner of the daemon's folder: the daemon could not use root's files. What is
+    wrong with the registry ends the command."""
+    folder = config.database_file.parent
+    try:
+        owner = folder.stat()
+    except OSError as error:
+        raise CtlError(f"databaseFile: {folder}: {error.strerror}") from None
+    change = os.geteuid() == 0 and owner.st_uid != 0
+    group = os.getegid()
+    if change:
+        os.setegid(owner.st_gid)
+        os.seteuid(owner.st_uid)
+    try:
+        yield
+    except RegistryError as error:
+        raise CtlError(str(error)) from None
+    finally:
+        if change:
+            os.seteuid(0)
+            os.setegid(group)
 
 
 @contextlib.contextmanager
@@ -105,7 +148,7 @@ def _opened(config: Config) -> Iterator[SQLiteRegistry]:
     """The registry, opened as the daemon opens it."""
     registry = open_registry(
         config.database_file,
-        run=_here,
+        run=execute,
         now=time.time(),
         lifetime=REGISTRATION_LIFETIME,
         busy_timeout=PATIENCE,
@@ -116,44 +159,11 @@ def _opened(config: Config) -> Iterator[SQLiteRegistry]:
         _now(registry.close())
 
 
-@contextlib.contextmanager
-def _as_owner(folder: Path) -> Iterator[None]:
-    """Root becomes the owner of the daemon's folder: the daemon could not use root's files."""
-    try:
-        owner = folder.stat()
-    except OSError as error:
-        raise CtlError(f"databaseFile: {folder}: {error.strerror}") from None
-    if os.geteuid() != 0 or owner.st_uid == 0:
-        yield
-        return
-    group = os.getegid()
-    os.setegid(owner.st_gid)
-    os.seteuid(owner.st_uid)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-        os.setegid(group)
-
-
-def _here(work: Callable[[], T], /) -> Deferred[T]:
-    return execute(work)
-
-
 def _now(deferred: Deferred[T]) -> T:
     """The result of something that does not wait for a reactor."""
-    results: list[T | Failure] = []
+    results: list[Any] = []
     deferred.addBoth(results.append)
-    (result,) = results
-    if isinstance(result, Failure):
-        result.raiseException()
-    assert not isinstance(result, Failure)
+    if isinstance(results[0], Failure):
+        results[0].raiseException()
+    result: T = results[0]
     return result
-
-
-def left_out(exported: GoExport) -> Sequence[str]:
-    """Lines about what there was no room for in the Go daemon's format."""
-    return [
-        f"left out: {phone.key}, since the format has room for one phone for each account id"
-        for phone in exported.left_out
-    ]

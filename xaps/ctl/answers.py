@@ -1,28 +1,62 @@
-"""Answers of the daemon as text for people."""
+"""What the daemon answers, as text for people."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from xaps.ctl.words import in_words
-from xaps.system.log import printable
+from xaps.system.console import one_line
 
 _UNITS = (("day", 86400), ("hour", 3600), ("minute", 60), ("second", 1))
 
 _MAILBOXES = 40
 """Characters of the list of a phone's mailboxes."""
 
-Value = Mapping[str, Any]
+Answer = Mapping[str, Any]
+
+_SANDBOX = "apnsServer names the sandbox, or the certificate is for it"
+
+_REASONS = {
+    "BadDeviceToken": f"Apple does not know this device token: {_SANDBOX}, or the phone was reset",
+    "Unregistered": "the device token is no longer good: the phone was reset, or gets a new one "
+    "when Mail next looks for mail",
+    "ExpiredToken": "the device token is no longer good; the phone gets a new one when Mail next "
+    "looks for mail",
+    "DeviceTokenNotForTopic": "the phone registered for another topic than the credential's; it "
+    "registers anew within a day, or when Mail is opened",
+    "BadTopic": "the credential is not for this topic",
+    "TopicDisallowed": "pushes to this topic are not allowed with this credential",
+    "BadCertificate": "Apple does not accept the certificate: it may have been revoked",
+    "BadCertificateEnvironment": f"the certificate is for the other environment: {_SANDBOX}",
+    "InvalidProviderToken": "Apple does not accept the token key: do keyFileKeyId and "
+    "keyFileTeamId belong to it?",
+    "MissingProviderToken": "Apple wants a certificate or a token key, and got none",
+    "ExpiredProviderToken": "the provider token was too old: is this machine's clock right?",
+    "Forbidden": "Apple does not allow it with this credential",
+    "TooManyRequests": "this phone was pushed too often; wait for some minutes",
+    "TooManyProviderTokenUpdates": "the token key is used too often, by other programs too?",
+    "InternalServerError": "Apple has a problem; try again later",
+    "ServiceUnavailable": "Apple's service is not available; try again later",
+    "Shutdown": "Apple is restarting this server; try again",
+}
+
+_OUTCOMES = {
+    "gone": "the phone can no longer be pushed",
+    "retry": "it could not be sent now",
+    "misconfigured": "Apple refuses every push with this configuration",
+    "rejected": "Apple refused this push",
+    "not sent": "it was not sent",
+}
 
 
-def status(answer: Value) -> Iterator[str]:
+def status(answer: Answer) -> Iterator[str]:
     """The lines of one screen."""
     now = answer["now"]
     yield f"xapsd is {answer['health']}"
     for reason in answer["why"]:
-        yield f"  ! {printable(reason)}"
+        yield f"  ! {one_line(reason)}"
     yield from fields(
         {
             "Version": answer["version"],
@@ -31,20 +65,23 @@ def status(answer: Value) -> Iterator[str]:
             "Credential": credential(answer["credential"], now),
             "APNs": _connection(answer["connection"], now),
             "Last hour": ", ".join(f"{n} {name}" for name, n in answer["last_hour"].items()),
-            "Waiting": f"{answer['waiting']} pushes, and {answer['in_flight']} in flight",
+            "Waiting": (
+                f"{_count(answer['waiting'], 'push', 'es')}, and {answer['in_flight']} in flight"
+            ),
             "Phones": str(answer["phones"]),
             "Stalls": f"{answer['reactor_stalls']} since the start",
         }
     )
 
 
-def _connection(connection: Value, now: float) -> str:
+def _connection(connection: Answer, now: float) -> str:
     state = connection["state"]
     since = duration(now - connection["since"])
     if state == "connected":
         return (
             f"connected to {connection['peer']} for {since}; {connection['connections']} open, "
-            f"{connection['connections_made']} made, {connection['stream_limit']} pushes at a time"
+            f"{connection['connections_made']} made, "
+            f"{_count(connection['stream_limit'], 'push', 'es')} at a time"
         )
     text = f"{state} for {since}"
     if connection["next_attempt"] is not None:
@@ -52,7 +89,7 @@ def _connection(connection: Value, now: float) -> str:
     return text
 
 
-def credential(found: Value | None, now: float) -> str:
+def credential(found: Answer | None, now: float) -> str:
     """One line about a credential."""
     if found is None:
         return "none"
@@ -63,7 +100,7 @@ def credential(found: Value | None, now: float) -> str:
     return f"{text}, valid until {until} ({duration(found['not_after'] - now)})"
 
 
-def devices(phones: Sequence[Value]) -> Iterator[str]:
+def devices(phones: Sequence[Answer]) -> Iterator[str]:
     """A table of phones."""
     head = ("USER", "PHONE", "ACCOUNT ID", "MAILBOXES", "REGISTERED", "LAST PUSH")
     yield from table(
@@ -91,7 +128,7 @@ def _mailboxes(names: Sequence[str]) -> str:
     return ", ".join(shown)
 
 
-def _last_push(phone: Value) -> str:
+def _last_push(phone: Answer) -> str:
     last = phone["last_push"]
     text = "-"
     if last is not None:
@@ -101,16 +138,27 @@ def _last_push(phone: Value) -> str:
     return f"{text}, one waits" if phone["waiting"] else text
 
 
-def pushes(answers: Sequence[Value]) -> Iterator[str]:
+def pushes(answers: Sequence[Answer]) -> Iterator[str]:
     """A line for each push."""
     for answer in answers:
         words = in_words(answer["outcome"], answer["reason"])
-        yield f"{printable(name(answer))}: {printable(words)}"
+        yield f"{name(answer)}: {one_line(words)}"
 
 
-def name(phone: Value) -> str:
+def name(phone: Answer) -> str:
     """A phone in a sentence."""
-    return f"{phone['user']} {phone['device_token']} ({phone['account_id']})"
+    return one_line(f"{phone['user']} {phone['device_token']} ({phone['account_id']})")
+
+
+def in_words(outcome: str, reason: str) -> str:
+    """A sentence about the outcome of a push."""
+    if outcome == "delivered":
+        return "Apple took the push: the phone looks for mail when it gets it"
+    word = re.match(r"\w*", reason)
+    if word and word[0] in _REASONS:
+        return f"Apple says {reason}: {_REASONS[word[0]]}"
+    text = _OUTCOMES.get(outcome, outcome)
+    return f"{text}: {reason}" if reason else text
 
 
 # ---------------------------------------------------------------- forms
@@ -120,12 +168,12 @@ def fields(values: Mapping[str, str]) -> Iterator[str]:
     """Names and values, one a line."""
     width = max(map(len, values))
     for name, value in values.items():
-        yield f"  {name:{width}}  {printable(value)}"
+        yield f"  {name:{width}}  {one_line(value)}"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
     """Columns as wide as what is in them."""
-    lines = [head, *([printable(cell) for cell in row] for row in rows)]
+    lines = [head, *([one_line(cell) for cell in row] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     for line in lines:
         cells = (f"{cell:{width}}" for cell, width in zip(line, widths, strict=True))
@@ -146,7 +194,11 @@ def duration(seconds: float) -> str:
     for unit, length in _UNITS:
         number, rest = divmod(rest, length)
         if number:
-            parts.append(f"{number} {unit}{'s' if number > 1 else ''}")
+            parts.append(_count(number, unit, "s"))
         elif parts:
             break
     return " ".join(parts[:2]) or "0 seconds"
+
+
+def _count(number: int, noun: str, plural: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}{plural}"
