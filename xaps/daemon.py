@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -150,6 +151,7 @@ class Daemon(Service):
             self._reactor,
             source_from_config(config, AppleService(self._reactor), deferToThread),
             self._credential_changed,
+            wall=time.time,
             run=deferToThread,
         )
         self._intakes = open_intakes(

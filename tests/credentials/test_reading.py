@@ -18,7 +18,6 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests import pki
 from tests.credentials.test_certificate import mutated
-from xaps.credentials import derivation
 from xaps.credentials.certificate import CertificateInfo, CredentialError
 from xaps.credentials.reading import (
     Blob,
@@ -248,30 +247,18 @@ class Pkcs12Tests(Refusals):
         self.refused("protection is beyond all measure", self.p12, bad, PASSWORD.encode())
         self.assertLess(time.process_time() - began, 1)
 
-
-class DerivationTests(SynchronousTestCase):
-    def test_usual_protection_is_fast_enough(self) -> None:
-        self.assertFalse(derivation.too_slow(ISSUED.pkcs12(PASSWORD)))
-        self.assertFalse(derivation.too_slow(DER))
-        self.assertFalse(derivation.too_slow(der_key(RSA.key)))
-
-    def test_numbers_after_a_salt_count_together(self) -> None:
-        def salted(rounds: int) -> bytes:
-            return b"\x30\x07\x04\x00\x02\x03" + rounds.to_bytes(3, "big")
-
-        self.assertFalse(derivation.too_slow(salted(1_999_999)))
-        self.assertTrue(derivation.too_slow(salted(1_000_001) + salted(1_000_001)))
-        wrapped = b"\x04\x09" + salted(2_000_001)
-        self.assertTrue(derivation.too_slow(wrapped))
-        self.assertTrue(derivation.too_slow(b"\x30\x80" + salted(2_000_001) + b"\x00\x00"))
-        # Encrypted bytes can look like anything.
-        self.assertFalse(derivation.too_slow(b"\x04\x0a" + salted(2_000_001) + b"\x00"))
-
-    def test_depth_and_number_of_elements_are_bounded(self) -> None:
-        began = time.process_time()
-        self.assertTrue(derivation.too_slow(b"\x05\x00" * 500_000))
-        derivation.too_slow(b"\x30\x80" * 500_000)
-        self.assertLess(time.process_time() - began, 1)
+    def test_rounds_count_together_in_every_file_with_a_password(self) -> None:
+        for rounds, reason in (
+            (b"\x02\x03\x0e\xff\xff", "cannot be decrypted"),
+            (b"\x02\x03\x1e\xff\xff", "beyond all measure"),
+            (b"\x02\x04\x7f\xff\xff\xff", "beyond all measure"),
+        ):
+            for salt in (8, 16, 20):
+                derivation = b"\x04" + bytes([salt]) + b"s" * salt + rounds
+                key = as_pem("ENCRYPTED PRIVATE KEY", derivation)
+                self.refused("cannot be|beyond", pem, ISSUED.cert_pem, key, b"secret")
+                key = as_pem("ENCRYPTED PRIVATE KEY", derivation + derivation)
+                self.refused(reason, pem, ISSUED.cert_pem, key, b"secret")
 
 
 class P8Tests(Refusals):

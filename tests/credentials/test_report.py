@@ -11,7 +11,6 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests import pki
-from xaps.credentials.filesource import p8_source, p12_source, pem_source
 from xaps.credentials.report import (
     EXPIRING,
     GOOD,
@@ -21,6 +20,7 @@ from xaps.credentials.report import (
     report_files,
     report_source,
 )
+from xaps.credentials.sources import p8_source, p12_source, pem_source
 from xaps.ctl.certificate import reports
 
 NOW = float(int(pki.now().timestamp()))

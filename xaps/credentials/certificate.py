@@ -10,7 +10,7 @@ import datetime
 import re
 from collections.abc import Sequence
 from enum import Enum
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import attrs
 from cryptography import x509
@@ -18,13 +18,13 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
-from OpenSSL import crypto
+from OpenSSL import SSL, crypto
 from pyasn1.codec.der import decoder
 from pyasn1.error import PyAsn1Error
 from pyasn1.type import char, univ
 
 from xaps.model import CertificateCredential
-from xaps.system.openssl import NotPresented, check_presented
+from xaps.system.openssl import openssl_words
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 PrivateKey: TypeAlias = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
 
 DAY = 86400.0
+
+NO_KEY = "there is no private key for the certificate"
 
 # Apple's certificate extensions (Apple's Worldwide Developer Relations certification practice
 # statement lists the arc 1.2.840.113635.100.6.3).
@@ -89,6 +91,14 @@ class Environment(Enum):
     UNMARKED = "not stated"
 
 
+_ENVIRONMENTS = {
+    (True, False): Environment.PRODUCTION,
+    (False, True): Environment.DEVELOPMENT,
+    (True, True): Environment.BOTH,
+    (False, False): Environment.UNMARKED,
+}
+
+
 def is_mail_topic(topic: str) -> bool:
     """Whether iOS Mail can be pushed under `topic`."""
     return _TOPIC.fullmatch(topic) is not None and any(
@@ -128,9 +138,6 @@ class CertificateInfo:
     not_presented: tuple[str, str] | None
     """Why OpenSSL does not present `chain` to a server, and what to do; ``None`` if it does."""
 
-    no_key = "there is no private key for the certificate"
-    """What the error about a missing key says."""
-
     @property
     def topic(self) -> str | None:
         """The first UID that is a Mail topic, or else the first."""
@@ -155,7 +162,7 @@ class CertificateInfo:
 
         if self.key is None:
             add(
-                self.no_key,
+                NO_KEY,
                 "put the key into the same file or name its file in certificateFilePemKey",
             )
         elif not self.key_matches:
@@ -171,7 +178,7 @@ class CertificateInfo:
             )
         elif not is_mail_topic(self.topic):
             add(
-                f"the certificate's topic {printable(self.topic)} is not one of Mail",
+                f"the certificate's topic {ascii_line(self.topic)} is not one of Mail",
                 f"Mail's topics begin with {' or '.join(MAIL_TOPIC_PREFIXES)}",
             )
         if self.environment is Environment.DEVELOPMENT:
@@ -198,10 +205,10 @@ class CertificateInfo:
         if self.allowed_topics is None:
             return [f"{self.source}: the list of topics that the certificate allows is damaged"]
         if self.allowed_topics and self.topic not in self.allowed_topics:
-            allowed = ", ".join(printable(topic) for topic in self.allowed_topics[:5])
+            allowed = ", ".join(ascii_line(topic) for topic in self.allowed_topics[:5])
             return [
                 f"{self.source}: the topics that the certificate allows ({allowed}) do not include"
-                f" its own ({printable(self.topic or '')}); Apple may refuse to push"
+                f" its own ({ascii_line(self.topic or '')}); Apple may refuse to push"
             ]
         return []
 
@@ -245,10 +252,10 @@ def certificate_info(
                 for attribute in leaf.subject.get_attributes_for_oid(NameOID.USER_ID)
             ),
             allowed_topics=_allowed_topics(leaf),
-            environment=_environment(_PRODUCTION in oids, _DEVELOPMENT in oids),
+            environment=_ENVIRONMENTS[_PRODUCTION in oids, _DEVELOPMENT in oids],
             serial=f"{leaf.serial_number:x}",
-            not_before=_not_before(leaf),
-            not_after=_not_after(leaf),
+            not_before=_seconds(leaf, "not_valid_before"),
+            not_after=_seconds(leaf, "not_valid_after"),
             chain=chain,
             key=key,
             key_matches=None
@@ -257,9 +264,14 @@ def certificate_info(
             not_presented=_not_presented(chain),
         )
     except PARSE_ERRORS as error:
-        raise CredentialError(
-            source, f"the certificate is damaged ({reason_of(error)})", "export or copy it again"
-        ) from None
+        raise damaged_certificate(source, reason_of(error)) from None
+
+
+def damaged_certificate(source: str, reason: str) -> CredentialError:
+    """What is said of a certificate that cannot be read."""
+    return CredentialError(
+        source, f"the certificate is damaged ({reason})", "export or copy it again"
+    )
 
 
 def key_pem(key: PrivateKey) -> bytes:
@@ -271,9 +283,9 @@ def key_pem(key: PrivateKey) -> bytes:
     )
 
 
-def printable(text: str) -> str:
-    """`text` from a certificate, fit for one line of a log."""
-    return "".join(c if " " <= c <= "~" else "?" for c in text[:100])
+def ascii_line(text: str, longest: int = 100) -> str:
+    """`text` that others wrote, fit for one line of a log."""
+    return "".join(c if " " <= c <= "~" else "?" for c in text[:longest])
 
 
 def reason_of(error: Exception) -> str:
@@ -286,12 +298,6 @@ def _spki(key: CertificatePublicKeyTypes) -> bytes:
     return key.public_bytes(
         serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
     )
-
-
-def _environment(production: bool, development: bool) -> Environment:
-    if production:
-        return Environment.BOTH if development else Environment.PRODUCTION
-    return Environment.DEVELOPMENT if development else Environment.UNMARKED
 
 
 def _order(source: str, certificates: Sequence[x509.Certificate]) -> tuple[x509.Certificate, ...]:
@@ -320,21 +326,29 @@ def _order(source: str, certificates: Sequence[x509.Certificate]) -> tuple[x509.
 
 
 def _not_presented(chain: Sequence[x509.Certificate]) -> tuple[str, str] | None:
-    try:
-        check_presented([crypto.X509.from_cryptography(certificate) for certificate in chain])
-    except NotPresented as refusal:
-        if refusal.position == 0:
-            return (
-                f"OpenSSL does not present the certificate to servers ({refusal.reason})",
+    """What OpenSSL says against presenting one of `chain` to a server, and what to do.
+
+    It does not if a key or a signature is too weak for its security level, which distributions
+    raise now and then: Debian's OpenSSL 3.0 takes no RSA key below 2048 bits and no SHA-1. Of the
+    certificates above the leaf it would tell that in the middle of each handshake, so each is
+    tried as if it were a leaf.
+    """
+    for certificate in chain:
+        try:
+            context = SSL.Context(SSL.TLS_METHOD)
+            context.use_certificate(crypto.X509.from_cryptography(certificate))
+        except SSL.Error as error:
+            whose, remedy = (
+                "",
                 "request another one, for an RSA key of 2048 bits and signed with SHA-256",
             )
-        name = printable(chain[refusal.position].subject.rfc4514_string())
-        return (
-            f"OpenSSL does not present the certificate of {name} to servers ({refusal.reason})",
-            "take it out of the file: Apple knows its own authorities",
-        )
-    except crypto.Error:
-        return "OpenSSL cannot read the certificate", "export or copy it again"
+            if certificate is not chain[0]:
+                whose = f" of {ascii_line(certificate.subject.rfc4514_string())}"
+                remedy = "take it out of the file: Apple knows its own authorities"
+            words = openssl_words(error)
+            return f"OpenSSL does not present the certificate{whose} to servers ({words})", remedy
+        except crypto.Error:
+            return "OpenSSL cannot read the certificate", "export or copy it again"
     return None
 
 
@@ -346,17 +360,10 @@ def _is_authority(certificate: x509.Certificate) -> bool:
     return constraints.value.ca
 
 
-def _not_before(certificate: x509.Certificate) -> float:
+def _seconds(certificate: Any, field: str) -> float:
     # cryptography 42 deprecates the form without time zone, which is all that older ones have.
-    if hasattr(certificate, "not_valid_before_utc"):
-        return certificate.not_valid_before_utc.timestamp()
-    return certificate.not_valid_before.replace(tzinfo=datetime.UTC).timestamp()
-
-
-def _not_after(certificate: x509.Certificate) -> float:
-    if hasattr(certificate, "not_valid_after_utc"):
-        return certificate.not_valid_after_utc.timestamp()
-    return certificate.not_valid_after.replace(tzinfo=datetime.UTC).timestamp()
+    moment = getattr(certificate, f"{field}_utc", None) or getattr(certificate, field)
+    return float(moment.replace(tzinfo=datetime.UTC).timestamp())
 
 
 def _allowed_topics(certificate: x509.Certificate) -> tuple[str, ...] | None:

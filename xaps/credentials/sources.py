@@ -2,53 +2,26 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from twisted.logger import Logger
 
 from xaps.credentials.apple.messages import Account
 from xaps.credentials.apple.source import AppleIdSource, Ask, Run, run_here
 from xaps.credentials.apple.store import AppleStore
-from xaps.credentials.filesource import p8_source, p12_source, pem_source
-from xaps.credentials.finding import Source
+from xaps.credentials.loading import FileSource, Source
+from xaps.credentials.reading import read_p8, read_pem, read_pkcs12
+
+if TYPE_CHECKING:
+    from xaps.config.reading import Config
 
 _log = Logger()
 
 
-class CredentialSettings(Protocol):
-    """The configuration's keys for credentials."""
-
-    @property
-    def certificate_file_pem(self) -> Path | None: ...
-    @property
-    def certificate_file_pem_key(self) -> Path | None: ...
-    @property
-    def certificate_file_p12(self) -> Path | None: ...
-    @property
-    def certificate_password(self) -> str | None: ...
-    @property
-    def key_file_p8(self) -> Path | None: ...
-    @property
-    def key_file_topic(self) -> str | None: ...
-    @property
-    def key_file_key_id(self) -> str | None: ...
-    @property
-    def key_file_team_id(self) -> str | None: ...
-    @property
-    def apple_id(self) -> str | None: ...
-    @property
-    def apple_id_hashed_password(self) -> str | None: ...
-    @property
-    def server_identity(self) -> Path | None: ...
-    @property
-    def certificate_service(self) -> str: ...
-    @property
-    def database_file(self) -> Path: ...
-
-
 def source_from_config(
-    config: CredentialSettings, ask: Ask | None = None, run: Run = run_here
+    config: Config, ask: Ask | None = None, run: Run = run_here
 ) -> Source | None:
     """The source that the configuration names; ``None``: it names none and none is stored.
 
@@ -79,21 +52,37 @@ def source_from_config(
     )
 
 
-def _file_source(config: CredentialSettings) -> Source | None:
+def _file_source(config: Config) -> Source | None:
+    password = config.certificate_password
     if config.certificate_file_pem is not None:
-        return pem_source(
-            config.certificate_file_pem,
-            config.certificate_file_pem_key,
-            config.certificate_password,
-        )
+        return pem_source(config.certificate_file_pem, config.certificate_file_pem_key, password)
     if config.certificate_file_p12 is not None:
-        return p12_source(config.certificate_file_p12, config.certificate_password)
+        return p12_source(config.certificate_file_p12, password)
     if config.key_file_p8 is not None:
         return p8_source(
             config.key_file_p8,
-            config.certificate_password,
+            password,
             topic=config.key_file_topic or "",
             key_id=config.key_file_key_id or "",
             team_id=config.key_file_team_id or "",
         )
     return None
+
+
+def pem_source(certificate: Path, key: Path | None, password: str | None = None) -> Source:
+    """``certificateFilePem`` with or without ``certificateFilePemKey``."""
+    files = [certificate] if key is None else [certificate, key]
+    return FileSource(f"certificateFilePem {certificate}", files, read_pem, password)
+
+
+def p12_source(file: Path, password: str | None = None) -> Source:
+    """``certificateFileP12``."""
+    return FileSource(f"certificateFileP12 {file}", [file], read_pkcs12, password)
+
+
+def p8_source(
+    file: Path, password: str | None = None, *, topic: str, key_id: str, team_id: str
+) -> Source:
+    """``keyFileP8`` with its three companions."""
+    read = partial(read_p8, topic=topic, key_id=key_id, team_id=team_id)
+    return FileSource(f"keyFileP8 {file}", [file], read, password)

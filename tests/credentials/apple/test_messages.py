@@ -23,8 +23,8 @@ from xaps.credentials.apple.messages import (
     MAIL,
     SERVICES,
     Account,
-    Certificate,
     Keys,
+    Service,
     ServiceError,
     read_answer,
     read_server_identity,
@@ -63,9 +63,9 @@ class RequestTests(SynchronousTestCase):
             request_body(self.identity, ACCOUNT, "mail.example.org", keys, {}),
         )
         self.assertEqual(self.apple.wrong, [])
-        for certificate in read_answer(answer):
-            found = spki(x509.load_pem_x509_certificate(certificate.pem).public_key())
-            self.assertEqual(found, spki(keys[certificate.service].public_key()))
+        for service, pem in read_answer(answer):
+            found = spki(x509.load_pem_x509_certificate(pem).public_key())
+            self.assertEqual(found, spki(keys[service].public_key()))
         [asked] = self.apple.asked
         self.assertEqual(asked.serials, (None,) * 5)
 
@@ -147,20 +147,18 @@ class AnswerTests(SynchronousTestCase):
     def test_entries_are_told_apart_by_type_or_number_in_any_order(self) -> None:
         for behaviour in ("good", "shuffled", "numbers", "types"):
             certificates = read_answer(self.answer(behaviour))
-            self.assertEqual({c.service for c in certificates}, set(SERVICES))
-            for certificate in certificates:
-                found = spki(x509.load_pem_x509_certificate(certificate.pem).public_key())
-                expected = spki(self.keys[certificate.service].public_key())
+            self.assertEqual({service for service, _ in certificates}, set(SERVICES))
+            for service, pem in certificates:
+                found = spki(x509.load_pem_x509_certificate(pem).public_key())
+                expected = spki(self.keys[service].public_key())
                 self.assertEqual(found, expected, behaviour)
 
     def test_numbers_may_be_text_and_certificates_data(self) -> None:
-        def answer(entries: object) -> tuple[Certificate, ...]:
+        def answer(entries: object) -> list[tuple[Service, bytes]]:
             response = {"Status": {"ErrorCode": "0"}, "Certificates": entries}
             return read_answer(plistlib.dumps({"Response": response}))
 
-        self.assertEqual(
-            answer([{"CertRequestNo": "2", "Certificate": b"x"}]), (Certificate(MAIL, b"x"),)
-        )
+        self.assertEqual(answer([{"CertRequestNo": "2", "Certificate": b"x"}]), [(MAIL, b"x")])
         self.assertEqual(
             answer(
                 [
@@ -171,7 +169,7 @@ class AnswerTests(SynchronousTestCase):
                     {"CertRequestNo": 7, "Certificate": "x"},
                 ]
             ),
-            (),
+            [],
         )
 
     def test_refusals_and_nonsense_are_told_in_one_line(self) -> None:
@@ -211,12 +209,12 @@ class AnswerTests(SynchronousTestCase):
                 }
             }
         )
-        self.assertEqual(read_answer(good), (Certificate(MAIL, b"x"),))
+        self.assertEqual(read_answer(good), [(MAIL, b"x")])
         for digits in (b"9" * 6000, b"0x" + b"f" * 6000, b"-0x" + b"f" * 6000, b"0x" + b"f" * 20):
             with self.assertRaises(ServiceError):
                 read_answer(good.replace(b">0<", b">" + digits + b"<"))
         for digits in (b"0x" + b"f" * 6000, b"0x" + b"f" * 20):
-            self.assertEqual(read_answer(good.replace(b">2<", b">" + digits + b"<")), ())
+            self.assertEqual(read_answer(good.replace(b">2<", b">" + digits + b"<")), [])
 
     def test_what_the_service_says_cannot_break_the_log(self) -> None:
         with self.assertRaises(ServiceError) as caught:
@@ -243,7 +241,7 @@ class AnswerTests(SynchronousTestCase):
         except ServiceError as error:
             self.assertTrue(str(error).isprintable())
         else:
-            self.assertLessEqual({c.service for c in certificates}, set(SERVICES))
+            self.assertLessEqual({service for service, _ in certificates}, set(SERVICES))
         self.assertLess(time.process_time() - began, 1)
 
     def test_entities_do_not_grow(self) -> None:

@@ -10,7 +10,7 @@ import base64
 import plistlib
 import re
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 from xml.parsers.expat import ExpatError
 
@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.x509.oid import NameOID
 
-from xaps.credentials.certificate import CredentialError, printable
+from xaps.credentials.certificate import CredentialError, ascii_line
 from xaps.credentials.reading import Blob, read_any
 
 CONTENT_TYPE = "text/x-xml-plist"
@@ -96,6 +96,18 @@ def read_server_identity(file: Blob, password: bytes | None = None) -> ServerIde
 # ---------------------------------------------------------------- the request
 
 
+_HEADER = {
+    "ClientApplicationCredential": "1",
+    "ClientApplicationName": "XServer",
+    "ClientIPAddress": "1",
+    "ClientOSName": "MAC OSX",
+    "ClientOSVersion": "2.1",
+    "LanguagePreference": "1",
+    "TransactionId": "1",
+    "Version": "1",
+}
+
+
 def request_body(
     identity: ServerIdentity,
     account: Account,
@@ -108,7 +120,20 @@ def request_body(
     :param keys: the new ones, which the certificates are for.
     :param serials: of the certificates to be renewed, in hex; empty for the first issue.
     """
-    inner = plistlib.dumps(_request(account, host_name, keys, serials))
+    inner = plistlib.dumps(
+        {
+            "Header": _HEADER,
+            "Request": {
+                "CertRequestList": [
+                    _entry(service, host_name, keys[service], serials.get(service))
+                    for service in SERVICES
+                ],
+                "ProfileType": "Production",
+                "RequesterType": "XServer",
+                "User": {"AccountName": account.apple_id, "PasswordHash": account.password_hash},
+            },
+        }
+    )
     # SHA-1 is what the service verifies.
     signature = identity.key.sign(inner, padding.PKCS1v15(), hashes.SHA1())  # noqa: S303 - Apple's choice
     return plistlib.dumps(
@@ -119,32 +144,6 @@ def request_body(
             "PushCertSignedRequest": True,
         }
     )
-
-
-def _request(
-    account: Account, host_name: str, keys: Keys, serials: Mapping[Service, str]
-) -> dict[str, object]:
-    return {
-        "Header": {
-            "ClientApplicationCredential": "1",
-            "ClientApplicationName": "XServer",
-            "ClientIPAddress": "1",
-            "ClientOSName": "MAC OSX",
-            "ClientOSVersion": "2.1",
-            "LanguagePreference": "1",
-            "TransactionId": "1",
-            "Version": "1",
-        },
-        "Request": {
-            "CertRequestList": [
-                _entry(service, host_name, keys[service], serials.get(service))
-                for service in SERVICES
-            ],
-            "ProfileType": "Production",
-            "RequesterType": "XServer",
-            "User": {"AccountName": account.apple_id, "PasswordHash": account.password_hash},
-        },
-    }
 
 
 def _entry(
@@ -194,14 +193,6 @@ def _der(tag: int, content: bytes) -> bytes:
 # ---------------------------------------------------------------- the answer
 
 
-@attrs.frozen
-class Certificate:
-    """One entry of the answer."""
-
-    service: Service
-    pem: bytes
-
-
 # What plistlib lets through for damaged property lists, beside its own errors.
 _PLIST_ERRORS = (
     ExpatError,
@@ -215,8 +206,9 @@ _PLIST_ERRORS = (
 )
 
 
-def read_answer(body: bytes) -> tuple[Certificate, ...]:
-    """The certificates in the service's answer, in whichever order they are.
+def read_answer(body: bytes) -> list[tuple[Service, bytes]]:
+    """The certificates (PEM) in the service's answer, in whichever order they are; those that
+    nobody can tell what they are for are left out.
 
     :raises ServiceError: it refused, or the answer cannot be understood.
     """
@@ -225,7 +217,17 @@ def read_answer(body: bytes) -> tuple[Certificate, ...]:
     entries = response.get("Certificates")
     if not isinstance(entries, list):
         raise ServiceError("Apple's certificate service sent no certificates")
-    return tuple(_certificates(entries))
+    certificates = []
+    for entry in entries:
+        service = _service(entry) if isinstance(entry, dict) else None
+        if service is None:
+            continue
+        pem = entry.get("Certificate")
+        if isinstance(pem, str):
+            pem = pem.encode("utf-8", "replace")
+        if isinstance(pem, bytes):
+            certificates.append((service, pem))
+    return certificates
 
 
 def _response(body: bytes) -> dict[str, Any]:
@@ -262,7 +264,7 @@ def _check_status(status: object) -> None:
     if code == 0:
         return
     words = [status.get(name) for name in ("ErrorMessage", "ErrorDescription")]
-    said = ", ".join(dict.fromkeys(printable(word) for word in words if isinstance(word, str)))
+    said = ", ".join(dict.fromkeys(ascii_line(word) for word in words if isinstance(word, str)))
     explained = (
         ": since late 2024 Apple issues and renews no certificates for macOS Server, so a"
         " certificate for a topic com.apple.mobilemail.push... is needed (certificateFilePem)"
@@ -272,27 +274,12 @@ def _check_status(status: object) -> None:
     raise ServiceError(f"Apple's certificate service refused with error {code} ({said}){explained}")
 
 
-def _certificates(entries: Iterable[object]) -> Iterable[Certificate]:
-    """The entries that can be told what they are for: by their names, never by position."""
-    for entry in entries:
-        if not isinstance(entry, dict):
-            continue
-        service = _service(entry)
-        pem = entry.get("Certificate")
-        if isinstance(pem, str):
-            pem = pem.encode("utf-8", "replace")
-        if service is not None and isinstance(pem, bytes):
-            yield Certificate(service, pem)
-
-
 def _service(entry: Mapping[str, object]) -> Service | None:
+    """What an entry is for, by its type or else its number, never by position."""
     service_type, number = entry.get("ServiceType"), entry.get("CertRequestNo")
     for service in SERVICES:
-        if service.service_type == service_type:
+        if service_type == service.service_type:
             return service
-    if service_type is not None:
-        return None
-    for service in SERVICES:
-        if number in (service.number, str(service.number)):
+        if service_type is None and number in (service.number, str(service.number)):
             return service
     return None
