@@ -9,7 +9,6 @@ from __future__ import annotations
 import datetime
 import re
 from collections.abc import Sequence
-from enum import Enum
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import attrs
@@ -82,23 +81,6 @@ class CredentialError(Exception):
         self.remedy = remedy
 
 
-class Environment(Enum):
-    """Which of Apple's push servers a certificate is for, as its extensions say."""
-
-    PRODUCTION = "production"
-    DEVELOPMENT = "development"
-    BOTH = "production and development"
-    UNMARKED = "not stated"
-
-
-_ENVIRONMENTS = {
-    (True, False): Environment.PRODUCTION,
-    (False, True): Environment.DEVELOPMENT,
-    (True, True): Environment.BOTH,
-    (False, False): Environment.UNMARKED,
-}
-
-
 def is_mail_topic(topic: str) -> bool:
     """Whether iOS Mail can be pushed under `topic`."""
     return _TOPIC.fullmatch(topic) is not None and any(
@@ -121,11 +103,13 @@ class CertificateInfo:
     """The file that holds the certificate."""
     key_source: str
     """The file that holds the key; often the same."""
-    topics: tuple[str, ...]
-    """The subject's UIDs; a good certificate has one."""
+    topic: str | None
+    """The first of the subject's UIDs that is a topic of Mail, or else the first."""
     allowed_topics: tuple[str, ...] | None
     """Empty when the certificate lists none, ``None`` when the list cannot be read."""
-    environment: Environment
+    production: bool
+    development: bool
+    """For which of Apple's push servers its extensions say that it is."""
     serial: str
     """Hexadecimal, lower case."""
     not_before: float
@@ -139,9 +123,10 @@ class CertificateInfo:
     """Why OpenSSL does not present `chain` to a server, and what to do; ``None`` if it does."""
 
     @property
-    def topic(self) -> str | None:
-        """The first UID that is a Mail topic, or else the first."""
-        return next(filter(is_mail_topic, self.topics), self.topics[0] if self.topics else None)
+    def environment(self) -> str:
+        """`production` and `development` for people."""
+        marks = ("production" * self.production, "development" * self.development)
+        return " and ".join(filter(None, marks)) or "not stated"
 
     @property
     def midlife(self) -> float:
@@ -161,10 +146,7 @@ class CertificateInfo:
             errors.append(CredentialError(self.source, what, remedy))
 
         if self.key is None:
-            add(
-                NO_KEY,
-                "put the key into the same file or name its file in certificateFilePemKey",
-            )
+            add(NO_KEY, "put the key into the same file or name its file in certificateFilePemKey")
         elif not self.key_matches:
             where = "" if self.key_source == self.source else f" in {self.key_source}"
             add(
@@ -181,7 +163,7 @@ class CertificateInfo:
                 f"the certificate's topic {ascii_line(self.topic)} is not one of Mail",
                 f"Mail's topics begin with {' or '.join(MAIL_TOPIC_PREFIXES)}",
             )
-        if self.environment is Environment.DEVELOPMENT:
+        if self.development and not self.production:
             add(
                 "the certificate is for development only, and Mail is pushed in production",
                 "request a production certificate",
@@ -243,16 +225,18 @@ def certificate_info(
     try:
         chain = _order(source, certificates)
         leaf = chain[0]
-        oids = {extension.oid for extension in leaf.extensions}
+        uids = [str(uid.value) for uid in leaf.subject.get_attributes_for_oid(NameOID.USER_ID)]
+        extensions = {extension.oid: extension.value for extension in leaf.extensions}
+        allowed = extensions.get(_TOPICS)
         return CertificateInfo(
             source=source,
             key_source=key_source or source,
-            topics=tuple(
-                str(attribute.value)
-                for attribute in leaf.subject.get_attributes_for_oid(NameOID.USER_ID)
-            ),
-            allowed_topics=_allowed_topics(leaf),
-            environment=_ENVIRONMENTS[_PRODUCTION in oids, _DEVELOPMENT in oids],
+            topic=next(filter(is_mail_topic, uids), uids[0] if uids else None),
+            allowed_topics=()
+            if not isinstance(allowed, x509.UnrecognizedExtension)
+            else parse_topics(allowed.value),
+            production=_PRODUCTION in extensions,
+            development=_DEVELOPMENT in extensions,
             serial=f"{leaf.serial_number:x}",
             not_before=_seconds(leaf, "not_valid_before"),
             not_after=_seconds(leaf, "not_valid_after"),
@@ -277,9 +261,7 @@ def damaged_certificate(source: str, reason: str) -> CredentialError:
 def key_pem(key: PrivateKey) -> bytes:
     """The key as PKCS#8, not encrypted."""
     return key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
 
 
@@ -306,13 +288,13 @@ def _order(source: str, certificates: Sequence[x509.Certificate]) -> tuple[x509.
         raise CredentialError(
             source, "there is no certificate", "it must hold the push certificate"
         )
-    leaves = [c for c in distinct if not _is_authority(c)] if len(distinct) > 1 else distinct
+    leaves = distinct
+    if len(distinct) > 1:
+        leaves = [c for c in distinct if not _is_authority(c)]
     if len(leaves) != 1:
-        what = (
-            f"there are {len(leaves)} certificates that could be the push certificate"
-            if leaves
-            else "there are only certificates of authorities, no push certificate"
-        )
+        what = "there are only certificates of authorities, no push certificate"
+        if leaves:
+            what = f"there are {len(leaves)} certificates that could be the push certificate"
         raise CredentialError(source, what, "leave one push certificate and its chain")
     chain = leaves
     rest = [c for c in distinct if c is not leaves[0]]
@@ -338,10 +320,8 @@ def _not_presented(chain: Sequence[x509.Certificate]) -> tuple[str, str] | None:
             context = SSL.Context(SSL.TLS_METHOD)
             context.use_certificate(crypto.X509.from_cryptography(certificate))
         except SSL.Error as error:
-            whose, remedy = (
-                "",
-                "request another one, for an RSA key of 2048 bits and signed with SHA-256",
-            )
+            whose = ""
+            remedy = "request another one, for an RSA key of 2048 bits and signed with SHA-256"
             if certificate is not chain[0]:
                 whose = f" of {ascii_line(certificate.subject.rfc4514_string())}"
                 remedy = "take it out of the file: Apple knows its own authorities"
@@ -353,11 +333,8 @@ def _not_presented(chain: Sequence[x509.Certificate]) -> tuple[str, str] | None:
 
 
 def _is_authority(certificate: x509.Certificate) -> bool:
-    try:
-        constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints)
-    except x509.ExtensionNotFound:
-        return False
-    return constraints.value.ca
+    values = [extension.value for extension in certificate.extensions]
+    return any(isinstance(value, x509.BasicConstraints) and value.ca for value in values)
 
 
 def _seconds(certificate: Any, field: str) -> float:
@@ -366,38 +343,18 @@ def _seconds(certificate: Any, field: str) -> float:
     return float(moment.replace(tzinfo=datetime.UTC).timestamp())
 
 
-def _allowed_topics(certificate: x509.Certificate) -> tuple[str, ...] | None:
-    try:
-        value = certificate.extensions.get_extension_for_oid(_TOPICS).value
-    except x509.ExtensionNotFound:
-        return ()
-    assert isinstance(value, x509.UnrecognizedExtension)
-    try:
-        return parse_topics(value.value)
-    except ValueError:
-        return None  # it decides nothing: APNs does
-
-
-def parse_topics(der: bytes) -> tuple[str, ...]:
+def parse_topics(der: bytes) -> tuple[str, ...] | None:
     """Read Apple's topics extension: ``SEQUENCE { UTF8String topic, SEQUENCE { UTF8String kind,
-    ... }, ... }``.
-
-    :raises ValueError: it has another structure.
-    """
+    ... }, ... }``; ``None``: it is something else. It decides nothing: APNs does."""
     if len(der) > _MAX_TOPICS_EXTENSION:
-        raise ValueError("the list of topics is too long")
+        return None
     try:
         sequence, rest = decoder.decode(der, asn1Spec=univ.SequenceOf(univ.Any()))
-        items = [bytes(item) for item in sequence]
         topics = [
-            decoder.decode(item, asn1Spec=char.UTF8String())[0]
-            for item in items
+            str(decoder.decode(item, asn1Spec=char.UTF8String())[0])
+            for item in map(bytes, sequence)
             if item[:1] == _UTF8_STRING
         ]
-    except _PYASN1_ERRORS as error:
-        raise ValueError(
-            f"the list of topics is not as expected ({type(error).__name__})"
-        ) from None
-    if rest:
-        raise ValueError("the list of topics is followed by something else")
-    return tuple(str(topic) for topic in topics)
+    except _PYASN1_ERRORS:
+        return None
+    return None if rest else tuple(topics)

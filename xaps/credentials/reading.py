@@ -1,7 +1,7 @@
 """PEM, PKCS#12 and ``.p8`` bytes become certificates and keys; pure.
 
-The refusals are for administrators: which file, what is wrong, what to do. Nothing in them comes
-from a key or a password.
+All of it raises :class:`CredentialError` for administrators: which file, what is wrong, what to do.
+Nothing in that comes from a key or a password.
 """
 
 from __future__ import annotations
@@ -82,7 +82,6 @@ def read_pem(
     """A certificate (with or without chain) and its key, both in `certificate` or apart.
 
     :param password: of the key; not needed for a key that is not encrypted.
-    :raises CredentialError: with a reason for people.
     """
     blocks = list(_pem_blocks(certificate))
     certificates = _certificates(certificate.name, blocks)
@@ -99,7 +98,6 @@ def read_key(
     """The one private key in a PEM file.
 
     :param remedy: what to do if there is none.
-    :raises CredentialError: with a reason for people.
     """
     keys = [block for block in _pem_blocks(file) if block.label in _KEY_LABELS]
     if not keys:
@@ -110,10 +108,7 @@ def read_key(
 
 
 def read_pkcs12(file: Blob, password: bytes | None = None) -> CertificateInfo:
-    """A certificate with its key from PKCS#12 (``.p12``, ``.pfx``).
-
-    :raises CredentialError: with a reason for people.
-    """
+    """A certificate with its key from PKCS#12 (``.p12``, ``.pfx``)."""
     kind = guess_format(file.data)
     if kind != "PKCS#12":
         remedy = _WRONG_FOR_PKCS12.get(kind, "export the certificate and its key again")
@@ -140,10 +135,7 @@ def read_pkcs12(file: Blob, password: bytes | None = None) -> CertificateInfo:
 def read_p8(
     file: Blob, password: bytes | None = None, *, topic: str, key_id: str, team_id: str
 ) -> TokenCredential:
-    """A key that signs provider tokens, as the developer portal hands it out.
-
-    :raises CredentialError: with a reason for people.
-    """
+    """A key that signs provider tokens, as the developer portal hands it out."""
     for name, value in (("keyFileKeyId", key_id), ("keyFileTeamId", team_id)):
         if not _IDENTIFIER.fullmatch(value):
             raise CredentialError(
@@ -161,9 +153,7 @@ def read_p8(
     key = read_key(file, password, remedy)
     if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
         raise CredentialError(
-            file.name,
-            "the key is not a P-256 key, so it cannot sign Apple's tokens",
-            remedy,
+            file.name, "the key is not a P-256 key, so it cannot sign Apple's tokens", remedy
         )
     return TokenCredential(
         topic=topic, source=file.name, key_id=key_id, team_id=team_id, key_pem=key_pem(key)
@@ -171,10 +161,7 @@ def read_p8(
 
 
 def read_any(file: Blob, password: bytes | None = None) -> CertificateInfo:
-    """A certificate in whichever form; a key is not required.
-
-    :raises CredentialError: with a reason for people.
-    """
+    """A certificate in whichever form; a key is not required."""
     kind = guess_format(file.data)
     if kind == "PKCS#12":
         return read_pkcs12(file, password)
@@ -184,10 +171,7 @@ def read_any(file: Blob, password: bytes | None = None) -> CertificateInfo:
 
 
 def read_der(source: str, certificates: list[bytes], key: bytes) -> CertificateInfo:
-    """A certificate, its chain and its key from DER, as the Go daemon kept them.
-
-    :raises CredentialError: with a reason for people.
-    """
+    """A certificate, its chain and its key from DER, as the Go daemon kept them."""
     found = [_certificate(source, der) for der in certificates]
     try:
         private = load_der_private_key(key, None)

@@ -67,7 +67,6 @@ class Report:
             "status": _WORDS[self.status],
             "kind": kinds.get(type(parsed)),
             **{name: getattr(parsed, name, None) for name in _FIELDS},
-            "environment": certificate and certificate.environment.value,
             "days_left": certificate and self._days_left(certificate),
             "problems": [str(error) for error in self.result.errors],
             "warnings": list(self.result.warnings),
@@ -97,7 +96,7 @@ class Report:
         else:
             allowed = ", ".join(ascii_line(topic) for topic in parsed.allowed_topics)
             yield "Allowed topics", allowed or "none listed"
-        yield "Environment", parsed.environment.value
+        yield "Environment", parsed.environment
         yield "Serial number", parsed.serial
         yield "Valid from", utc_text(parsed.not_before)
         yield "Valid until", utc_text(parsed.not_after)
