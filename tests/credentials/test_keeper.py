@@ -18,10 +18,10 @@ from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, global
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests import pki
+from tests.credentials.case import pem_source
 from xaps.credentials.certificate import CredentialError, utc_text
 from xaps.credentials.keeper import LOOK_TIMEOUT, CredentialKeeper
 from xaps.credentials.loading import LoadResult, RenewalError, Source
-from xaps.credentials.sources import pem_source
 from xaps.model import CertificateCredential, Credential, TokenCredential
 
 DAY = 86400.0

@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests import pki
+from tests.credentials.case import p8_source, p12_source, pem_source
 from xaps.credentials.report import (
     EXPIRING,
     GOOD,
@@ -20,7 +21,6 @@ from xaps.credentials.report import (
     report_files,
     report_source,
 )
-from xaps.credentials.sources import p8_source, p12_source, pem_source
 from xaps.ctl.certificate import reports
 
 NOW = float(int(pki.now().timestamp()))

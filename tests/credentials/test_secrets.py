@@ -13,9 +13,9 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests import pki
 from tests.credentials.apple.case import BEGIN, DAY, HASH, IDENTITY, PASSWORD, AppleCase
+from tests.credentials.case import p8_source, p12_source, pem_source
 from xaps.credentials.keeper import CredentialKeeper
 from xaps.credentials.loading import Source
-from xaps.credentials.sources import p8_source, p12_source, pem_source
 
 
 def gather(case: SynchronousTestCase) -> list[LogEvent]:

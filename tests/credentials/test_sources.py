@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import os
 import tempfile
 from collections.abc import Iterator
@@ -13,10 +12,11 @@ import attrs
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests import pki
+from tests.credentials.case import p8_source, p12_source, pem_source
 from xaps.config.reading import Config
 from xaps.credentials.loading import LoadResult, Source
 from xaps.credentials.reading import MAX_FILE
-from xaps.credentials.sources import p8_source, p12_source, pem_source, source_from_config
+from xaps.credentials.sources import source_from_config
 from xaps.model import CertificateCredential, TokenCredential
 
 NOW = pki.now().timestamp()
@@ -55,10 +55,17 @@ class FileTests(SynchronousTestCase):
     def test_each_kind_of_file_gives_its_credential(self) -> None:
         together = self.issued.write_together(self.folder / "together.pem")
         p12 = pki.write_private(self.folder / "push.p12", self.issued.pkcs12(PASSWORD))
+        locked = self.folder / "locked.key"
+        pki.write_private(locked, self.issued.encrypted_key_pem(PASSWORD))
         secret = pki.write_private(self.folder / "password", f"{PASSWORD}\n".encode())
         for source, name, file in (
             (self.source, "certificateFilePem", self.certificate),
             (pem_source(together, None), "certificateFilePem", together),
+            (
+                pem_source(self.certificate, locked, PASSWORD),
+                "certificateFilePem",
+                self.certificate,
+            ),
             (p12_source(p12, PASSWORD), "certificateFileP12", p12),
             (p12_source(p12, f"file:{secret}"), "certificateFileP12", p12),
         ):
@@ -75,7 +82,9 @@ class FileTests(SynchronousTestCase):
         path = SIGNING.write(self.folder / "AuthKey.p8")
         source = p8_source(path, topic=pki.MAIL_TOPIC, key_id="ABC123DEFG", team_id="DEF123GHIJ")
         result = source.load(NOW)
-        self.assertIsInstance(result.credential, TokenCredential)
+        assert isinstance(result.credential, TokenCredential)
+        ids = (result.credential.key_id, result.credential.team_id)
+        self.assertEqual(ids, ("ABC123DEFG", "DEF123GHIJ"))
         self.assertIsNone(result.expires)
         self.assertEqual(source.name, f"keyFileP8 {path}")
 
@@ -182,38 +191,3 @@ class ConfigurationTests(SynchronousTestCase):
             assert source is not None
             self.assertEqual(source.name, name)
         self.assertIsNone(source_from_config(Config(database_file=Path("/nonexistent/database"))))
-
-    def test_key_and_password_reach_the_reader(self) -> None:
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            issued = AUTHORITY.client(not_after=pki.now() + datetime.timedelta(days=1))
-            certificate, key = issued.write(folder, "push")
-            key.write_bytes(issued.encrypted_key_pem(PASSWORD))
-            source = source_from_config(
-                Config(
-                    certificate_file_pem=certificate,
-                    certificate_file_pem_key=key,
-                    certificate_password=PASSWORD,
-                )
-            )
-            assert source is not None
-            self.assertIsNotNone(source.load(NOW).credential)
-            p12 = pki.write_private(folder / "push.p12", issued.pkcs12(PASSWORD))
-            source = source_from_config(
-                Config(certificate_file_p12=p12, certificate_password=PASSWORD)
-            )
-            assert source is not None
-            self.assertIsNotNone(source.load(NOW).credential)
-            p8 = SIGNING.write(folder / "key.p8")
-            source = source_from_config(
-                Config(
-                    key_file_p8=p8,
-                    key_file_topic=pki.MAIL_TOPIC,
-                    key_file_key_id="ABC123DEFG",
-                    key_file_team_id="DEF123GHIJ",
-                )
-            )
-            assert source is not None
-            credential = source.load(NOW).credential
-            assert isinstance(credential, TokenCredential)
-            self.assertEqual((credential.key_id, credential.team_id), ("ABC123DEFG", "DEF123GHIJ"))

@@ -20,7 +20,7 @@ from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 
 from xaps.credentials.certificate import DAY, CredentialError, ascii_line, utc_text
-from xaps.credentials.loading import SET_ONE, LoadResult, RenewalError, Source
+from xaps.credentials.loading import SET_ONE, LoadResult, RenewalError, Run, Source
 from xaps.model import CertificateCredential, Credential
 from xaps.system.complaints import Complaints
 
@@ -65,7 +65,7 @@ class CredentialKeeper:
         on_change: Callable[[Credential | None], None],
         *,
         wall: Callable[[], float],
-        run: Callable[[Callable[[], LoadResult]], Deferred[LoadResult]] = maybeDeferred,
+        run: Run = maybeDeferred,
     ) -> None:
         self._clock = clock
         self._source = source

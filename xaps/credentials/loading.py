@@ -7,7 +7,7 @@ import stat
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import attrs
 from twisted.internet.defer import Deferred, succeed
@@ -20,6 +20,9 @@ from xaps.system.privatefiles import careless
 
 Parsed = CertificateInfo | TokenCredential
 """What a source holds, whether it can be used or not."""
+
+Run = Callable[[Callable[[], Any]], Deferred[Any]]
+"""Runs a function that takes a while elsewhere, and fires with its result."""
 
 SET_ONE = "set certificateFilePem, certificateFileP12 or keyFileP8 (README: Credentials)"
 """What to do where no credential is configured."""

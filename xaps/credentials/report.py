@@ -75,14 +75,14 @@ class Report:
     def lines(self) -> Iterator[str]:
         """For people."""
         yield f"{self.name}: {_WORDS[self.status]}"
-        for error in self.result.errors:
-            yield f"  Problem:        {error}"
-        for warning in self.result.warnings:
-            yield f"  Warning:        {warning}"
-        for label, text in self._fields():
+        for label, text in self._rows():
             yield f"  {label + ':':15} {text}"
 
-    def _fields(self) -> Iterator[tuple[str, str]]:
+    def _rows(self) -> Iterator[tuple[str, str]]:
+        for error in self.result.errors:
+            yield "Problem", str(error)
+        for warning in self.result.warnings:
+            yield "Warning", warning
         parsed = self.result.parsed
         if parsed is None:
             return

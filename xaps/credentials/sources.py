@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from twisted.internet.defer import maybeDeferred
 from twisted.logger import Logger
 
 from xaps.credentials.apple.messages import Account
-from xaps.credentials.apple.source import AppleIdSource, Ask, Run, run_here
+from xaps.credentials.apple.source import AppleIdSource, Ask
 from xaps.credentials.apple.store import AppleStore
-from xaps.credentials.loading import FileSource, Source
+from xaps.credentials.loading import FileSource, Run, Source
 from xaps.credentials.reading import read_p8, read_pem, read_pkcs12
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ _log = Logger()
 
 
 def source_from_config(
-    config: Config, ask: Ask | None = None, run: Run = run_here
+    config: Config, ask: Ask | None = None, run: Run = maybeDeferred
 ) -> Source | None:
     """The source that the configuration names; ``None``: it names none and none is stored.
 
@@ -54,35 +54,20 @@ def source_from_config(
 
 def _file_source(config: Config) -> Source | None:
     password = config.certificate_password
-    if config.certificate_file_pem is not None:
-        return pem_source(config.certificate_file_pem, config.certificate_file_pem_key, password)
-    if config.certificate_file_p12 is not None:
-        return p12_source(config.certificate_file_p12, password)
-    if config.key_file_p8 is not None:
-        return p8_source(
-            config.key_file_p8,
-            password,
+    pem, key = config.certificate_file_pem, config.certificate_file_pem_key
+    if pem is not None:
+        files = [pem] if key is None else [pem, key]
+        return FileSource(f"certificateFilePem {pem}", files, read_pem, password)
+    p12 = config.certificate_file_p12
+    if p12 is not None:
+        return FileSource(f"certificateFileP12 {p12}", [p12], read_pkcs12, password)
+    p8 = config.key_file_p8
+    if p8 is not None:
+        read = partial(
+            read_p8,
             topic=config.key_file_topic or "",
             key_id=config.key_file_key_id or "",
             team_id=config.key_file_team_id or "",
         )
+        return FileSource(f"keyFileP8 {p8}", [p8], read, password)
     return None
-
-
-def pem_source(certificate: Path, key: Path | None, password: str | None = None) -> Source:
-    """``certificateFilePem`` with or without ``certificateFilePemKey``."""
-    files = [certificate] if key is None else [certificate, key]
-    return FileSource(f"certificateFilePem {certificate}", files, read_pem, password)
-
-
-def p12_source(file: Path, password: str | None = None) -> Source:
-    """``certificateFileP12``."""
-    return FileSource(f"certificateFileP12 {file}", [file], read_pkcs12, password)
-
-
-def p8_source(
-    file: Path, password: str | None = None, *, topic: str, key_id: str, team_id: str
-) -> Source:
-    """``keyFileP8`` with its three companions."""
-    read = partial(read_p8, topic=topic, key_id=key_id, team_id=team_id)
-    return FileSource(f"keyFileP8 {file}", [file], read, password)

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.x509.oid import NameOID
 
-from xaps.credentials.certificate import CredentialError, ascii_line
+from xaps.credentials.certificate import CertificateInfo, CredentialError, ascii_line
 from xaps.credentials.reading import Blob, read_any
 
 CONTENT_TYPE = "text/x-xml-plist"
@@ -66,30 +66,22 @@ class Account:
     """SHA-256 of the password, in lower-case hex. Never logged."""
 
 
-@attrs.frozen
-class ServerIdentity:
-    """Certificates and key of a copy of macOS Server, which sign requests."""
-
-    chain: tuple[bytes, ...]
-    """DER, the leaf first."""
-    key: rsa.RSAPrivateKey = attrs.field(repr=False)
-
-
-def read_server_identity(file: Blob, password: bytes | None = None) -> ServerIdentity:
-    """Key and certificates in one file, PEM or PKCS#12.
+def read_server_identity(file: Blob, password: bytes | None = None) -> CertificateInfo:
+    """Key and certificates of a copy of macOS Server, which sign requests; PEM or PKCS#12.
 
     :raises CredentialError: with a reason for people.
     """
     info = read_any(file, password)
-    wanted = "serverIdentity must hold the key and the certificates of your macOS Server"
     if info.key is None:
-        raise CredentialError(file.name, "there is no private key", wanted)
-    if not info.key_matches:
-        raise CredentialError(file.name, "certificate and private key do not match", wanted)
-    if not isinstance(info.key, rsa.RSAPrivateKey):
-        raise CredentialError(file.name, "the private key is not an RSA key", wanted)
-    chain = tuple(c.public_bytes(serialization.Encoding.DER) for c in info.chain)
-    return ServerIdentity(chain, info.key)
+        what = "there is no private key"
+    elif not info.key_matches:
+        what = "certificate and private key do not match"
+    elif not isinstance(info.key, rsa.RSAPrivateKey):
+        what = "the private key is not an RSA key"
+    else:
+        return info
+    wanted = "serverIdentity must hold the key and the certificates of your macOS Server"
+    raise CredentialError(file.name, what, wanted)
 
 
 # ---------------------------------------------------------------- the request
@@ -108,7 +100,7 @@ _HEADER = {
 
 
 def request_body(
-    identity: ServerIdentity,
+    identity: CertificateInfo,
     account: Account,
     host_name: str,
     keys: Keys,
@@ -133,11 +125,15 @@ def request_body(
             },
         }
     )
+    assert isinstance(identity.key, rsa.RSAPrivateKey)
     # SHA-1 is what the service verifies.
     signature = identity.key.sign(inner, padding.PKCS1v15(), hashes.SHA1())  # noqa: S303 - Apple's choice
     return plistlib.dumps(
         {
-            "PushCertCertificateChain": b"".join(identity.chain),
+            "PushCertCertificateChain": b"".join(
+                certificate.public_bytes(serialization.Encoding.DER)
+                for certificate in identity.chain
+            ),
             "PushCertRequestPlist": inner,
             "PushCertSignature": signature,
             "PushCertSignedRequest": True,

@@ -9,7 +9,6 @@ import socket
 from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Protocol, TypeVar
 
 import attrs
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -21,7 +20,6 @@ from xaps.credentials.apple.messages import (
     SERVICES,
     Account,
     Keys,
-    ServerIdentity,
     Service,
     ServiceError,
     read_answer,
@@ -44,11 +42,9 @@ from xaps.credentials.certificate import (
     certificate_info,
     utc_text,
 )
-from xaps.credentials.loading import LoadResult, RenewalError, read_file, read_password
+from xaps.credentials.loading import LoadResult, RenewalError, Run, read_file, read_password
 from xaps.credentials.reading import Blob, read_pem
 from xaps.system.privatefiles import careless
-
-T = TypeVar("T")
 
 RENEW_BEFORE = 30 * DAY
 """Seconds before the expiry of the certificate for Mail, from when on a renewal is due."""
@@ -56,17 +52,6 @@ RENEW_BEFORE = 30 * DAY
 Ask = Callable[[str, bytes], Deferred[bytes]]
 """Sends a body to an URL of the service; fires with the body of the answer, or fails with
 :class:`ServiceError`."""
-
-
-class Run(Protocol):
-    """Runs a function that takes a while elsewhere, and fires with its result."""
-
-    def __call__(self, function: Callable[[], T], /) -> Deferred[T]: ...
-
-
-def run_here(function: Callable[[], T], /) -> Deferred[T]:
-    """Runs it right here."""
-    return maybeDeferred(function)
 
 
 def make_key() -> rsa.RSAPrivateKey:
@@ -108,7 +93,7 @@ class AppleIdSource:
         *,
         service: str,
         ask: Ask | None,
-        run: Run = run_here,
+        run: Run = maybeDeferred,
         make_key: Callable[[], rsa.RSAPrivateKey] = make_key,
     ) -> None:
         self.name = f"appleId {account.apple_id}" if account is not None else str(store.path)
@@ -260,7 +245,7 @@ class AppleIdSource:
             first = first or data
         return None, first
 
-    def _read_identity(self) -> ServerIdentity:
+    def _read_identity(self) -> CertificateInfo:
         if self._identity is None:
             raise CredentialError(
                 "serverIdentity",
