@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import subprocess
 import tempfile
 import time
@@ -21,8 +20,8 @@ from tests.credentials.test_certificate import mutated
 from xaps.credentials.certificate import CertificateInfo, CredentialError
 from xaps.credentials.reading import (
     Blob,
+    as_pem,
     read_any,
-    read_der,
     read_p8,
     read_pem,
     read_pkcs12,
@@ -301,21 +300,6 @@ class OtherFormsTests(Refusals):
         for data in (ISSUED.pem, ISSUED.pkcs12(), DER, ISSUED.cert_pem):
             self.assertEqual(read_any(Blob("f", data)).chain[0], ISSUED.certificate)
 
-    def test_the_certificates_of_an_imported_database_are_der(self) -> None:
-        traditional = RSA.key.private_bytes(
-            serialization.Encoding.DER,
-            serialization.PrivateFormat.TraditionalOpenSSL,
-            serialization.NoEncryption(),
-        )
-        der = RSA.certificate.public_bytes(serialization.Encoding.DER)
-        self.assertTrue(read_der("database.json", [der], traditional).key_matches)
-        for certificates, key, reason in (
-            ([b"x"], traditional, "the certificate is damaged"),
-            ([], traditional, "there is no certificate"),
-            ([der], b"", "the private key is damaged"),
-        ):
-            self.refused(f"database.json: {reason}", read_der, "database.json", certificates, key)
-
     def test_files_with_keys_are_told_apart_from_those_without(self) -> None:
         for data in (ISSUED.key_pem, ISSUED.encrypted_key_pem("x"), RSA.traditional_key_pem):
             self.assertTrue(Blob("f", data).has_key)
@@ -334,7 +318,6 @@ class AnyInputTests(SynchronousTestCase):
             lambda: pem(ISSUED.cert_pem, data, secret).errors(NOW),
             lambda: read_pkcs12(Blob("f", data), secret).errors(NOW),
             lambda: read_any(Blob("f", data), None).errors(NOW),
-            lambda: read_der("f", [data], data).errors(NOW),
             lambda: p8(data),
         ):
             began = time.process_time()
@@ -385,11 +368,6 @@ def der_key(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> bytes:
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     )
-
-
-def as_pem(label: str, der: bytes) -> bytes:
-    body = base64.encodebytes(der).decode()
-    return f"-----BEGIN {label}-----\n{body}-----END {label}-----\n".encode()
 
 
 def openssl_pkcs12(password: str, *options: str) -> bytes:

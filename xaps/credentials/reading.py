@@ -10,16 +10,13 @@ import base64
 import binascii
 import contextlib
 import re
+import textwrap
 from collections.abc import Iterator
 
 import attrs
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.hazmat.primitives.serialization import (
-    load_der_private_key,
-    load_pem_private_key,
-    pkcs12,
-)
+from cryptography.hazmat.primitives.serialization import load_pem_private_key, pkcs12
 
 from xaps.credentials.certificate import (
     MAIL_TOPIC_PREFIXES,
@@ -170,16 +167,10 @@ def read_any(file: Blob, password: bytes | None = None) -> CertificateInfo:
     return read_pem(file, None, password)
 
 
-def read_der(source: str, certificates: list[bytes], key: bytes) -> CertificateInfo:
-    """A certificate, its chain and its key from DER, as the Go daemon kept them."""
-    found = [_certificate(source, der) for der in certificates]
-    try:
-        private = load_der_private_key(key, None)
-    except PARSE_ERRORS as error:
-        raise CredentialError(
-            source, f"the private key is damaged ({type(error).__name__})"
-        ) from None
-    return certificate_info(source, found, _rsa_or_ec(source, private))
+def as_pem(label: str, der: bytes) -> bytes:
+    """`der` as PEM text."""
+    text = "\n".join(textwrap.wrap(base64.b64encode(der).decode(), 64))
+    return f"-----BEGIN {label}-----\n{text}\n-----END {label}-----\n".encode()
 
 
 def guess_format(data: bytes) -> str:

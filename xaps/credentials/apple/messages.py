@@ -6,10 +6,8 @@ The messages are those of macOS Server ("XServer"), as the daemons that stood in
 
 from __future__ import annotations
 
-import base64
 import plistlib
 import re
-import textwrap
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 from xml.parsers.expat import ExpatError
@@ -21,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.x509.oid import NameOID
 
 from xaps.credentials.certificate import CertificateInfo, CredentialError, ascii_line
-from xaps.credentials.reading import Blob, read_any
+from xaps.credentials.reading import Blob, as_pem, read_any
 
 CONTENT_TYPE = "text/x-xml-plist"
 
@@ -174,9 +172,7 @@ def signing_request(common_name: str, key: rsa.RSAPrivateKey) -> bytes:
     content = modern.tbs_certrequest_bytes
     signature = key.sign(content, padding.PKCS1v15(), hashes.SHA1())  # noqa: S303 - Apple's choice
     der = _der(0x30, content + _SHA1_WITH_RSA + _der(0x03, b"\x00" + signature))
-    text = "\n".join(textwrap.wrap(base64.b64encode(der).decode(), 64))
-    label = "CERTIFICATE REQUEST-----"
-    return f"-----BEGIN {label}\n{text}\n-----END {label}\n".encode()
+    return as_pem("CERTIFICATE REQUEST", der)
 
 
 def _der(tag: int, content: bytes) -> bytes:

@@ -19,7 +19,7 @@ from twisted.logger import Logger
 
 from xaps.credentials.apple.messages import MAIL, SERVICES, Account, Service
 from xaps.credentials.certificate import DAY, CertificateInfo, CredentialError, key_pem
-from xaps.credentials.reading import Blob, read_der, read_pem
+from xaps.credentials.reading import Blob, as_pem, read_pem
 from xaps.system.files import remove_leftovers, replace_file
 
 HOUR = 3600.0
@@ -122,7 +122,7 @@ class AppleStore:
         replace_file(self.path, encode(generation))
 
     def adopt(self, chains: Sequence[Sequence[bytes]], keys: Sequence[bytes]) -> bool:
-        """Take over what another daemon was issued (DER, in the order of the five services),
+        """Take over what the Go daemon was issued (DER, in the order of the five services),
         unless something is here already. Returns whether a certificate for Mail that can be used,
         or could before it expired, was among it.
 
@@ -132,8 +132,10 @@ class AppleStore:
             return False
         generation: Generation = {}
         for service, chain, key in zip(SERVICES, chains, keys, strict=False):
+            certificate_pem = b"".join(as_pem("CERTIFICATE", der) for der in chain)
+            issued = Issued(certificate_pem, as_pem("RSA PRIVATE KEY", key))
             try:
-                info = read_der(f"the certificate for {service.description}", list(chain), key)
+                info = issued.read(f"the certificate for {service.description}")
             except CredentialError:
                 continue
             if service is MAIL and (errors := info.errors(info.midlife)):
