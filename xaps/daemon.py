@@ -147,6 +147,7 @@ class Daemon(Service):
             self._reactor,
             source_from_config(config, AppleService(self._reactor), deferToThread),
             self._credential_changed,
+            wall=time.time,
             run=deferToThread,
         )
         self._intakes = open_intakes(

@@ -17,7 +17,6 @@ from tests import pki
 from xaps.credentials.certificate import (
     CertificateInfo,
     CredentialError,
-    Environment,
     certificate_info,
     is_mail_topic,
     parse_topics,
@@ -62,7 +61,7 @@ class TopicTests(SynchronousTestCase):
         names = ("someone", "com.apple.mail.XServer.two")
         name = x509.Name([x509.NameAttribute(NameOID.USER_ID, uid) for uid in names])
         info = certificate_info("f", [self_signed(name, key)], key)
-        self.assertEqual((info.topics, info.topic), (names, "com.apple.mail.XServer.two"))
+        self.assertEqual(info.topic, "com.apple.mail.XServer.two")
 
     def test_the_allowed_topics_are_read_without_their_kinds(self) -> None:
         topics = (("com.apple.mail.XServer.one", ("app",)), ("org.example", ("voip", "app")))
@@ -88,39 +87,32 @@ class TopicTests(SynchronousTestCase):
 
     def test_a_list_of_topics_with_another_structure_is_refused(self) -> None:
         for der in (b"", b"\x05\x00", b"\x30\x05\x0c", b"\x30\x00\x05\x00", b"\x30" * 65537):
-            with self.assertRaises(ValueError):
-                parse_topics(der)
+            self.assertIsNone(parse_topics(der))
         self.assertEqual(parse_topics(b"\x30\x00"), ())
 
     @settings(max_examples=300, deadline=None)
     @given(st.data())
-    def test_any_der_in_place_of_the_list_is_refused_with_a_reason(
-        self, data: st.DataObject
-    ) -> None:
+    def test_any_der_in_place_of_the_list_gives_topics_or_none(self, data: st.DataObject) -> None:
         der = mutated(data, pki.topics_extension((("org.example", ("app",)), ("a.b", ("voip",)))))
         began = time.process_time()
-        try:
-            topics = parse_topics(der)
-        except ValueError as error:
-            self.assertIn("the list of topics is", str(error))
-        else:
-            self.assertTrue(all(isinstance(topic, str) for topic in topics))
+        for topic in parse_topics(der) or ():
+            self.assertIsInstance(topic, str)
         self.assertLess(time.process_time() - began, 1)
 
 
 class EnvironmentTests(SynchronousTestCase):
     def test_the_extensions_say_which_servers_the_certificate_is_for(self) -> None:
         for production, development, expected in (
-            (True, False, Environment.PRODUCTION),
-            (False, True, Environment.DEVELOPMENT),
-            (True, True, Environment.BOTH),
-            (False, False, Environment.UNMARKED),
+            (True, False, "production"),
+            (False, True, "development"),
+            (True, True, "production and development"),
+            (False, False, "not stated"),
         ):
             issued = AUTHORITY.client(production=production, development=development)
             info = info_of(issued)
             self.assertEqual(info.environment, expected)
             refused = [e.what for e in info.errors(NOW)]
-            self.assertEqual(bool(refused), expected is Environment.DEVELOPMENT, refused)
+            self.assertEqual(bool(refused), expected == "development", refused)
 
     def test_a_certificate_for_development_only_is_refused(self) -> None:
         info = info_of(AUTHORITY.client(production=False, development=True))

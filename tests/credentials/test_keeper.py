@@ -8,20 +8,20 @@ import itertools
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
-from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
+from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests import pki
+from tests.credentials.case import pem_source
 from xaps.credentials.certificate import CredentialError, utc_text
-from xaps.credentials.filesource import pem_source
-from xaps.credentials.finding import Finding
 from xaps.credentials.keeper import LOOK_TIMEOUT, CredentialKeeper
+from xaps.credentials.loading import LoadResult, RenewalError, Source
 from xaps.model import CertificateCredential, Credential, TokenCredential
 
 DAY = 86400.0
@@ -39,12 +39,12 @@ def certificate(ends: float, topic: str = pki.MAIL_TOPIC, name: str = "a") -> Ce
     return CertificateCredential(topic, name, BEGIN - DAY, ends, (b"",), b"")
 
 
-def good(credential: Credential) -> Finding:
-    return Finding(repr(credential).encode(), credential=credential)
+def good(credential: Credential) -> LoadResult:
+    return LoadResult(repr(credential).encode(), credential=credential)
 
 
-def bad(reason: str) -> Finding:
-    return Finding(reason.encode(), errors=(CredentialError("a.pem", reason, "do something"),))
+def bad(reason: str) -> LoadResult:
+    return LoadResult(reason.encode(), errors=(CredentialError("a.pem", reason, "do something"),))
 
 
 class FakeSource:
@@ -52,20 +52,17 @@ class FakeSource:
 
     name = "certificateFilePem a.pem"
 
-    def __init__(self, finding: Finding) -> None:
-        self.finding = finding
+    def __init__(self, result: LoadResult) -> None:
+        self.result = result
         self.renewals: list[float] = []
         self.renewed: Callable[[], Deferred[bool]] = lambda: succeed(False)
         self.loads = 0
 
-    def load(self, now: float) -> Finding:
+    def load(self, now: float) -> LoadResult:
         self.loads += 1
-        if self.finding.expires is not None and now >= self.finding.expires:
-            return Finding(self.finding.fingerprint, errors=bad("it has expired").errors)
-        return self.finding
-
-    def describe(self, now: float) -> Finding:
-        return self.load(now)
+        if self.result.expires is not None and now >= self.result.expires:
+            return LoadResult(self.result.fingerprint, errors=bad("it has expired").errors)
+        return self.result
 
     def renew(self, now: float) -> Deferred[bool]:
         self.renewals.append(now)
@@ -75,17 +72,25 @@ class FakeSource:
 class KeeperCase(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
-        self.clock.advance(BEGIN)
+        self.ahead = BEGIN
         self.source = FakeSource(good(certificate(BEGIN + 365 * DAY)))
         self.changes: list[Credential | None] = []
         self.logged: list[tuple[str, str]] = []
         observer = cast(ILogObserver, self.log)
         globalLogPublisher.addObserver(observer)
         self.addCleanup(globalLogPublisher.removeObserver, observer)
-        self.keeper = CredentialKeeper(self.clock, self.source, self.changes.append)
+        self.keeper = self.make_keeper(self.source)
+
+    def now(self) -> float:
+        """The time of day, which has nothing to do with the clock's."""
+        return self.clock.seconds() + self.ahead
+
+    def make_keeper(self, source: Source | None, **arguments: Any) -> CredentialKeeper:
+        return CredentialKeeper(self.clock, source, self.changes.append, wall=self.now, **arguments)
 
     def log(self, event: LogEvent) -> None:
-        if event["log_namespace"] == "xaps.credentials.keeper.CredentialKeeper":
+        here = event["log_namespace"] == "xaps.credentials.keeper.CredentialKeeper"
+        if here and event["log_level"] is not LogLevel.debug:
             self.logged.append((event["log_level"].name, formatEvent(event)))
 
     def start(self) -> None:
@@ -108,7 +113,7 @@ class StartTests(KeeperCase):
     def test_there_is_a_credential_as_soon_as_it_has_started(self) -> None:
         self.assertIsNotNone(self.keeper.problem)
         self.start()
-        credential = self.source.finding.credential
+        credential = self.source.result.credential
         self.assertEqual(self.changes, [credential])
         self.assertEqual((self.keeper.credential, self.keeper.problem), (credential, None))
         self.assertEqual(
@@ -124,7 +129,7 @@ class StartTests(KeeperCase):
 
     def test_a_token_key_is_told_with_its_ids(self) -> None:
         token = TokenCredential(OTHER_TOPIC, "a.p8", "ABC123DEFG", "DEF123GHIJ", b"secret")
-        self.source.finding = good(token)
+        self.source.result = good(token)
         self.start()
         self.advance(800 * DAY // 60 // 60)
         self.assertEqual(
@@ -138,7 +143,7 @@ class StartTests(KeeperCase):
         )
 
     def test_without_a_usable_one_it_says_why_at_once_and_daily_and_goes_on(self) -> None:
-        self.source.finding = bad("it is broken")
+        self.source.result = bad("it is broken")
         self.start()
         self.assertEqual(self.keeper.problem, "a.pem: it is broken")
         self.assertEqual(self.keeper.remedy, "do something")
@@ -147,14 +152,15 @@ class StartTests(KeeperCase):
         self.advance(DAY - 60)
         self.assertEqual(self.take_logged(), [])
         self.advance(120)
-        self.assertEqual(self.take_logged(), told)
-        self.source.finding = good(certificate(BEGIN + 100 * DAY))
+        [(level, text)] = self.take_logged()
+        self.assertEqual((level, text.partition(" (")[0]), told[0])
+        self.source.result = good(certificate(BEGIN + 100 * DAY))
         self.advance(60)
-        self.assertEqual(self.changes, [self.source.finding.credential])
+        self.assertEqual(self.changes, [self.source.result.credential])
         self.assertIsNone(self.keeper.problem)
 
     def test_without_any_source_it_says_so(self) -> None:
-        self.keeper = CredentialKeeper(self.clock, None, self.changes.append)
+        self.keeper = self.make_keeper(None)
         self.start()
         self.assertEqual(self.keeper.problem, "no push credential is configured")
         self.assertEqual(
@@ -170,7 +176,7 @@ class StartTests(KeeperCase):
         self.assertEqual(self.changes, [])
 
     def test_the_problem_is_a_short_line_of_ascii(self) -> None:
-        self.source.finding = bad("schl\u00fcssel\r\n\x00" + "x" * 500)
+        self.source.result = bad("schl\u00fcssel\r\n\x00" + "x" * 500)
         self.start()
         problem = self.keeper.problem
         assert problem is not None
@@ -192,7 +198,7 @@ class ReplacementTests(KeeperCase):
 
     def test_a_good_one_is_taken_within_a_minute(self) -> None:
         new = certificate(BEGIN + 400 * DAY)
-        self.source.finding = good(new)
+        self.source.result = good(new)
         self.clock.advance(59)
         self.assertEqual(self.changes, [])
         self.clock.advance(1)
@@ -203,12 +209,12 @@ class ReplacementTests(KeeperCase):
 
     def test_a_hang_up_takes_it_at_once(self) -> None:
         new = certificate(BEGIN + 400 * DAY)
-        self.source.finding = good(new)
+        self.source.result = good(new)
         self.successResultOf(self.keeper.check_now())
         self.assertEqual(self.keeper.credential, new)
 
     def test_a_bad_one_is_refused_once_and_the_old_one_stays(self) -> None:
-        self.source.finding = bad("it is broken")
+        self.source.result = bad("it is broken")
         self.advance(HOUR)
         self.assertEqual(
             self.logged,
@@ -224,31 +230,31 @@ class ReplacementTests(KeeperCase):
         self.assertEqual(self.changes, [])
 
     def test_a_bad_one_of_another_kind_is_told_again_and_so_is_a_relapse(self) -> None:
-        for finding in (bad("one"), bad("two"), good(certificate(BEGIN + 300 * DAY)), bad("two")):
-            self.source.finding = finding
+        for result in (bad("one"), bad("two"), good(certificate(BEGIN + 300 * DAY)), bad("two")):
+            self.source.result = result
             self.advance(180)
         self.assertEqual([level for level, _ in self.logged], ["warn", "warn", "info", "warn"])
 
     def test_a_half_written_file_is_waited_for_as_long_as_it_grows(self) -> None:
         for part in range(5):
-            self.source.finding = bad(f"cut off after {part}")
+            self.source.result = bad(f"cut off after {part}")
             self.clock.advance(60)
         self.assertEqual(self.logged, [])
-        self.source.finding = good(certificate(BEGIN + 300 * DAY))
+        self.source.result = good(certificate(BEGIN + 300 * DAY))
         self.clock.advance(60)
         self.assertEqual([level for level, _ in self.logged], ["info"])
-        self.source.finding = bad("cut off for good")
+        self.source.result = bad("cut off for good")
         self.clock.advance(60)
         self.clock.advance(60)
         self.assertIn("cut off for good", self.logged[-1][1])
 
     def test_a_hang_up_does_not_wait_before_it_refuses(self) -> None:
-        self.source.finding = bad("it is broken")
+        self.source.result = bad("it is broken")
         self.successResultOf(self.keeper.check_now())
         self.assertEqual([level for level, _ in self.logged], ["warn"])
 
     def test_another_topic_is_warned_of_with_what_it_means(self) -> None:
-        self.source.finding = good(certificate(BEGIN + 300 * DAY, OTHER_TOPIC))
+        self.source.result = good(certificate(BEGIN + 300 * DAY, OTHER_TOPIC))
         self.clock.advance(60)
         [(_, _), (level, text)] = self.logged
         self.assertEqual(level, "warn")
@@ -257,23 +263,25 @@ class ReplacementTests(KeeperCase):
 
     def test_a_topic_that_changes_while_there_is_no_credential_is_warned_of_too(self) -> None:
         self.advance(400 * 60)
-        self.source.finding = good(certificate(self.clock.seconds() + 120))
+        self.source.result = good(certificate(self.now() + 120))
         self.advance(300)
         self.assertIsNone(self.keeper.credential)
         self.logged.clear()
-        self.source.finding = good(certificate(BEGIN + 900 * DAY, OTHER_TOPIC))
+        self.source.result = good(certificate(BEGIN + 900 * DAY, OTHER_TOPIC))
         self.clock.advance(60)
         self.assertEqual([level for level, _ in self.logged], ["info", "warn"])
 
-    def test_careless_modes_are_told_once(self) -> None:
+    def test_careless_modes_are_told_once_a_day(self) -> None:
         credential = self.old
-        self.source.finding = Finding(b"", credential=credential, warnings=("careless",))
-        self.advance(HOUR)
-        self.assertEqual(self.logged, [("warn", "careless")])
+        self.source.result = LoadResult(b"", credential=credential, warnings=("careless",))
+        self.advance(DAY)
+        self.assertEqual(self.take_logged(), [("warn", "careless")])
+        self.advance(120)
+        self.assertEqual([level for level, _ in self.logged], ["warn"])
 
     def test_after_the_stop_nothing_changes(self) -> None:
         self.keeper.stop()
-        self.source.finding = good(certificate(BEGIN + 400 * DAY))
+        self.source.result = good(certificate(BEGIN + 400 * DAY))
         renewals = len(self.source.renewals)
         self.successResultOf(self.keeper.check_now())
         self.clock.advance(600)
@@ -286,7 +294,7 @@ class RefusingUserTests(KeeperCase):
     def setUp(self) -> None:
         super().setUp()
         self.refuse = True
-        self.keeper = CredentialKeeper(self.clock, self.source, self.use)
+        self.keeper = CredentialKeeper(self.clock, self.source, self.use, wall=self.now)
 
     def use(self, credential: Credential | None) -> None:
         if self.refuse:
@@ -300,7 +308,7 @@ class RefusingUserTests(KeeperCase):
         self.assertIsNotNone(self.keeper.problem)
         self.refuse = False
         self.clock.advance(60)
-        self.assertEqual(self.changes, [self.source.finding.credential])
+        self.assertEqual(self.changes, [self.source.result.credential])
         self.assertIsNone(self.keeper.problem)
 
     def test_the_one_in_use_stays(self) -> None:
@@ -308,7 +316,7 @@ class RefusingUserTests(KeeperCase):
         self.start()
         self.refuse = True
         [old], new = self.changes, certificate(BEGIN + 400 * DAY)
-        self.source.finding = good(new)
+        self.source.result = good(new)
         self.logged.clear()
         self.successResultOf(self.keeper.check_now())
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
@@ -321,22 +329,22 @@ class RefusingUserTests(KeeperCase):
 
 class ExpiryTests(KeeperCase):
     def days_told(self) -> list[tuple[str, float]]:
-        return [(level, (self.clock.seconds() - BEGIN) / DAY) for level, _ in self.take_logged()]
+        return [(level, (self.clock.seconds()) / DAY) for level, _ in self.take_logged()]
 
     def test_two_years_bring_each_warning_once_and_each_renewal_once(self) -> None:
         """Three certificates of 200 days, each renewed when the warning of 3 days was given; the
         last is not renewed."""
         ends = BEGIN + 200 * DAY
-        self.source.finding = good(certificate(ends))
+        self.source.result = good(certificate(ends))
         self.start()
         told: list[tuple[str, str, int]] = []
         for hour in range(1, 730 * 24 + 1):
             self.clock.advance(HOUR)
             for level, text in self.take_logged():
                 told.append((level, text.split(" from ")[0].split(":")[0][:40], hour // 24))
-            if self.clock.seconds() >= ends - 2.5 * DAY and ends < BEGIN + 500 * DAY:
-                ends = self.clock.seconds() + 200 * DAY
-                self.source.finding = good(certificate(ends, name=f"{hour}"))
+            if self.now() >= ends - 2.5 * DAY and ends < BEGIN + 500 * DAY:
+                ends = self.now() + 200 * DAY
+                self.source.result = good(certificate(ends, name=f"{hour}"))
         counted = collections.Counter((level, text[:21]) for level, text, _ in told)
         self.assertEqual(counted["info", "Certificate valid unt"], 3)
         # Twice the warnings of 30, 14, 7 and 3 days, then once all five.
@@ -352,7 +360,7 @@ class ExpiryTests(KeeperCase):
         self.assertIsNone(self.changes[-1])
 
     def test_a_start_shortly_before_the_end_gives_one_warning(self) -> None:
-        self.source.finding = good(certificate(BEGIN + 5 * DAY))
+        self.source.result = good(certificate(BEGIN + 5 * DAY))
         self.start()
         [_, (level, text)] = self.logged
         self.assertEqual(level, "warn")
@@ -360,14 +368,14 @@ class ExpiryTests(KeeperCase):
         self.assertIn(f"certificate from a expires on {until} (days left: 5): renew it", text)
 
     def test_another_certificate_that_ends_as_soon_is_warned_of_too(self) -> None:
-        self.source.finding = good(certificate(BEGIN + 5 * DAY))
+        self.source.result = good(certificate(BEGIN + 5 * DAY))
         self.start()
-        self.source.finding = good(certificate(BEGIN + 6 * DAY, name="b"))
+        self.source.result = good(certificate(BEGIN + 6 * DAY, name="b"))
         self.clock.advance(60)
         self.assertEqual([level for level, _ in self.logged], ["info", "warn"] * 2)
 
     def test_the_thresholds_are_met_to_the_minute(self) -> None:
-        self.source.finding = good(certificate(BEGIN + 30 * DAY + 60))
+        self.source.result = good(certificate(BEGIN + 30 * DAY + 60))
         self.start()
         self.logged.clear()
         self.clock.advance(59)
@@ -376,7 +384,7 @@ class ExpiryTests(KeeperCase):
         self.assertEqual([level for level, _ in self.logged], ["warn"])
 
     def test_it_is_given_up_when_it_expires(self) -> None:
-        self.source.finding = good(certificate(BEGIN + 120))
+        self.source.result = good(certificate(BEGIN + 120))
         self.start()
         self.logged.clear()
         self.clock.advance(60)
@@ -387,20 +395,30 @@ class ExpiryTests(KeeperCase):
         self.assertEqual([level for level, _ in self.logged], ["critical"])
 
     def test_it_is_given_up_even_while_its_file_is_being_rewritten(self) -> None:
-        self.source.finding = good(certificate(BEGIN + 120))
+        self.source.result = good(certificate(BEGIN + 120))
         self.start()
         self.clock.advance(60)
-        self.source.finding = bad("cut off")
+        self.source.result = bad("cut off")
         self.clock.advance(60)
         self.assertEqual(self.changes[-1], None)
         self.assertEqual(self.keeper.problem, "a.pem: cut off")
 
     def test_warnings_go_on_while_its_file_is_bad(self) -> None:
-        self.source.finding = good(certificate(BEGIN + 3 * DAY + 300))
+        self.source.result = good(certificate(BEGIN + 3 * DAY + 300))
         self.start()
-        self.source.finding = bad("it is broken")
+        self.source.result = bad("it is broken")
         self.advance(600)
         self.assertEqual([level for level, _ in self.logged], ["info", "warn", "warn", "warn"])
+
+    def test_a_clock_that_is_set_is_followed_at_the_next_look(self) -> None:
+        self.start()
+        self.logged.clear()
+        self.changes.clear()
+        for left in (5, 200, 5, 20):
+            self.ahead = BEGIN + (365 - left) * DAY - self.clock.seconds()
+            self.clock.advance(60)
+        days = [text.split("days left: ")[1].split(")")[0] for _, text in self.logged]
+        self.assertEqual((days, self.changes), (["5", "5", "20"], []))
 
     @settings(max_examples=60, deadline=None)
     @given(
@@ -418,16 +436,16 @@ class ExpiryTests(KeeperCase):
         clock.advance(BEGIN)
         source = FakeSource(bad("at first"))
         current: list[Credential | None] = [None]
-        keeper = CredentialKeeper(clock, source, current.append)
+        keeper = CredentialKeeper(clock, source, current.append, wall=clock.seconds)
         keeper.start()
         numbers = itertools.count()
         for kind, seconds in steps:
             if kind == "good":
-                source.finding = good(
+                source.result = good(
                     certificate(clock.seconds() + 5 * DAY, name=f"{next(numbers)}")
                 )
             elif kind == "bad":
-                source.finding = bad(f"reason {next(numbers)}")
+                source.result = bad(f"reason {next(numbers)}")
             clock.advance(seconds)
             credential = keeper.credential
             self.assertEqual(current[-1], credential)
@@ -450,12 +468,12 @@ class RenewalTests(KeeperCase):
 
     def test_what_was_issued_is_taken_as_soon_as_it_is_there(self) -> None:
         waiting: Deferred[bool] = Deferred()
-        self.source.finding = bad("nothing was issued yet")
+        self.source.result = bad("nothing was issued yet")
         self.source.renewed = lambda: waiting
         self.start()
         self.assertEqual(self.changes, [])
         new = certificate(BEGIN + 300 * DAY)
-        self.source.finding = good(new)
+        self.source.result = good(new)
         waiting.callback(True)
         self.assertEqual(self.changes, [new])
 
@@ -477,10 +495,10 @@ class RenewalTests(KeeperCase):
         self.source.renewed = lambda: waiting
         self.start()
         by_hang_up, by_minute = (certificate(BEGIN + days * DAY) for days in (400, 500))
-        self.source.finding = good(by_hang_up)
+        self.source.result = good(by_hang_up)
         self.successResultOf(self.keeper.check_now())
         self.assertEqual(self.keeper.credential, by_hang_up)
-        self.source.finding = good(by_minute)
+        self.source.result = good(by_minute)
         self.clock.advance(60)
         self.assertEqual(self.keeper.credential, by_minute)
 
@@ -514,16 +532,41 @@ class RenewalTests(KeeperCase):
         self.clock.advance(60)
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
         self.source.renewed = lambda: succeed(False)
-        self.source.finding = good(certificate(BEGIN + 400 * DAY))
+        self.source.result = good(certificate(BEGIN + 400 * DAY))
         self.clock.advance(60)
-        self.assertEqual(self.changes[-1], self.source.finding.credential)
+        self.assertEqual(self.changes[-1], self.source.result.credential)
+
+    def test_one_that_cannot_be_asked_for_is_told_once_a_day(self) -> None:
+        self.source.renewed = lambda: fail(RenewalError("it is not set"))
+        self.start()
+        self.logged.clear()
+        self.advance(DAY)
+        self.assertEqual(self.source.renewals, [BEGIN + 60 * look for look in range(1441)])
+        self.assertEqual([level for level, _ in self.logged], ["warn"])
+        self.assertIn("it is not set", self.logged[0][1])
+
+    def test_whatever_fails_the_watch_goes_on(self) -> None:
+        """A LoopingCall ends for good at the first failure."""
+        self.start()
+        loads = self.source.loads
+
+        def fails(now: float) -> LoadResult:
+            raise ZeroDivisionError
+
+        good_load = self.source.load
+        self.source.load = fails  # type: ignore[method-assign]
+        self.advance(180)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 3)
+        self.source.load = good_load  # type: ignore[method-assign]
+        self.advance(180)
+        self.assertEqual(self.source.loads, loads + 3)
 
 
 class ThreadTests(KeeperCase):
     def test_files_are_read_where_the_reactor_is_not_held_up(self) -> None:
-        jobs: list[tuple[Callable[[], Finding], Deferred[Finding]]] = []
+        jobs: list[tuple[Callable[[], LoadResult], Deferred[LoadResult]]] = []
 
-        def run(function: Callable[[], Finding]) -> Deferred[Finding]:
+        def run(function: Callable[[], LoadResult]) -> Deferred[LoadResult]:
             jobs.append((function, Deferred()))
             return jobs[-1][1]
 
@@ -531,16 +574,16 @@ class ThreadTests(KeeperCase):
             function, deferred = jobs.pop()
             deferred.callback(function())
 
-        self.keeper = CredentialKeeper(self.clock, self.source, self.changes.append, run=run)
+        self.keeper = self.make_keeper(self.source, run=run)
         self.start()
         self.assertEqual((len(self.changes), self.source.loads), (1, 1))
         finish()
-        self.source.finding = good(certificate(BEGIN + 400 * DAY))
+        self.source.result = good(certificate(BEGIN + 400 * DAY))
         self.clock.advance(60)
         self.assertEqual((len(self.changes), self.source.loads), (1, 2))
         finish()
         self.assertEqual(len(self.changes), 2)
-        self.source.finding = good(certificate(BEGIN + 500 * DAY))
+        self.source.result = good(certificate(BEGIN + 500 * DAY))
         self.clock.advance(60)
         self.keeper.stop()
         finish()
@@ -552,15 +595,15 @@ class HangingTests(KeeperCase):
 
     def setUp(self) -> None:
         super().setUp()
-        self.jobs: list[tuple[Callable[[], Finding], Deferred[Finding]]] = []
+        self.jobs: list[tuple[Callable[[], LoadResult], Deferred[LoadResult]]] = []
         self.hangs = True
-        self.keeper = CredentialKeeper(self.clock, self.source, self.changes.append, run=self.run_)
+        self.keeper = self.make_keeper(self.source, run=self.run_)
         self.text = (
             "certificateFilePem a.pem: its files cannot be read: no answer within 25 s; see whether"
             " the file system that they are on works"
         )
 
-    def run_(self, function: Callable[[], Finding]) -> Deferred[Finding]:
+    def run_(self, function: Callable[[], LoadResult]) -> Deferred[LoadResult]:
         if not self.hangs:
             return succeed(function())
         self.jobs.append((function, Deferred()))
@@ -575,7 +618,7 @@ class HangingTests(KeeperCase):
             self.logged,
             [("warn", f"Refused: {self.text}. The credential from a stays in use")],
         )
-        self.assertEqual(self.keeper.credential, self.source.finding.credential)
+        self.assertEqual(self.keeper.credential, self.source.result.credential)
 
     def test_a_hang_up_is_answered_all_the_same(self) -> None:
         self.start()
@@ -588,7 +631,7 @@ class HangingTests(KeeperCase):
         self.assertIn(self.text, self.logged[-1][1])
 
     def test_warnings_and_the_end_come_as_ever(self) -> None:
-        self.source.finding = good(certificate(BEGIN + 3 * DAY + 300))
+        self.source.result = good(certificate(BEGIN + 3 * DAY + 300))
         self.start()
         self.logged.clear()
         self.advance(600)
@@ -603,11 +646,11 @@ class HangingTests(KeeperCase):
         self.advance(HOUR)
         self.hangs = False
         [(function, deferred)] = self.jobs
-        self.source.finding = good(certificate(BEGIN + 400 * DAY))
+        self.source.result = good(certificate(BEGIN + 400 * DAY))
         deferred.callback(function())  # which nobody waits for any more
         self.assertEqual(len(self.changes), 1)
         self.clock.advance(60)
-        self.assertEqual(self.changes[-1], self.source.finding.credential)
+        self.assertEqual(self.changes[-1], self.source.result.credential)
 
 
 class RealFileTests(KeeperCase):
@@ -618,7 +661,7 @@ class RealFileTests(KeeperCase):
         ends = pki.now() + datetime.timedelta(days=100)
         first, second = (AUTHORITY.client(not_after=ends) for _ in range(2))
         first.write_together(path)
-        self.keeper = CredentialKeeper(self.clock, pem_source(path, None), self.changes.append)
+        self.keeper = self.make_keeper(pem_source(path, None))
         self.start()
         for content in (second.pem[:300], second.pem[:700], second.pem, b"", first.pem):
             path.write_bytes(content)

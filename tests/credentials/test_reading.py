@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import subprocess
 import tempfile
 import time
@@ -18,12 +17,11 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests import pki
 from tests.credentials.test_certificate import mutated
-from xaps.credentials import derivation
 from xaps.credentials.certificate import CertificateInfo, CredentialError
 from xaps.credentials.reading import (
     Blob,
+    as_pem,
     read_any,
-    read_der,
     read_p8,
     read_pem,
     read_pkcs12,
@@ -248,30 +246,18 @@ class Pkcs12Tests(Refusals):
         self.refused("protection is beyond all measure", self.p12, bad, PASSWORD.encode())
         self.assertLess(time.process_time() - began, 1)
 
-
-class DerivationTests(SynchronousTestCase):
-    def test_usual_protection_is_fast_enough(self) -> None:
-        self.assertFalse(derivation.too_slow(ISSUED.pkcs12(PASSWORD)))
-        self.assertFalse(derivation.too_slow(DER))
-        self.assertFalse(derivation.too_slow(der_key(RSA.key)))
-
-    def test_numbers_after_a_salt_count_together(self) -> None:
-        def salted(rounds: int) -> bytes:
-            return b"\x30\x07\x04\x00\x02\x03" + rounds.to_bytes(3, "big")
-
-        self.assertFalse(derivation.too_slow(salted(1_999_999)))
-        self.assertTrue(derivation.too_slow(salted(1_000_001) + salted(1_000_001)))
-        wrapped = b"\x04\x09" + salted(2_000_001)
-        self.assertTrue(derivation.too_slow(wrapped))
-        self.assertTrue(derivation.too_slow(b"\x30\x80" + salted(2_000_001) + b"\x00\x00"))
-        # Encrypted bytes can look like anything.
-        self.assertFalse(derivation.too_slow(b"\x04\x0a" + salted(2_000_001) + b"\x00"))
-
-    def test_depth_and_number_of_elements_are_bounded(self) -> None:
-        began = time.process_time()
-        self.assertTrue(derivation.too_slow(b"\x05\x00" * 500_000))
-        derivation.too_slow(b"\x30\x80" * 500_000)
-        self.assertLess(time.process_time() - began, 1)
+    def test_rounds_count_together_in_every_file_with_a_password(self) -> None:
+        for rounds, reason in (
+            (b"\x02\x03\x0e\xff\xff", "cannot be decrypted"),
+            (b"\x02\x03\x1e\xff\xff", "beyond all measure"),
+            (b"\x02\x04\x7f\xff\xff\xff", "beyond all measure"),
+        ):
+            for salt in (8, 16, 20):
+                derivation = b"\x04" + bytes([salt]) + b"s" * salt + rounds
+                key = as_pem("ENCRYPTED PRIVATE KEY", derivation)
+                self.refused("cannot be|beyond", pem, ISSUED.cert_pem, key, b"secret")
+                key = as_pem("ENCRYPTED PRIVATE KEY", derivation + derivation)
+                self.refused(reason, pem, ISSUED.cert_pem, key, b"secret")
 
 
 class P8Tests(Refusals):
@@ -314,21 +300,6 @@ class OtherFormsTests(Refusals):
         for data in (ISSUED.pem, ISSUED.pkcs12(), DER, ISSUED.cert_pem):
             self.assertEqual(read_any(Blob("f", data)).chain[0], ISSUED.certificate)
 
-    def test_the_certificates_of_an_imported_database_are_der(self) -> None:
-        traditional = RSA.key.private_bytes(
-            serialization.Encoding.DER,
-            serialization.PrivateFormat.TraditionalOpenSSL,
-            serialization.NoEncryption(),
-        )
-        der = RSA.certificate.public_bytes(serialization.Encoding.DER)
-        self.assertTrue(read_der("database.json", [der], traditional).key_matches)
-        for certificates, key, reason in (
-            ([b"x"], traditional, "the certificate is damaged"),
-            ([], traditional, "there is no certificate"),
-            ([der], b"", "the private key is damaged"),
-        ):
-            self.refused(f"database.json: {reason}", read_der, "database.json", certificates, key)
-
     def test_files_with_keys_are_told_apart_from_those_without(self) -> None:
         for data in (ISSUED.key_pem, ISSUED.encrypted_key_pem("x"), RSA.traditional_key_pem):
             self.assertTrue(Blob("f", data).has_key)
@@ -347,7 +318,6 @@ class AnyInputTests(SynchronousTestCase):
             lambda: pem(ISSUED.cert_pem, data, secret).errors(NOW),
             lambda: read_pkcs12(Blob("f", data), secret).errors(NOW),
             lambda: read_any(Blob("f", data), None).errors(NOW),
-            lambda: read_der("f", [data], data).errors(NOW),
             lambda: p8(data),
         ):
             began = time.process_time()
@@ -398,11 +368,6 @@ def der_key(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> bytes:
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     )
-
-
-def as_pem(label: str, der: bytes) -> bytes:
-    body = base64.encodebytes(der).decode()
-    return f"-----BEGIN {label}-----\n{body}-----END {label}-----\n".encode()
 
 
 def openssl_pkcs12(password: str, *options: str) -> bytes:

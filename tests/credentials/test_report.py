@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests import pki
-from xaps.credentials.filesource import p8_source, p12_source, pem_source
+from tests.credentials.case import p8_source, p12_source, pem_source
 from xaps.credentials.report import (
     EXPIRING,
     GOOD,

@@ -13,9 +13,9 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests import pki
 from tests.credentials.apple.case import BEGIN, DAY, HASH, IDENTITY, PASSWORD, AppleCase
-from xaps.credentials.filesource import p8_source, p12_source, pem_source
-from xaps.credentials.finding import Source
+from tests.credentials.case import p8_source, p12_source, pem_source
 from xaps.credentials.keeper import CredentialKeeper
+from xaps.credentials.loading import Source
 
 
 def gather(case: SynchronousTestCase) -> list[LogEvent]:
@@ -40,7 +40,7 @@ def lines_of(key_pem: bytes) -> list[str]:
 class AppleIdTests(AppleCase):
     def test_nothing_of_keys_and_of_the_account_is_shown(self) -> None:
         events = gather(self)
-        keeper = CredentialKeeper(self.clock, self.source, lambda _: None)
+        keeper = CredentialKeeper(self.clock, self.source, lambda _: None, wall=self.clock.seconds)
         keeper.start()
         for behaviour in ("good", "error -80010", "html", "junk", "wrong key", "good"):
             self.apple.behaviour = behaviour
@@ -98,7 +98,7 @@ class FileTests(SynchronousTestCase):
         clock.advance(BEGIN)
         path.write_bytes(content)
         path.chmod(0o644)
-        keeper = CredentialKeeper(clock, source, lambda _: None)
+        keeper = CredentialKeeper(clock, source, lambda _: None, wall=clock.seconds)
         keeper.start()
         # Each of these leaves some of the key in the file.
         for damaged in (content[:-30], content[:-30] + b"x" * 30, content * 2, content[30:]):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import os
 import tempfile
 from collections.abc import Iterator
@@ -13,8 +12,9 @@ import attrs
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests import pki
-from xaps.credentials.filesource import p8_source, p12_source, pem_source
-from xaps.credentials.finding import Finding, Source
+from tests.credentials.case import p8_source, p12_source, pem_source
+from xaps.config.reading import Config
+from xaps.credentials.loading import LoadResult, Source
 from xaps.credentials.reading import MAX_FILE
 from xaps.credentials.sources import source_from_config
 from xaps.model import CertificateCredential, TokenCredential
@@ -24,25 +24,6 @@ DAY = 86400.0
 AUTHORITY = pki.Authority.create()
 SIGNING = pki.SigningKey.create()
 PASSWORD = "correct horse"
-
-
-@attrs.frozen
-class Settings:
-    """The configuration's keys for credentials."""
-
-    certificate_file_pem: Path | None = None
-    certificate_file_pem_key: Path | None = None
-    certificate_file_p12: Path | None = None
-    certificate_password: str | None = None
-    key_file_p8: Path | None = None
-    key_file_topic: str | None = None
-    key_file_key_id: str | None = None
-    key_file_team_id: str | None = None
-    apple_id: str | None = None
-    apple_id_hashed_password: str | None = None
-    server_identity: Path | None = None
-    certificate_service: str = "https://identity.example/pushcert/caservice"
-    database_file: Path = Path("/nonexistent/database")
 
 
 @contextmanager
@@ -67,35 +48,44 @@ class FileTests(SynchronousTestCase):
         self.certificate, self.key = self.issued.write(self.folder, "push")
         self.source: Source = pem_source(self.certificate, self.key)
 
-    def reason(self, finding: Finding) -> str:
-        self.assertIsNone(finding.credential)
-        return str(finding.errors[0])
+    def reason(self, result: LoadResult) -> str:
+        self.assertIsNone(result.credential)
+        return str(result.errors[0])
 
     def test_each_kind_of_file_gives_its_credential(self) -> None:
         together = self.issued.write_together(self.folder / "together.pem")
         p12 = pki.write_private(self.folder / "push.p12", self.issued.pkcs12(PASSWORD))
+        locked = self.folder / "locked.key"
+        pki.write_private(locked, self.issued.encrypted_key_pem(PASSWORD))
         secret = pki.write_private(self.folder / "password", f"{PASSWORD}\n".encode())
         for source, name, file in (
             (self.source, "certificateFilePem", self.certificate),
             (pem_source(together, None), "certificateFilePem", together),
+            (
+                pem_source(self.certificate, locked, PASSWORD),
+                "certificateFilePem",
+                self.certificate,
+            ),
             (p12_source(p12, PASSWORD), "certificateFileP12", p12),
             (p12_source(p12, f"file:{secret}"), "certificateFileP12", p12),
         ):
             self.assertEqual(source.name, f"{name} {file}")
-            for finding in (source.load(NOW), source.describe(NOW)):
-                credential = finding.credential
-                assert isinstance(credential, CertificateCredential), finding.errors
+            for result in (source.load(NOW), source.load(NOW)):
+                credential = result.credential
+                assert isinstance(credential, CertificateCredential), result.errors
                 self.assertEqual(credential.source, str(file))
                 self.assertEqual(credential.topic, pki.MAIL_TOPIC)
-                self.assertEqual(finding.expires, credential.not_after)
-                self.assertEqual(finding.warnings, ())
+                self.assertEqual(result.expires, credential.not_after)
+                self.assertEqual(result.warnings, ())
 
     def test_a_token_key_gives_its_credential_and_does_not_expire(self) -> None:
         path = SIGNING.write(self.folder / "AuthKey.p8")
         source = p8_source(path, topic=pki.MAIL_TOPIC, key_id="ABC123DEFG", team_id="DEF123GHIJ")
-        finding = source.load(NOW)
-        self.assertIsInstance(finding.credential, TokenCredential)
-        self.assertIsNone(finding.expires)
+        result = source.load(NOW)
+        assert isinstance(result.credential, TokenCredential)
+        ids = (result.credential.key_id, result.credential.team_id)
+        self.assertEqual(ids, ("ABC123DEFG", "DEF123GHIJ"))
+        self.assertIsNone(result.expires)
         self.assertEqual(source.name, f"keyFileP8 {path}")
 
     def test_a_file_that_cannot_be_read_is_named_with_the_reason(self) -> None:
@@ -126,9 +116,9 @@ class FileTests(SynchronousTestCase):
         self.certificate.chmod(0o644)
         self.key.chmod(0)
         with without_root():
-            finding = self.source.load(NOW)
+            result = self.source.load(NOW)
         self.assertEqual(
-            self.reason(finding),
+            self.reason(result),
             f"{self.key}: it cannot be read: permission denied; let the daemon's user read it: "
             f"chown root:xapsd {self.key}; chmod 640 {self.key}",
         )
@@ -189,39 +179,15 @@ class FileTests(SynchronousTestCase):
 class ConfigurationTests(SynchronousTestCase):
     def test_the_configured_file_becomes_the_source(self) -> None:
         a, b = Path("a"), Path("b")
-        token = Settings(None, None, None, None, a, "t", "k", "t")
-        for settings, name in (
-            (Settings(certificate_file_pem=a, certificate_file_pem_key=b), "certificateFilePem a"),
-            (Settings(certificate_file_p12=a), "certificateFileP12 a"),
+        token = Config(key_file_p8=a, key_file_topic="t", key_file_key_id="k", key_file_team_id="t")
+        for config, name in (
+            (Config(certificate_file_pem=a, certificate_file_pem_key=b), "certificateFilePem a"),
+            (Config(certificate_file_p12=a), "certificateFileP12 a"),
             (token, "keyFileP8 a"),
             # The Go daemon's own file has placeholders for these.
             (attrs.evolve(token, certificate_file_pem=a, key_file_p8=None), "certificateFilePem a"),
         ):
-            source = source_from_config(settings)
+            source = source_from_config(config)
             assert source is not None
             self.assertEqual(source.name, name)
-        self.assertIsNone(source_from_config(Settings()))
-
-    def test_key_and_password_reach_the_reader(self) -> None:
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            issued = AUTHORITY.client(not_after=pki.now() + datetime.timedelta(days=1))
-            certificate, key = issued.write(folder, "push")
-            key.write_bytes(issued.encrypted_key_pem(PASSWORD))
-            source = source_from_config(Settings(certificate, key, None, PASSWORD))
-            assert source is not None
-            self.assertIsNotNone(source.load(NOW).credential)
-            p12 = pki.write_private(folder / "push.p12", issued.pkcs12(PASSWORD))
-            source = source_from_config(
-                Settings(certificate_file_p12=p12, certificate_password=PASSWORD)
-            )
-            assert source is not None
-            self.assertIsNotNone(source.load(NOW).credential)
-            p8 = SIGNING.write(folder / "key.p8")
-            source = source_from_config(
-                Settings(None, None, None, None, p8, pki.MAIL_TOPIC, "ABC123DEFG", "DEF123GHIJ")
-            )
-            assert source is not None
-            credential = source.load(NOW).credential
-            assert isinstance(credential, TokenCredential)
-            self.assertEqual((credential.key_id, credential.team_id), ("ABC123DEFG", "DEF123GHIJ"))
+        self.assertIsNone(source_from_config(Config(database_file=Path("/nonexistent/database"))))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import tempfile
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -180,7 +181,7 @@ class AppleIdTests(TestCase):
         roots = trustRootFromCertificates(
             [Certificate(crypto.X509.from_cryptography(authority.certificate))]
         )
-        apple = AppleCertificates(IDENTITY, reactor.seconds, authority=authority)
+        apple = AppleCertificates(IDENTITY, time.time, authority=authority)
         apple.lifetime = datetime.timedelta(days=365)
         options = server_options(authority.server("localhost"), None)
         tls = TrackingTLSFactory(options, AppleCertificatesFactory(apple))
@@ -201,7 +202,7 @@ class AppleIdTests(TestCase):
             ask=AppleService(reactor, roots),
             run=partial(deferToThreadPool, reactor, reactor.getThreadPool()),
         )
-        keeper = CredentialKeeper(reactor, source, client.use)
+        keeper = CredentialKeeper(reactor, source, client.use, wall=time.time)
         keeper.start()
         client.start()
         await keeper.check_now()
@@ -225,7 +226,7 @@ class AppleIdTests(TestCase):
         folder = tempfile.TemporaryDirectory()
         self.addCleanup(folder.cleanup)
         authority = pki.Authority.create()
-        apple = AppleCertificates(IDENTITY, reactor.seconds, authority=authority)
+        apple = AppleCertificates(IDENTITY, time.time, authority=authority)
         port = reactor.listenTCP(0, AppleCertificatesFactory(apple), interface="127.0.0.1")
         self.addCleanup(port.stopListening)
         url = f"http://127.0.0.1:{port.getHost().port}/pushcert/caservice"

@@ -11,7 +11,7 @@ from typing import TextIO
 from xaps.apns.tls import trust_root
 from xaps.config.reading import Config, careless_secrets
 from xaps.credentials.certificate import utc_text
-from xaps.credentials.keeper import SET_ONE
+from xaps.credentials.loading import SET_ONE
 from xaps.credentials.sources import source_from_config
 from xaps.intake.cyrus.conf import ImapdConfError, read_imapd_conf
 from xaps.listen.tls import TLSError, server_options
@@ -55,7 +55,7 @@ def _credential(config: Config, out: TextIO) -> Iterator[str]:
     if source is None:
         yield f"no push credential is configured: {SET_ONE}"
         return
-    finding = source.describe(time.time())
+    finding = source.load(time.time())
     for warning in finding.warnings:
         out.write(f"Warning: {warning}\n")
     for error in finding.errors:

@@ -21,7 +21,7 @@ from twisted.internet.ssl import (
 from twisted.python.failure import Failure
 
 from xaps.model import CertificateCredential, Credential
-from xaps.system.openssl import NotPresented, check_presented, openssl_words
+from xaps.system.openssl import openssl_words
 
 TrustRoot = Any
 """What Twisted takes as one; its interface for that is private."""
@@ -93,10 +93,6 @@ def tls_endpoint(
             key = crypto.load_privatekey(crypto.FILETYPE_PEM, credential.key_pem)
         except (crypto.Error, ValueError) as reason:
             raise ValueError(f"{credential.source} cannot be used for TLS") from reason
-        try:
-            check_presented([leaf, *chain], key)
-        except NotPresented as reason:
-            raise ValueError(f"{credential.source}: {reason}") from None
         options.update(certificate=leaf, privateKey=key, extraCertChain=chain)
     creator = optionsForClientTLS(
         host, trustRoot=root, acceptableProtocols=[ALPN], extraCertificateOptions=options

@@ -9,8 +9,7 @@ from __future__ import annotations
 import datetime
 import re
 from collections.abc import Sequence
-from enum import Enum
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import attrs
 from cryptography import x509
@@ -18,13 +17,13 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
-from OpenSSL import crypto
+from OpenSSL import SSL, crypto
 from pyasn1.codec.der import decoder
 from pyasn1.error import PyAsn1Error
 from pyasn1.type import char, univ
 
 from xaps.model import CertificateCredential
-from xaps.system.openssl import NotPresented, check_presented
+from xaps.system.openssl import openssl_words
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
@@ -32,6 +31,8 @@ if TYPE_CHECKING:
 PrivateKey: TypeAlias = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
 
 DAY = 86400.0
+
+NO_KEY = "there is no private key for the certificate"
 
 # Apple's certificate extensions (Apple's Worldwide Developer Relations certification practice
 # statement lists the arc 1.2.840.113635.100.6.3).
@@ -80,15 +81,6 @@ class CredentialError(Exception):
         self.remedy = remedy
 
 
-class Environment(Enum):
-    """Which of Apple's push servers a certificate is for, as its extensions say."""
-
-    PRODUCTION = "production"
-    DEVELOPMENT = "development"
-    BOTH = "production and development"
-    UNMARKED = "not stated"
-
-
 def is_mail_topic(topic: str) -> bool:
     """Whether iOS Mail can be pushed under `topic`."""
     return _TOPIC.fullmatch(topic) is not None and any(
@@ -111,11 +103,13 @@ class CertificateInfo:
     """The file that holds the certificate."""
     key_source: str
     """The file that holds the key; often the same."""
-    topics: tuple[str, ...]
-    """The subject's UIDs; a good certificate has one."""
+    topic: str | None
+    """The first of the subject's UIDs that is a topic of Mail, or else the first."""
     allowed_topics: tuple[str, ...] | None
     """Empty when the certificate lists none, ``None`` when the list cannot be read."""
-    environment: Environment
+    production: bool
+    development: bool
+    """For which of Apple's push servers its extensions say that it is."""
     serial: str
     """Hexadecimal, lower case."""
     not_before: float
@@ -128,13 +122,11 @@ class CertificateInfo:
     not_presented: tuple[str, str] | None
     """Why OpenSSL does not present `chain` to a server, and what to do; ``None`` if it does."""
 
-    no_key = "there is no private key for the certificate"
-    """What the error about a missing key says."""
-
     @property
-    def topic(self) -> str | None:
-        """The first UID that is a Mail topic, or else the first."""
-        return next(filter(is_mail_topic, self.topics), self.topics[0] if self.topics else None)
+    def environment(self) -> str:
+        """`production` and `development` for people."""
+        marks = ("production" * self.production, "development" * self.development)
+        return " and ".join(filter(None, marks)) or "not stated"
 
     @property
     def midlife(self) -> float:
@@ -154,10 +146,7 @@ class CertificateInfo:
             errors.append(CredentialError(self.source, what, remedy))
 
         if self.key is None:
-            add(
-                self.no_key,
-                "put the key into the same file or name its file in certificateFilePemKey",
-            )
+            add(NO_KEY, "put the key into the same file or name its file in certificateFilePemKey")
         elif not self.key_matches:
             where = "" if self.key_source == self.source else f" in {self.key_source}"
             add(
@@ -171,10 +160,10 @@ class CertificateInfo:
             )
         elif not is_mail_topic(self.topic):
             add(
-                f"the certificate's topic {printable(self.topic)} is not one of Mail",
+                f"the certificate's topic {ascii_line(self.topic)} is not one of Mail",
                 f"Mail's topics begin with {' or '.join(MAIL_TOPIC_PREFIXES)}",
             )
-        if self.environment is Environment.DEVELOPMENT:
+        if self.development and not self.production:
             add(
                 "the certificate is for development only, and Mail is pushed in production",
                 "request a production certificate",
@@ -198,10 +187,10 @@ class CertificateInfo:
         if self.allowed_topics is None:
             return [f"{self.source}: the list of topics that the certificate allows is damaged"]
         if self.allowed_topics and self.topic not in self.allowed_topics:
-            allowed = ", ".join(printable(topic) for topic in self.allowed_topics[:5])
+            allowed = ", ".join(ascii_line(topic) for topic in self.allowed_topics[:5])
             return [
                 f"{self.source}: the topics that the certificate allows ({allowed}) do not include"
-                f" its own ({printable(self.topic or '')}); Apple may refuse to push"
+                f" its own ({ascii_line(self.topic or '')}); Apple may refuse to push"
             ]
         return []
 
@@ -236,19 +225,21 @@ def certificate_info(
     try:
         chain = _order(source, certificates)
         leaf = chain[0]
-        oids = {extension.oid for extension in leaf.extensions}
+        uids = [str(uid.value) for uid in leaf.subject.get_attributes_for_oid(NameOID.USER_ID)]
+        extensions = {extension.oid: extension.value for extension in leaf.extensions}
+        allowed = extensions.get(_TOPICS)
         return CertificateInfo(
             source=source,
             key_source=key_source or source,
-            topics=tuple(
-                str(attribute.value)
-                for attribute in leaf.subject.get_attributes_for_oid(NameOID.USER_ID)
-            ),
-            allowed_topics=_allowed_topics(leaf),
-            environment=_environment(_PRODUCTION in oids, _DEVELOPMENT in oids),
+            topic=next(filter(is_mail_topic, uids), uids[0] if uids else None),
+            allowed_topics=()
+            if not isinstance(allowed, x509.UnrecognizedExtension)
+            else parse_topics(allowed.value),
+            production=_PRODUCTION in extensions,
+            development=_DEVELOPMENT in extensions,
             serial=f"{leaf.serial_number:x}",
-            not_before=_not_before(leaf),
-            not_after=_not_after(leaf),
+            not_before=_seconds(leaf, "not_valid_before"),
+            not_after=_seconds(leaf, "not_valid_after"),
             chain=chain,
             key=key,
             key_matches=None
@@ -257,23 +248,26 @@ def certificate_info(
             not_presented=_not_presented(chain),
         )
     except PARSE_ERRORS as error:
-        raise CredentialError(
-            source, f"the certificate is damaged ({reason_of(error)})", "export or copy it again"
-        ) from None
+        raise damaged_certificate(source, reason_of(error)) from None
+
+
+def damaged_certificate(source: str, reason: str) -> CredentialError:
+    """What is said of a certificate that cannot be read."""
+    return CredentialError(
+        source, f"the certificate is damaged ({reason})", "export or copy it again"
+    )
 
 
 def key_pem(key: PrivateKey) -> bytes:
     """The key as PKCS#8, not encrypted."""
     return key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
 
 
-def printable(text: str) -> str:
-    """`text` from a certificate, fit for one line of a log."""
-    return "".join(c if " " <= c <= "~" else "?" for c in text[:100])
+def ascii_line(text: str, longest: int = 100) -> str:
+    """`text` that others wrote, fit for one line of a log."""
+    return "".join(c if " " <= c <= "~" else "?" for c in text[:longest])
 
 
 def reason_of(error: Exception) -> str:
@@ -288,25 +282,19 @@ def _spki(key: CertificatePublicKeyTypes) -> bytes:
     )
 
 
-def _environment(production: bool, development: bool) -> Environment:
-    if production:
-        return Environment.BOTH if development else Environment.PRODUCTION
-    return Environment.DEVELOPMENT if development else Environment.UNMARKED
-
-
 def _order(source: str, certificates: Sequence[x509.Certificate]) -> tuple[x509.Certificate, ...]:
     distinct = list(dict.fromkeys(certificates))
     if not distinct:
         raise CredentialError(
             source, "there is no certificate", "it must hold the push certificate"
         )
-    leaves = [c for c in distinct if not _is_authority(c)] if len(distinct) > 1 else distinct
+    leaves = distinct
+    if len(distinct) > 1:
+        leaves = [c for c in distinct if not _is_authority(c)]
     if len(leaves) != 1:
-        what = (
-            f"there are {len(leaves)} certificates that could be the push certificate"
-            if leaves
-            else "there are only certificates of authorities, no push certificate"
-        )
+        what = "there are only certificates of authorities, no push certificate"
+        if leaves:
+            what = f"there are {len(leaves)} certificates that could be the push certificate"
         raise CredentialError(source, what, "leave one push certificate and its chain")
     chain = leaves
     rest = [c for c in distinct if c is not leaves[0]]
@@ -320,77 +308,53 @@ def _order(source: str, certificates: Sequence[x509.Certificate]) -> tuple[x509.
 
 
 def _not_presented(chain: Sequence[x509.Certificate]) -> tuple[str, str] | None:
-    try:
-        check_presented([crypto.X509.from_cryptography(certificate) for certificate in chain])
-    except NotPresented as refusal:
-        if refusal.position == 0:
-            return (
-                f"OpenSSL does not present the certificate to servers ({refusal.reason})",
-                "request another one, for an RSA key of 2048 bits and signed with SHA-256",
-            )
-        name = printable(chain[refusal.position].subject.rfc4514_string())
-        return (
-            f"OpenSSL does not present the certificate of {name} to servers ({refusal.reason})",
-            "take it out of the file: Apple knows its own authorities",
-        )
-    except crypto.Error:
-        return "OpenSSL cannot read the certificate", "export or copy it again"
+    """What OpenSSL says against presenting one of `chain` to a server, and what to do.
+
+    It does not if a key or a signature is too weak for its security level, which distributions
+    raise now and then: Debian's OpenSSL 3.0 takes no RSA key below 2048 bits and no SHA-1. Of the
+    certificates above the leaf it would tell that in the middle of each handshake, so each is
+    tried as if it were a leaf.
+    """
+    for certificate in chain:
+        try:
+            context = SSL.Context(SSL.TLS_METHOD)
+            context.use_certificate(crypto.X509.from_cryptography(certificate))
+        except SSL.Error as error:
+            whose = ""
+            remedy = "request another one, for an RSA key of 2048 bits and signed with SHA-256"
+            if certificate is not chain[0]:
+                whose = f" of {ascii_line(certificate.subject.rfc4514_string())}"
+                remedy = "take it out of the file: Apple knows its own authorities"
+            words = openssl_words(error)
+            return f"OpenSSL does not present the certificate{whose} to servers ({words})", remedy
+        except crypto.Error:
+            return "OpenSSL cannot read the certificate", "export or copy it again"
     return None
 
 
 def _is_authority(certificate: x509.Certificate) -> bool:
-    try:
-        constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints)
-    except x509.ExtensionNotFound:
-        return False
-    return constraints.value.ca
+    values = [extension.value for extension in certificate.extensions]
+    return any(isinstance(value, x509.BasicConstraints) and value.ca for value in values)
 
 
-def _not_before(certificate: x509.Certificate) -> float:
+def _seconds(certificate: Any, field: str) -> float:
     # cryptography 42 deprecates the form without time zone, which is all that older ones have.
-    if hasattr(certificate, "not_valid_before_utc"):
-        return certificate.not_valid_before_utc.timestamp()
-    return certificate.not_valid_before.replace(tzinfo=datetime.UTC).timestamp()
+    moment = getattr(certificate, f"{field}_utc", None) or getattr(certificate, field)
+    return float(moment.replace(tzinfo=datetime.UTC).timestamp())
 
 
-def _not_after(certificate: x509.Certificate) -> float:
-    if hasattr(certificate, "not_valid_after_utc"):
-        return certificate.not_valid_after_utc.timestamp()
-    return certificate.not_valid_after.replace(tzinfo=datetime.UTC).timestamp()
-
-
-def _allowed_topics(certificate: x509.Certificate) -> tuple[str, ...] | None:
-    try:
-        value = certificate.extensions.get_extension_for_oid(_TOPICS).value
-    except x509.ExtensionNotFound:
-        return ()
-    assert isinstance(value, x509.UnrecognizedExtension)
-    try:
-        return parse_topics(value.value)
-    except ValueError:
-        return None  # it decides nothing: APNs does
-
-
-def parse_topics(der: bytes) -> tuple[str, ...]:
+def parse_topics(der: bytes) -> tuple[str, ...] | None:
     """Read Apple's topics extension: ``SEQUENCE { UTF8String topic, SEQUENCE { UTF8String kind,
-    ... }, ... }``.
-
-    :raises ValueError: it has another structure.
-    """
+    ... }, ... }``; ``None``: it is something else. It decides nothing: APNs does."""
     if len(der) > _MAX_TOPICS_EXTENSION:
-        raise ValueError("the list of topics is too long")
+        return None
     try:
         sequence, rest = decoder.decode(der, asn1Spec=univ.SequenceOf(univ.Any()))
-        items = [bytes(item) for item in sequence]
         topics = [
-            decoder.decode(item, asn1Spec=char.UTF8String())[0]
-            for item in items
+            str(decoder.decode(item, asn1Spec=char.UTF8String())[0])
+            for item in map(bytes, sequence)
             if item[:1] == _UTF8_STRING
         ]
-    except _PYASN1_ERRORS as error:
-        raise ValueError(
-            f"the list of topics is not as expected ({type(error).__name__})"
-        ) from None
-    if rest:
-        raise ValueError("the list of topics is followed by something else")
-    return tuple(str(topic) for topic in topics)
+    except _PYASN1_ERRORS:
+        return None
+    return None if rest else tuple(topics)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
-from typing import TypeVar
 
 from twisted.internet.defer import (
     CancelledError,
@@ -17,14 +16,13 @@ from twisted.internet.defer import (
 )
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
-from twisted.logger import Logger
+from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 
-from xaps.credentials.certificate import DAY, CredentialError, utc_text
-from xaps.credentials.finding import Finding, Source
+from xaps.credentials.certificate import DAY, CredentialError, ascii_line, utc_text
+from xaps.credentials.loading import SET_ONE, LoadResult, RenewalError, Run, Source
 from xaps.model import CertificateCredential, Credential
-
-T = TypeVar("T")
+from xaps.system.complaints import Complaints
 
 INTERVAL = 60.0
 """Seconds between two looks at the source."""
@@ -38,8 +36,7 @@ WARN_DAYS = (1, 3, 7, 14, 30)
 _PHRASE_MAX = 150
 """Characters of the reason that IMAP servers are told."""
 
-SET_ONE = "set certificateFilePem, certificateFileP12 or keyFileP8 (README: Credentials)"
-"""What to do where no credential is configured."""
+_NO_CREDENTIAL = "No mail can be pushed: {reason}"
 
 
 class CredentialKeeper:
@@ -51,6 +48,7 @@ class CredentialKeeper:
     :param on_change: called with each new credential, and with ``None`` when the one in use has
         expired; not called for the absence of one at the start. If it fails, that is logged, and
         the new one is tried again at the next look.
+    :param wall: the time of day, which decides what is valid and when to warn.
     :param run: runs a function that reads files elsewhere, so that a slow disk does not hold up
         the reactor; by default right here.
     :ivar credential: the one in use.
@@ -66,15 +64,18 @@ class CredentialKeeper:
         source: Source | None,
         on_change: Callable[[Credential | None], None],
         *,
-        run: Callable[[Callable[[], Finding]], Deferred[Finding]] = maybeDeferred,
+        wall: Callable[[], float],
+        run: Run = maybeDeferred,
     ) -> None:
         self._clock = clock
         self._source = source
         self._on_change = on_change
+        self._wall = wall
         self._run = run
         self.credential: Credential | None = None
         self.problem: str | None = "the push credential has not been looked for yet"
         self.remedy = ""
+        self._complaints = Complaints(self._log, clock.seconds)
         self._lock = DeferredLock()
         self._looking: Deferred[None] | None = None
         self._reading = False  # a thread is, perhaps that of an earlier look
@@ -82,11 +83,9 @@ class CredentialKeeper:
         self._stopped = False
         self._loop = LoopingCall(self._check, patient=True)
         self._loop.clock = clock
-        self._suspect: bytes | None = None
-        self._refused: str | None = None
-        self._lamented = -math.inf
+        self._bad_content: bytes | None = None
+        self._refused = ""
         self._warned_days: int | None = None
-        self._warnings: frozenset[str] = frozenset()
         self._last_topic: str | None = None
 
     def start(self) -> None:
@@ -96,10 +95,10 @@ class CredentialKeeper:
         """
         if self._source is not None:
             try:
-                self._take(self._source.load(self._clock.seconds()), patient=False)
+                self._take(self._source.load(self._wall()), patient=False)
             except Exception:
-                self._broken(Failure())
-        self._loop.start(INTERVAL).addErrback(self._broken)
+                self._failed(Failure())
+        self._loop.start(INTERVAL)
 
     def stop(self) -> None:
         """Look no more. What is under way is cancelled."""
@@ -118,38 +117,41 @@ class CredentialKeeper:
     # -------------------------------------------------------------- looking
 
     def _check(self, patient: bool) -> Deferred[None]:
-        return self._look(patient).addCallback(lambda _: self._begin_renewal(patient))
+        """Look, and begin a renewal. Never fails, for that would end the LoopingCall for good."""
+        looking = self._look(patient).addCallback(lambda _: self._begin_renewal(patient))
+        return looking.addErrback(self._failed)
 
     def _look(self, patient: bool) -> Deferred[None]:
-        return self._lock.run(partial(self._look_cancellably, patient))
+        def look() -> Deferred[None]:
+            self._looking = Deferred.fromCoroutine(self._look_alone(patient))
+            return self._looking.addErrback(self._failed)
 
-    def _look_cancellably(self, patient: bool) -> Deferred[None]:
-        self._looking = Deferred.fromCoroutine(self._look_alone(patient))
-        return self._looking.addErrback(self._broken)
+        return self._lock.run(look)
 
     async def _look_alone(self, patient: bool) -> None:
         if self._stopped:
             return
         if self._source is None:
-            self._lament("no push credential is configured", SET_ONE)
-            return
-        self._take(await self._read(self._source), patient)
+            self._tell_there_is_none("no push credential is configured", SET_ONE)
+        else:
+            self._take(await self._read(self._source), patient)
 
-    async def _read(self, source: Source) -> Finding:
+    async def _read(self, source: Source) -> LoadResult:
         """What a source holds, or that it does not say so in time."""
         if not self._reading:
             self._reading = True
-            reading = self._run(partial(self._load, source, self._clock.seconds()))
+            reading = self._run(partial(self._load, source, self._wall()))
             with contextlib.suppress(TimeoutError):
                 return await reading.addTimeout(LOOK_TIMEOUT, self._clock)
-        error = CredentialError(
-            source.name,
-            f"its files cannot be read: no answer within {LOOK_TIMEOUT:.0f} s",
-            "see whether the file system that they are on works",
+        return LoadResult.failed(
+            CredentialError(
+                source.name,
+                f"its files cannot be read: no answer within {LOOK_TIMEOUT:.0f} s",
+                "see whether the file system that they are on works",
+            )
         )
-        return Finding(b"no answer", errors=(error,))
 
-    def _load(self, source: Source, now: float) -> Finding:
+    def _load(self, source: Source, now: float) -> LoadResult:
         try:
             return source.load(now)
         finally:
@@ -159,57 +161,61 @@ class CredentialKeeper:
         """Get a new credential if one is due. That may take minutes: nobody waits for it."""
         if self._source is not None and self._renewing is None and not self._stopped:
             renewing = Deferred.fromCoroutine(self._renew(self._source, patient))
-            renewing.addErrback(self._broken)
+            renewing.addErrback(self._failed)
 
     async def _renew(self, source: Source, patient: bool) -> None:
-        self._renewing = source.renew(self._clock.seconds())
         try:
+            self._renewing = source.renew(self._wall())
             tried = await self._renewing
+        except RenewalError as error:
+            self._tell_daily("{error}", kind=str(error), error=error)
+            return
         finally:
             self._renewing = None
         if tried:
             await self._look(patient)
 
-    def _broken(self, failure: Failure) -> None:
+    def _failed(self, failure: Failure) -> None:
         if self._stopped and isinstance(failure.value, CancelledError):
             return
         self._log.failure("Cannot look after the push credential", failure)
 
-    # -------------------------------------------------------------- judging
+    # -------------------------------------------------------------- deciding
 
-    def _take(self, finding: Finding, patient: bool) -> None:
+    def _take(self, result: LoadResult, patient: bool) -> None:
         """Draw the conclusions from a look at the source.
 
         :param patient: content that is bad may be half written: it is reported only if it is
             still the same at the next look.
         """
-        if finding.credential is not None:
-            self._suspect = self._refused = None
-            if finding.credential != self.credential:
-                self._swap(finding.credential)
-            self._tell_warnings(finding)
+        if result.credential is not None:
+            self._bad_content = None
+            self._complaints.over(self._refused)
+            if result.credential != self.credential:
+                self._use(result.credential)
+            self._tell_warnings(result.warnings)
             self._warn_of_expiry()
             return
-        waiting = patient and self._suspect != finding.fingerprint
-        self._suspect = finding.fingerprint
+        half_written = patient and self._bad_content != result.fingerprint
+        self._bad_content = result.fingerprint
         expired = self._drop_expired()
-        if self.credential is not None:
-            self._warn_of_expiry()
-        if waiting and not expired:
+        self._warn_of_expiry()
+        if half_written and not expired:
             return
-        self._tell_warnings(finding)
-        error = finding.errors[0]
+        self._tell_warnings(result.warnings)
+        error = result.errors[0]
         if self.credential is None:
-            self._lament(f"{error.file}: {error.what}", error.remedy)
-        elif str(error) != self._refused:
-            self._refused = str(error)
-            self._log.warn(
-                "Refused: {error}. The credential from {source} stays in use",
-                error=error,
-                source=self.credential.source,
-            )
+            self._tell_there_is_none(f"{error.file}: {error.what}", error.remedy)
+            return
+        self._refused = str(error)
+        self._tell_daily(
+            "Refused: {error}. The credential from {source} stays in use",
+            kind=self._refused,
+            error=error,
+            source=self.credential.source,
+        )
 
-    def _swap(self, credential: Credential) -> None:
+    def _use(self, credential: Credential) -> None:
         former, self.credential = self.credential, credential  # whom it tells may look at it
         try:
             self._on_change(credential)
@@ -218,7 +224,6 @@ class CredentialKeeper:
             raise
         self.problem = None
         self._warned_days = None
-        self._lamented = -math.inf
         if isinstance(credential, CertificateCredential):
             self._log.info(
                 "Certificate valid until {until}: topic {topic}, from {source}",
@@ -245,48 +250,44 @@ class CredentialKeeper:
 
     def _drop_expired(self) -> bool:
         credential = self.credential
-        if (
-            not isinstance(credential, CertificateCredential)
-            or self._clock.seconds() < credential.not_after
-        ):
+        if not isinstance(credential, CertificateCredential) or self._wall() < credential.not_after:
             return False
         self.credential = None
-        self._lamented = -math.inf
         self._on_change(None)
         return True
 
     # -------------------------------------------------------------- telling
 
-    def _tell_warnings(self, finding: Finding) -> None:
-        for text in finding.warnings:
-            if text not in self._warnings:
-                self._log.warn("{text}", text=text)
-        self._warnings = frozenset(finding.warnings)
+    def _tell_daily(self, text: str, kind: str, **fields: object) -> None:
+        self._complaints.tell(LogLevel.warn, text, kind=kind, every=DAY, **fields)
+
+    def _tell_warnings(self, warnings: Iterable[str]) -> None:
+        for warning in warnings:
+            self._tell_daily("{problem}", kind=warning, problem=warning)
 
     def _warn_of_expiry(self) -> None:
         credential = self.credential
         if not isinstance(credential, CertificateCredential):
             return
-        left = (credential.not_after - self._clock.seconds()) / DAY
+        left = (credential.not_after - self._wall()) / DAY
         days = next((days for days in WARN_DAYS if left <= days), None)
-        if days is None or days == self._warned_days:
+        if days == self._warned_days:
             return
         self._warned_days = days
-        self._log.warn(
-            "The certificate from {source} expires on {until} (days left: {days}): renew it,"
-            " or no mail is pushed from then on",
-            source=credential.source,
-            days=math.ceil(left),
-            until=utc_text(credential.not_after),
-        )
+        if days is not None:
+            self._log.warn(
+                "The certificate from {source} expires on {until} (days left: {days}): renew it,"
+                " or no mail is pushed from then on",
+                source=credential.source,
+                days=math.ceil(left),
+                until=utc_text(credential.not_after),
+            )
 
-    def _lament(self, reason: str, remedy: str) -> None:
-        """There is no credential: say so when the reason is a new one, and daily."""
-        phrase = "".join(c if " " <= c <= "~" else "?" for c in reason)[:_PHRASE_MAX]
-        if phrase == self.problem and self._clock.seconds() < self._lamented + DAY:
-            return
-        self.problem = phrase
-        self.remedy = remedy
-        self._lamented = self._clock.seconds()
+    def _tell_there_is_none(self, reason: str, remedy: str) -> None:
+        """Say why there is no credential: at once when the reason is a new one, and daily."""
+        problem = ascii_line(reason, _PHRASE_MAX)
+        if problem != self.problem:
+            self._complaints.over(_NO_CREDENTIAL)
+        self.problem, self.remedy = problem, remedy
         reason += f"; {remedy}" if remedy else ""
-        self._log.critical("No mail can be pushed: {reason}", reason=reason)
+        self._complaints.tell(LogLevel.critical, _NO_CREDENTIAL, every=DAY, reason=reason)

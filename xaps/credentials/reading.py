@@ -1,37 +1,36 @@
 """PEM, PKCS#12 and ``.p8`` bytes become certificates and keys; pure.
 
-The refusals are for administrators: which file, what is wrong, what to do. Nothing in them comes
-from a key or a password.
+All of it raises :class:`CredentialError` for administrators: which file, what is wrong, what to do.
+Nothing in that comes from a key or a password.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import re
+import textwrap
 from collections.abc import Iterator
 
 import attrs
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.hazmat.primitives.serialization import (
-    load_der_private_key,
-    load_pem_private_key,
-    pkcs12,
-)
+from cryptography.hazmat.primitives.serialization import load_pem_private_key, pkcs12
 
 from xaps.credentials.certificate import (
+    MAIL_TOPIC_PREFIXES,
     PARSE_ERRORS,
     CertificateInfo,
     CredentialError,
     PrivateKey,
+    ascii_line,
     certificate_info,
+    damaged_certificate,
     is_mail_topic,
     key_pem,
-    printable,
     reason_of,
 )
-from xaps.credentials.derivation import too_slow
 from xaps.model import TokenCredential
 
 MAX_FILE = 1024 * 1024
@@ -49,6 +48,12 @@ _RC2_OID = bytes.fromhex("2a864886f70d010c01") + b"\x06"
 """The end of pbeWithSHAAnd40BitRC2-CBC (RFC 7292, appendix C), which macOS and older OpenSSL
 encrypt certificates with and newer OpenSSL reads only with its legacy provider."""
 _PKCS7_DATA = bytes.fromhex("06092a864886f70d010701")
+_SALT_AND_ROUNDS = re.compile(
+    rb"(?=\x04(?:\x08.{8}|\x10.{16}|\x14.{20})\x02([\x01-\x08])(.{1,8}))", re.DOTALL
+)
+"""An OCTET STRING of a usual length, and an INTEGER behind it."""
+_MAX_ROUNDS = 2_000_000
+"""Of all derivations in a file: less than a second. Usual are 1 to 600,000."""
 _IDENTIFIER = re.compile(r"[A-Z0-9]{10}")
 
 
@@ -74,105 +79,86 @@ def read_pem(
     """A certificate (with or without chain) and its key, both in `certificate` or apart.
 
     :param password: of the key; not needed for a key that is not encrypted.
-    :raises CredentialError: with a reason for people.
     """
     blocks = list(_pem_blocks(certificate))
     certificates = _certificates(certificate.name, blocks)
-    if key is None:
-        keys = [block for block in blocks if block.label in _KEY_LABELS]
-        if not keys:
-            return certificate_info(certificate.name, certificates, None)
-        source = certificate.name
-    else:
-        source = key.name
-        keys = _key_blocks(key)
-    private = _only_key(source, keys, password, "it must hold the certificate's private key")
-    return certificate_info(certificate.name, certificates, private, source)
+    if key is None and not any(block.label in _KEY_LABELS for block in blocks):
+        return certificate_info(certificate.name, certificates, None)
+    holder = key or certificate
+    private = read_key(holder, password, "it must hold the certificate's private key")
+    return certificate_info(certificate.name, certificates, private, holder.name)
 
 
-def read_key(file: Blob, password: bytes | None = None) -> PrivateKey:
+def read_key(
+    file: Blob, password: bytes | None = None, remedy: str = "it must hold a private key"
+) -> PrivateKey:
     """The one private key in a PEM file.
 
-    :raises CredentialError: with a reason for people.
+    :param remedy: what to do if there is none.
     """
-    return _only_key(file.name, _key_blocks(file), password, "it must hold a private key")
+    keys = [block for block in _pem_blocks(file) if block.label in _KEY_LABELS]
+    if not keys:
+        raise CredentialError(file.name, "there is no private key", remedy)
+    if len(keys) > 1:
+        raise CredentialError(file.name, "there are several private keys", "leave one")
+    return _pem_key(file.name, keys[0].text, password)
 
 
 def read_pkcs12(file: Blob, password: bytes | None = None) -> CertificateInfo:
-    """A certificate with its key from PKCS#12 (``.p12``, ``.pfx``).
-
-    :raises CredentialError: with a reason for people.
-    """
+    """A certificate with its key from PKCS#12 (``.p12``, ``.pfx``)."""
     kind = guess_format(file.data)
     if kind != "PKCS#12":
         remedy = _WRONG_FOR_PKCS12.get(kind, "export the certificate and its key again")
         raise CredentialError(file.name, f"this is not PKCS#12 but {kind}", remedy)
-    if too_slow(file.data):
-        raise CredentialError(file.name, "the password's protection is beyond all measure", "")
-    bundle = None
-    for attempt in _passwords(password):
+    _check_rounds(file.name, file.data)
+    # No password and an empty one are two things in PKCS#12, but not to people.
+    for attempt in [password] if password else [None, b""]:
         try:
             bundle = pkcs12.load_pkcs12(file.data, attempt)
             break
         except PARSE_ERRORS:
             continue
-    if bundle is None:
+    else:
         raise _pkcs12_refusal(file, password)
-    key = bundle.key
-    if key is None:
+    if bundle.key is None:
         raise CredentialError(
             file.name, "there is no private key", "export the certificate together with its key"
         )
-    if not isinstance(key, rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey):
-        raise CredentialError(file.name, "the private key is neither RSA nor EC", "")
-    found = [bundle.cert] if bundle.cert is not None else []
-    certificates = [c.certificate for c in (*found, *bundle.additional_certs)]
-    return certificate_info(file.name, certificates, key)
+    found = (bundle.cert, *bundle.additional_certs)
+    certificates = [entry.certificate for entry in found if entry is not None]
+    return certificate_info(file.name, certificates, _rsa_or_ec(file.name, bundle.key))
 
 
 def read_p8(
     file: Blob, password: bytes | None = None, *, topic: str, key_id: str, team_id: str
 ) -> TokenCredential:
-    """A key that signs provider tokens, as the developer portal hands it out.
-
-    :raises CredentialError: with a reason for people.
-    """
+    """A key that signs provider tokens, as the developer portal hands it out."""
     for name, value in (("keyFileKeyId", key_id), ("keyFileTeamId", team_id)):
         if not _IDENTIFIER.fullmatch(value):
             raise CredentialError(
                 name,
-                f"{printable(value)!r} is not ten upper-case letters and digits",
+                f"{ascii_line(value)!r} is not ten upper-case letters and digits",
                 "the developer portal shows it",
             )
-    check_topic("keyFileTopic", topic)
+    if not is_mail_topic(topic):
+        raise CredentialError(
+            "keyFileTopic",
+            f"{ascii_line(topic)!r} cannot be a topic of Mail",
+            f"Mail's topics begin with {' or '.join(MAIL_TOPIC_PREFIXES)}",
+        )
     remedy = "use the .p8 file of the developer portal"
-    key = _only_key(file.name, _key_blocks(file), password, remedy)
+    key = read_key(file, password, remedy)
     if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
         raise CredentialError(
-            file.name,
-            "the key is not a P-256 key, so it cannot sign Apple's tokens",
-            remedy,
+            file.name, "the key is not a P-256 key, so it cannot sign Apple's tokens", remedy
         )
     return TokenCredential(
         topic=topic, source=file.name, key_id=key_id, team_id=team_id, key_pem=key_pem(key)
     )
 
 
-def check_topic(where: str, topic: str) -> None:
-    """:raises CredentialError: iOS Mail does not listen to `topic`."""
-    if not is_mail_topic(topic):
-        raise CredentialError(
-            where,
-            f"{printable(topic)!r} cannot be a topic of Mail",
-            "Mail's topics begin with com.apple.mail. or com.apple.mobilemail.push.",
-        )
-
-
 def read_any(file: Blob, password: bytes | None = None) -> CertificateInfo:
-    """A certificate in whichever form; a key is not required.
-
-    :raises CredentialError: with a reason for people.
-    """
+    """A certificate in whichever form; a key is not required."""
     kind = guess_format(file.data)
     if kind == "PKCS#12":
         return read_pkcs12(file, password)
@@ -181,21 +167,10 @@ def read_any(file: Blob, password: bytes | None = None) -> CertificateInfo:
     return read_pem(file, None, password)
 
 
-def read_der(source: str, certificates: list[bytes], key: bytes) -> CertificateInfo:
-    """A certificate, its chain and its key from DER, as the Go daemon kept them.
-
-    :raises CredentialError: with a reason for people.
-    """
-    found = [_certificate(source, der) for der in certificates]
-    try:
-        private = load_der_private_key(key, None)
-    except PARSE_ERRORS as error:
-        raise CredentialError(
-            source, f"the private key is damaged ({type(error).__name__})", ""
-        ) from None
-    if not isinstance(private, rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey):
-        raise CredentialError(source, "the private key is neither RSA nor EC", "")
-    return certificate_info(source, found, private)
+def as_pem(label: str, der: bytes) -> bytes:
+    """`der` as PEM text."""
+    text = "\n".join(textwrap.wrap(base64.b64encode(der).decode(), 64))
+    return f"-----BEGIN {label}-----\n{text}\n-----END {label}-----\n".encode()
 
 
 def guess_format(data: bytes) -> str:
@@ -261,18 +236,6 @@ def _pem_blocks(file: Blob) -> Iterator[_Block]:
         yield _Block(label, data[begin.start() : position], data[begin.end() : end])
 
 
-def _key_blocks(file: Blob) -> list[_Block]:
-    return [block for block in _pem_blocks(file) if block.label in _KEY_LABELS]
-
-
-def _only_key(name: str, blocks: list[_Block], password: bytes | None, remedy: str) -> PrivateKey:
-    if not blocks:
-        raise CredentialError(name, "there is no private key", remedy)
-    if len(blocks) > 1:
-        raise CredentialError(name, "there are several private keys", "leave one")
-    return _pem_key(name, blocks[0].text, password)
-
-
 def _certificates(name: str, blocks: list[_Block]) -> list[x509.Certificate]:
     texts = [b for b in blocks if b.label in (b"CERTIFICATE", b"X509 CERTIFICATE")]
     if not texts and any(b.label == b"TRUSTED CERTIFICATE" for b in blocks):
@@ -291,9 +254,7 @@ def _certificates(name: str, blocks: list[_Block]) -> list[x509.Certificate]:
         try:
             der = base64.b64decode(b"".join(block.body.split()), validate=True)
         except binascii.Error:
-            raise CredentialError(
-                name, "the certificate is damaged (not base64)", "export or copy it again"
-            ) from None
+            raise damaged_certificate(name, "not base64") from None
         certificates.append(_certificate(name, der))
     return certificates
 
@@ -302,9 +263,7 @@ def _certificate(name: str, der: bytes) -> x509.Certificate:
     try:
         return x509.load_der_x509_certificate(der)
     except PARSE_ERRORS as error:
-        raise CredentialError(
-            name, f"the certificate is damaged ({reason_of(error)})", "export or copy it again"
-        ) from None
+        raise damaged_certificate(name, reason_of(error)) from None
 
 
 def _pem_key(name: str, text: bytes, password: bytes | None) -> PrivateKey:
@@ -317,8 +276,10 @@ def _pem_key(name: str, text: bytes, password: bytes | None) -> PrivateKey:
         raise CredentialError(
             name, "the private key is encrypted", "give its password in certificatePassword"
         )
-    if encrypted and _too_slow_pem(text):
-        raise CredentialError(name, "the password's protection is beyond all measure", "")
+    if encrypted:
+        lines = [line for line in text.splitlines() if b"-" not in line and b":" not in line]
+        with contextlib.suppress(binascii.Error):
+            _check_rounds(name, base64.b64decode(b"".join(lines)))
     try:
         key = load_pem_private_key(text, password if encrypted else None)
     except PARSE_ERRORS as error:
@@ -331,43 +292,34 @@ def _pem_key(name: str, text: bytes, password: bytes | None) -> PrivateKey:
         raise CredentialError(
             name, f"the private key is damaged ({type(error).__name__})", "copy it again"
         ) from None
+    return _rsa_or_ec(name, key)
+
+
+def _rsa_or_ec(name: str, key: object) -> PrivateKey:
     if not isinstance(key, rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey):
-        raise CredentialError(name, "the private key is neither RSA nor EC", "")
+        raise CredentialError(name, "the private key is neither RSA nor EC")
     return key
 
 
-def _too_slow_pem(text: bytes) -> bool:
-    body = b"".join(line for line in text.splitlines() if b"-" not in line and b":" not in line)
-    try:
-        return too_slow(base64.b64decode(body))
-    except binascii.Error:
-        return False
+def _check_rounds(name: str, der: bytes) -> None:
+    """Encrypted files say themselves how often their password is hashed, in an INTEGER after the
+    salt (RFC 7292, RFC 8018). A damaged byte there can make that hours.
 
-
-# ---------------------------------------------------------------- PKCS#12
-
-
-def _passwords(password: bytes | None) -> list[bytes | None]:
-    """No password and an empty one are two things in PKCS#12, but not to people."""
-    return [password] if password else [None, b""]
+    :raises CredentialError: it would take too long.
+    """
+    found = _SALT_AND_ROUNDS.findall(der)
+    if sum(int.from_bytes(value[: size[0]], "big") for size, value in found) > _MAX_ROUNDS:
+        raise CredentialError(name, "the password's protection is beyond all measure")
 
 
 def _pkcs12_refusal(file: Blob, password: bytes | None) -> CredentialError:
-    convert = (
-        "; if it is right, the file uses the old RC2 encryption that this OpenSSL may lack, then"
-        " convert it: openssl pkcs12 -legacy -in FILE -nodes -out FILE.pem, and name that in"
-        " certificateFilePem"
-        if _RC2_OID in file.data
-        else ""
-    )
+    what, remedy = "it needs a password", "give its password in certificatePassword"
     if password:
-        return CredentialError(
-            file.name,
-            "it cannot be opened with this password, or it is damaged",
-            f"correct certificatePassword{convert}",
+        what, remedy = "it cannot be opened with this password", "correct certificatePassword"
+    if _RC2_OID in file.data:
+        remedy += (
+            "; if it is right, the file uses the old RC2 encryption that this OpenSSL may lack,"
+            " then convert it: openssl pkcs12 -legacy -in FILE -nodes -out FILE.pem, and name that"
+            " in certificateFilePem"
         )
-    return CredentialError(
-        file.name,
-        "it needs a password, or it is damaged",
-        f"give its password in certificatePassword{convert}",
-    )
+    return CredentialError(file.name, f"{what}, or it is damaged", remedy)

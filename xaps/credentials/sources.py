@@ -2,53 +2,26 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Protocol
+from functools import partial
+from typing import TYPE_CHECKING
 
+from twisted.internet.defer import maybeDeferred
 from twisted.logger import Logger
 
 from xaps.credentials.apple.messages import Account
-from xaps.credentials.apple.source import AppleIdSource, Ask, Run, run_here
+from xaps.credentials.apple.source import AppleIdSource, Ask
 from xaps.credentials.apple.store import AppleStore
-from xaps.credentials.filesource import p8_source, p12_source, pem_source
-from xaps.credentials.finding import Source
+from xaps.credentials.loading import FileSource, Run, Source
+from xaps.credentials.reading import read_p8, read_pem, read_pkcs12
+
+if TYPE_CHECKING:
+    from xaps.config.reading import Config
 
 _log = Logger()
 
 
-class CredentialSettings(Protocol):
-    """The configuration's keys for credentials."""
-
-    @property
-    def certificate_file_pem(self) -> Path | None: ...
-    @property
-    def certificate_file_pem_key(self) -> Path | None: ...
-    @property
-    def certificate_file_p12(self) -> Path | None: ...
-    @property
-    def certificate_password(self) -> str | None: ...
-    @property
-    def key_file_p8(self) -> Path | None: ...
-    @property
-    def key_file_topic(self) -> str | None: ...
-    @property
-    def key_file_key_id(self) -> str | None: ...
-    @property
-    def key_file_team_id(self) -> str | None: ...
-    @property
-    def apple_id(self) -> str | None: ...
-    @property
-    def apple_id_hashed_password(self) -> str | None: ...
-    @property
-    def server_identity(self) -> Path | None: ...
-    @property
-    def certificate_service(self) -> str: ...
-    @property
-    def database_file(self) -> Path: ...
-
-
 def source_from_config(
-    config: CredentialSettings, ask: Ask | None = None, run: Run = run_here
+    config: Config, ask: Ask | None = None, run: Run = maybeDeferred
 ) -> Source | None:
     """The source that the configuration names; ``None``: it names none and none is stored.
 
@@ -79,21 +52,22 @@ def source_from_config(
     )
 
 
-def _file_source(config: CredentialSettings) -> Source | None:
-    if config.certificate_file_pem is not None:
-        return pem_source(
-            config.certificate_file_pem,
-            config.certificate_file_pem_key,
-            config.certificate_password,
-        )
-    if config.certificate_file_p12 is not None:
-        return p12_source(config.certificate_file_p12, config.certificate_password)
-    if config.key_file_p8 is not None:
-        return p8_source(
-            config.key_file_p8,
-            config.certificate_password,
+def _file_source(config: Config) -> Source | None:
+    password = config.certificate_password
+    pem, key = config.certificate_file_pem, config.certificate_file_pem_key
+    if pem is not None:
+        files = [pem] if key is None else [pem, key]
+        return FileSource(f"certificateFilePem {pem}", files, read_pem, password)
+    p12 = config.certificate_file_p12
+    if p12 is not None:
+        return FileSource(f"certificateFileP12 {p12}", [p12], read_pkcs12, password)
+    p8 = config.key_file_p8
+    if p8 is not None:
+        read = partial(
+            read_p8,
             topic=config.key_file_topic or "",
             key_id=config.key_file_key_id or "",
             team_id=config.key_file_team_id or "",
         )
+        return FileSource(f"keyFileP8 {p8}", [p8], read, password)
     return None

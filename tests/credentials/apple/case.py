@@ -9,7 +9,7 @@ from typing import cast
 
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
-from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
+from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests import pki
@@ -17,7 +17,8 @@ from tests.rsakeys import next_key
 from tests.standins.appleid import AppleCertificates
 from xaps.credentials.apple.messages import MAIL, SERVICES, Account, Service
 from xaps.credentials.apple.source import AppleIdSource
-from xaps.credentials.apple.store import AppleStore, Issued
+from xaps.credentials.apple.store import AppleStore, Generation, Issued, decode
+from xaps.credentials.loading import RenewalError
 from xaps.model import CertificateCredential
 
 HOUR = 3600.0
@@ -72,21 +73,31 @@ class AppleCase(SynchronousTestCase):
         return succeed(self.apple.answer(url.removeprefix("https://identity.example"), body))
 
     def log(self, event: LogEvent) -> None:
-        if event["log_namespace"].startswith("xaps."):
+        if event["log_namespace"].startswith("xaps.") and event["log_level"] != LogLevel.debug:
             self.logged.append((event["log_level"].name, formatEvent(event)))
 
     def renew(self) -> bool:
         return self.successResultOf(self.source.renew(self.clock.seconds()))
 
+    def why_not(self) -> str:
+        """Why the service cannot be asked."""
+        return str(
+            self.failureResultOf(self.source.renew(self.clock.seconds()), RenewalError).value
+        )
+
+    def stored(self) -> Generation:
+        """What is kept at the moment."""
+        return decode("f", self.store.path.read_bytes())
+
     def credential(self) -> CertificateCredential:
-        finding = self.source.load(self.clock.seconds())
-        assert isinstance(finding.credential, CertificateCredential), finding.errors
-        return finding.credential
+        result = self.source.load(self.clock.seconds())
+        assert isinstance(result.credential, CertificateCredential), result.errors
+        return result.credential
 
     def reason(self) -> str:
-        finding = self.source.load(self.clock.seconds())
-        self.assertIsNone(finding.credential)
-        return str(finding.errors[0])
+        result = self.source.load(self.clock.seconds())
+        self.assertIsNone(result.credential)
+        return str(result.errors[0])
 
     def tearDown(self) -> None:
         self.assertEqual(self.apple.wrong, [])

@@ -23,6 +23,7 @@ from tests.credentials.apple.case import (
     AppleCase,
 )
 from tests.rsakeys import next_key
+from xaps.config.reading import Config
 from xaps.credentials.apple.messages import MAIL, SERVICES, ServiceError
 from xaps.credentials.apple.source import RENEW_BEFORE, AppleIdSource
 from xaps.credentials.keeper import CredentialKeeper
@@ -48,7 +49,7 @@ class IssueTests(AppleCase):
 
     def test_keys_and_certificates_of_all_five_are_kept_for_the_owner_alone(self) -> None:
         self.renew()
-        data, generation = self.store.read(self.store.path)
+        data, generation = self.store.path.read_bytes(), self.stored()
         self.assertEqual(set(generation), set(SERVICES))
         for issued in generation.values():
             self.assertTrue(issued.read("f").key_matches)
@@ -93,7 +94,7 @@ class RenewalTests(AppleCase):
         self.assertFalse(self.renew())
 
     def test_it_names_the_serial_numbers_of_the_certificates_before(self) -> None:
-        _, known = self.store.read(self.store.path)
+        known = self.stored()
         self.clock.advance(340 * DAY)
         self.renew()
         expected = tuple(known[service].read("f").serial for service in SERVICES)
@@ -108,11 +109,11 @@ class RenewalTests(AppleCase):
         self.assertEqual(stat.S_IMODE(self.store.previous_path.stat().st_mode), 0o600)
 
     def test_what_got_nothing_new_keeps_what_it_had(self) -> None:
-        _, known = self.store.read(self.store.path)
+        known = self.stored()
         self.clock.advance(340 * DAY)
         self.apple.behaviour = "mail only"
         self.renew()
-        _, now = self.store.read(self.store.path)
+        now = self.stored()
         for service in SERVICES:
             (self.assertNotEqual if service is MAIL else self.assertEqual)(
                 now[service], known[service]
@@ -197,26 +198,29 @@ class RenewalTests(AppleCase):
 class IdentityTests(AppleCase):
     def test_what_is_missing_is_told_daily_and_nothing_is_asked(self) -> None:
         self.identity.unlink()
-        for _ in range(49):
-            self.assertFalse(self.renew())
+        keeper = CredentialKeeper(self.clock, self.source, lambda _: None, wall=self.clock.seconds)
+        keeper.start()
+        for _ in range(48):
             self.clock.advance(HOUR)
+        keeper.stop()
         self.assertEqual(self.urls, [])
         self.assertFalse(self.store.schedule_path.exists())
-        self.assertEqual([level for level, _ in self.logged], ["warn"] * 3)
-        self.assertIn(f"cannot be asked: {self.identity}: there is no such", self.logged[0][1])
+        told = [text for level, text in self.logged if level == "warn"]
+        self.assertEqual(len(told), 3)
+        for text in told:
+            self.assertIn(f"cannot be asked: {self.identity}: there is no such", text)
         self.assertIn(f"{self.identity}: there is no such file", self.reason())
 
     def test_an_identity_that_is_not_set_is_explained(self) -> None:
         self.source = AppleIdSource(
             self.store, ACCOUNT, None, None, service=URL, ask=self.ask, make_key=next_key
         )
-        self.assertFalse(self.renew())
-        self.assertIn("serverIdentity: it is not set; Apple's certificate", self.logged[0][1])
+        self.assertIn("serverIdentity: it is not set; Apple's certificate", self.why_not())
         self.assertIn("serverIdentity: it is not set", self.reason())
 
     def test_as_soon_as_it_is_there_the_service_is_asked(self) -> None:
         self.identity.unlink()
-        self.renew()
+        self.why_not()
         pki.write_private(self.identity, IDENTITY.pem)
         self.clock.advance(60)
         self.assertTrue(self.renew())
@@ -241,7 +245,7 @@ class IdentityTests(AppleCase):
 class TwoYearsTests(AppleCase):
     def test_each_renewal_happens_once_and_no_warning_is_needed(self) -> None:
         changes: list[Credential | None] = []
-        keeper = CredentialKeeper(self.clock, self.source, changes.append)
+        keeper = CredentialKeeper(self.clock, self.source, changes.append, wall=self.clock.seconds)
         keeper.start()
         for _ in range(730 * 2):
             self.clock.advance(12 * HOUR)
@@ -261,7 +265,7 @@ class TwoYearsTests(AppleCase):
         changes: list[Credential | None] = []
         self.apple.behaviour = "error -80010"
         self.clock.advance(334 * DAY)
-        keeper = CredentialKeeper(self.clock, self.source, changes.append)
+        keeper = CredentialKeeper(self.clock, self.source, changes.append, wall=self.clock.seconds)
         keeper.start()
         for _ in range(41 * 24):
             self.clock.advance(HOUR)
@@ -273,7 +277,7 @@ class TwoYearsTests(AppleCase):
         self.assertIsNone(changes[-1])
         self.assertIn("the certificate expired on", keeper.problem or "")
         self.apple.behaviour = "good"
-        keeper = CredentialKeeper(self.clock, self.source, changes.append)
+        keeper = CredentialKeeper(self.clock, self.source, changes.append, wall=self.clock.seconds)
         keeper.start()
         for _ in range(25):
             self.clock.advance(HOUR)
@@ -281,32 +285,14 @@ class TwoYearsTests(AppleCase):
         self.assertIsNotNone(changes[-1])
 
 
-@attrs.frozen
-class Settings:
-    """The configuration's keys for credentials."""
-
-    database_file: Path
-    certificate_file_pem: Path | None = None
-    certificate_file_pem_key: Path | None = None
-    certificate_file_p12: Path | None = None
-    certificate_password: str | None = None
-    key_file_p8: Path | None = None
-    key_file_topic: str | None = None
-    key_file_key_id: str | None = None
-    key_file_team_id: str | None = None
-    apple_id: str | None = None
-    apple_id_hashed_password: str | None = None
-    server_identity: Path | None = None
-    certificate_service: str = URL
-
-
 class ConfigurationTests(AppleCase):
     def test_the_apple_id_becomes_a_source_with_what_belongs_to_it(self) -> None:
-        config = Settings(
-            self.folder / "database.sqlite",
+        config = Config(
+            database_file=self.folder / "database.sqlite",
             apple_id=ACCOUNT.apple_id,
             apple_id_hashed_password=HASH,
             server_identity=self.identity,
+            certificate_service=URL,
         )
         source = source_from_config(config, self.ask)
         assert isinstance(source, AppleIdSource)
@@ -320,8 +306,10 @@ class ConfigurationTests(AppleCase):
         self.assertIs(self.successResultOf(without.renew(self.clock.seconds())), False)
 
     def test_a_file_wins_over_the_apple_id_and_the_log_says_so(self) -> None:
-        config = Settings(
-            self.folder / "d", certificate_file_pem=Path("a"), apple_id=ACCOUNT.apple_id
+        config = Config(
+            database_file=self.folder / "d",
+            certificate_file_pem=Path("a"),
+            apple_id=ACCOUNT.apple_id,
         )
         source = source_from_config(config)
         assert source is not None
@@ -332,7 +320,7 @@ class ConfigurationTests(AppleCase):
         self.assertEqual(self.logged, told)
 
     def test_what_was_imported_is_used_without_any_key_in_the_configuration(self) -> None:
-        config = Settings(self.folder / "database.sqlite")
+        config = Config(database_file=self.folder / "database.sqlite")
         self.assertIsNone(source_from_config(config))
         self.store.write(GENERATION)
         source = source_from_config(config)

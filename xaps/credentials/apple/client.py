@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+import re
+from typing import Any
 
 from OpenSSL import SSL
 from service_identity import VerificationError
-from treq.client import HTTPClient
 from twisted.internet.defer import CancelledError, Deferred, TimeoutError, succeed
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
-from twisted.internet.error import (
-    ConnectError,
-    ConnectionRefusedError,
-    DNSLookupError,
-)
+from twisted.internet.error import ConnectError, ConnectionRefusedError, DNSLookupError
 from twisted.internet.error import TimeoutError as ConnectTimeoutError
 from twisted.internet.interfaces import (
     IConsumer,
@@ -28,19 +24,19 @@ from twisted.python.failure import Failure
 from twisted.web.client import URI, Agent, ResponseDone, ResponseFailed, ResponseNeverReceived
 from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
-from twisted.web.iweb import IAgentEndpointFactory, IBodyProducer, IResponse
+from twisted.web.iweb import IAgentEndpointFactory, IBodyProducer
 from zope.interface import implementer
 
 from xaps.credentials.apple.messages import CONTENT_TYPE, ServiceError
-from xaps.credentials.apple.repair import HeaderRepair, HeadersTooLong
 
 CONNECT_TIMEOUT = 30.0
 """Seconds."""
 TIMEOUT = 90.0
 """Seconds from the beginning to the last byte of the answer."""
+MAX_HEADERS = 65536
+"""Bytes of the answer before its body."""
 MAX_ANSWER = 1024 * 1024
 """Bytes; five certificates have twenty thousand."""
-
 
 _HEADERS = Headers(
     {
@@ -59,20 +55,18 @@ class AppleService:
 
     def __init__(self, reactor: Any, trust_root: Any = None) -> None:
         self._reactor = reactor
-        if trust_root is None:
-            trust_root = platformTrust()
-        self._trust_root = trust_root
+        self._trust_root = platformTrust() if trust_root is None else trust_root
 
     def __call__(self, url: str, body: bytes) -> Deferred[bytes]:
         """Fires with the body of the answer, or fails with :class:`ServiceError`."""
-        return Deferred.fromCoroutine(self._explained(url, body))
+        return Deferred.fromCoroutine(self._ask(url, body))
 
-    async def _explained(self, url: str, body: bytes) -> bytes:
-        endpoints = _Endpoints(self._reactor, self._trust_root)
-        asking = Deferred.fromCoroutine(self._ask(endpoints, url, body))
+    async def _ask(self, url: str, body: bytes) -> bytes:
+        connection = _Connection(self._reactor, self._trust_root)
+        exchange = Deferred.fromCoroutine(self._exchange(connection, url, body))
         began = self._reactor.seconds()
         try:
-            return await asking.addTimeout(TIMEOUT, self._reactor)
+            return await exchange.addTimeout(TIMEOUT, self._reactor)
         except (ServiceError, CancelledError):
             raise
         except Exception as error:
@@ -81,23 +75,19 @@ class AppleService:
             reason = "did not answer in time" if late else _reason(error)
             raise ServiceError(f"Apple's certificate service {reason}") from None
         finally:
-            endpoints.abort()
+            connection.abort()
 
-    async def _ask(self, endpoints: _Endpoints, url: str, body: bytes) -> bytes:
-        agent = Agent.usingEndpointFactory(self._reactor, endpoints)
-        response = await HTTPClient(agent).post(
-            url,
-            data=_Body(body),
-            headers=_HEADERS,
-            # The password's hash is for this address and no other.
-            allow_redirects=False,
-            unbuffered=True,
-            reactor=self._reactor,
+    async def _exchange(self, connection: _Connection, url: str, body: bytes) -> bytes:
+        # An Agent follows no redirection: the password's hash is for this address and no other.
+        response = await Agent.usingEndpointFactory(self._reactor, connection).request(
+            b"POST", url.encode("ascii"), _HEADERS, _Body(body)
         )
         if response.code != 200:
             where = "is out of order" if response.code >= 500 else "refused"
             raise ServiceError(f"Apple's certificate service {where}: HTTP status {response.code}")
-        return await _content(response)
+        collector = _Collector()
+        response.deliverBody(collector)
+        return await collector.done
 
 
 def _reason(error: BaseException) -> str:
@@ -120,12 +110,9 @@ def _reason(error: BaseException) -> str:
     return f"sent an answer that is damaged or cut off ({type(error).__name__})"
 
 
-# ---------------------------------------------------------------- bodies
-
-
 @implementer(IBodyProducer)
 class _Body:
-    """Writes a body at once. (What treq makes of bytes is written by the global reactor.)"""
+    """Writes a body at once; Twisted's own producer wants the global reactor."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -135,25 +122,14 @@ class _Body:
         consumer.write(self._data)
         return succeed(None)
 
-    def pauseProducing(self) -> None:
-        """It is too late for that."""
-
-    def resumeProducing(self) -> None:
-        """There is nothing left."""
-
     def stopProducing(self) -> None:
-        """There is nothing left."""
+        """Nothing is left to be stopped, paused or resumed."""
 
-
-def _content(response: IResponse) -> Deferred[bytes]:
-    """The whole body, within bounds."""
-    collector = _Collector()
-    response.deliverBody(collector)
-    return collector.done
+    pauseProducing = resumeProducing = stopProducing
 
 
 class _Collector(Protocol):
-    """Gathers a body; `done` fires with it when it has ended as it should."""
+    """Gathers a body, within bounds; `done` fires with it when it has ended as it should."""
 
     def __init__(self) -> None:
         self.done: Deferred[bytes] = Deferred()
@@ -181,66 +157,67 @@ class _Collector(Protocol):
             self.done.errback(reason)
 
 
-# ---------------------------------------------------------------- connections
-
-
-@implementer(IAgentEndpointFactory)
-class _Endpoints:
-    """Connects for one request, and repairs the headers of what comes."""
+@implementer(IAgentEndpointFactory, IStreamClientEndpoint)
+class _Connection:
+    """The one connection for a request, with what comes over it repaired."""
 
     def __init__(self, reactor: Any, trust_root: Any) -> None:
         self._reactor = reactor
         self._trust_root = trust_root
-        self._connections: list[_RepairingProtocol] = []
-
-    def abort(self) -> None:
-        """End the connections, whatever the service thinks of that: a TLS connection that is only
-        closed waits for the other side, and goes on delivering meanwhile."""
-        for connection in self._connections:
-            connection.abortConnection()
+        self._made: list[ProtocolWrapper] = []
 
     def endpointForURI(self, uri: URI) -> IStreamClientEndpoint:
         plain = HostnameEndpoint(self._reactor, uri.host, uri.port, timeout=CONNECT_TIMEOUT)
-        if uri.scheme == b"http":  # the configuration allows it for this machine only
-            return _Repairing(plain, self._connections)
-        options = optionsForClientTLS(uri.host.decode("ascii"), trustRoot=self._trust_root)
-        return _Repairing(wrapClientTLS(options, plain), self._connections)
-
-
-@implementer(IStreamClientEndpoint)
-class _Repairing:
-    """Lets protocols see responses as a :class:`HeaderRepair` leaves them.
-
-    :param connections: gets what is made.
-    """
-
-    def __init__(
-        self, endpoint: IStreamClientEndpoint, connections: list[_RepairingProtocol]
-    ) -> None:
-        self._endpoint = endpoint
-        self._connections = connections
+        self._endpoint: IStreamClientEndpoint = plain
+        if uri.scheme != b"http":  # the configuration allows it for this machine only
+            options = optionsForClientTLS(uri.host.decode("ascii"), trustRoot=self._trust_root)
+            self._endpoint = wrapClientTLS(options, plain)
+        return self
 
     def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
         factory: Any = WrappingFactory(protocolFactory)
-        factory.protocol = _RepairingProtocol
+        factory.protocol = _HeaderRepair
         return self._endpoint.connect(factory).addCallback(self._connected)
 
-    def _connected(self, protocol: IProtocol) -> IProtocol:
-        connection = cast(_RepairingProtocol, protocol)
-        self._connections.append(connection)
-        return connection.wrappedProtocol
+    def _connected(self, connection: Any) -> IProtocol:
+        self._made.append(connection)
+        protocol: IProtocol = connection.wrappedProtocol
+        return protocol
+
+    def abort(self) -> None:
+        """End it, whatever the service thinks of that: a TLS connection that is only closed waits
+        for the other side, and goes on delivering meanwhile."""
+        for connection in self._made:
+            connection.abortConnection()
 
 
-class _RepairingProtocol(ProtocolWrapper):
+_END_OF_HEADERS = re.compile(rb"\n\r?\n")
+_HEADER = re.compile(  # RFC 9110, section 5.1; with its continuation lines
+    rb"^[!#$%&'*+.^_`|~0-9A-Za-z-]+:.*\n(?:[ \t].*\n)*", re.MULTILINE
+)
+
+
+class _HeaderRepair(ProtocolWrapper):
+    """Takes out of a response what is no header line.
+
+    Apple's service sends the line ``1;: mode=block`` among its headers (half of an
+    ``X-XSS-Protection`` that was split). Newer versions of Twisted end the connection over it.
+    """
+
     def __init__(self, factory: Any, wrapped: IProtocol) -> None:
         super().__init__(factory, wrapped)
-        self._repair = HeaderRepair()
+        self._head: bytes | None = b""  # None: the body has begun
 
     def dataReceived(self, data: bytes) -> None:
-        try:
-            repaired = self._repair.feed(data)
-        except HeadersTooLong:
-            self.abortConnection()
-            return
-        if repaired:
-            super().dataReceived(repaired)  # type: ignore[no-untyped-call]  # Twisted's
+        if self._head is not None:
+            self._head += data
+            end = _END_OF_HEADERS.search(self._head)
+            if end is None:
+                if len(self._head) > MAX_HEADERS:
+                    self.abortConnection()
+                return
+            status, headers = self._head[: end.start() + 1].split(b"\n", 1)
+            body = self._head[end.end() :]
+            data = b"".join([status, b"\n", *_HEADER.findall(headers), b"\r\n", body])
+            self._head = None
+        super().dataReceived(data)  # type: ignore[no-untyped-call]  # Twisted's

@@ -6,11 +6,9 @@ The messages are those of macOS Server ("XServer"), as the daemons that stood in
 
 from __future__ import annotations
 
-import base64
 import plistlib
 import re
-import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 from xml.parsers.expat import ExpatError
 
@@ -20,8 +18,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.x509.oid import NameOID
 
-from xaps.credentials.certificate import CredentialError, printable
-from xaps.credentials.reading import Blob, read_any
+from xaps.credentials.certificate import CertificateInfo, CredentialError, ascii_line
+from xaps.credentials.reading import Blob, as_pem, read_any
 
 CONTENT_TYPE = "text/x-xml-plist"
 
@@ -29,7 +27,6 @@ SERVICE_TYPE_INVALID = -80010
 """Apple's answer for certificates that it does not issue any more."""
 
 _CODE = re.compile("-?[0-9]{1,18}", re.ASCII)
-_MAX_CODE = 10**18
 
 
 class ServiceError(Exception):
@@ -67,37 +64,41 @@ class Account:
     """SHA-256 of the password, in lower-case hex. Never logged."""
 
 
-@attrs.frozen
-class ServerIdentity:
-    """Certificates and key of a copy of macOS Server, which sign requests."""
-
-    chain: tuple[bytes, ...]
-    """DER, the leaf first."""
-    key: rsa.RSAPrivateKey = attrs.field(repr=False)
-
-
-def read_server_identity(file: Blob, password: bytes | None = None) -> ServerIdentity:
-    """Key and certificates in one file, PEM or PKCS#12.
+def read_server_identity(file: Blob, password: bytes | None = None) -> CertificateInfo:
+    """Key and certificates of a copy of macOS Server, which sign requests; PEM or PKCS#12.
 
     :raises CredentialError: with a reason for people.
     """
     info = read_any(file, password)
-    wanted = "serverIdentity must hold the key and the certificates of your macOS Server"
     if info.key is None:
-        raise CredentialError(file.name, "there is no private key", wanted)
-    if not info.key_matches:
-        raise CredentialError(file.name, "certificate and private key do not match", wanted)
-    if not isinstance(info.key, rsa.RSAPrivateKey):
-        raise CredentialError(file.name, "the private key is not an RSA key", wanted)
-    chain = tuple(c.public_bytes(serialization.Encoding.DER) for c in info.chain)
-    return ServerIdentity(chain, info.key)
+        what = "there is no private key"
+    elif not info.key_matches:
+        what = "certificate and private key do not match"
+    elif not isinstance(info.key, rsa.RSAPrivateKey):
+        what = "the private key is not an RSA key"
+    else:
+        return info
+    wanted = "serverIdentity must hold the key and the certificates of your macOS Server"
+    raise CredentialError(file.name, what, wanted)
 
 
 # ---------------------------------------------------------------- the request
 
 
+_HEADER = {
+    "ClientApplicationCredential": "1",
+    "ClientApplicationName": "XServer",
+    "ClientIPAddress": "1",
+    "ClientOSName": "MAC OSX",
+    "ClientOSVersion": "2.1",
+    "LanguagePreference": "1",
+    "TransactionId": "1",
+    "Version": "1",
+}
+
+
 def request_body(
-    identity: ServerIdentity,
+    identity: CertificateInfo,
     account: Account,
     host_name: str,
     keys: Keys,
@@ -108,43 +109,34 @@ def request_body(
     :param keys: the new ones, which the certificates are for.
     :param serials: of the certificates to be renewed, in hex; empty for the first issue.
     """
-    inner = plistlib.dumps(_request(account, host_name, keys, serials))
+    inner = plistlib.dumps(
+        {
+            "Header": _HEADER,
+            "Request": {
+                "CertRequestList": [
+                    _entry(service, host_name, keys[service], serials.get(service))
+                    for service in SERVICES
+                ],
+                "ProfileType": "Production",
+                "RequesterType": "XServer",
+                "User": {"AccountName": account.apple_id, "PasswordHash": account.password_hash},
+            },
+        }
+    )
+    assert isinstance(identity.key, rsa.RSAPrivateKey)
     # SHA-1 is what the service verifies.
     signature = identity.key.sign(inner, padding.PKCS1v15(), hashes.SHA1())  # noqa: S303 - Apple's choice
     return plistlib.dumps(
         {
-            "PushCertCertificateChain": b"".join(identity.chain),
+            "PushCertCertificateChain": b"".join(
+                certificate.public_bytes(serialization.Encoding.DER)
+                for certificate in identity.chain
+            ),
             "PushCertRequestPlist": inner,
             "PushCertSignature": signature,
             "PushCertSignedRequest": True,
         }
     )
-
-
-def _request(
-    account: Account, host_name: str, keys: Keys, serials: Mapping[Service, str]
-) -> dict[str, object]:
-    return {
-        "Header": {
-            "ClientApplicationCredential": "1",
-            "ClientApplicationName": "XServer",
-            "ClientIPAddress": "1",
-            "ClientOSName": "MAC OSX",
-            "ClientOSVersion": "2.1",
-            "LanguagePreference": "1",
-            "TransactionId": "1",
-            "Version": "1",
-        },
-        "Request": {
-            "CertRequestList": [
-                _entry(service, host_name, keys[service], serials.get(service))
-                for service in SERVICES
-            ],
-            "ProfileType": "Production",
-            "RequesterType": "XServer",
-            "User": {"AccountName": account.apple_id, "PasswordHash": account.password_hash},
-        },
-    }
 
 
 def _entry(
@@ -180,9 +172,7 @@ def signing_request(common_name: str, key: rsa.RSAPrivateKey) -> bytes:
     content = modern.tbs_certrequest_bytes
     signature = key.sign(content, padding.PKCS1v15(), hashes.SHA1())  # noqa: S303 - Apple's choice
     der = _der(0x30, content + _SHA1_WITH_RSA + _der(0x03, b"\x00" + signature))
-    text = "\n".join(textwrap.wrap(base64.b64encode(der).decode(), 64))
-    label = "CERTIFICATE REQUEST-----"
-    return f"-----BEGIN {label}\n{text}\n-----END {label}\n".encode()
+    return as_pem("CERTIFICATE REQUEST", der)
 
 
 def _der(tag: int, content: bytes) -> bytes:
@@ -192,14 +182,6 @@ def _der(tag: int, content: bytes) -> bytes:
 
 
 # ---------------------------------------------------------------- the answer
-
-
-@attrs.frozen
-class Certificate:
-    """One entry of the answer."""
-
-    service: Service
-    pem: bytes
 
 
 # What plistlib lets through for damaged property lists, beside its own errors.
@@ -215,8 +197,9 @@ _PLIST_ERRORS = (
 )
 
 
-def read_answer(body: bytes) -> tuple[Certificate, ...]:
-    """The certificates in the service's answer, in whichever order they are.
+def read_answer(body: bytes) -> list[tuple[Service, bytes]]:
+    """The certificates (PEM) in the service's answer, in whichever order they are; those that
+    nobody can tell what they are for are left out.
 
     :raises ServiceError: it refused, or the answer cannot be understood.
     """
@@ -225,7 +208,17 @@ def read_answer(body: bytes) -> tuple[Certificate, ...]:
     entries = response.get("Certificates")
     if not isinstance(entries, list):
         raise ServiceError("Apple's certificate service sent no certificates")
-    return tuple(_certificates(entries))
+    certificates = []
+    for entry in entries:
+        service = _service(entry) if isinstance(entry, dict) else None
+        if service is None:
+            continue
+        pem = entry.get("Certificate")
+        if isinstance(pem, str):
+            pem = pem.encode("utf-8", "replace")
+        if isinstance(pem, bytes):
+            certificates.append((service, pem))
+    return certificates
 
 
 def _response(body: bytes) -> dict[str, Any]:
@@ -248,51 +241,32 @@ def _response(body: bytes) -> dict[str, Any]:
     return response
 
 
-def _check_status(status: object) -> None:
-    code = status.get("ErrorCode") if isinstance(status, dict) else None
-    if isinstance(code, str) and _CODE.fullmatch(code):
-        code = int(code)
-    if (
-        not isinstance(status, dict)
-        or not isinstance(code, int)
-        or isinstance(code, bool)
-        or abs(code) > _MAX_CODE  # a plist may hold numbers that Python does not even print
-    ):
+def _check_status(status: Any) -> None:
+    try:
+        code = str(status["ErrorCode"])
+    except (TypeError, LookupError, ValueError):  # Python prints no number of thousands of digits
+        code = ""
+    if not isinstance(status, dict) or not _CODE.fullmatch(code):
         raise ServiceError("Apple's certificate service sent an answer without an ErrorCode")
-    if code == 0:
+    if int(code) == 0:
         return
     words = [status.get(name) for name in ("ErrorMessage", "ErrorDescription")]
-    said = ", ".join(dict.fromkeys(printable(word) for word in words if isinstance(word, str)))
-    explained = (
-        ": since late 2024 Apple issues and renews no certificates for macOS Server, so a"
-        " certificate for a topic com.apple.mobilemail.push... is needed (certificateFilePem)"
-        if code == SERVICE_TYPE_INVALID
-        else ""
-    )
+    said = ", ".join(dict.fromkeys(ascii_line(word) for word in words if isinstance(word, str)))
+    explained = ""
+    if int(code) == SERVICE_TYPE_INVALID:
+        explained = (
+            ": since late 2024 Apple issues and renews no certificates for macOS Server, so a"
+            " certificate for a topic com.apple.mobilemail.push... is needed (certificateFilePem)"
+        )
     raise ServiceError(f"Apple's certificate service refused with error {code} ({said}){explained}")
 
 
-def _certificates(entries: Iterable[object]) -> Iterable[Certificate]:
-    """The entries that can be told what they are for: by their names, never by position."""
-    for entry in entries:
-        if not isinstance(entry, dict):
-            continue
-        service = _service(entry)
-        pem = entry.get("Certificate")
-        if isinstance(pem, str):
-            pem = pem.encode("utf-8", "replace")
-        if service is not None and isinstance(pem, bytes):
-            yield Certificate(service, pem)
-
-
 def _service(entry: Mapping[str, object]) -> Service | None:
+    """What an entry is for, by its type or else its number, never by position."""
     service_type, number = entry.get("ServiceType"), entry.get("CertRequestNo")
     for service in SERVICES:
-        if service.service_type == service_type:
+        if service_type == service.service_type:
             return service
-    if service_type is not None:
-        return None
-    for service in SERVICES:
-        if number in (service.number, str(service.number)):
+        if service_type is None and number in (service.number, str(service.number)):
             return service
     return None

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import socket
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Protocol, TypeVar
 
 import attrs
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -19,9 +19,8 @@ from xaps.credentials.apple.messages import (
     MAIL,
     SERVICES,
     Account,
-    Certificate,
     Keys,
-    ServerIdentity,
+    Service,
     ServiceError,
     read_answer,
     read_server_identity,
@@ -32,24 +31,20 @@ from xaps.credentials.apple.store import (
     Generation,
     Issued,
     Schedule,
-    serial_numbers,
+    decode,
+    encode,
     settings_fingerprint,
 )
 from xaps.credentials.certificate import (
     DAY,
     CertificateInfo,
     CredentialError,
-    PrivateKey,
     certificate_info,
-    key_pem,
     utc_text,
 )
-from xaps.credentials.filesource import read_file, read_password
-from xaps.credentials.finding import Finding, judge
+from xaps.credentials.loading import LoadResult, RenewalError, Run, read_file, read_password
 from xaps.credentials.reading import Blob, read_pem
 from xaps.system.files import careless
-
-T = TypeVar("T")
 
 RENEW_BEFORE = 30 * DAY
 """Seconds before the expiry of the certificate for Mail, from when on a renewal is due."""
@@ -59,30 +54,9 @@ Ask = Callable[[str, bytes], Deferred[bytes]]
 :class:`ServiceError`."""
 
 
-class Run(Protocol):
-    """Runs a function that takes a while elsewhere, and fires with its result."""
-
-    def __call__(self, function: Callable[[], T], /) -> Deferred[T]: ...
-
-
-def run_here(function: Callable[[], T], /) -> Deferred[T]:
-    """Runs it right here."""
-    return maybeDeferred(function)
-
-
 def make_key() -> rsa.RSAPrivateKey:
     """A new key, as the service wants it; takes up to a second."""
     return rsa.generate_private_key(public_exponent=65537, key_size=2048)
-
-
-@attrs.frozen
-class _Known:
-    """What was issued before, as far as it can be read."""
-
-    mail: CertificateInfo | None = None
-    generation: Generation = attrs.field(factory=dict, repr=False)
-    data: bytes | None = attrs.field(default=None, repr=False)
-    """What `generation` was read from."""
 
 
 @attrs.frozen
@@ -93,7 +67,8 @@ class _Attempt:
     body: bytes = attrs.field(repr=False)
     keys: Keys = attrs.field(repr=False)
     schedule: Schedule
-    known: _Known = attrs.field(repr=False)
+    before: bytes | None = attrs.field(repr=False)
+    """The generation that is to be renewed, as it was read."""
 
 
 class AppleIdSource:
@@ -118,7 +93,7 @@ class AppleIdSource:
         *,
         service: str,
         ask: Ask | None,
-        run: Run = run_here,
+        run: Run = maybeDeferred,
         make_key: Callable[[], rsa.RSAPrivateKey] = make_key,
     ) -> None:
         self.name = f"appleId {account.apple_id}" if account is not None else str(store.path)
@@ -130,25 +105,27 @@ class AppleIdSource:
         self._ask = ask
         self._run = run
         self._make_key = make_key
-        self._parsed: dict[Path, tuple[bytes, CertificateInfo | CredentialError]] = {}
-        self._known_identity: tuple[Blob, bytes | None, ServerIdentity] | None = None
-        self._unsaved: Generation | None = None
-        self._said: tuple[str, float] = ("", 0.0)
+        # Checking a key takes tens of milliseconds: once for each content.
+        self._read_mail = lru_cache(maxsize=2)(_read_mail)
+        self._read_server_identity = lru_cache(maxsize=1)(read_server_identity)
+        self._unsaved: bytes | None = None
+        """A generation that could not be written; it may be set in another thread."""
 
     # -------------------------------------------------------------- loading
 
-    def load(self, now: float) -> Finding:
-        finding = self._load(now)
-        return attrs.evolve(finding, warnings=(*finding.warnings, *self._careless()))
+    def load(self, now: float) -> LoadResult:
+        result = self._load(now)
+        warnings = list(result.warnings)
+        for path in (self._store.path, self._store.previous_path):
+            warnings += careless(path, "private keys")
+        if self._identity is not None:
+            warnings += careless(self._identity, "private key")
+        return attrs.evolve(result, warnings=tuple(warnings))
 
-    def _load(self, now: float) -> Finding:
-        unsaved = self._unsaved  # a renewal may go on in another thread
-        if unsaved is not None:
-            return self._judge(self._store.path, b"unsaved", unsaved, now)
-        if not self._store.exists():
-            error = self._why_nothing(now)
-            return Finding(str(error).encode(), errors=(error,))
-        current = self._load_file(self._store.path, now)
+    def _load(self, now: float) -> LoadResult:
+        if self._unsaved is None and not self._store.exists():
+            return LoadResult.failed(self._why_nothing(now))
+        current = self._load_file(self._store.path, now, self._unsaved)
         if current.credential is None:
             previous = self._load_file(self._store.previous_path, now)
             if previous.credential is not None:
@@ -156,43 +133,13 @@ class AppleIdSource:
                 return attrs.evolve(previous, warnings=(*previous.warnings, warning))
         return current
 
-    def describe(self, now: float) -> Finding:
-        return self.load(now)
-
-    def _load_file(self, path: Path, now: float) -> Finding:
+    def _load_file(self, path: Path, now: float, data: bytes | None = None) -> LoadResult:
         try:
-            data, generation = self._store.read(path)
+            data = data or read_file(path)[0].data
+            parsed = self._read_mail(str(path), data)
         except CredentialError as error:
-            return Finding(hashlib.sha256(str(error).encode()).digest(), errors=(error,))
-        return self._judge(path, data, generation, now)
-
-    def _judge(self, path: Path, data: bytes, generation: Generation, now: float) -> Finding:
-        parsed = self._parse(path, data, generation)
-        return judge(hashlib.sha256(data).digest(), parsed, (), now)
-
-    def _parse(
-        self, path: Path, data: bytes, generation: Generation
-    ) -> CertificateInfo | CredentialError:
-        """The certificate for Mail, read once for each content: checking its key takes a while."""
-        known = self._parsed.get(path)
-        if known is not None and known[0] == data:
-            return known[1]
-        parsed: CertificateInfo | CredentialError
-        if MAIL not in generation:
-            parsed = CredentialError(str(path), "there is no certificate for Mail in it")
-        else:
-            try:
-                parsed = generation[MAIL].read(str(path))
-            except CredentialError as error:
-                parsed = error
-        self._parsed[path] = data, parsed
-        return parsed
-
-    def _careless(self) -> Iterator[str]:
-        for path in (self._store.path, self._store.previous_path):
-            yield from careless(path, "private keys")
-        if self._identity is not None:
-            yield from careless(self._identity, "private key")
+            return LoadResult.failed(error)
+        return LoadResult.of(hashlib.sha256(data).digest(), parsed, (), now)
 
     def _why_nothing(self, now: float) -> CredentialError:
         """Why no certificate was issued yet."""
@@ -219,13 +166,11 @@ class AppleIdSource:
         try:
             attempt = await self._run(partial(self._prepare, self._account, now))
         except CredentialError as error:
-            self._say(f"Apple's certificate service cannot be asked: {error}", now)
-            return False
+            raise RenewalError(f"Apple's certificate service cannot be asked: {error}") from error
         except OSError as error:
             # The message itself names a temporary file, another one each time.
             where = f"{self._store.folder}: {error.strerror}"
-            self._say(f"Apple's certificate service is not asked: {where}", now)
-            return False
+            raise RenewalError(f"Apple's certificate service is not asked: {where}") from error
         if attempt is None:
             return False
         self._log.info(
@@ -248,19 +193,26 @@ class AppleIdSource:
         try:
             await self._run(partial(self._store.write_schedule, schedule))
         except OSError as error:
-            self._say(f"The time of the next attempt cannot be kept: {error.strerror}", now)
+            self._log.warn(
+                "The time of the next attempt cannot be kept: {error}", error=error.strerror
+            )
         return True
 
     def _prepare(self, account: Account, now: float) -> _Attempt | None:
         """Decide whether to ask, and if so announce it on disk and make the request."""
         self._store.remove_leftovers()
         if self._unsaved is not None:
-            self._store.write(self._unsaved, self._known().data)
+            generation = decode(str(self._store.path), self._unsaved)
+            self._store.write(generation, self._known()[1])
             self._unsaved = None
             self._log.info("The new certificates are kept now")
-        known = self._known()
-        mail = known.mail
-        if mail is not None and not _is_due(mail, now):
+        mail, before = self._known()
+        # One that is not valid yet needs a right clock, not another certificate.
+        if (
+            mail is not None
+            and now < mail.not_after - RENEW_BEFORE
+            and not mail.errors(max(now, mail.not_before))
+        ):
             return None
         settings = settings_fingerprint(account, self._service)
         schedule, on_disk = self._store.read_schedule(now)
@@ -272,30 +224,28 @@ class AppleIdSource:
         schedule = schedule.asked(now, settings)
         self._store.write_schedule(schedule)
         keys = {service: self._make_key() for service in SERVICES}
-        host = socket.gethostname()
-        serials = {} if mail is None else serial_numbers(known.generation)
-        body = request_body(identity, account, host, keys, serials)
+        serials = {} if mail is None else _serial_numbers(before)
+        body = request_body(identity, account, socket.gethostname(), keys, serials)
         url = f"{self._service}/{'new' if mail is None else 'renew'}"
-        return _Attempt(url, body, keys, schedule, known)
+        return _Attempt(url, body, keys, schedule, before)
 
-    def _known(self) -> _Known:
+    def _known(self) -> tuple[CertificateInfo | None, bytes | None]:
         """What new certificates are to renew, and to take the place of.
 
         :raises CredentialError: there is something that cannot be read, so nobody knows that.
         """
-        known = _Known()
+        first = None
         for path in (self._store.path, self._store.previous_path):
             if not os.path.lexists(path):
                 continue
-            data, generation = self._store.read(path)
-            mail = self._parse(path, data, generation)
+            data = read_file(path)[0].data
+            mail = self._read_mail(str(path), data)
             if isinstance(mail, CertificateInfo):
-                return _Known(mail, generation, data)
-            if known.data is None:
-                known = _Known(None, generation, data)
-        return known
+                return mail, data
+            first = first or data
+        return None, first
 
-    def _read_identity(self) -> ServerIdentity:
+    def _read_identity(self) -> CertificateInfo:
         if self._identity is None:
             raise CredentialError(
                 "serverIdentity",
@@ -303,14 +253,8 @@ class AppleIdSource:
                 "Apple's certificate service answers to copies of macOS Server only: name the file"
                 " with the key and the certificates of yours",
             )
-        password = read_password(self._password)[0] if self._password is not None else None
-        blob, _ = read_file(self._identity)
-        known = self._known_identity
-        if known is not None and known[:2] == (blob, password):
-            return known[2]
-        identity = read_server_identity(blob, password)
-        self._known_identity = blob, password, identity
-        return identity
+        password, _ = read_password(self._password)
+        return self._read_server_identity(read_file(self._identity)[0], password)
 
     def _accept(self, attempt: _Attempt, answer: bytes) -> CertificateInfo:
         """Keep what was issued for the keys that were made.
@@ -318,7 +262,7 @@ class AppleIdSource:
         :raises ServiceError: nothing for Mail is among it.
         """
         try:
-            good, info = _issued(attempt, answer)
+            good = _issued(attempt.keys, answer)
         except ServiceError:
             raise
         except Exception as error:  # of what others sent, and asked for again all the same
@@ -327,66 +271,71 @@ class AppleIdSource:
                 f" ({type(error).__name__})"
             ) from error
         # What was issued before stays for the services that got nothing now.
-        generation = {**attempt.known.generation, **good}
+        generation = _generation(attempt.before)
+        generation.update({service: Issued.of(info) for service, info in good.items()})
         try:
-            self._store.write(generation, attempt.known.data)
+            self._store.write(generation, attempt.before)
         except OSError as error:
-            self._unsaved = generation
+            self._unsaved = encode(generation)
             self._log.error(
                 "The new certificates cannot be kept in {path}: {error}. They are used from memory"
                 " and this is tried again each minute: do not stop the daemon before it worked",
                 path=self._store.path,
                 error=error.strerror,
             )
-        return info
-
-    def _say(self, text: str, now: float) -> None:
-        """Log a problem that goes on, once a day."""
-        said, when = self._said
-        if text != said or now >= when + DAY:
-            self._said = text, now
-            self._log.warn("{text}", text=text)
+        return good[MAIL]
 
 
-def _is_due(mail: CertificateInfo, now: float) -> bool:
-    """Whether another certificate is needed; one that is not valid yet needs a right clock."""
-    return now >= mail.not_after - RENEW_BEFORE or bool(mail.errors(max(now, mail.not_before)))
+def _read_mail(name: str, data: bytes) -> CertificateInfo | CredentialError:
+    """The certificate for Mail in a stored generation, or why it cannot be read.
+
+    :raises CredentialError: `data` is no generation.
+    """
+    issued = decode(name, data).get(MAIL)
+    if issued is None:
+        return CredentialError(name, "there is no certificate for Mail in it")
+    try:
+        return issued.read(name)
+    except CredentialError as error:
+        return error
 
 
-def _issued(attempt: _Attempt, answer: bytes) -> tuple[Generation, CertificateInfo]:
-    """What an answer brings, and the certificate for Mail among it.
+def _generation(before: bytes | None) -> Generation:
+    return {} if before is None else decode("", before)
+
+
+def _serial_numbers(before: bytes | None) -> dict[Service, str]:
+    """In hex, of those certificates that are not damaged."""
+    serials = {}
+    for service, issued in _generation(before).items():
+        with contextlib.suppress(CredentialError):
+            serials[service] = read_pem(Blob("", issued.certificate_pem)).serial
+    return serials
+
+
+def _issued(keys: Keys, answer: bytes) -> dict[Service, CertificateInfo]:
+    """What an answer brings that can be used.
 
     :raises ServiceError: there is none for Mail.
     """
-    good: Generation = {}
-    info, problem = None, "there is none for Mail"
-    for certificate in read_answer(answer):
-        if certificate.service in good:
-            continue
-        key = attempt.keys[certificate.service]
+    good: dict[Service, CertificateInfo] = {}
+    problem = "there is none for Mail"
+    for service, pem in read_answer(answer):
+        name = f"the certificate for {service.description}"
         try:
-            found = _checked(certificate, key)
+            info = certificate_info(name, read_pem(Blob(name, pem)).chain, keys[service])
+            if not info.key_matches:
+                raise CredentialError(name, "the certificate is for another key than was asked for")
+            # Whether it is valid now is looked at when it is used: this clock may be wrong.
+            for error in info.errors(info.midlife) if service is MAIL else ():
+                raise error
         except CredentialError as error:
-            if certificate.service is MAIL:
+            if service is MAIL:
                 problem = error.what
-            continue
-        good[certificate.service] = Issued(b"".join(found.chain_pem), key_pem(key))
-        if certificate.service is MAIL:
-            info = found
-    if info is None:
+        else:
+            good.setdefault(service, info)
+    if MAIL not in good:
         raise ServiceError(
             f"Apple's certificate service sent certificates that cannot be used: {problem}"
         )
-    return good, info
-
-
-def _checked(certificate: Certificate, key: PrivateKey) -> CertificateInfo:
-    name = f"the certificate for {certificate.service.description}"
-    info = certificate_info(name, read_pem(Blob(name, certificate.pem)).chain, key)
-    if not info.key_matches:
-        raise CredentialError(name, "the certificate is for another key than was asked for")
-    if certificate.service is MAIL:
-        # Whether it is valid now is looked at when it is used: this clock may be wrong.
-        for error in info.errors(info.midlife):
-            raise error
-    return info
+    return good

@@ -18,13 +18,11 @@ import attrs
 from twisted.logger import Logger
 
 from xaps.credentials.apple.messages import MAIL, SERVICES, Account, Service
-from xaps.credentials.certificate import CertificateInfo, CredentialError, key_pem
-from xaps.credentials.filesource import read_file
-from xaps.credentials.reading import Blob, read_der, read_pem
+from xaps.credentials.certificate import DAY, CertificateInfo, CredentialError, key_pem
+from xaps.credentials.reading import Blob, as_pem, read_pem
 from xaps.system.files import remove_leftovers, replace_file
 
 HOUR = 3600.0
-DAY = 86400.0
 
 _SERVICES = {service.service_type: service for service in SERVICES}
 
@@ -35,6 +33,12 @@ class Issued:
 
     certificate_pem: bytes
     key_pem: bytes = attrs.field(repr=False)
+
+    @classmethod
+    def of(cls, info: CertificateInfo) -> Issued:
+        """What was read, as it is kept."""
+        assert info.key is not None
+        return cls(b"".join(info.chain_pem), key_pem(info.key))
 
     def read(self, source: str) -> CertificateInfo:
         """:raises CredentialError: it is damaged."""
@@ -107,14 +111,6 @@ class AppleStore:
         """Whether anything was ever issued or imported."""
         return any(os.path.lexists(path) for path in (self.path, self.previous_path))
 
-    def read(self, path: Path) -> tuple[bytes, Generation]:
-        """A generation, with the bytes that it was read from.
-
-        :raises CredentialError: the file cannot be read, or holds something else.
-        """
-        data = read_file(path)[0].data
-        return data, _decode(str(path), data)
-
     def write(self, generation: Generation, before: bytes | None = None) -> None:
         """Put `generation` in the place of the current one.
 
@@ -123,10 +119,10 @@ class AppleStore:
         """
         if before is not None:
             replace_file(self.previous_path, before)
-        replace_file(self.path, _encode(generation))
+        replace_file(self.path, encode(generation))
 
     def adopt(self, chains: Sequence[Sequence[bytes]], keys: Sequence[bytes]) -> bool:
-        """Take over what another daemon was issued (DER, in the order of the five services),
+        """Take over what the Go daemon was issued (DER, in the order of the five services),
         unless something is here already. Returns whether a certificate for Mail that can be used,
         or could before it expired, was among it.
 
@@ -136,14 +132,16 @@ class AppleStore:
             return False
         generation: Generation = {}
         for service, chain, key in zip(SERVICES, chains, keys, strict=False):
+            certificate_pem = b"".join(as_pem("CERTIFICATE", der) for der in chain)
+            issued = Issued(certificate_pem, as_pem("RSA PRIVATE KEY", key))
             try:
-                info = read_der(f"the certificate for {service.description}", list(chain), key)
+                info = issued.read(f"the certificate for {service.description}")
             except CredentialError:
                 continue
             if service is MAIL and (errors := info.errors(info.midlife)):
                 self._log.warn("What Apple issued before is not taken over: {e}", e=errors[0])
                 return False
-            generation[service] = issued(info)
+            generation[service] = Issued.of(info)
         if MAIL not in generation:
             return False
         self.write(generation)
@@ -185,24 +183,8 @@ class AppleStore:
         replace_file(self.schedule_path, json.dumps(attrs.asdict(schedule)).encode() + b"\n")
 
 
-def serial_numbers(generation: Generation) -> dict[Service, str]:
-    """In hex, of those certificates that are not damaged."""
-    serials = {}
-    for service, issued in generation.items():
-        try:
-            serials[service] = read_pem(Blob("", issued.certificate_pem)).serial
-        except CredentialError:
-            continue
-    return serials
-
-
-def issued(info: CertificateInfo) -> Issued:
-    """What was read, as it is kept."""
-    assert info.key is not None
-    return Issued(b"".join(info.chain_pem), key_pem(info.key))
-
-
-def _encode(generation: Generation) -> bytes:
+def encode(generation: Generation) -> bytes:
+    """A generation as it is kept."""
     entries = [
         {
             "service": service.service_type,
@@ -214,7 +196,11 @@ def _encode(generation: Generation) -> bytes:
     return json.dumps({"version": 1, "certificates": entries}, indent=1).encode() + b"\n"
 
 
-def _decode(name: str, data: bytes) -> Generation:
+def decode(name: str, data: bytes) -> Generation:
+    """A generation as it was kept.
+
+    :raises CredentialError: `data`, which is named `name`, is something else.
+    """
     try:
         document: Any = json.loads(data)
         if document["version"] != 1:
