@@ -71,12 +71,14 @@ class InFolder(SynchronousTestCase):
         max_per_user: int = 100,
         max_pending: int = 1000,
         busy_timeout: float = 0.05,
+        wall: Callable[[], float] = time.time,
     ) -> SQLiteRegistry:
         path = path or self.path
         registry = SQLiteRegistry(
             open_writer(path, busy_timeout=busy_timeout),
             path,
             run=run,
+            wall=wall,
             max_per_user=max_per_user,
             max_pending=max_pending,
         )
@@ -115,7 +117,7 @@ class SQLiteRegistryContractTests(RegistryContract, InFolder):
 
     def make_registry(self, max_per_user: int = 100) -> SQLiteRegistry:
         self.path = self.path.with_suffix(".next")
-        return self.open(max_per_user=max_per_user)
+        return self.open(max_per_user=max_per_user, wall=lambda: self.now)
 
 
 class LookupTests(InFolder):
@@ -202,6 +204,15 @@ class FileTests(InFolder):
         given = Registration(ALICE, names, 5.0, frozenset(names[::2]))
         self.successResultOf(registry.register(given))
         self.assertEqual(self.successResultOf(registry.get(ALICE)), given)
+
+    def test_what_is_added_counts_only_if_it_is_newer(self) -> None:
+        registry = self.open()
+        known = Registration(ALICE, ("INBOX", "Notes"), 1000.0, frozenset({"Notes"}))
+        self.successResultOf(registry.register(known))
+        for time_, added in (999.9, 0), (1000.0, 0), (1000.1, 1):
+            given = registration(ALICE, time_)
+            self.assertEqual(self.successResultOf(registry.add([given])), added)
+            self.assertEqual(self.all(registry), [given if added else known])
 
     def test_more_than_a_page_of_rows_is_read_and_expired_in_slices(self) -> None:
         registry = self.open()
@@ -424,13 +435,13 @@ class FaultTests(InFolder):
 
 
 REGISTER_AND_WAIT = """
-import sys
+import sys, time
 from pathlib import Path
 from twisted.internet.defer import execute
 from tests.registry.contract import ALICE, flag, registration
 from xaps.registry.opening import open_registry
 
-registry = open_registry(Path(sys.argv[1]), run=execute, now=0.0, lifetime=1.0)
+registry = open_registry(Path(sys.argv[1]), run=execute, wall=time.time, lifetime=1.0)
 registry.register(registration(ALICE))
 registry.save_flags([flag(ALICE, "INBOX")], []).addCallback(lambda _: print("done", flush=True))
 sys.stdin.read()
@@ -467,7 +478,9 @@ class ThreadTests(TestCase):
         self.addCleanup(pool.stop)
         path = Path(folder.name) / "phones.sqlite3"
         run = partial(deferToThreadPool, cast(IReactorFromThreads, reactor), pool)
-        registry = SQLiteRegistry(open_writer(path, busy_timeout=4.0), path, run=run)
+        registry = SQLiteRegistry(
+            open_writer(path, busy_timeout=4.0), path, run=run, wall=time.time
+        )
         keys = [RegistrationKey(f"user{number}", "A", "aa") for number in range(300)]
 
         async def register_and_read(key: RegistrationKey) -> Registration | None:

@@ -38,7 +38,7 @@ def open_registry(
     database_file: Path,
     *,
     run: Run,
-    now: float,
+    wall: Callable[[], float],
     lifetime: float,
     max_per_user: int = MAX_PER_USER,
     busy_timeout: float = BUSY_TIMEOUT,
@@ -55,7 +55,7 @@ def open_registry(
     This reads the disk and can wait for `busy_timeout`: do it before the reactor runs, but after
     the process has become a daemon (neither locks nor threads survive a fork).
 
-    :param now: seconds since the epoch.
+    :param wall: the time of day: seconds since the epoch.
     :param lifetime: seconds after which a registration that was not renewed counts no more.
     :param on_certificates: gets what Apple issued to the Go daemon, when its file is imported.
     :raises RegistryInUse: another process has opened it.
@@ -72,6 +72,7 @@ def open_registry(
         raise
     try:
         if is_json and not _was_imported(connection, database_file):
+            now = wall()
             found = _read(database_file, now=now, oldest=now - lifetime)
             if found is not None:
                 if found.certificates is not None:
@@ -79,7 +80,12 @@ def open_registry(
                 added = _import(connection, database_file, found, max_per_user)
                 _report(database_file, found, added, path)
         return SQLiteRegistry(
-            connection, path, run=run, max_per_user=max_per_user, on_closed=lock.release
+            connection,
+            path,
+            run=run,
+            wall=wall,
+            max_per_user=max_per_user,
+            on_closed=lock.release,
         )
     except BaseException as error:
         connection.close()

@@ -54,6 +54,11 @@ REGISTER = f"""
         confirmed = excluded.confirmed,
         registered_at = excluded.registered_at
 """
+# Not "earlier or in the future": the time of a damaged row can be NULL.
+UNLESS_NEWER = """
+    WHERE (registrations.registered_at > excluded.registered_at
+        AND registrations.registered_at <= ?) IS NOT TRUE
+"""
 IF_NEWER = "WHERE excluded.registered_at > registrations.registered_at"
 OF_USER_COUNT = "SELECT count(*) FROM registrations WHERE user = ?"
 TRIM = """
@@ -107,16 +112,19 @@ class SQLiteRegistry:
         path: Path,
         *,
         run: Run,
+        wall: Callable[[], float],
         max_per_user: int = MAX_PER_USER,
         max_pending: int = MAX_PENDING,
         on_closed: Callable[[], None] = lambda: None,
     ) -> None:
         """
         :param connection: what :func:`.open_writer` gave for `path`.
+        :param wall: the time of day.
         :param max_pending: the bound on writes that wait for the disk.
         :param on_closed: called once, when the file is no longer used.
         """
         self._path = path
+        self._wall = wall
         self._max_per_user = max_per_user
         self._reader = open_reader(path)
         self._damage = rows.DamageReport(path)
@@ -167,7 +175,12 @@ class SQLiteRegistry:
     def register(self, registration: Registration) -> Deferred[tuple[RegistrationKey, ...]]:
         """See :meth:`.IRegistry.register`."""
         return self._writer.write(
-            lambda connection: _register(connection, registration, self._max_per_user)
+            partial(
+                _register,
+                registration=registration,
+                now=self._wall(),
+                max_per_user=self._max_per_user,
+            )
         ).addCallback(self._log_trimmed)
 
     def add(self, registrations: Iterable[Registration]) -> Deferred[int]:
@@ -259,9 +272,10 @@ def _count(connection: sqlite3.Connection) -> int:
 
 
 def _register(
-    connection: sqlite3.Connection, registration: Registration, max_per_user: int
+    connection: sqlite3.Connection, registration: Registration, now: float, max_per_user: int
 ) -> list[RegistrationKey]:
-    connection.execute(REGISTER, rows.registration_columns(registration))
+    columns = rows.registration_columns(registration)
+    connection.execute(f"{REGISTER} {UNLESS_NEWER}", (*columns, now))
     return _trim(connection, registration.key, max_per_user)
 
 
