@@ -19,7 +19,7 @@ from tests.registry.contract import ALICE, registration
 from tests.registry.test_sqlite import HeldWorker
 from xaps.registry.groupcommit import Run
 from xaps.registry.interface import RegistryError
-from xaps.registry.lock import Lock, RegistryInUse
+from xaps.registry.lock import RegistryInUse, lock
 from xaps.registry.opening import open_registry, read_registrations
 from xaps.registry.sqlite import SQLiteRegistry
 
@@ -119,8 +119,8 @@ class LockTests(LockTestCase):
         self.open(json)
 
     def test_who_has_it_for_a_moment_is_waited_for(self) -> None:
-        lock = Lock(self.path, patience=0.0)
-        timer = threading.Timer(0.1, lock.release)
+        held = lock(self.path, patience=0.0)
+        timer = threading.Timer(0.1, held.close)
         timer.start()
         self.addCleanup(timer.join)
         self.open(patience=PATIENCE)

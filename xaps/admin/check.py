@@ -107,7 +107,9 @@ def _addresses(config: Config, out: TextIO) -> Iterator[str]:
         if not address or address.startswith("systemd:"):
             continue
         try:
-            _, remarks = usable(key, address, port, by_default=ATTRIBUTES[key] not in config.written)
+            _, remarks = usable(
+                key, address, port, by_default=ATTRIBUTES[key] not in config.written
+            )
         except ListenError as error:
             yield str(error)
         else:

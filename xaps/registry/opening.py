@@ -11,11 +11,10 @@ from pathlib import Path
 from twisted.logger import Logger
 
 from xaps.model import Registration
-from xaps.registry.database import check_files, explain, open_reader, open_writer, roll_back
+from xaps.registry.database import explaining, open_reader, open_writer, transaction
 from xaps.registry.godata import AppleCertificates, GoData, GoDataError, parse
 from xaps.registry.groupcommit import Run
 from xaps.registry.interface import RegistryError
-from xaps.registry.lock import Lock
 from xaps.registry.rows import DamageReport
 from xaps.registry.sqlite import (
     BUSY_TIMEOUT,
@@ -58,40 +57,25 @@ def open_registry(
     :param wall: the time of day: seconds since the epoch.
     :param lifetime: seconds after which a registration that was not renewed counts no more.
     :param on_certificates: gets what Apple issued to the Go daemon, when its file is imported.
-    :raises RegistryInUse: another process has opened it.
+    :raises xaps.registry.lock.RegistryInUse: another process has opened it.
     :raises RegistryError: a file cannot be used; nothing was imported then.
     """
     is_json = _is_go_data(database_file)
     path = _registry_path(database_file, is_json)
-    check_files(path)
-    lock = Lock(path, patience=busy_timeout)
+    connection = open_writer(path, busy_timeout=busy_timeout)
     try:
-        connection = open_writer(path, busy_timeout=busy_timeout)
+        with explaining(path):
+            if is_json and not _was_imported(connection, database_file):
+                now = wall()
+                found = _read(database_file, now=now, oldest=now - lifetime)
+                if found is not None:
+                    if found.certificates is not None:
+                        on_certificates(found.certificates)
+                    added = _import(connection, database_file, found, max_per_user)
+                    _report(database_file, found, added, path)
+        return SQLiteRegistry(connection, path, run=run, wall=wall, max_per_user=max_per_user)
     except BaseException:
-        lock.release()
-        raise
-    try:
-        if is_json and not _was_imported(connection, database_file):
-            now = wall()
-            found = _read(database_file, now=now, oldest=now - lifetime)
-            if found is not None:
-                if found.certificates is not None:
-                    on_certificates(found.certificates)
-                added = _import(connection, database_file, found, max_per_user)
-                _report(database_file, found, added, path)
-        return SQLiteRegistry(
-            connection,
-            path,
-            run=run,
-            wall=wall,
-            max_per_user=max_per_user,
-            on_closed=lock.release,
-        )
-    except BaseException as error:
         connection.close()
-        lock.release()
-        if isinstance(error, sqlite3.Error):
-            raise RegistryError(explain(error, path)) from error
         raise
 
 
@@ -103,16 +87,13 @@ def read_registrations(database_file: Path) -> list[Registration]:
     path = _registry_path(database_file, _is_go_data(database_file))
     report = DamageReport(path)
     found: list[Registration] = []
-    try:
-        with contextlib.closing(open_reader(path)) as connection:
-            page = registrations_after(connection, None)
-            while page.values:
-                found += page.values
-                report.tell(page.damaged)
-                page = registrations_after(connection, page.values[-1].key)
-    except sqlite3.Error as error:
-        raise RegistryError(explain(error, path)) from error
-    return found
+    with explaining(path), contextlib.closing(open_reader(path)) as connection:
+        while True:
+            page, damaged = registrations_after(connection, found[-1].key if found else None)
+            report.tell(damaged)
+            if not page:
+                return found
+            found += page
 
 
 def _registry_path(database_file: Path, is_json: bool) -> Path:
@@ -163,13 +144,9 @@ def _read(source: Path, *, now: float, oldest: float) -> GoData | None:
 
 def _import(connection: sqlite3.Connection, source: Path, found: GoData, max_per_user: int) -> int:
     """Registrations and the note that they were imported, in one transaction."""
-    connection.execute("BEGIN IMMEDIATE")
-    try:
+    with transaction(connection):
         added = add_if_newer(connection, found.registrations, max_per_user)
         connection.execute("INSERT INTO imports (source) VALUES (?)", (source.name,))
-        connection.execute("COMMIT")
-    finally:
-        roll_back(connection)
     return added
 
 

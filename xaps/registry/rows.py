@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
@@ -23,6 +24,10 @@ MAX_TOLD = 100
 """Damaged rows that are named in the log."""
 
 
+_SURROGATES = re.compile("[\ud800-\udfff]")
+"""From JSON, or for a byte that is not UTF-8."""
+
+
 class DamagedError(Exception):
     """The row is not one that was written here; the message says why."""
 
@@ -33,7 +38,7 @@ class DamagedRow:
 
     table: str
     key: tuple[object, object, object]
-    reason: str
+    reason: str = attrs.field(eq=False)
 
 
 class DamageReport:
@@ -43,26 +48,26 @@ class DamageReport:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._told: set[tuple[str, tuple[object, object, object]]] = set()
+        self._told: set[DamagedRow] = set()
 
     def tell(self, rows: Iterable[DamagedRow]) -> None:
         """Warn of those that were not seen before."""
         for row in rows:
-            if len(self._told) >= MAX_TOLD or (row.table, row.key) in self._told:
+            if len(self._told) >= MAX_TOLD or row in self._told:
                 continue
-            self._told.add((row.table, row.key))
+            self._told.add(row)
             user, account_id, token = row.key
             self._log.warn(
                 "{path}: a row of the table {table} is damaged and left out: {reason} (user "
                 "{user}, account {account_id}, phone {phone}). The phone repairs it when it "
-                "registers again; if it does not within a day, delete the row{more}",
+                "registers again; if it does not within a day, delete the row{further}",
                 path=str(self._path),
                 table=row.table,
                 reason=row.reason,
                 user=_shown(user),
                 account_id=_shown(account_id),
                 phone=_shown(short_token(token) if isinstance(token, str) else token),
-                more="" if len(self._told) < MAX_TOLD else ". Further ones are not named",
+                further="" if len(self._told) < MAX_TOLD else ". Further ones are not named",
             )
 
 
@@ -81,9 +86,9 @@ def registration(row: tuple[Any, ...]) -> Registration:
     user, account_id, device_token, mailboxes, confirmed, registered_at = row
     return Registration(
         key(user, account_id, device_token),
-        _names(mailboxes, "mailboxes"),
+        _names(mailboxes, "mailboxes")[0],
         _time(registered_at, "registered_at"),
-        _name_set(confirmed, "confirmed"),
+        _names(confirmed, "confirmed")[1],
     )
 
 
@@ -94,7 +99,7 @@ def flag(row: tuple[Any, ...]) -> WaitingFlag:
         key(user, account_id, device_token),
         _time(noticed_at, "noticed_at"),
         _time(due, "due"),
-        _name_set(mailboxes, "mailboxes"),
+        _names(mailboxes, "mailboxes")[1],
     )
 
 
@@ -111,7 +116,7 @@ def key(user: object, account_id: object, device_token: object) -> RegistrationK
 def _text(value: object, column: str) -> str:
     if not isinstance(value, str):
         raise DamagedError(f"{column} is {'NULL' if value is None else 'no text'}")
-    if not _is_unicode(value):
+    if _SURROGATES.search(value):
         raise DamagedError(f"{column} is not valid UTF-8")
     return value
 
@@ -122,54 +127,27 @@ def _time(value: object, column: str) -> float:
     return value
 
 
-def _names(value: object, column: str) -> tuple[str, ...]:
+def _names(value: object, column: str) -> tuple[tuple[str, ...], frozenset[str]]:
+    """A list of mailboxes, in its order and as a set."""
     array = _text(value, column)
     try:
-        return _shared_names(array) if len(array) <= SHORT else _parsed(array)
+        return _shared(array) if len(array) <= SHORT else _parsed(array)
     except (ValueError, RecursionError):
         raise DamagedError(f"{column} is no JSON array of names") from None
 
 
-def _name_set(value: object, column: str) -> frozenset[str]:
-    array = _text(value, column)
-    try:
-        return _shared_name_set(array) if len(array) <= SHORT else frozenset(_parsed(array))
-    except (ValueError, RecursionError):
-        raise DamagedError(f"{column} is no JSON array of names") from None
-
-
-def _parsed(array: str) -> tuple[str, ...]:
+def _parsed(array: str) -> tuple[tuple[str, ...], frozenset[str]]:
     names = json.loads(array)
     if not isinstance(names, list) or not all(
-        isinstance(name, str) and _is_unicode(name) for name in names
+        isinstance(name, str) and not _SURROGATES.search(name) for name in names
     ):
         raise ValueError
-    return tuple(names)
+    return tuple(names), frozenset(names)
 
 
-# The same few lists come again and again. Sharing them saves half of the memory that 100,000
-# registrations take, and most of the time that a full garbage collection stops everything.
-
-
-@lru_cache(1000)
-def _shared_names(array: str) -> tuple[str, ...]:
-    return _parsed(array)
-
-
-@lru_cache(1000)
-def _shared_name_set(array: str) -> frozenset[str]:
-    return frozenset(_parsed(array))
-
-
-def _is_unicode(text: str) -> bool:
-    """Whether there is no lone surrogate in it: from JSON, or for a byte that is not UTF-8."""
-    if text.isascii():
-        return True
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+_shared = lru_cache(1000)(_parsed)
+"""The same few lists come again and again. Sharing them saves half of the memory that 100,000
+registrations take, and most of the time that a full garbage collection stops everything."""
 
 
 # ------------------------------------------------------------------------ writing

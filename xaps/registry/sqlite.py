@@ -8,16 +8,15 @@ import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
-import attrs
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import Deferred, execute
 from twisted.logger import Logger
 
 from xaps.model import Registration, RegistrationKey, WaitingFlag, lower
 from xaps.registry import rows
-from xaps.registry.database import TABLES, open_reader
-from xaps.registry.groupcommit import GroupCommit, Run, explained
+from xaps.registry.database import TABLES, explaining, open_reader
+from xaps.registry.groupcommit import GroupCommit, Run
 
 MAX_PER_USER = 100
 """Phones that one user can have registered."""
@@ -34,20 +33,25 @@ the reactor's thread does with one takes it few milliseconds."""
 
 T = TypeVar("T")
 
+Page = tuple[Sequence[T], Sequence[rows.DamagedRow]]
+"""The good rows that were read in one go, and the damaged ones among them."""
+
 # Column names and conditions are written once; nothing else is ever put into a statement.
 _COLUMNS = TABLES["registrations"]
+_FLAG_COLUMNS = TABLES["flags"]
 _KEY = "user = ? AND account_id = ? AND device_token = ?"
+_AFTER = """
+    WHERE (user, account_id, device_token) > (?, ?, ?) ORDER BY user, account_id, device_token
+"""
 
 OF_USER = f"""
     SELECT {_COLUMNS} FROM registrations WHERE user = ? ORDER BY account_id, device_token
 """
 ONE = f"SELECT {_COLUMNS} FROM registrations WHERE {_KEY}"
 # Read as far as is needed: who knows how many rows of a page are damaged?
-_IN_ORDER = "ORDER BY user, account_id, device_token"
-_AFTER = "WHERE (user, account_id, device_token) > (?, ?, ?)"
-FIRST_PAGE = f"SELECT {_COLUMNS} FROM registrations {_IN_ORDER}"
-NEXT_PAGE = f"SELECT {_COLUMNS} FROM registrations {_AFTER} {_IN_ORDER}"
-REGISTER = f"""
+NEXT_PAGE = f"SELECT {_COLUMNS} FROM registrations {_AFTER}"
+NEXT_FLAGS = f"SELECT {_FLAG_COLUMNS} FROM flags {_AFTER}"
+_ADD = f"""
     INSERT INTO registrations ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)
     ON CONFLICT (user, account_id, device_token) DO UPDATE SET
         mailboxes = excluded.mailboxes,
@@ -55,18 +59,18 @@ REGISTER = f"""
         registered_at = excluded.registered_at
 """
 # Not "earlier or in the future": the time of a damaged row can be NULL.
-UNLESS_NEWER = """
-    WHERE (registrations.registered_at > excluded.registered_at
+REGISTER = f"""
+    {_ADD} WHERE (registrations.registered_at > excluded.registered_at
         AND registrations.registered_at <= ?) IS NOT TRUE
 """
-IF_NEWER = "WHERE excluded.registered_at > registrations.registered_at"
-OF_USER_COUNT = "SELECT count(*) FROM registrations WHERE user = ?"
+ADD_IF_NEWER = f"{_ADD} WHERE excluded.registered_at > registrations.registered_at"
 TRIM = """
     DELETE FROM registrations
     WHERE (user, account_id, device_token) IN (
         SELECT user, account_id, device_token FROM registrations
         WHERE user = ? AND NOT (account_id = ? AND device_token = ?)
-        ORDER BY registered_at, account_id, device_token LIMIT ?
+        ORDER BY registered_at, account_id, device_token
+        LIMIT max(0, (SELECT count(*) FROM registrations WHERE user = ?) - ?)
     )
     RETURNING user, account_id, device_token
 """
@@ -80,21 +84,10 @@ EXPIRE = f"""
     RETURNING user, account_id, device_token
 """
 CLEAR_FLAG = f"DELETE FROM flags WHERE {_KEY}"
-_FLAG_COLUMNS = TABLES["flags"]
 SAVE_FLAG = f"""
     INSERT OR REPLACE INTO flags ({_FLAG_COLUMNS})
     SELECT user, account_id, device_token, ?, ?, ? FROM registrations WHERE {_KEY}
 """
-FIRST_FLAGS = f"SELECT {_FLAG_COLUMNS} FROM flags {_IN_ORDER}"
-NEXT_FLAGS = f"SELECT {_FLAG_COLUMNS} FROM flags {_AFTER} {_IN_ORDER}"
-
-
-@attrs.frozen
-class Page(Generic[T]):
-    """What was read in one go."""
-
-    values: Sequence[T]
-    damaged: Sequence[rows.DamagedRow]
 
 
 class SQLiteRegistry:
@@ -115,46 +108,39 @@ class SQLiteRegistry:
         wall: Callable[[], float],
         max_per_user: int = MAX_PER_USER,
         max_pending: int = MAX_PENDING,
-        on_closed: Callable[[], None] = lambda: None,
     ) -> None:
         """
         :param connection: what :func:`.open_writer` gave for `path`.
         :param wall: the time of day.
         :param max_pending: the bound on writes that wait for the disk.
-        :param on_closed: called once, when the file is no longer used.
         """
         self._path = path
         self._wall = wall
         self._max_per_user = max_per_user
         self._reader = open_reader(path)
         self._damage = rows.DamageReport(path)
-        self._writer = GroupCommit(
-            connection, path, run=run, max_pending=max_pending, on_closed=on_closed
-        )
+        self._writer = GroupCommit(connection, path, run=run, max_pending=max_pending)
 
     # -------------------------------------------- reads in the calling thread
 
     def registrations(self, user: str) -> Deferred[Sequence[Registration]]:
         """See :meth:`.IRegistry.registrations`."""
-        return self._select(OF_USER, lower(user))
+        return execute(self._select, OF_USER, lower(user))
 
     def get(self, key: RegistrationKey) -> Deferred[Registration | None]:
         """See :meth:`.IRegistry.get`."""
-        found = self._select(ONE, *rows.key_columns(key))
+        found = execute(self._select, ONE, *rows.key_columns(key))
         return found.addCallback(lambda found: found[0] if found else None)
 
-    def _select(self, statement: str, *parameters: str) -> Deferred[Sequence[Registration]]:
-        try:
+    def _select(self, statement: str, *parameters: str) -> Sequence[Registration]:
+        with explaining(self._path):
             cursor = self._reader.execute(statement, parameters)
-            found = _read(cursor, "registrations", rows.registration)
-        except Exception as error:
-            return fail(explained(error, self._path))
-        return succeed(self._good(found))
+            return self._good(_read(cursor, "registrations", rows.registration))
 
     def _good(self, page: Page[T]) -> Sequence[T]:
-        if page.damaged:
-            self._damage.tell(page.damaged)
-        return page.values
+        values, damaged = page
+        self._damage.tell(damaged)
+        return values
 
     # ------------------------------------------- reads in the worker thread
 
@@ -164,24 +150,41 @@ class SQLiteRegistry:
 
     def flags(self, after: RegistrationKey | None = None) -> Deferred[Sequence[WaitingFlag]]:
         """See :meth:`.IRegistry.flags`."""
-        return self._writer.read(partial(_flags_after, key=after)).addCallback(self._good)
+
+        def read(connection: sqlite3.Connection) -> Page[WaitingFlag]:
+            return _read(connection.execute(NEXT_FLAGS, _columns(after)), "flags", rows.flag)
+
+        return self._writer.read(read).addCallback(self._good)
 
     def count(self) -> Deferred[int]:
         """See :meth:`.IRegistry.count`."""
-        return self._writer.read(_count)
+
+        def read(connection: sqlite3.Connection) -> int:
+            (count,) = connection.execute("SELECT count(*) FROM registrations").fetchone()
+            return int(count)
+
+        return self._writer.read(read)
 
     # ----------------------------------------------------------------- writes
 
     def register(self, registration: Registration) -> Deferred[tuple[RegistrationKey, ...]]:
         """See :meth:`.IRegistry.register`."""
-        return self._writer.write(
-            partial(
-                _register,
-                registration=registration,
-                now=self._wall(),
-                max_per_user=self._max_per_user,
+        now = self._wall()
+
+        def register(connection: sqlite3.Connection) -> list[RegistrationKey]:
+            connection.execute(REGISTER, (*rows.registration_columns(registration), now))
+            return _trim(connection, registration.key, self._max_per_user)
+
+        return self._writer.write(register).addCallback(self._trimmed)
+
+    def _trimmed(self, keys: Sequence[RegistrationKey]) -> tuple[RegistrationKey, ...]:
+        for key in keys:
+            self._log.warn(
+                "Dropped {key}: user {key.user} has more than {bound} phones registered",
+                key=key,
+                bound=self._max_per_user,
             )
-        ).addCallback(self._log_trimmed)
+        return tuple(keys)
 
     def add(self, registrations: Iterable[Registration]) -> Deferred[int]:
         """Add what is not there or is older there, all or nothing; fires with the number of
@@ -190,15 +193,6 @@ class SQLiteRegistry:
         return self._writer.write(
             lambda connection: add_if_newer(connection, added, self._max_per_user)
         )
-
-    def _log_trimmed(self, trimmed: Sequence[RegistrationKey]) -> tuple[RegistrationKey, ...]:
-        for key in trimmed:
-            self._log.warn(
-                "Dropped {key}: user {key.user} has more than {bound} phones registered",
-                key=key,
-                bound=self._max_per_user,
-            )
-        return tuple(trimmed)
 
     def remove(
         self, key: RegistrationKey, *, registered_until: float | None = None
@@ -213,7 +207,14 @@ class SQLiteRegistry:
 
     def expire(self, registered_before: float) -> Deferred[Sequence[RegistrationKey]]:
         """See :meth:`.IRegistry.expire`."""
-        return self._writer.write(lambda connection: _expire(connection, registered_before))
+
+        def expire(connection: sqlite3.Connection) -> Sequence[RegistrationKey]:
+            while found := connection.execute(EXPIRE, (registered_before,)).fetchall():
+                if keys := _keys(found):
+                    return keys
+            return []
+
+        return self._writer.write(expire)
 
     def save_flags(
         self, changed: Iterable[WaitingFlag], cleared: Iterable[RegistrationKey]
@@ -221,7 +222,12 @@ class SQLiteRegistry:
         """See :meth:`.IRegistry.save_flags`."""
         # Listed now: the caller may go on changing what these come from.
         flags, keys = list(changed), list(cleared)
-        return self._writer.write(lambda connection: _save_flags(connection, flags, keys))
+
+        def save(connection: sqlite3.Connection) -> None:
+            connection.executemany(CLEAR_FLAG, map(rows.key_columns, keys))
+            connection.executemany(SAVE_FLAG, map(rows.flag_columns, flags))
+
+        return self._writer.write(save)
 
     def close(self) -> Deferred[None]:
         """See :meth:`.IRegistry.close`."""
@@ -229,10 +235,8 @@ class SQLiteRegistry:
         return self._writer.close()
 
 
-def _read(
-    cursor: sqlite3.Cursor, table: str, value: Callable[[tuple[Any, ...]], T], most: int = PAGE
-) -> Page[T]:
-    """At most so many good rows, and the damaged ones among them."""
+def _read(cursor: sqlite3.Cursor, table: str, value: Callable[[tuple[Any, ...]], T]) -> Page[T]:
+    """At most a page of good rows, and the damaged ones among them."""
     values: list[T] = []
     damaged = []
     for row in cursor:
@@ -240,60 +244,23 @@ def _read(
             values.append(value(row))
         except rows.DamagedError as error:
             damaged.append(rows.DamagedRow(table, row[:3], str(error)))
-        if len(values) == most:
+        if len(values) == PAGE:
             break
     cursor.close()
-    return Page(values, damaged)
+    return values, damaged
 
 
 def registrations_after(
     connection: sqlite3.Connection, key: RegistrationKey | None
 ) -> Page[Registration]:
     """The next registrations in the order of keys; none after the last."""
-    cursor = _from(connection, FIRST_PAGE, NEXT_PAGE, key)
+    cursor = connection.execute(NEXT_PAGE, _columns(key))
     return _read(cursor, "registrations", rows.registration)
 
 
-def _flags_after(connection: sqlite3.Connection, key: RegistrationKey | None) -> Page[WaitingFlag]:
-    return _read(_from(connection, FIRST_FLAGS, NEXT_FLAGS, key), "flags", rows.flag)
-
-
-def _from(
-    connection: sqlite3.Connection, first: str, following: str, key: RegistrationKey | None
-) -> sqlite3.Cursor:
-    if key is None:
-        return connection.execute(first)
-    return connection.execute(following, rows.key_columns(key))
-
-
-def _count(connection: sqlite3.Connection) -> int:
-    (count,) = connection.execute("SELECT count(*) FROM registrations").fetchone()
-    return int(count)
-
-
-def _register(
-    connection: sqlite3.Connection, registration: Registration, now: float, max_per_user: int
-) -> list[RegistrationKey]:
-    columns = rows.registration_columns(registration)
-    connection.execute(f"{REGISTER} {UNLESS_NEWER}", (*columns, now))
-    return _trim(connection, registration.key, max_per_user)
-
-
-def _trim(
-    connection: sqlite3.Connection, newest: RegistrationKey, max_per_user: int
-) -> list[RegistrationKey]:
-    (count,) = connection.execute(OF_USER_COUNT, (newest.user,)).fetchone()
-    if count <= max_per_user:
-        return []
-    found = connection.execute(TRIM, (*rows.key_columns(newest), count - max_per_user))
-    return _keys(found.fetchall())
-
-
-def _expire(connection: sqlite3.Connection, registered_before: float) -> list[RegistrationKey]:
-    while found := connection.execute(EXPIRE, (registered_before,)).fetchall():
-        if keys := _keys(found):
-            return sorted(keys)
-    return []
+def _columns(key: RegistrationKey | None) -> tuple[str, str, str]:
+    """Where the page after `key` begins; no user is named by an empty text."""
+    return ("", "", "") if key is None else rows.key_columns(key)
 
 
 def _keys(found: Iterable[tuple[Any, ...]]) -> list[RegistrationKey]:
@@ -302,16 +269,14 @@ def _keys(found: Iterable[tuple[Any, ...]]) -> list[RegistrationKey]:
     for row in found:
         with contextlib.suppress(rows.DamagedError):
             keys.append(rows.key(*row))
-    return keys
+    return sorted(keys)
 
 
-def _save_flags(
-    connection: sqlite3.Connection,
-    changed: Sequence[WaitingFlag],
-    cleared: Sequence[RegistrationKey],
-) -> None:
-    connection.executemany(CLEAR_FLAG, map(rows.key_columns, cleared))
-    connection.executemany(SAVE_FLAG, map(rows.flag_columns, changed))
+def _trim(
+    connection: sqlite3.Connection, newest: RegistrationKey, max_per_user: int
+) -> list[RegistrationKey]:
+    parameters = (*rows.key_columns(newest), newest.user, max_per_user)
+    return _keys(connection.execute(TRIM, parameters).fetchall())
 
 
 def add_if_newer(
@@ -321,7 +286,7 @@ def add_if_newer(
     before = connection.total_changes
     users = set()
     for registration in registrations:
-        connection.execute(f"{REGISTER} {IF_NEWER}", rows.registration_columns(registration))
+        connection.execute(ADD_IF_NEWER, rows.registration_columns(registration))
         users.add(registration.key.user)
     added = connection.total_changes - before
     for user in users:
