@@ -36,6 +36,7 @@ from xaps.registry import sqlite
 from xaps.registry.database import open_reader, open_writer
 from xaps.registry.groupcommit import Run
 from xaps.registry.interface import RegistryError
+from xaps.registry.rows import FLAGS, REGISTRATIONS
 from xaps.registry.sqlite import SQLiteRegistry
 
 T = TypeVar("T")
@@ -120,6 +121,9 @@ class SQLiteRegistryContractTests(RegistryContract, InFolder):
         return self.open(max_per_user=max_per_user, wall=lambda: self.now)
 
 
+PAGES = [sqlite.AFTER.format(table) for table in (FLAGS, REGISTRATIONS)]
+
+
 class LookupTests(InFolder):
     """A notice costs one search in the index."""
 
@@ -138,8 +142,7 @@ class LookupTests(InFolder):
         for statement in (
             sqlite.OF_USER,
             sqlite.ONE,
-            sqlite.NEXT_PAGE,
-            sqlite.NEXT_FLAGS,
+            *PAGES,
             sqlite.REGISTER,
             sqlite.ADD_IF_NEWER,
             sqlite.TRIM,
@@ -151,7 +154,7 @@ class LookupTests(InFolder):
             self.assertNotIn("SCAN", self.plan(statement), statement)
 
     def test_nothing_is_sorted_for_a_lookup_or_a_page(self) -> None:
-        for statement in (sqlite.OF_USER, sqlite.NEXT_PAGE, sqlite.NEXT_FLAGS, sqlite.EXPIRE):
+        for statement in (sqlite.OF_USER, *PAGES, sqlite.EXPIRE):
             self.assertNotIn("TEMP B-TREE", self.plan(statement), statement)
         self.assertIn("USING PRIMARY KEY (user=?)", self.plan(sqlite.OF_USER))
         self.assertIn("INDEX registrations_by_age (registered_at<?)", self.plan(sqlite.EXPIRE))

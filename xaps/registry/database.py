@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 from xaps.registry.interface import RegistryError
 from xaps.registry.lock import lock
+from xaps.registry.rows import FLAGS, REGISTRATIONS
 
 APPLICATION_ID = 0x78617073
 """Marks the file as ours (``xaps`` in ASCII), so that no other program's database is taken over."""
@@ -49,13 +50,6 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
 )
 """What makes each version of the schema out of the one before; ``PRAGMA user_version`` counts
 them. What was released is never changed: a later version is one more entry."""
-
-TABLES = {
-    "registrations": "user, account_id, device_token, mailboxes, confirmed, registered_at",
-    "flags": "user, account_id, device_token, noticed_at, due, mailboxes",
-    "imports": "source",
-}
-"""The columns that are used, in the order in which rows are read and written."""
 
 _DAMAGED = (
     "put a backup in its place, or move it and its -wal file away: phones register again within a"
@@ -242,9 +236,13 @@ def _set_up(connection: sqlite3.Connection, path: Path) -> None:
         if version < len(MIGRATIONS):
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
-    for table, columns in TABLES.items():
+    for columns in (
+        f"{REGISTRATIONS.columns} FROM registrations",
+        f"{FLAGS.columns} FROM flags",
+        "source FROM imports",
+    ):
         try:
-            connection.execute(f"SELECT {columns} FROM {table} LIMIT 0")  # noqa: S608 - constants
+            connection.execute(f"SELECT {columns} LIMIT 0")
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode != sqlite3.SQLITE_ERROR:
                 raise

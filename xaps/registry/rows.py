@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import attrs
 from twisted.logger import Logger
 
 from xaps.model import Registration, RegistrationKey, WaitingFlag, short_token
+
+T = TypeVar("T")
 
 SHORT = 500
 """Characters of a list of mailboxes, as JSON, that is kept once for all phones that have it."""
@@ -78,11 +80,7 @@ def _shown(value: object) -> str:
 # ------------------------------------------------------------------------ reading
 
 
-def registration(row: tuple[Any, ...]) -> Registration:
-    """A row of the table of that name.
-
-    :raises DamagedError: as all that reads.
-    """
+def _registration(row: tuple[Any, ...]) -> Registration:
     user, account_id, device_token, mailboxes, confirmed, registered_at = row
     return Registration(
         key(user, account_id, device_token),
@@ -92,8 +90,7 @@ def registration(row: tuple[Any, ...]) -> Registration:
     )
 
 
-def flag(row: tuple[Any, ...]) -> WaitingFlag:
-    """A row of the table ``flags``."""
+def _flag(row: tuple[Any, ...]) -> WaitingFlag:
     user, account_id, device_token, noticed_at, due, mailboxes = row
     return WaitingFlag(
         key(user, account_id, device_token),
@@ -104,7 +101,10 @@ def flag(row: tuple[Any, ...]) -> WaitingFlag:
 
 
 def key(user: object, account_id: object, device_token: object) -> RegistrationKey:
-    """The first three columns of each."""
+    """From the first three columns of each.
+
+    :raises DamagedError: it is none.
+    """
     found = RegistrationKey(
         _text(user, "user"), _text(account_id, "account_id"), _text(device_token, "device_token")
     )
@@ -148,6 +148,25 @@ def _parsed(array: str) -> tuple[tuple[str, ...], frozenset[str]]:
 _shared = lru_cache(1000)(_parsed)
 """The same few lists come again and again. Sharing them saves half of the memory that 100,000
 registrations take, and most of the time that a full garbage collection stops everything."""
+
+
+@attrs.frozen
+class Table(Generic[T]):
+    """One of the tables."""
+
+    name: str
+    columns: str
+    """Those that are used, in the order in which rows are read and written; the key's first."""
+    value: Callable[[tuple[Any, ...]], T]
+    """A row as a value; :class:`DamagedError` says why it is none."""
+
+
+REGISTRATIONS = Table(
+    "registrations",
+    "user, account_id, device_token, mailboxes, confirmed, registered_at",
+    _registration,
+)
+FLAGS = Table("flags", "user, account_id, device_token, noticed_at, due, mailboxes", _flag)
 
 
 # ------------------------------------------------------------------------ writing

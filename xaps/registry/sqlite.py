@@ -15,8 +15,9 @@ from twisted.logger import Logger
 
 from xaps.model import Registration, RegistrationKey, WaitingFlag, lower
 from xaps.registry import rows
-from xaps.registry.database import TABLES, explaining, open_reader
+from xaps.registry.database import explaining, open_reader
 from xaps.registry.groupcommit import GroupCommit, Run
+from xaps.registry.rows import FLAGS, REGISTRATIONS, Table
 
 MAX_PER_USER = 100
 """Phones that one user can have registered."""
@@ -37,20 +38,18 @@ Page = tuple[Sequence[T], Sequence[rows.DamagedRow]]
 """The good rows that were read in one go, and the damaged ones among them."""
 
 # Column names and conditions are written once; nothing else is ever put into a statement.
-_COLUMNS = TABLES["registrations"]
-_FLAG_COLUMNS = TABLES["flags"]
+_COLUMNS = REGISTRATIONS.columns
 _KEY = "user = ? AND account_id = ? AND device_token = ?"
-_AFTER = """
-    WHERE (user, account_id, device_token) > (?, ?, ?) ORDER BY user, account_id, device_token
-"""
 
 OF_USER = f"""
     SELECT {_COLUMNS} FROM registrations WHERE user = ? ORDER BY account_id, device_token
 """
 ONE = f"SELECT {_COLUMNS} FROM registrations WHERE {_KEY}"
 # Read as far as is needed: who knows how many rows of a page are damaged?
-NEXT_PAGE = f"SELECT {_COLUMNS} FROM registrations {_AFTER}"
-NEXT_FLAGS = f"SELECT {_FLAG_COLUMNS} FROM flags {_AFTER}"
+AFTER = """
+    SELECT {0.columns} FROM {0.name} WHERE (user, account_id, device_token) > (?, ?, ?)
+    ORDER BY user, account_id, device_token
+"""
 _ADD = f"""
     INSERT INTO registrations ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)
     ON CONFLICT (user, account_id, device_token) DO UPDATE SET
@@ -85,7 +84,7 @@ EXPIRE = f"""
 """
 CLEAR_FLAG = f"DELETE FROM flags WHERE {_KEY}"
 SAVE_FLAG = f"""
-    INSERT OR REPLACE INTO flags ({_FLAG_COLUMNS})
+    INSERT OR REPLACE INTO flags ({FLAGS.columns})
     SELECT user, account_id, device_token, ?, ?, ? FROM registrations WHERE {_KEY}
 """
 
@@ -124,18 +123,16 @@ class SQLiteRegistry:
     # -------------------------------------------- reads in the calling thread
 
     def registrations(self, user: str) -> Deferred[Sequence[Registration]]:
-        """See :meth:`.IRegistry.registrations`."""
         return execute(self._select, OF_USER, lower(user))
 
     def get(self, key: RegistrationKey) -> Deferred[Registration | None]:
-        """See :meth:`.IRegistry.get`."""
         found = execute(self._select, ONE, *rows.key_columns(key))
         return found.addCallback(lambda found: found[0] if found else None)
 
     def _select(self, statement: str, *parameters: str) -> Sequence[Registration]:
         with explaining(self._path):
             cursor = self._reader.execute(statement, parameters)
-            return self._good(_read(cursor, "registrations", rows.registration))
+            return self._good(_read(cursor, REGISTRATIONS))
 
     def _good(self, page: Page[T]) -> Sequence[T]:
         values, damaged = page
@@ -145,20 +142,14 @@ class SQLiteRegistry:
     # ------------------------------------------- reads in the worker thread
 
     def page(self, after: RegistrationKey | None = None) -> Deferred[Sequence[Registration]]:
-        """See :meth:`.IRegistry.page`."""
-        return self._writer.read(partial(registrations_after, key=after)).addCallback(self._good)
+        read = partial(page_after, table=REGISTRATIONS, key=after)
+        return self._writer.read(read).addCallback(self._good)
 
     def flags(self, after: RegistrationKey | None = None) -> Deferred[Sequence[WaitingFlag]]:
-        """See :meth:`.IRegistry.flags`."""
-
-        def read(connection: sqlite3.Connection) -> Page[WaitingFlag]:
-            return _read(connection.execute(NEXT_FLAGS, _columns(after)), "flags", rows.flag)
-
+        read = partial(page_after, table=FLAGS, key=after)
         return self._writer.read(read).addCallback(self._good)
 
     def count(self) -> Deferred[int]:
-        """See :meth:`.IRegistry.count`."""
-
         def read(connection: sqlite3.Connection) -> int:
             (count,) = connection.execute("SELECT count(*) FROM registrations").fetchone()
             return int(count)
@@ -168,7 +159,6 @@ class SQLiteRegistry:
     # ----------------------------------------------------------------- writes
 
     def register(self, registration: Registration) -> Deferred[tuple[RegistrationKey, ...]]:
-        """See :meth:`.IRegistry.register`."""
         now = self._wall()
 
         def register(connection: sqlite3.Connection) -> list[RegistrationKey]:
@@ -197,7 +187,6 @@ class SQLiteRegistry:
     def remove(
         self, key: RegistrationKey, *, registered_until: float | None = None
     ) -> Deferred[bool]:
-        """See :meth:`.IRegistry.remove`."""
         until = math.inf if registered_until is None else registered_until
         return self._writer.write(
             lambda connection: (
@@ -206,8 +195,6 @@ class SQLiteRegistry:
         )
 
     def expire(self, registered_before: float) -> Deferred[Sequence[RegistrationKey]]:
-        """See :meth:`.IRegistry.expire`."""
-
         def expire(connection: sqlite3.Connection) -> Sequence[RegistrationKey]:
             while found := connection.execute(EXPIRE, (registered_before,)).fetchall():
                 if keys := _keys(found):
@@ -219,7 +206,6 @@ class SQLiteRegistry:
     def save_flags(
         self, changed: Iterable[WaitingFlag], cleared: Iterable[RegistrationKey]
     ) -> Deferred[None]:
-        """See :meth:`.IRegistry.save_flags`."""
         # Listed now: the caller may go on changing what these come from.
         flags, keys = list(changed), list(cleared)
 
@@ -230,37 +216,32 @@ class SQLiteRegistry:
         return self._writer.write(save)
 
     def close(self) -> Deferred[None]:
-        """See :meth:`.IRegistry.close`."""
         self._reader.close()
         return self._writer.close()
 
 
-def _read(cursor: sqlite3.Cursor, table: str, value: Callable[[tuple[Any, ...]], T]) -> Page[T]:
+def _read(cursor: sqlite3.Cursor, table: Table[T]) -> Page[T]:
     """At most a page of good rows, and the damaged ones among them."""
     values: list[T] = []
     damaged = []
     for row in cursor:
         try:
-            values.append(value(row))
+            values.append(table.value(row))
         except rows.DamagedError as error:
-            damaged.append(rows.DamagedRow(table, row[:3], str(error)))
+            damaged.append(rows.DamagedRow(table.name, row[:3], str(error)))
         if len(values) == PAGE:
             break
     cursor.close()
     return values, damaged
 
 
-def registrations_after(
-    connection: sqlite3.Connection, key: RegistrationKey | None
-) -> Page[Registration]:
-    """The next registrations in the order of keys; none after the last."""
-    cursor = connection.execute(NEXT_PAGE, _columns(key))
-    return _read(cursor, "registrations", rows.registration)
-
-
-def _columns(key: RegistrationKey | None) -> tuple[str, str, str]:
-    """Where the page after `key` begins; no user is named by an empty text."""
-    return ("", "", "") if key is None else rows.key_columns(key)
+def page_after(
+    connection: sqlite3.Connection, table: Table[T], key: RegistrationKey | None
+) -> Page[T]:
+    """The next rows in the order of keys; none after the last."""
+    # No user is named by an empty text.
+    after = ("", "", "") if key is None else rows.key_columns(key)
+    return _read(connection.execute(AFTER.format(table), after), table)
 
 
 def _keys(found: Iterable[tuple[Any, ...]]) -> list[RegistrationKey]:
