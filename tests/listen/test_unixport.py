@@ -27,15 +27,19 @@ class FakeReactor(Clock):
         super().__init__()
         self.readers: list[IReadDescriptor] = []
         self.adopted: list[int] = []
+        self.broken = 0
 
     def addReader(self, reader: IReadDescriptor) -> None:
         self.readers.append(reader)
 
     def removeReader(self, reader: IReadDescriptor) -> None:
-        self.readers.remove(reader)
+        self.readers[:] = [other for other in self.readers if other is not reader]
 
     def adoptStreamConnection(self, descriptor: int, family: int, factory: Factory) -> None:
         assert not os.get_blocking(descriptor)
+        if self.broken:
+            self.broken -= 1
+            raise ZeroDivisionError
         self.adopted.append(os.dup(descriptor))
 
 
@@ -94,6 +98,31 @@ class UnixPortTests(SynchronousTestCase):
             self.connect()
         self.read()
         self.assertEqual(len(self.reactor.adopted), 3)
+
+    def test_a_connection_that_cannot_be_dealt_with_costs_the_others_nothing(self) -> None:
+        self.reactor.broken = 1
+        for _ in range(3):
+            self.connect()
+        self.read()
+        self.assertEqual(len(self.reactor.adopted), 2)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+    def test_its_own_file_is_removed_at_the_end_and_systemds_is_left(self) -> None:
+        path = Path(f"{self.path}.own")
+        listening = socket.socket(socket.AF_UNIX)
+        listening.bind(str(path))
+        UnixPort(self.reactor, listening, Factory(), remove=path).stopListening()
+        self.assertFalse(path.exists())
+        self.port.stopListening()
+        self.assertTrue(Path(self.path).exists())
+
+    def test_a_pause_that_outlives_it_has_no_consequences(self) -> None:
+        self.connect()
+        with room_for(0):
+            self.read()
+        self.port.stopListening()
+        self.reactor.advance(60)
+        self.assertEqual(self.reactor.readers, [])
 
     def test_without_files_it_waits_and_goes_on_and_says_so_once_a_minute(self) -> None:
         # The second is enough to accept, and not for the reactor's copy.

@@ -18,8 +18,6 @@ from twisted.logger import Logger, LogLevel
 
 from xaps.system.complaints import Complaints
 
-_AT_ONCE = 64
-"""Connections that are accepted in one go."""
 _PAUSE = 1.0
 """Seconds to wait when the process may open no more files."""
 
@@ -74,11 +72,9 @@ def bind_unix(
 
 def join(group: str | None) -> str:
     """What to do so that this process's user may give files to a group."""
-    uid = os.geteuid()
-    try:
-        user = pwd.getpwuid(uid).pw_name
-    except KeyError:
-        user = str(uid)
+    user = str(os.geteuid())
+    with contextlib.suppress(KeyError):
+        user = pwd.getpwuid(os.geteuid()).pw_name
     return (
         f"the daemon's user must be a member of it: usermod -aG {group} {user}, and start the "
         "daemon again"
@@ -155,11 +151,10 @@ def _reason(error: OSError, path: Path) -> str:
 class UnixPort(FileDescriptor):
     """Accepts connections on a UNIX socket.
 
-    Twisted's own port, when it adopts a socket, gives the file the mode 0666 and removes it at the
-    end: both are for systemd to decide where that has opened the socket.
+    Twisted's own port gives the file of a socket that it adopts the mode 0666, and removes it at
+    the end; where systemd has opened the socket, it decides on both.
 
     :param reactor: provides IReactorFDSet, IReactorSocket and IReactorTime.
-    :param listening: it is closed at the end.
     :param remove: the file to remove at the end.
     """
 
@@ -196,7 +191,7 @@ class UnixPort(FileDescriptor):
 
     def doRead(self) -> None:
         """Called by the reactor when connections wait."""
-        for _ in range(_AT_ONCE):
+        for _ in range(64):  # and then others have their turn
             try:
                 connection, _peer = self._socket.accept()
                 with connection:
@@ -214,6 +209,8 @@ class UnixPort(FileDescriptor):
                 self._reactor.removeReader(self)
                 self._reactor.callLater(_PAUSE, self._go_on)
                 return
+            except Exception:
+                self._log.failure("A connection could not be dealt with")
 
     def _go_on(self) -> None:
         if self.fileno() >= 0:

@@ -109,9 +109,8 @@ def _document(data: bytes) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise GoDataError(f"line {error.lineno}, column {error.colno}: {error.msg}") from error
     except UnicodeDecodeError as error:
-        before = data[: error.start]
-        line = before.count(b"\n") + 1
-        column = error.start - (before.rfind(b"\n") + 1) + 1
+        line = data.count(b"\n", 0, error.start) + 1
+        column = error.start - data.rfind(b"\n", 0, error.start)
         raise GoDataError(f"line {line}, column {column}: this is not UTF-8") from error
     except RecursionError as error:
         raise GoDataError("it is nested too deeply") from error

@@ -34,15 +34,6 @@ class DamagedError(Exception):
     """The row is not one that was written here; the message says why."""
 
 
-@attrs.frozen
-class DamagedRow:
-    """A row that is left out."""
-
-    table: str
-    key: tuple[object, object, object]
-    reason: str = attrs.field(eq=False)
-
-
 class DamageReport:
     """Warns once of each damaged row."""
 
@@ -50,31 +41,34 @@ class DamageReport:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._told: set[DamagedRow] = set()
+        self._told: set[str] = set()
 
-    def tell(self, rows: Iterable[DamagedRow]) -> None:
-        """Warn of those that were not seen before."""
-        for row in rows:
+    def tell(self, damaged: Iterable[str]) -> None:
+        """Warn of those that were not seen before.
+
+        :param damaged: what :func:`describe` says of each.
+        """
+        for row in damaged:
             if len(self._told) >= MAX_TOLD or row in self._told:
                 continue
             self._told.add(row)
-            user, account_id, token = row.key
             self._log.warn(
-                "{path}: a row of the table {table} is damaged and left out: {reason} (user "
-                "{user}, account {account_id}, phone {phone}). The phone repairs it when it "
-                "registers again; if it does not within a day, delete the row{further}",
+                "{path}: {row}. The phone repairs it when it registers again; if it does not "
+                "within a day, delete the row{further}",
                 path=str(self._path),
-                table=row.table,
-                reason=row.reason,
-                user=_shown(user),
-                account_id=_shown(account_id),
-                phone=_shown(short_token(token) if isinstance(token, str) else token),
+                row=row,
                 further="" if len(self._told) < MAX_TOLD else ". Further ones are not named",
             )
 
 
-def _shown(value: object) -> str:
-    return f"{value!r:.80}"
+def describe(table: str, row: tuple[Any, ...], error: DamagedError) -> str:
+    """A damaged row in words, that can be logged."""
+    user, account_id, token = row[:3]
+    phone = short_token(token) if isinstance(token, str) else token
+    return (
+        f"a row of the table {table} is damaged and left out: {error} (user {user!r:.80}, account "
+        f"{account_id!r:.80}, phone {phone!r:.80})"
+    )
 
 
 # ------------------------------------------------------------------------ reading

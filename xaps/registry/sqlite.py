@@ -34,8 +34,8 @@ the reactor's thread does with one takes it few milliseconds."""
 
 T = TypeVar("T")
 
-Page = tuple[Sequence[T], Sequence[rows.DamagedRow]]
-"""The good rows that were read in one go, and the damaged ones among them."""
+Page = tuple[Sequence[T], Sequence[str]]
+"""The good rows that were read in one go, and what is to be told of the damaged ones among them."""
 
 # Column names and conditions are written once; nothing else is ever put into a statement.
 _COLUMNS = REGISTRATIONS.columns
@@ -228,7 +228,7 @@ def _read(cursor: sqlite3.Cursor, table: Table[T]) -> Page[T]:
         try:
             values.append(table.value(row))
         except rows.DamagedError as error:
-            damaged.append(rows.DamagedRow(table.name, row[:3], str(error)))
+            damaged.append(rows.describe(table.name, row, error))
         if len(values) == PAGE:
             break
     cursor.close()
