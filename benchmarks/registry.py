@@ -93,7 +93,7 @@ class Benchmark:
         self._registry: SQLiteRegistry = open_registry(
             folder / "registrations.sqlite3",
             run=partial(deferToThreadPool, reactor, self._worker),
-            now=time.time(),
+            wall=time.time,
             lifetime=REGISTRATION_LIFETIME,
         )
 

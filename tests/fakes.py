@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
@@ -18,16 +19,24 @@ class MemoryRegistry:
     """A registry that forgets everything with the process.
 
     :param page: how many registrations or flags are given at a time.
+    :param wall: the time of day; by default no registration lies in the future.
     :ivar failure: while this is set, every method fails with a `RegistryError` of that text.
     :ivar held: while this is true, what writes or reads pages is done but not answered before
         `release`, like a worker thread that takes its time.
     """
 
-    def __init__(self, max_per_user: int = 100, *, page: int = 2) -> None:
+    def __init__(
+        self,
+        max_per_user: int = 100,
+        *,
+        page: int = 2,
+        wall: Callable[[], float] = lambda: math.inf,
+    ) -> None:
         self.failure: str | None = None
         self.held = False
         self._max_per_user = max_per_user
         self._page = page
+        self._wall = wall
         self._registrations: dict[RegistrationKey, Registration] = {}
         self._flags: dict[RegistrationKey, WaitingFlag] = {}
         self._unanswered: list[Callable[[], object]] = []
@@ -90,7 +99,9 @@ class MemoryRegistry:
         key = registration.key
         if not _is_unicode(registration):
             raise RegistryError(f"{key!r} is not valid Unicode")
-        self._registrations[key] = registration
+        known = self._registrations.get(key)
+        if known is None or not registration.registered_at < known.registered_at <= self._wall():
+            self._registrations[key] = registration
         others = [other for other in self._of_user(key.user) if other.key != key]
         others.sort(key=lambda other: (other.registered_at, other.key))
         dropped = tuple(

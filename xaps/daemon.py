@@ -128,7 +128,7 @@ class Daemon(Service):
         self._registry = open_registry(
             config.database_file,
             run=partial(deferToThreadPool, self._reactor, self._writer),
-            now=self._reactor.seconds(),
+            wall=time.time,
             lifetime=REGISTRATION_LIFETIME,
             on_certificates=self._take_over,
         )

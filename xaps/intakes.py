@@ -66,7 +66,14 @@ def open_intakes(
     if config.listen_addr:
         key = "listenAddr"
         intake = IntakeFactory(reactor, handler(key), **networked)
-        listeners.tcp(key, config.listen_addr, config.port, intake, risk=risk)
+        listeners.tcp(
+            key,
+            config.listen_addr,
+            config.port,
+            intake,
+            risk=risk,
+            by_default="listen_addr" not in config.written,
+        )
         opened.append(intake)
     if config.tls_certfile is not None and config.tls_keyfile is not None:
         key = "tlsListenAddr"
@@ -79,6 +86,13 @@ def open_intakes(
             risk = ""
         elif risk:
             risk += " or tlsClientCA"
-        listeners.tcp(key, config.tls_listen_addr, config.tls_port, tls, risk=risk)
+        listeners.tcp(
+            key,
+            config.tls_listen_addr,
+            config.tls_port,
+            tls,
+            risk=risk,
+            by_default="tls_listen_addr" not in config.written,
+        )
         opened.append(secure)
     return opened

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import socket
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,9 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests import pki
-from tests.conditions import without_root
+from tests.conditions import without_ipv6, without_root
 from xaps.admin.check import check
-from xaps.config.reading import Config
+from xaps.config.reading import Config, HostPort
 
 
 class CheckTests(SynchronousTestCase):
@@ -49,6 +50,37 @@ class CheckTests(SynchronousTestCase):
         self.assertIn(f"Topic: {pki.MAIL_TOPIC}", text)
         self.assertIn("Certificate valid until ", text)
         self.assertIn("no problems found", text)
+
+    def test_an_address_that_this_machine_does_not_have_is_named(self) -> None:
+        tls = dict(
+            zip(
+                ("tls_certfile", "tls_keyfile"),
+                self.authority.server().write(self.folder, "server"),
+                strict=True,
+            )
+        )
+        for key, settings in (
+            ("listenAddr: 192.0.2.1:11619", {"listen_addr": "192.0.2.1"}),
+            ("tlsListenAddr: 192.0.2.1:11620", {"tls_listen_addr": "192.0.2.1", **tls}),
+            ("metricsAddr: 192.0.2.1:9119", {"metrics_addr": HostPort("192.0.2.1", 9119)}),
+        ):
+            text = self.refusal(**settings, written=frozenset(settings))
+            self.assertIn(f"{key}: this machine has no such address", text)
+        for unused in ({"tls_listen_addr": "192.0.2.1"}, {"listen_addr": ""}):
+            self.assertFalse(self.check(**unused)[0])
+        self.assertFalse(self.check(listen_addr="systemd:domain=INET:index=0")[0])
+
+    def test_a_port_that_a_running_daemon_has_is_none_of_its_business(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as daemon:
+            port = daemon.getsockname()[1]
+            self.assertFalse(self.check(listen_addr="127.0.0.1", port=port)[0])
+
+    def test_without_ipv6_it_tells_what_is_listened_on_by_default(self) -> None:
+        with without_ipv6():
+            bad, text = self.check()
+            self.assertIn("::1", self.refusal(written=frozenset({"listen_addr"})))
+        self.assertFalse(bad, text)
+        self.assertIn("Warning: listenAddr: this machine has no address [::1]", text)
 
     def test_without_a_credential_the_settings_are_named(self) -> None:
         self.assertIn("certificateFilePem", self.refusal(certificate_file_pem=None))

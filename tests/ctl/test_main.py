@@ -506,7 +506,7 @@ class ExportAndImportTests(CtlTestCase):
         data = go_data()
         self.ctl("import", self.write(data))
         registry = open_registry(
-            self.folder / "registrations.sqlite3", run=execute, now=time.time(), lifetime=1e6
+            self.folder / "registrations.sqlite3", run=execute, wall=time.time, lifetime=1e6
         )
         self.addCleanup(registry.close)
         self.assertEqual(self.ctl("import", self.write(go_data(DeviceToken="cd" * 32))), UNUSABLE)

@@ -9,6 +9,7 @@ import ssl
 from typing import Any
 
 from tests import pki
+from tests.conditions import without_ipv6
 from tests.endtoend.case import EndToEndTestCase
 from tests.peers.child import PATIENCE
 from tests.peers.daemon import Daemon
@@ -91,6 +92,39 @@ class DoorTests(EndToEndTestCase):
         for issued in (None, self.authority.client()):
             error = self.assertRaises(OSError, self.ask, port, issued)
             self.assertNotIsInstance(error, TimeoutError)
+
+
+class AddressTests(EndToEndTestCase):
+    """The real daemon on hosts that have other addresses than the usual ones."""
+
+    def test_without_ipv6_it_starts_as_it_is_installed(self) -> None:
+        with without_ipv6():
+            pass  # or the test is skipped
+        daemon = self.make_daemon("https://127.0.0.1:1", listenAddr=None)
+        daemon.prelude = "from tests.conditions import lose_ipv6; lose_ipv6()\n"
+        daemon.start()
+        log = "\n".join(daemon.log)
+        self.assertIn("listenAddr: this machine has no address [::1], which is the default", log)
+        self.assertIn("Listening on 127.0.0.1:", log)
+        daemon.stop()
+        daemon.settings["listenAddr"] = "[::1]"
+        daemon.start(wait=False)
+        self.assertEqual(daemon.wait(), 69)
+        self.assertIn("listenAddr: [::1]:", daemon.log[-1])
+
+    def test_localhost_is_all_that_it_stands_for(self) -> None:
+        with without_ipv6():
+            pass  # or the test is skipped
+        hosts = self.folder / "hosts"
+        hosts.write_text("127.0.0.1 localhost\n::1 localhost\n")
+        daemon = self.make_daemon("https://127.0.0.1:1", listenAddr="localhost")
+        daemon.prelude = (
+            f"from tests.conditions import change_hosts; change_hosts({str(hosts)!r})\n"
+        )
+        daemon.start()
+        for host in ("[::1]", "127.0.0.1"):
+            (port,) = re.findall(rf"Listening on {re.escape(host)}:(\d+)", "\n".join(daemon.log))
+            socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE).close()
 
 
 def rest(connection: socket.socket) -> bytes:

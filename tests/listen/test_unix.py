@@ -65,7 +65,7 @@ class BindTests(SynchronousTestCase):
         self.assertFalse(self.path.exists())
 
     def test_a_group_may_be_a_number(self) -> None:
-        self.assertEqual(group_id("12"), 12)
+        self.assertEqual(group_id("socketGroup", "12"), 12)
 
     def test_the_socket_of_a_dead_daemon_is_replaced(self) -> None:
         for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):

@@ -47,7 +47,10 @@ else:
 
 
 class RegistryContract(_Base):
-    """The tests; `make_registry` gives an empty registry, which the tests close."""
+    """The tests; `make_registry` gives an empty registry, which the tests close and whose wall
+    clock is `now`."""
+
+    now = 1_000_000.0
 
     def make_registry(self, max_per_user: int = 100) -> IRegistry:
         raise NotImplementedError
@@ -147,6 +150,24 @@ class RegistryContract(_Base):
         renewed = Registration(ALICE, ("INBOX", "Sent"), 2.0, frozenset({"Sent"}))
         self.register(renewed)
         self.assertEqual(self.phones(), [renewed])
+
+    def test_what_is_registered_late_does_not_replace_what_is_newer(self) -> None:
+        """A registration that was tried again, after the disk was full."""
+        newer = Registration(ALICE, ("INBOX", "Notes"), 2000.0, frozenset({"Notes"}))
+        self.register(newer, registration(ALICE, 1999.9))
+        self.assertEqual(self.phones(), [newer])
+
+    def test_of_two_at_the_same_time_the_one_that_is_asked_for_last_counts(self) -> None:
+        later = Registration(ALICE, ("INBOX", "Notes"), 2000.0, frozenset({"Notes"}))
+        self.register(registration(ALICE, 2000.0), later)
+        self.assertEqual(self.phones(), [later])
+
+    def test_a_time_in_the_future_is_no_newer_one(self) -> None:
+        """The clock was far ahead once, and the phone is not to be locked out until then."""
+        self.register(registration(ALICE, self.now), registration(ALICE, 1000.0))
+        self.assertEqual(self.phones(), [registration(ALICE, self.now)])
+        self.register(registration(BOB, self.now + 0.1), registration(BOB, 1000.0))
+        self.assertEqual(self.phones()[1:], [registration(BOB, 1000.0)])
 
     def test_odd_names_are_kept_exactly(self) -> None:
         for odd in (

@@ -6,6 +6,7 @@ import contextlib
 import json
 import sqlite3
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ class DamageTestCase(SynchronousTestCase):
         self.path = self.folder / "phones.sqlite3"
 
     def open(self) -> SQLiteRegistry:
-        registry = open_registry(self.path, run=execute, now=0.0, lifetime=1.0)
+        registry = open_registry(self.path, run=execute, wall=time.time, lifetime=1.0)
         self.addCleanup(registry.close)
         return registry
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 
 from twisted.internet.defer import execute
@@ -18,7 +19,7 @@ from tests.registry.contract import ALICE, registration
 from tests.registry.test_sqlite import HeldWorker
 from xaps.registry.groupcommit import Run
 from xaps.registry.interface import RegistryError
-from xaps.registry.lock import Lock, RegistryInUse
+from xaps.registry.lock import RegistryInUse, lock
 from xaps.registry.opening import open_registry, read_registrations
 from xaps.registry.sqlite import SQLiteRegistry
 
@@ -28,7 +29,7 @@ from pathlib import Path
 from twisted.internet.defer import execute
 from xaps.registry.opening import open_registry
 
-registry = open_registry(Path(sys.argv[1]), run=execute, now=0.0, lifetime=1.0)
+registry = open_registry(Path(sys.argv[1]), run=execute, wall=lambda: 0.0, lifetime=1.0)
 print("open", flush=True)
 if sys.argv[2:]:
     # As careless as can be: it gets every file descriptor that may be inherited.
@@ -53,7 +54,7 @@ class LockTestCase(SynchronousTestCase):
         self, path: Path | None = None, *, run: Run = execute, patience: float = 0.0
     ) -> SQLiteRegistry:
         registry = open_registry(
-            path or self.path, run=run, now=0.0, lifetime=1.0, busy_timeout=patience
+            path or self.path, run=run, wall=time.time, lifetime=1.0, busy_timeout=patience
         )
         self.addCleanup(registry.close)
         return registry
@@ -118,8 +119,8 @@ class LockTests(LockTestCase):
         self.open(json)
 
     def test_who_has_it_for_a_moment_is_waited_for(self) -> None:
-        lock = Lock(self.path, patience=0.0)
-        timer = threading.Timer(0.1, lock.release)
+        held = lock(self.path, patience=0.0)
+        timer = threading.Timer(0.1, held.close)
         timer.start()
         self.addCleanup(timer.join)
         self.open(patience=PATIENCE)

@@ -11,7 +11,7 @@ class MemoryRegistryContractTests(RegistryContract, SynchronousTestCase):
     """The fake that other tests use does what the real one does."""
 
     def make_registry(self, max_per_user: int = 100) -> MemoryRegistry:
-        return MemoryRegistry(max_per_user)
+        return MemoryRegistry(max_per_user, wall=lambda: self.now)
 
 
 class MemoryRegistryTests(SynchronousTestCase):

@@ -44,7 +44,7 @@ class OpeningTestCase(SynchronousTestCase):
         registry = open_registry(
             path or self.path,
             run=execute,
-            now=NOW,
+            wall=lambda: NOW,
             lifetime=30 * DAY,
             max_per_user=max_per_user,
             busy_timeout=0.05,

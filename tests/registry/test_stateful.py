@@ -36,6 +36,7 @@ KEYS = st.builds(
     st.sampled_from(["A1", "a1", "A2"]),
     st.sampled_from(["aa", "AB"]),
 )
+NOW = 8.0
 TIMES = st.integers(0, 40).map(lambda quarters: quarters / 4)
 MAILBOXES = st.lists(
     st.sampled_from(["INBOX", "inbox", "Sent", "Entwürfe", '"', "x" * 600]), unique=True, max_size=4
@@ -67,7 +68,7 @@ class Registries(RuleBasedStateMachine):
         super().__init__()
         self.folder = tempfile.TemporaryDirectory(dir=IN_MEMORY if IN_MEMORY.is_dir() else None)
         self.path = Path(self.folder.name) / "phones.sqlite3"
-        self.fake = MemoryRegistry(MAX_PER_USER, page=PAGE)
+        self.fake = MemoryRegistry(MAX_PER_USER, page=PAGE, wall=lambda: NOW)
         self.worker = Worker()
         self.real = self.open()
         self.expected: list[Any] = []
@@ -75,7 +76,13 @@ class Registries(RuleBasedStateMachine):
 
     def open(self) -> SQLiteRegistry:
         connection = open_writer(self.path, busy_timeout=1.0)
-        return SQLiteRegistry(connection, self.path, run=self.worker, max_per_user=MAX_PER_USER)
+        return SQLiteRegistry(
+            connection,
+            self.path,
+            run=self.worker,
+            wall=lambda: NOW,
+            max_per_user=MAX_PER_USER,
+        )
 
     def teardown(self) -> None:
         self.catch_up()

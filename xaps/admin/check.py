@@ -10,10 +10,12 @@ from typing import TextIO
 
 from xaps.apns.tls import trust_root
 from xaps.config.reading import Config, careless_secrets
+from xaps.config.table import ATTRIBUTES
 from xaps.credentials.certificate import utc_text
 from xaps.credentials.loading import SET_ONE
 from xaps.credentials.sources import source_from_config
 from xaps.intake.cyrus.conf import ImapdConfError, read_imapd_conf
+from xaps.listen.ports import ListenError, usable
 from xaps.listen.tls import TLSError, server_options
 from xaps.listen.unix import SocketError, group_id, join
 from xaps.registry.opening import BESIDE
@@ -32,6 +34,7 @@ def check(path: Path, config: Config, out: TextIO) -> bool:
         *_credential(config, out),
         *_tls(config, out),
         *_trust_roots(config),
+        *_addresses(config, out),
         *_groups(config),
         *_database(config),
         *_cyrus(config, out),
@@ -92,6 +95,28 @@ def _trust_roots(config: Config) -> Iterator[str]:
         yield f"apnsTrustRoots: {file}: {error}"
 
 
+def _addresses(config: Config, out: TextIO) -> Iterator[str]:
+    """Whether this machine has them; whether the port is free does not count, since the daemon can
+    be running."""
+    listened = [("listenAddr", config.listen_addr, config.port)]
+    if config.tls_certfile is not None:
+        listened.append(("tlsListenAddr", config.tls_listen_addr, config.tls_port))
+    if config.metrics_addr is not None:
+        listened.append(("metricsAddr", config.metrics_addr.host, config.metrics_addr.port))
+    for key, address, port in listened:
+        if not address or address.startswith("systemd:"):
+            continue
+        try:
+            _, remarks = usable(
+                key, address, port, by_default=ATTRIBUTES[key] not in config.written
+            )
+        except ListenError as error:
+            yield str(error)
+        else:
+            for remark in remarks:
+                out.write(f"Warning: {remark}\n")
+
+
 def _groups(config: Config) -> Iterator[str]:
     for key, group in (
         ("socketGroup", config.socket_group),
@@ -100,9 +125,9 @@ def _groups(config: Config) -> Iterator[str]:
     ):
         if group is not None:
             try:
-                number = group_id(group)
+                number = group_id(key, group)
             except SocketError as error:
-                yield f"{key}: {error}"
+                yield str(error)
             else:
                 if os.geteuid() != 0 and number not in (os.getegid(), *os.getgroups()):
                     yield f"{key}: {group}: {join(group)}"

@@ -149,7 +149,7 @@ def _opened(config: Config) -> Iterator[SQLiteRegistry]:
     registry = open_registry(
         config.database_file,
         run=execute,
-        now=time.time(),
+        wall=time.time,
         lifetime=REGISTRATION_LIFETIME,
         busy_timeout=PATIENCE,
     )

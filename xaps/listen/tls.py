@@ -39,23 +39,21 @@ def server_options(certificate: Path, key: Path, client_ca: Path | None) -> Cert
             f"tlsKeyfile: {key}: there is no private key in it, or one with a password, which is "
             "not supported here"
         ) from error
-    try:
-        context = SSL.Context(SSL.TLS_METHOD)
-        context.use_certificate(leaf.original)
-        context.use_privatekey(private_key)
-        context.check_privatekey()
-    except SSL.Error as error:
-        raise TLSError(f"tlsKeyfile: {key}: the key does not belong to {certificate}") from error
     trusted = None
     if client_ca is not None:
         trusted = trustRootFromCertificates(_certificates("tlsClientCA", client_ca))
-    return CertificateOptions(
+    options = CertificateOptions(
         privateKey=private_key,
         certificate=leaf.original,
         extraCertChain=[one.original for one in chain],
         trustRoot=trusted,
         raiseMinimumTo=TLSVersion.TLSv1_2,
     )
+    try:
+        options.getContext()
+    except SSL.Error as error:
+        raise TLSError(f"tlsKeyfile: {key}: the key does not belong to {certificate}") from error
+    return options
 
 
 def _certificates(setting: str, path: Path) -> list[Certificate]:

@@ -1,4 +1,4 @@
-"""Binding UNIX sockets: with the right mode from the start, and never over a living daemon's."""
+"""UNIX sockets: bound with the right mode from the start, and never over a living daemon's."""
 
 from __future__ import annotations
 
@@ -9,16 +9,21 @@ import os
 import pwd
 import socket
 import stat
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from twisted.internet.abstract import FileDescriptor
+from twisted.internet.address import UNIXAddress
+from twisted.logger import Logger, LogLevel
+
+from xaps.system.complaints import Complaints
+
+_PAUSE = 1.0
+"""Seconds to wait when the process may open no more files."""
 
 
 class SocketError(Exception):
-    """A socket cannot be bound; the message is one line and says why and what to do."""
-
-
-class GroupError(SocketError):
-    """The group is at fault."""
+    """A socket cannot be bound; the message is one line and says which, why and what to do."""
 
 
 def bind_unix(
@@ -33,136 +38,101 @@ def bind_unix(
     :param group: a name or a number; ``None`` leaves the process's own.
     :raises SocketError: somebody else is listening there, or the file cannot be made.
     """
+    where = f"{key}: {path}"
+    gid = -1 if group is None else group_id(f"{key}Group", group)
+    if len(os.fsencode(path)) > 107:
+        raise SocketError(
+            f"{where}: cannot be made: the path is longer than the 107 bytes that UNIX sockets "
+            "allow"
+        )
+    _remove_stale(where, path, kind)
     bound = socket.socket(socket.AF_UNIX, kind)
     bound.setblocking(False)
+    # The file exists from bind() on, and what it allows then is ruled by the umask alone.
+    umask = os.umask(0o777)
     try:
-        with private_socket(key, path, kind, mode=mode, group=group):
-            bound.bind(os.fspath(path))
-    except BaseException:
+        bound.bind(os.fspath(path))
+    except OSError as error:
         bound.close()
-        raise
-    return bound
-
-
-@contextlib.contextmanager
-def _naming(key: str) -> Iterator[None]:
-    """Let errors begin with the setting that is to be changed."""
+        raise SocketError(f"{where}: cannot be made: {_reason(error, path)}") from error
+    finally:
+        os.umask(umask)
     try:
-        yield
-    except GroupError as error:
-        raise GroupError(f"{key}Group: {error}") from error
-    except SocketError as error:
-        raise SocketError(f"{key}: {error}") from error
-
-
-@contextlib.contextmanager
-def private_socket(
-    key: str, path: Path, kind: socket.SocketKind, *, mode: int, group: str | None
-) -> Iterator[None]:
-    """While this is open, `path` is to be bound; nobody can connect before it is closed, which
-    sets the group and the mode. A socket file that a dead daemon left behind is removed first.
-
-    :raises SocketError: as of `bind_unix`.
-    """
-    with _naming(key):
-        gid = -1 if group is None else group_id(group)
-        _remove_stale(path, kind)
-        # The file exists from bind() on, and what it allows then is ruled by the umask alone.
-        umask = os.umask(0o777)
-        try:
-            yield
-        except OSError as error:
-            raise SocketError(f"{path}: cannot be made: {_reason(error, path)}") from error
-        finally:
-            os.umask(umask)
-        try:
-            os.chown(path, -1, gid)
-            path.chmod(mode)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                path.unlink()
-            raise GroupError(
-                f"{path}: cannot be given to group {group}: {error.strerror}; {join(group)}"
-            ) from error
+        os.chown(path, -1, gid)
+        path.chmod(mode)
+    except OSError as error:
+        bound.close()
+        with contextlib.suppress(OSError):
+            path.unlink()
+        raise SocketError(
+            f"{key}Group: {path}: cannot be given to group {group}: {error.strerror}; {join(group)}"
+        ) from error
+    return bound
 
 
 def join(group: str | None) -> str:
     """What to do so that this process's user may give files to a group."""
-    uid = os.geteuid()
-    try:
-        user = pwd.getpwuid(uid).pw_name
-    except KeyError:
-        user = str(uid)
+    user = str(os.geteuid())
+    with contextlib.suppress(KeyError):
+        user = pwd.getpwuid(os.geteuid()).pw_name
     return (
         f"the daemon's user must be a member of it: usermod -aG {group} {user}, and start the "
         "daemon again"
     )
 
 
-def group_id(group: str) -> int:
+def group_id(key: str, group: str) -> int:
     """The number of a group given by name or number.
 
-    :raises GroupError: there is no such group.
+    :param key: the setting that names it.
+    :raises SocketError: there is no such group.
     """
     if group.isdecimal():
         return int(group)
     try:
         return grp.getgrnam(group).gr_gid
     except KeyError as error:
-        raise GroupError(
-            f"there is no group {group!r} on this machine; correct the name, or create it with "
-            f"groupadd --system {group}"
+        raise SocketError(
+            f"{key}: there is no group {group!r} on this machine; correct the name, or create it "
+            f"with groupadd --system {group}"
         ) from error
 
 
-def _remove_stale(path: Path, kind: socket.SocketKind) -> None:
+def _remove_stale(where: str, path: Path, kind: socket.SocketKind) -> None:
     try:
         found = path.lstat()
     except FileNotFoundError:
         return
     except OSError as error:
-        raise SocketError(f"{path}: {_reason(error, path)}") from error
+        raise SocketError(f"{where}: {_reason(error, path)}") from error
     if not stat.S_ISSOCK(found.st_mode):
         raise SocketError(
-            f"{path}: exists and is not a socket; move it away or choose another path"
+            f"{where}: exists and is not a socket; move it away or choose another path"
         )
     with socket.socket(socket.AF_UNIX, kind) as probe:
         probe.setblocking(False)
-        try:
-            probe.connect(os.fspath(path))
-        except FileNotFoundError:
-            return
-        except ConnectionRefusedError:
-            pass
-        except BlockingIOError:
-            raise SocketError(_in_use(path)) from None
-        except PermissionError as error:
-            raise SocketError(
-                f"{path}: another user's daemon listens there, or has left it behind; stop it, "
-                "and remove this file"
-            ) from error
-        except OSError as error:
-            raise SocketError(f"{path}: {_reason(error, path)}") from error
-        else:
-            raise SocketError(_in_use(path))
+        failed = probe.connect_ex(os.fspath(path))
+    if failed in (0, errno.EAGAIN):  # or its queue is full
+        raise SocketError(
+            f"{where}: another daemon is listening there, or systemd for this one (xapsd.socket "
+            "tells what to set); stop it or choose another path"
+        )
+    if failed == errno.EACCES:
+        raise SocketError(
+            f"{where}: another user's daemon listens there, or has left it behind; stop it, "
+            "and remove this file"
+        )
+    if failed not in (errno.ECONNREFUSED, errno.ENOENT):
+        raise SocketError(f"{where}: {os.strerror(failed)}")
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
         raise SocketError(
-            f"{path}: left behind by another daemon, and cannot be removed: {_reason(error, path)}"
+            f"{where}: left behind by another daemon, and cannot be removed: {_reason(error, path)}"
         ) from error
 
 
-def _in_use(path: Path) -> str:
-    return (
-        f"{path}: another daemon is listening there, or systemd for this one (xapsd.socket tells "
-        "what to set); stop it or choose another path"
-    )
-
-
 def _reason(error: OSError, path: Path) -> str:
-    if len(os.fsencode(path)) > 107:
-        return "the path is longer than the 107 bytes that UNIX sockets allow"
     folder = path.parent
     if isinstance(error, FileNotFoundError):
         return (
@@ -176,3 +146,72 @@ def _reason(error: OSError, path: Path) -> str:
             "/run/xapsd, and elsewhere where its ReadWritePaths= says so"
         )
     return error.strerror or str(error)
+
+
+class UnixPort(FileDescriptor):
+    """Accepts connections on a UNIX socket.
+
+    Twisted's own port gives the file of a socket that it adopts the mode 0666, and removes it at
+    the end; where systemd has opened the socket, it decides on both.
+
+    :param reactor: provides IReactorFDSet, IReactorSocket and IReactorTime.
+    :param remove: the file to remove at the end.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self, reactor: Any, listening: socket.socket, factory: Any, *, remove: Path | None = None
+    ) -> None:
+        super().__init__(reactor)
+        self._reactor = reactor
+        self._socket = listening
+        self._factory = factory
+        self._file = remove
+        self._complaints = Complaints(self._log, reactor.seconds)
+        listening.setblocking(False)
+        factory.doStart()
+        reactor.addReader(self)
+
+    def stopListening(self) -> None:
+        """Accept no more; connections that wait at systemd's socket are for the next daemon."""
+        self._reactor.removeReader(self)
+        self._socket.close()
+        if self._file is not None:
+            self._file.unlink(missing_ok=True)
+        self._factory.doStop()
+
+    def getHost(self) -> UNIXAddress:
+        """Where it listens."""
+        return UNIXAddress(self._socket.getsockname())
+
+    def fileno(self) -> int:
+        """Called by the reactor; below zero when it is closed."""
+        return self._socket.fileno()
+
+    def doRead(self) -> None:
+        """Called by the reactor when connections wait."""
+        for _ in range(64):  # and then others have their turn
+            try:
+                connection, _peer = self._socket.accept()
+                with connection:
+                    connection.setblocking(False)
+                    # The reactor takes a copy of the descriptor, which may be one too many.
+                    self._reactor.adoptStreamConnection(
+                        connection.fileno(), socket.AF_UNIX, self._factory
+                    )
+            except (BlockingIOError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                self._complaints.tell(
+                    LogLevel.warn, "Cannot accept connections: {error}", error=error
+                )
+                self._reactor.removeReader(self)
+                self._reactor.callLater(_PAUSE, self._go_on)
+                return
+            except Exception:
+                self._log.failure("A connection could not be dealt with")
+
+    def _go_on(self) -> None:
+        if self.fileno() >= 0:
+            self._reactor.addReader(self)

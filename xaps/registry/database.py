@@ -6,10 +6,14 @@ import contextlib
 import os
 import re
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 from urllib.parse import quote
 
 from xaps.registry.interface import RegistryError
+from xaps.registry.lock import lock
+from xaps.registry.rows import FLAGS, REGISTRATIONS
 
 APPLICATION_ID = 0x78617073
 """Marks the file as ours (``xaps`` in ASCII), so that no other program's database is taken over."""
@@ -47,41 +51,67 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
 """What makes each version of the schema out of the one before; ``PRAGMA user_version`` counts
 them. What was released is never changed: a later version is one more entry."""
 
-TABLES = {
-    "registrations": "user, account_id, device_token, mailboxes, confirmed, registered_at",
-    "flags": "user, account_id, device_token, noticed_at, due, mailboxes",
-    "imports": "source",
-}
-"""The columns that are used, in the order in which rows are read and written."""
-
+_DAMAGED = (
+    "put a backup in its place, or move it and its -wal file away: phones register again within a"
+    " day"
+)
 _ADVICE = {
     sqlite3.SQLITE_FULL: "the disk is full; make room in {folder}",
     sqlite3.SQLITE_BUSY: "another process keeps it locked; 'fuser {path}' names it",
     sqlite3.SQLITE_READONLY: "it may not be written; look at the permissions of {folder} and of"
     " what is in it, and whether the file system is mounted read-only",
     sqlite3.SQLITE_IOERR: "it could not be read or written ({name}); is the disk full or failing?",
-    sqlite3.SQLITE_CORRUPT: "it is damaged; put a backup in its place, or move it and its -wal"
-    " file away: phones register again within a day",
+    sqlite3.SQLITE_CORRUPT: f"it is damaged; {_DAMAGED}",
     sqlite3.SQLITE_NOTADB: "it is not an SQLite database; databaseFile names the wrong file, or it"
     " is damaged and is to be moved away: phones register again within a day",
     sqlite3.SQLITE_CANTOPEN: "it or the files beside it cannot be opened; look at the permissions"
     " of {folder}",
 }
 
-
 _OF_ONE_VALUE = re.compile(r"(?:NULL|NUMERIC|TEXT|non-[A-Z]+) value in \w+\.\w+")
 """What ``PRAGMA quick_check`` says of a row that is damaged; the others can be used."""
 
 
-def explain(error: sqlite3.Error, path: Path) -> str:
-    """What went wrong, and what to do about it, in one line."""
-    # The low byte is the general code, the whole one says more.
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    name = getattr(error, "sqlite_errorname", "")
-    advice = _ADVICE.get(code)
-    if advice is None:
-        return f"the registry {path}: {error}"
-    return f"the registry {path}: " + advice.format(path=path, folder=path.parent, name=name)
+@contextlib.contextmanager
+def explaining(path: Path) -> Iterator[None]:
+    """Let SQLite's errors say in one line what went wrong, and what to do about it."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        # The low byte is the general code, the whole one says more.
+        advice = _ADVICE.get(getattr(error, "sqlite_errorcode", 0) & 0xFF)
+        name = getattr(error, "sqlite_errorname", "")
+        reason = advice.format(path=path, folder=path.parent, name=name) if advice else error
+        raise RegistryError(f"the registry {path}: {reason}") from error
+    except UnicodeError as error:
+        # A lone surrogate, which JSON can smuggle in.
+        raise RegistryError(
+            f"the registry {path}: a name in the request is not valid Unicode"
+        ) from error
+
+
+@contextlib.contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """Commit what is done meanwhile, or nothing of it."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    finally:
+        if connection.in_transaction:  # and SQLite has not given it up itself
+            with contextlib.suppress(sqlite3.Error):
+                connection.execute("ROLLBACK")
+
+
+class _LockedConnection(sqlite3.Connection):
+    """Others may open the file when this is closed."""
+
+    lock: IO[bytes] | None = None
+
+    def close(self) -> None:
+        super().close()
+        if self.lock is not None:
+            self.lock.close()
 
 
 def open_writer(path: Path, *, busy_timeout: float) -> sqlite3.Connection:
@@ -90,24 +120,27 @@ def open_writer(path: Path, *, busy_timeout: float) -> sqlite3.Connection:
     It may be used in any one thread at a time. Transactions are begun and ended by hand.
 
     :param busy_timeout: seconds to wait for other processes' locks.
+    :raises xaps.registry.lock.RegistryInUse: another process has opened it.
     :raises RegistryError: the file cannot be used.
     """
-    check_files(path)
-    connection = None
-    try:
+    _check_files(path)
+    held = lock(path, patience=busy_timeout)
+    with contextlib.ExitStack() as if_it_fails, explaining(path):
+        if_it_fails.callback(held.close)
         connection = sqlite3.connect(
-            path, timeout=busy_timeout, isolation_level=None, check_same_thread=False
+            path,
+            timeout=busy_timeout,
+            isolation_level=None,
+            check_same_thread=False,
+            factory=_LockedConnection,
         )
+        if_it_fails.callback(connection.close)
+        connection.lock = held
         connection.text_factory = _text
-        _check_owner(connection, path)
+        _check_content(connection, path)
         _set_up(connection, path)
-    except BaseException as error:
-        if connection is not None:
-            connection.close()
-        if isinstance(error, sqlite3.Error):
-            raise RegistryError(explain(error, path)) from error
-        raise
-    return connection
+        if_it_fails.pop_all()
+        return connection
 
 
 def open_reader(path: Path) -> sqlite3.Connection:
@@ -116,10 +149,8 @@ def open_reader(path: Path) -> sqlite3.Connection:
     :raises RegistryError: the file cannot be used.
     """
     uri = f"file:{quote(os.fsencode(path.absolute()))}?mode=ro"
-    try:
+    with explaining(path):
         connection = sqlite3.connect(uri, uri=True, timeout=0.0, isolation_level=None)
-    except sqlite3.Error as error:
-        raise RegistryError(explain(error, path)) from error
     connection.text_factory = _text
     return connection
 
@@ -129,13 +160,11 @@ def _text(raw: bytes) -> str:
     return raw.decode("utf-8", "surrogateescape")
 
 
-def check_files(path: Path) -> None:
+def _check_files(path: Path) -> None:
     """Make the file where there is none; SQLite says "unable to open database file" to all that can
-    be wrong with that.
-
-    :raises RegistryError: it cannot be used.
-    """
+    be wrong with that."""
     folder = path.parent
+    us = f"the daemon's user (uid {os.geteuid()})"
     if not folder.is_dir():
         raise RegistryError(
             f"the registry {path}: there is no folder {folder}; make it, writable for the user"
@@ -148,23 +177,19 @@ def check_files(path: Path) -> None:
     # SQLite makes two files beside the database.
     if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
         raise RegistryError(
-            f"the registry {path}: the folder {folder} is not writable for {_whoami()}; change"
-            " its owner or permissions"
+            f"the registry {path}: the folder {folder} is not writable for {us}; change its owner"
+            " or permissions"
         )
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     except OSError as error:
         raise RegistryError(
-            f"the registry {path}: it cannot be opened for writing by {_whoami()}:"
-            f" {error.strerror}; change its owner or permissions"
+            f"the registry {path}: it cannot be opened for writing by {us}: {error.strerror};"
+            " change its owner or permissions"
         ) from error
 
 
-def _whoami() -> str:
-    return f"the daemon's user (uid {os.geteuid()})"
-
-
-def _check_owner(connection: sqlite3.Connection, path: Path) -> None:
+def _check_content(connection: sqlite3.Connection, path: Path) -> None:
     """Look whose file it is before anything in it is changed."""
     (application_id,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
@@ -187,8 +212,7 @@ def _check_owner(connection: sqlite3.Connection, path: Path) -> None:
 
 def _damaged(path: Path, how: str) -> RegistryError:
     return RegistryError(
-        f"the registry {path}: it is damaged ({' '.join(how.split())}); put a backup in its place,"
-        " or move it and its -wal file away: phones register again within a day"
+        f"the registry {path}: it is damaged ({' '.join(how.split())}); {_DAMAGED}"
     )
 
 
@@ -203,9 +227,8 @@ def _set_up(connection: sqlite3.Connection, path: Path) -> None:
     # NORMAL, the usual choice with a log, can forget the last commits when the power fails.
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
-    # Taken even if there is nothing to change: it shows that the file can be written.
-    connection.execute("BEGIN IMMEDIATE")
-    try:
+    # Begun even if there is nothing to change: it shows that the file can be written.
+    with transaction(connection):
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         for statements in MIGRATIONS[version:]:
             for statement in statements:
@@ -213,21 +236,14 @@ def _set_up(connection: sqlite3.Connection, path: Path) -> None:
         if version < len(MIGRATIONS):
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
-        connection.execute("COMMIT")
-    except BaseException:
-        roll_back(connection)
-        raise
-    for table, columns in TABLES.items():
+    for columns in (
+        f"{REGISTRATIONS.columns} FROM registrations",
+        f"{FLAGS.columns} FROM flags",
+        "source FROM imports",
+    ):
         try:
-            connection.execute(f"SELECT {columns} FROM {table} LIMIT 0")  # noqa: S608 - constants
+            connection.execute(f"SELECT {columns} LIMIT 0")
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode != sqlite3.SQLITE_ERROR:
                 raise
             raise _damaged(path, str(error)) from error
-
-
-def roll_back(connection: sqlite3.Connection) -> None:
-    """Give up the transaction, if SQLite has not done so itself."""
-    if connection.in_transaction:
-        with contextlib.suppress(sqlite3.Error):
-            connection.execute("ROLLBACK")

@@ -7,11 +7,10 @@ account id, each with one device token. In some versions Apple's certificates ar
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import re
 from collections.abc import Iterable, Iterator
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import attrs
@@ -29,13 +28,11 @@ from xaps.model import (
     short_token,
 )
 
-_EPOCH = datetime(1970, 1, 1)
-_NO_TIME = (datetime(1, 1, 1) - _EPOCH).total_seconds()
+_EPOCH = datetime.fromtimestamp(0, UTC)
+_NO_TIME = (datetime(1, 1, 1, tzinfo=UTC) - _EPOCH).total_seconds()
 """Go writes a time that was never set as 0001-01-01T00:00:00Z."""
 
-_TIME = re.compile(
-    r"(\d{4})-(\d\d)-(\d\d)T(\d\d):(\d\d):(\d\d)(\.\d+)?(?:Z|([+-])(\d\d):(\d\d))", re.ASCII
-)
+_TIME = re.compile(r"[\d-]{10}T[\d:]{8}(\.\d+)?(Z|[+-]\d\d:\d\d)", re.ASCII)
 
 
 class GoDataError(Exception):
@@ -112,9 +109,8 @@ def _document(data: bytes) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise GoDataError(f"line {error.lineno}, column {error.colno}: {error.msg}") from error
     except UnicodeDecodeError as error:
-        before = data[: error.start]
-        line = before.count(b"\n") + 1
-        column = error.start - (before.rfind(b"\n") + 1) + 1
+        line = data.count(b"\n", 0, error.start) + 1
+        column = error.start - data.rfind(b"\n", 0, error.start)
         raise GoDataError(f"line {line}, column {column}: this is not UTF-8") from error
     except RecursionError as error:
         raise GoDataError("it is nested too deeply") from error
@@ -200,44 +196,36 @@ def _time(value: Any, phone: str) -> float | None:
     """RFC 3339 as Go writes it: up to nine digits after the point, any offset from UTC."""
     if value is None:
         return None
-    match = _TIME.fullmatch(value) if isinstance(value, str) else None
-    if match is None:
+    if not isinstance(value, str) or not _TIME.fullmatch(value):
         raise _Unusable(f"phone {phone}: RegistrationTime {value!r:.60} is not a time")
-    *fields, fraction, sign, hours, minutes = match.groups()
     try:
-        year, month, day, hour, minute, second = map(int, fields)
-        moment = datetime(year, month, day, hour, minute, second)
-        seconds = (moment - _EPOCH).total_seconds()
+        seconds = (datetime.fromisoformat(value) - _EPOCH).total_seconds()
     except ValueError as error:
-        raise _Unusable(f"phone {phone}: RegistrationTime {value!r}: {error}") from error
-    if sign:
-        offset = int(hours) * 3600 + int(minutes) * 60
-        seconds -= -offset if sign == "-" else offset
-    seconds += float(fraction or 0)
+        raise _Unusable(f"phone {phone}: RegistrationTime {value!r:.60}: {error}") from error
     return None if seconds == _NO_TIME else seconds
 
 
 def _certificates(value: Any) -> AppleCertificates | None:
     if not isinstance(value, dict):
         return None
-    signature = value.get("Signature")
-    keys = value.get("Keys")
     chains = [
         entry.get("Certificate") if isinstance(entry, dict) else None
-        for entry in (signature if isinstance(signature, list) else [])
+        for entry in _list(value.get("Signature"))
     ]
     return AppleCertificates(
-        tuple(
-            tuple(_der(der) for der in chain) if isinstance(chain, list) else () for chain in chains
-        ),
-        tuple(_der(key) for key in (keys if isinstance(keys, list) else [])),
+        tuple(tuple(map(_der, _list(chain))) for chain in chains),
+        tuple(map(_der, _list(value.get("Keys")))),
     )
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _der(value: Any) -> bytes:
     try:
         return base64.b64decode(value, validate=True) if isinstance(value, str) else b""
-    except (binascii.Error, ValueError):
+    except ValueError:
         return b""
 
 
@@ -249,21 +237,17 @@ def export(registrations: Iterable[Registration]) -> GoExport:
     newest: dict[tuple[str, str], Registration] = {}
     left_out = []
     for each in sorted(registrations, key=lambda each: (each.registered_at, each.key)):
-        older = newest.get((each.key.user, each.key.account_id))
-        if older is not None:
-            left_out.append(older)
-        newest[each.key.user, each.key.account_id] = each
+        account = (each.key.user, each.key.account_id)
+        if account in newest:
+            left_out.append(newest[account])
+        newest[account] = each
     users: dict[str, dict[str, dict[str, object]]] = {}
-    for (user, account_id), each in sorted(newest.items(), key=lambda item: item[0]):
-        accounts = users.setdefault(user, {"Accounts": {}})["Accounts"]
-        accounts[account_id] = {
+    for (user, account_id), each in sorted(newest.items()):
+        registered_at = _EPOCH.replace(tzinfo=None) + timedelta(seconds=each.registered_at)
+        users.setdefault(user, {"Accounts": {}})["Accounts"][account_id] = {
             "DeviceToken": each.key.device_token,
             "Mailboxes": [to_utf7(name) for name in each.mailboxes],
-            "RegistrationTime": _rfc3339(each.registered_at),
+            "RegistrationTime": f"{registered_at.isoformat()}Z",
         }
     text = json.dumps({"Users": users}, ensure_ascii=False, indent=2)
     return GoExport(text.encode() + b"\n", tuple(sorted(left_out, key=lambda each: each.key)))
-
-
-def _rfc3339(seconds: float) -> str:
-    return (_EPOCH + timedelta(seconds=seconds)).isoformat() + "Z"

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
-import attrs
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import Deferred, DeferredLock, fail, succeed
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
-from xaps.registry.database import explain, roll_back
+from xaps.registry.database import explaining, transaction
 from xaps.registry.interface import RegistryError
 
 T = TypeVar("T")
+
+Work = Callable[[sqlite3.Connection], T]
 
 
 class Run(Protocol):
@@ -25,12 +26,6 @@ class Run(Protocol):
     result: in the daemon ``deferToThreadPool`` with a pool of one thread."""
 
     def __call__(self, work: Callable[[], T], /) -> Deferred[T]: ...
-
-
-@attrs.frozen(eq=False)
-class _Write(Generic[T]):
-    work: Callable[[sqlite3.Connection], T]
-    answer: Deferred[T] = attrs.field(factory=Deferred)
 
 
 class GroupCommit:
@@ -41,31 +36,23 @@ class GroupCommit:
 
     :param connection: used by the worker thread alone from now on.
     :param max_pending: the bound on writes that wait; over it a write fails at once.
-    :param on_closed: called when the connection is closed.
     """
 
     _log = Logger()
 
     def __init__(
-        self,
-        connection: sqlite3.Connection,
-        path: Path,
-        *,
-        run: Run,
-        max_pending: int,
-        on_closed: Callable[[], None],
+        self, connection: sqlite3.Connection, path: Path, *, run: Run, max_pending: int
     ) -> None:
         self._connection = connection
         self._path = path
         self._identity = _identity(path)
         self._run = run
         self._max_pending = max_pending
-        self._on_closed = on_closed
-        self._queue: deque[_Write[Any]] = deque()
-        self._writing: Deferred[None] | None = None
+        self._queue: list[tuple[Work[Any], Deferred[Any]]] = []
+        self._one_by_one = DeferredLock()
         self._closed = False
 
-    def write(self, work: Callable[[sqlite3.Connection], T]) -> Deferred[T]:
+    def write(self, work: Work[T]) -> Deferred[T]:
         """Fires with what `work` returned, when it is on disk. What `work` did is undone if it
         raises, and fails nobody else's write."""
         if self._closed:
@@ -77,16 +64,15 @@ class GroupCommit:
                     " is too slow, or locked"
                 )
             )
-        write = _Write(work)
-        self._queue.append(write)
-        if self._writing is None:
-            self._writing = Deferred()
-            Deferred.fromCoroutine(self._write_all()).addErrback(
+        answer: Deferred[T] = Deferred()
+        self._queue.append((work, answer))
+        if len(self._queue) == 1:  # else the commit that was asked for then takes this, too
+            self._one_by_one.run(self._commit_queue).addErrback(
                 lambda failure: self._log.failure("The registry's writer failed", failure)
             )
-        return write.answer
+        return answer
 
-    def read(self, work: Callable[[sqlite3.Connection], T]) -> Deferred[T]:
+    def read(self, work: Work[T]) -> Deferred[T]:
         """Fires with what `work` returned; for reads that take too long for the reactor."""
         if self._closed:
             return fail(self._closed_error())
@@ -97,79 +83,52 @@ class GroupCommit:
         if self._closed:
             return succeed(None)
         self._closed = True
-        return Deferred.fromCoroutine(self._close())
+        return self._one_by_one.run(self._run, self._connection.close)
 
-    async def _close(self) -> None:
-        try:
-            if self._writing is not None:
-                await self._writing
-            await self._run(self._connection.close)
-        finally:
-            self._on_closed()
+    def _commit_queue(self) -> Deferred[None]:
+        batch, self._queue = self._queue, []
 
-    async def _write_all(self) -> None:
-        while self._queue:
-            batch = list(self._queue)
-            self._queue.clear()
-            try:
-                answers = await self._run(partial(self._commit, batch))
-            except Exception as error:
-                answers = [partial(write.answer.errback, error) for write in batch]
+        def tell(answers: Sequence[Callable[[], None]]) -> None:
             for answer in answers:
                 answer()
-        done, self._writing = self._writing, None
-        if done is not None:
-            done.callback(None)
+
+        def fail_all(failure: Failure) -> None:
+            tell([partial(answer.errback, failure.value) for _, answer in batch])
+
+        return self._run(partial(self._commit, batch)).addCallbacks(tell, fail_all)
 
     # -------------------------------------------------- in the worker thread
 
-    def _commit(self, batch: Sequence[_Write[Any]]) -> list[Callable[[], None]]:
+    def _commit(
+        self, batch: Sequence[tuple[Work[Any], Deferred[Any]]]
+    ) -> Sequence[Callable[[], None]]:
         """Gives what is to be done in the caller's thread: firing the Deferreds."""
-        try:
-            if _identity(self._path) != self._identity:
-                raise RegistryError(
-                    f"the registry {self._path}: the file was moved, removed or replaced while in"
-                    " use, and what is written now would be lost; restart the daemon"
-                )
-            self._connection.execute("BEGIN IMMEDIATE")
-            answers = [self._attempt(write) for write in batch]
-            self._connection.execute("COMMIT")
-        except sqlite3.Error as error:
-            raise RegistryError(explain(error, self._path)) from error
-        finally:
-            roll_back(self._connection)
-        return answers
+        if _identity(self._path) != self._identity:
+            raise RegistryError(
+                f"the registry {self._path}: the file was moved, removed or replaced while in"
+                " use, and what is written now would be lost; restart the daemon"
+            )
+        with explaining(self._path), transaction(self._connection):
+            return [self._attempt(work, answer) for work, answer in batch]
 
-    def _attempt(self, write: _Write[Any]) -> Callable[[], None]:
+    def _attempt(self, work: Work[T], answer: Deferred[T]) -> Callable[[], None]:
         self._connection.execute("SAVEPOINT attempt")
         try:
-            answer = partial(write.answer.callback, write.work(self._connection))
+            fire: Callable[[], None] = partial(answer.callback, self._read(work))
         except Exception as error:
             if not self._connection.in_transaction:
                 raise  # SQLite gave up everything: the disk is full or broken
             self._connection.execute("ROLLBACK TO attempt")
-            answer = partial(write.answer.errback, explained(error, self._path))
+            fire = partial(answer.errback, error)
         self._connection.execute("RELEASE attempt")
-        return answer
+        return fire
 
-    def _read(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        try:
+    def _read(self, work: Work[T]) -> T:
+        with explaining(self._path):
             return work(self._connection)
-        except Exception as error:
-            raise explained(error, self._path) from error
 
     def _closed_error(self) -> RegistryError:
         return RegistryError(f"the registry {self._path} is closed")
-
-
-def explained(error: Exception, path: Path) -> Exception:
-    """The error as the registry's callers get it."""
-    if isinstance(error, sqlite3.Error):
-        return RegistryError(explain(error, path))
-    if isinstance(error, UnicodeError):
-        # A lone surrogate, which JSON can smuggle in.
-        return RegistryError(f"the registry {path}: a name in the request is not valid Unicode")
-    return error
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -11,18 +11,17 @@ from pathlib import Path
 from twisted.logger import Logger
 
 from xaps.model import Registration
-from xaps.registry.database import check_files, explain, open_reader, open_writer, roll_back
+from xaps.registry.database import explaining, open_reader, open_writer, transaction
 from xaps.registry.godata import AppleCertificates, GoData, GoDataError, parse
 from xaps.registry.groupcommit import Run
 from xaps.registry.interface import RegistryError
-from xaps.registry.lock import Lock
-from xaps.registry.rows import DamageReport
+from xaps.registry.rows import REGISTRATIONS, DamageReport
 from xaps.registry.sqlite import (
     BUSY_TIMEOUT,
     MAX_PER_USER,
     SQLiteRegistry,
     add_if_newer,
-    registrations_after,
+    page_after,
 )
 
 BESIDE = "database.sqlite3"
@@ -38,7 +37,7 @@ def open_registry(
     database_file: Path,
     *,
     run: Run,
-    now: float,
+    wall: Callable[[], float],
     lifetime: float,
     max_per_user: int = MAX_PER_USER,
     busy_timeout: float = BUSY_TIMEOUT,
@@ -55,37 +54,30 @@ def open_registry(
     This reads the disk and can wait for `busy_timeout`: do it before the reactor runs, but after
     the process has become a daemon (neither locks nor threads survive a fork).
 
-    :param now: seconds since the epoch.
+    :param wall: the time of day: seconds since the epoch.
     :param lifetime: seconds after which a registration that was not renewed counts no more.
     :param on_certificates: gets what Apple issued to the Go daemon, when its file is imported.
-    :raises RegistryInUse: another process has opened it.
+    :raises xaps.registry.lock.RegistryInUse: another process has opened it.
     :raises RegistryError: a file cannot be used; nothing was imported then.
     """
-    is_json = _is_go_data(database_file)
-    path = _registry_path(database_file, is_json)
-    check_files(path)
-    lock = Lock(path, patience=busy_timeout)
+    path = _registry_path(database_file)
+    connection = open_writer(path, busy_timeout=busy_timeout)
     try:
-        connection = open_writer(path, busy_timeout=busy_timeout)
-    except BaseException:
-        lock.release()
-        raise
-    try:
-        if is_json and not _was_imported(connection, database_file):
-            found = _read(database_file, now=now, oldest=now - lifetime)
+        with explaining(path):
+            found = None
+            if path != database_file and not _was_imported(connection, database_file):
+                found = _read(database_file, now=wall(), lifetime=lifetime)
             if found is not None:
                 if found.certificates is not None:
                     on_certificates(found.certificates)
-                added = _import(connection, database_file, found, max_per_user)
+                with transaction(connection):
+                    added = add_if_newer(connection, found.registrations, max_per_user)
+                    note = "INSERT INTO imports (source) VALUES (?)"
+                    connection.execute(note, (database_file.name,))
                 _report(database_file, found, added, path)
-        return SQLiteRegistry(
-            connection, path, run=run, max_per_user=max_per_user, on_closed=lock.release
-        )
-    except BaseException as error:
+        return SQLiteRegistry(connection, path, run=run, wall=wall, max_per_user=max_per_user)
+    except BaseException:
         connection.close()
-        lock.release()
-        if isinstance(error, sqlite3.Error):
-            raise RegistryError(explain(error, path)) from error
         raise
 
 
@@ -94,34 +86,27 @@ def read_registrations(database_file: Path) -> list[Registration]:
 
     :raises RegistryError: it cannot be read.
     """
-    path = _registry_path(database_file, _is_go_data(database_file))
+    path = _registry_path(database_file)
     report = DamageReport(path)
     found: list[Registration] = []
-    try:
-        with contextlib.closing(open_reader(path)) as connection:
-            page = registrations_after(connection, None)
-            while page.values:
-                found += page.values
-                report.tell(page.damaged)
-                page = registrations_after(connection, page.values[-1].key)
-    except sqlite3.Error as error:
-        raise RegistryError(explain(error, path)) from error
-    return found
+    with explaining(path), contextlib.closing(open_reader(path)) as connection:
+        while True:
+            page, damaged = page_after(connection, REGISTRATIONS, found[-1].key if found else None)
+            report.tell(damaged)
+            if not page:
+                return found
+            found += page
 
 
-def _registry_path(database_file: Path, is_json: bool) -> Path:
-    return database_file.parent / BESIDE if is_json else database_file
-
-
-def _is_go_data(path: Path) -> bool:
-    if path.suffix.lower() == ".json":
-        return True
-    try:
-        with path.open("rb") as file:
-            start = file.read(64)
-    except OSError:
-        return False  # there is none, or opening it as the SQLite file will say what is wrong
-    return start.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{")
+def _registry_path(database_file: Path) -> Path:
+    """The file itself, or the one beside it where it is the Go daemon's."""
+    start = b""
+    # If there is none, or it cannot be opened, then opening it as the SQLite file says so.
+    with contextlib.suppress(OSError), database_file.open("rb") as file:
+        start = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()
+    if database_file.suffix.lower() == ".json" or start.startswith(b"{"):
+        return database_file.with_name(BESIDE)
+    return database_file
 
 
 def _was_imported(connection: sqlite3.Connection, source: Path) -> bool:
@@ -129,7 +114,7 @@ def _was_imported(connection: sqlite3.Connection, source: Path) -> bool:
     return connection.execute(known, (source.name,)).fetchone() is not None
 
 
-def _read(source: Path, *, now: float, oldest: float) -> GoData | None:
+def _read(source: Path, *, now: float, lifetime: float) -> GoData | None:
     """What is in the file; ``None`` if there is none."""
     try:
         with source.open("rb") as file:
@@ -148,23 +133,11 @@ def _read(source: Path, *, now: float, oldest: float) -> GoData | None:
             " move it away to begin without its registrations"
         ) from error
     try:
-        return parse(data, now=now, oldest=oldest)
+        return parse(data, now=now, oldest=now - lifetime)
     except GoDataError as error:
         raise RegistryError(
             f"{source}: {error}; repair it, or move it away to begin without its registrations"
         ) from error
-
-
-def _import(connection: sqlite3.Connection, source: Path, found: GoData, max_per_user: int) -> int:
-    """Registrations and the note that they were imported, in one transaction."""
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        added = add_if_newer(connection, found.registrations, max_per_user)
-        connection.execute("INSERT INTO imports (source) VALUES (?)", (source.name,))
-        connection.execute("COMMIT")
-    finally:
-        roll_back(connection)
-    return added
 
 
 def _report(source: Path, found: GoData, added: int, path: Path) -> None:

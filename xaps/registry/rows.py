@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import attrs
 from twisted.logger import Logger
 
 from xaps.model import Registration, RegistrationKey, WaitingFlag, short_token
+
+T = TypeVar("T")
 
 SHORT = 500
 """Characters of a list of mailboxes, as JSON, that is kept once for all phones that have it."""
@@ -23,17 +26,12 @@ MAX_TOLD = 100
 """Damaged rows that are named in the log."""
 
 
+_SURROGATES = re.compile("[\ud800-\udfff]")
+"""From JSON, or for a byte that is not UTF-8."""
+
+
 class DamagedError(Exception):
     """The row is not one that was written here; the message says why."""
-
-
-@attrs.frozen
-class DamagedRow:
-    """A row that is left out."""
-
-    table: str
-    key: tuple[object, object, object]
-    reason: str
 
 
 class DamageReport:
@@ -43,63 +41,64 @@ class DamageReport:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._told: set[tuple[str, tuple[object, object, object]]] = set()
+        self._told: set[str] = set()
 
-    def tell(self, rows: Iterable[DamagedRow]) -> None:
-        """Warn of those that were not seen before."""
-        for row in rows:
-            if len(self._told) >= MAX_TOLD or (row.table, row.key) in self._told:
+    def tell(self, damaged: Iterable[str]) -> None:
+        """Warn of those that were not seen before.
+
+        :param damaged: what :func:`describe` says of each.
+        """
+        for row in damaged:
+            if len(self._told) >= MAX_TOLD or row in self._told:
                 continue
-            self._told.add((row.table, row.key))
-            user, account_id, token = row.key
+            self._told.add(row)
             self._log.warn(
-                "{path}: a row of the table {table} is damaged and left out: {reason} (user "
-                "{user}, account {account_id}, phone {phone}). The phone repairs it when it "
-                "registers again; if it does not within a day, delete the row{more}",
+                "{path}: {row}. The phone repairs it when it registers again; if it does not "
+                "within a day, delete the row{further}",
                 path=str(self._path),
-                table=row.table,
-                reason=row.reason,
-                user=_shown(user),
-                account_id=_shown(account_id),
-                phone=_shown(short_token(token) if isinstance(token, str) else token),
-                more="" if len(self._told) < MAX_TOLD else ". Further ones are not named",
+                row=row,
+                further="" if len(self._told) < MAX_TOLD else ". Further ones are not named",
             )
 
 
-def _shown(value: object) -> str:
-    return f"{value!r:.80}"
+def describe(table: str, row: tuple[Any, ...], error: DamagedError) -> str:
+    """A damaged row in words, that can be logged."""
+    user, account_id, token = row[:3]
+    phone = short_token(token) if isinstance(token, str) else token
+    return (
+        f"a row of the table {table} is damaged and left out: {error} (user {user!r:.80}, account "
+        f"{account_id!r:.80}, phone {phone!r:.80})"
+    )
 
 
 # ------------------------------------------------------------------------ reading
 
 
-def registration(row: tuple[Any, ...]) -> Registration:
-    """A row of the table of that name.
-
-    :raises DamagedError: as all that reads.
-    """
+def _registration(row: tuple[Any, ...]) -> Registration:
     user, account_id, device_token, mailboxes, confirmed, registered_at = row
     return Registration(
         key(user, account_id, device_token),
-        _names(mailboxes, "mailboxes"),
+        _names(mailboxes, "mailboxes")[0],
         _time(registered_at, "registered_at"),
-        _name_set(confirmed, "confirmed"),
+        _names(confirmed, "confirmed")[1],
     )
 
 
-def flag(row: tuple[Any, ...]) -> WaitingFlag:
-    """A row of the table ``flags``."""
+def _flag(row: tuple[Any, ...]) -> WaitingFlag:
     user, account_id, device_token, noticed_at, due, mailboxes = row
     return WaitingFlag(
         key(user, account_id, device_token),
         _time(noticed_at, "noticed_at"),
         _time(due, "due"),
-        _name_set(mailboxes, "mailboxes"),
+        _names(mailboxes, "mailboxes")[1],
     )
 
 
 def key(user: object, account_id: object, device_token: object) -> RegistrationKey:
-    """The first three columns of each."""
+    """From the first three columns of each.
+
+    :raises DamagedError: it is none.
+    """
     found = RegistrationKey(
         _text(user, "user"), _text(account_id, "account_id"), _text(device_token, "device_token")
     )
@@ -111,7 +110,7 @@ def key(user: object, account_id: object, device_token: object) -> RegistrationK
 def _text(value: object, column: str) -> str:
     if not isinstance(value, str):
         raise DamagedError(f"{column} is {'NULL' if value is None else 'no text'}")
-    if not _is_unicode(value):
+    if _SURROGATES.search(value):
         raise DamagedError(f"{column} is not valid UTF-8")
     return value
 
@@ -122,54 +121,46 @@ def _time(value: object, column: str) -> float:
     return value
 
 
-def _names(value: object, column: str) -> tuple[str, ...]:
+def _names(value: object, column: str) -> tuple[tuple[str, ...], frozenset[str]]:
+    """A list of mailboxes, in its order and as a set."""
     array = _text(value, column)
     try:
-        return _shared_names(array) if len(array) <= SHORT else _parsed(array)
+        return _shared(array) if len(array) <= SHORT else _parsed(array)
     except (ValueError, RecursionError):
         raise DamagedError(f"{column} is no JSON array of names") from None
 
 
-def _name_set(value: object, column: str) -> frozenset[str]:
-    array = _text(value, column)
-    try:
-        return _shared_name_set(array) if len(array) <= SHORT else frozenset(_parsed(array))
-    except (ValueError, RecursionError):
-        raise DamagedError(f"{column} is no JSON array of names") from None
-
-
-def _parsed(array: str) -> tuple[str, ...]:
+def _parsed(array: str) -> tuple[tuple[str, ...], frozenset[str]]:
     names = json.loads(array)
     if not isinstance(names, list) or not all(
-        isinstance(name, str) and _is_unicode(name) for name in names
+        isinstance(name, str) and not _SURROGATES.search(name) for name in names
     ):
         raise ValueError
-    return tuple(names)
+    return tuple(names), frozenset(names)
 
 
-# The same few lists come again and again. Sharing them saves half of the memory that 100,000
-# registrations take, and most of the time that a full garbage collection stops everything.
+_shared = lru_cache(1000)(_parsed)
+"""The same few lists come again and again. Sharing them saves half of the memory that 100,000
+registrations take, and most of the time that a full garbage collection stops everything."""
 
 
-@lru_cache(1000)
-def _shared_names(array: str) -> tuple[str, ...]:
-    return _parsed(array)
+@attrs.frozen
+class Table(Generic[T]):
+    """One of the tables."""
+
+    name: str
+    columns: str
+    """Those that are used, in the order in which rows are read and written; the key's first."""
+    value: Callable[[tuple[Any, ...]], T]
+    """A row as a value; :class:`DamagedError` says why it is none."""
 
 
-@lru_cache(1000)
-def _shared_name_set(array: str) -> frozenset[str]:
-    return frozenset(_parsed(array))
-
-
-def _is_unicode(text: str) -> bool:
-    """Whether there is no lone surrogate in it: from JSON, or for a byte that is not UTF-8."""
-    if text.isascii():
-        return True
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+REGISTRATIONS = Table(
+    "registrations",
+    "user, account_id, device_token, mailboxes, confirmed, registered_at",
+    _registration,
+)
+FLAGS = Table("flags", "user, account_id, device_token, noticed_at, due, mailboxes", _flag)
 
 
 # ------------------------------------------------------------------------ writing

@@ -8,16 +8,16 @@ import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
-import attrs
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import Deferred, execute
 from twisted.logger import Logger
 
 from xaps.model import Registration, RegistrationKey, WaitingFlag, lower
 from xaps.registry import rows
-from xaps.registry.database import TABLES, open_reader
-from xaps.registry.groupcommit import GroupCommit, Run, explained
+from xaps.registry.database import explaining, open_reader
+from xaps.registry.groupcommit import GroupCommit, Run
+from xaps.registry.rows import FLAGS, REGISTRATIONS, Table
 
 MAX_PER_USER = 100
 """Phones that one user can have registered."""
@@ -34,8 +34,11 @@ the reactor's thread does with one takes it few milliseconds."""
 
 T = TypeVar("T")
 
+Page = tuple[Sequence[T], Sequence[str]]
+"""The good rows that were read in one go, and what is to be told of the damaged ones among them."""
+
 # Column names and conditions are written once; nothing else is ever put into a statement.
-_COLUMNS = TABLES["registrations"]
+_COLUMNS = REGISTRATIONS.columns
 _KEY = "user = ? AND account_id = ? AND device_token = ?"
 
 OF_USER = f"""
@@ -43,25 +46,30 @@ OF_USER = f"""
 """
 ONE = f"SELECT {_COLUMNS} FROM registrations WHERE {_KEY}"
 # Read as far as is needed: who knows how many rows of a page are damaged?
-_IN_ORDER = "ORDER BY user, account_id, device_token"
-_AFTER = "WHERE (user, account_id, device_token) > (?, ?, ?)"
-FIRST_PAGE = f"SELECT {_COLUMNS} FROM registrations {_IN_ORDER}"
-NEXT_PAGE = f"SELECT {_COLUMNS} FROM registrations {_AFTER} {_IN_ORDER}"
-REGISTER = f"""
+AFTER = """
+    SELECT {0.columns} FROM {0.name} WHERE (user, account_id, device_token) > (?, ?, ?)
+    ORDER BY user, account_id, device_token
+"""
+_ADD = f"""
     INSERT INTO registrations ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)
     ON CONFLICT (user, account_id, device_token) DO UPDATE SET
         mailboxes = excluded.mailboxes,
         confirmed = excluded.confirmed,
         registered_at = excluded.registered_at
 """
-IF_NEWER = "WHERE excluded.registered_at > registrations.registered_at"
-OF_USER_COUNT = "SELECT count(*) FROM registrations WHERE user = ?"
+# Not "earlier or in the future": the time of a damaged row can be NULL.
+REGISTER = f"""
+    {_ADD} WHERE (registrations.registered_at > excluded.registered_at
+        AND registrations.registered_at <= ?) IS NOT TRUE
+"""
+ADD_IF_NEWER = f"{_ADD} WHERE excluded.registered_at > registrations.registered_at"
 TRIM = """
     DELETE FROM registrations
     WHERE (user, account_id, device_token) IN (
         SELECT user, account_id, device_token FROM registrations
         WHERE user = ? AND NOT (account_id = ? AND device_token = ?)
-        ORDER BY registered_at, account_id, device_token LIMIT ?
+        ORDER BY registered_at, account_id, device_token
+        LIMIT max(0, (SELECT count(*) FROM registrations WHERE user = ?) - ?)
     )
     RETURNING user, account_id, device_token
 """
@@ -75,21 +83,10 @@ EXPIRE = f"""
     RETURNING user, account_id, device_token
 """
 CLEAR_FLAG = f"DELETE FROM flags WHERE {_KEY}"
-_FLAG_COLUMNS = TABLES["flags"]
 SAVE_FLAG = f"""
-    INSERT OR REPLACE INTO flags ({_FLAG_COLUMNS})
+    INSERT OR REPLACE INTO flags ({FLAGS.columns})
     SELECT user, account_id, device_token, ?, ?, ? FROM registrations WHERE {_KEY}
 """
-FIRST_FLAGS = f"SELECT {_FLAG_COLUMNS} FROM flags {_IN_ORDER}"
-NEXT_FLAGS = f"SELECT {_FLAG_COLUMNS} FROM flags {_AFTER} {_IN_ORDER}"
-
-
-@attrs.frozen
-class Page(Generic[T]):
-    """What was read in one go."""
-
-    values: Sequence[T]
-    damaged: Sequence[rows.DamagedRow]
 
 
 class SQLiteRegistry:
@@ -107,68 +104,77 @@ class SQLiteRegistry:
         path: Path,
         *,
         run: Run,
+        wall: Callable[[], float],
         max_per_user: int = MAX_PER_USER,
         max_pending: int = MAX_PENDING,
-        on_closed: Callable[[], None] = lambda: None,
     ) -> None:
         """
         :param connection: what :func:`.open_writer` gave for `path`.
+        :param wall: the time of day.
         :param max_pending: the bound on writes that wait for the disk.
-        :param on_closed: called once, when the file is no longer used.
         """
         self._path = path
+        self._wall = wall
         self._max_per_user = max_per_user
         self._reader = open_reader(path)
         self._damage = rows.DamageReport(path)
-        self._writer = GroupCommit(
-            connection, path, run=run, max_pending=max_pending, on_closed=on_closed
-        )
+        self._writer = GroupCommit(connection, path, run=run, max_pending=max_pending)
 
     # -------------------------------------------- reads in the calling thread
 
     def registrations(self, user: str) -> Deferred[Sequence[Registration]]:
-        """See :meth:`.IRegistry.registrations`."""
-        return self._select(OF_USER, lower(user))
+        return execute(self._select, OF_USER, lower(user))
 
     def get(self, key: RegistrationKey) -> Deferred[Registration | None]:
-        """See :meth:`.IRegistry.get`."""
-        found = self._select(ONE, *rows.key_columns(key))
+        found = execute(self._select, ONE, *rows.key_columns(key))
         return found.addCallback(lambda found: found[0] if found else None)
 
-    def _select(self, statement: str, *parameters: str) -> Deferred[Sequence[Registration]]:
-        try:
+    def _select(self, statement: str, *parameters: str) -> Sequence[Registration]:
+        with explaining(self._path):
             cursor = self._reader.execute(statement, parameters)
-            found = _read(cursor, "registrations", rows.registration)
-        except Exception as error:
-            return fail(explained(error, self._path))
-        return succeed(self._good(found))
+            return self._good(_read(cursor, REGISTRATIONS))
 
     def _good(self, page: Page[T]) -> Sequence[T]:
-        if page.damaged:
-            self._damage.tell(page.damaged)
-        return page.values
+        values, damaged = page
+        self._damage.tell(damaged)
+        return values
 
     # ------------------------------------------- reads in the worker thread
 
     def page(self, after: RegistrationKey | None = None) -> Deferred[Sequence[Registration]]:
-        """See :meth:`.IRegistry.page`."""
-        return self._writer.read(partial(registrations_after, key=after)).addCallback(self._good)
+        read = partial(page_after, table=REGISTRATIONS, key=after)
+        return self._writer.read(read).addCallback(self._good)
 
     def flags(self, after: RegistrationKey | None = None) -> Deferred[Sequence[WaitingFlag]]:
-        """See :meth:`.IRegistry.flags`."""
-        return self._writer.read(partial(_flags_after, key=after)).addCallback(self._good)
+        read = partial(page_after, table=FLAGS, key=after)
+        return self._writer.read(read).addCallback(self._good)
 
     def count(self) -> Deferred[int]:
-        """See :meth:`.IRegistry.count`."""
-        return self._writer.read(_count)
+        def read(connection: sqlite3.Connection) -> int:
+            (count,) = connection.execute("SELECT count(*) FROM registrations").fetchone()
+            return int(count)
+
+        return self._writer.read(read)
 
     # ----------------------------------------------------------------- writes
 
     def register(self, registration: Registration) -> Deferred[tuple[RegistrationKey, ...]]:
-        """See :meth:`.IRegistry.register`."""
-        return self._writer.write(
-            lambda connection: _register(connection, registration, self._max_per_user)
-        ).addCallback(self._log_trimmed)
+        now = self._wall()
+
+        def register(connection: sqlite3.Connection) -> list[RegistrationKey]:
+            connection.execute(REGISTER, (*rows.registration_columns(registration), now))
+            return _trim(connection, registration.key, self._max_per_user)
+
+        return self._writer.write(register).addCallback(self._trimmed)
+
+    def _trimmed(self, keys: Sequence[RegistrationKey]) -> tuple[RegistrationKey, ...]:
+        for key in keys:
+            self._log.warn(
+                "Dropped {key}: user {key.user} has more than {bound} phones registered",
+                key=key,
+                bound=self._max_per_user,
+            )
+        return tuple(keys)
 
     def add(self, registrations: Iterable[Registration]) -> Deferred[int]:
         """Add what is not there or is older there, all or nothing; fires with the number of
@@ -178,19 +184,9 @@ class SQLiteRegistry:
             lambda connection: add_if_newer(connection, added, self._max_per_user)
         )
 
-    def _log_trimmed(self, trimmed: Sequence[RegistrationKey]) -> tuple[RegistrationKey, ...]:
-        for key in trimmed:
-            self._log.warn(
-                "Dropped {key}: user {key.user} has more than {bound} phones registered",
-                key=key,
-                bound=self._max_per_user,
-            )
-        return tuple(trimmed)
-
     def remove(
         self, key: RegistrationKey, *, registered_until: float | None = None
     ) -> Deferred[bool]:
-        """See :meth:`.IRegistry.remove`."""
         until = math.inf if registered_until is None else registered_until
         return self._writer.write(
             lambda connection: (
@@ -199,87 +195,53 @@ class SQLiteRegistry:
         )
 
     def expire(self, registered_before: float) -> Deferred[Sequence[RegistrationKey]]:
-        """See :meth:`.IRegistry.expire`."""
-        return self._writer.write(lambda connection: _expire(connection, registered_before))
+        def expire(connection: sqlite3.Connection) -> Sequence[RegistrationKey]:
+            while found := connection.execute(EXPIRE, (registered_before,)).fetchall():
+                if keys := _keys(found):
+                    return keys
+            return []
+
+        return self._writer.write(expire)
 
     def save_flags(
         self, changed: Iterable[WaitingFlag], cleared: Iterable[RegistrationKey]
     ) -> Deferred[None]:
-        """See :meth:`.IRegistry.save_flags`."""
         # Listed now: the caller may go on changing what these come from.
         flags, keys = list(changed), list(cleared)
-        return self._writer.write(lambda connection: _save_flags(connection, flags, keys))
+
+        def save(connection: sqlite3.Connection) -> None:
+            connection.executemany(CLEAR_FLAG, map(rows.key_columns, keys))
+            connection.executemany(SAVE_FLAG, map(rows.flag_columns, flags))
+
+        return self._writer.write(save)
 
     def close(self) -> Deferred[None]:
-        """See :meth:`.IRegistry.close`."""
         self._reader.close()
         return self._writer.close()
 
 
-def _read(
-    cursor: sqlite3.Cursor, table: str, value: Callable[[tuple[Any, ...]], T], most: int = PAGE
-) -> Page[T]:
-    """At most so many good rows, and the damaged ones among them."""
+def _read(cursor: sqlite3.Cursor, table: Table[T]) -> Page[T]:
+    """At most a page of good rows, and the damaged ones among them."""
     values: list[T] = []
     damaged = []
     for row in cursor:
         try:
-            values.append(value(row))
+            values.append(table.value(row))
         except rows.DamagedError as error:
-            damaged.append(rows.DamagedRow(table, row[:3], str(error)))
-        if len(values) == most:
+            damaged.append(rows.describe(table.name, row, error))
+        if len(values) == PAGE:
             break
     cursor.close()
-    return Page(values, damaged)
+    return values, damaged
 
 
-def registrations_after(
-    connection: sqlite3.Connection, key: RegistrationKey | None
-) -> Page[Registration]:
-    """The next registrations in the order of keys; none after the last."""
-    cursor = _from(connection, FIRST_PAGE, NEXT_PAGE, key)
-    return _read(cursor, "registrations", rows.registration)
-
-
-def _flags_after(connection: sqlite3.Connection, key: RegistrationKey | None) -> Page[WaitingFlag]:
-    return _read(_from(connection, FIRST_FLAGS, NEXT_FLAGS, key), "flags", rows.flag)
-
-
-def _from(
-    connection: sqlite3.Connection, first: str, following: str, key: RegistrationKey | None
-) -> sqlite3.Cursor:
-    if key is None:
-        return connection.execute(first)
-    return connection.execute(following, rows.key_columns(key))
-
-
-def _count(connection: sqlite3.Connection) -> int:
-    (count,) = connection.execute("SELECT count(*) FROM registrations").fetchone()
-    return int(count)
-
-
-def _register(
-    connection: sqlite3.Connection, registration: Registration, max_per_user: int
-) -> list[RegistrationKey]:
-    connection.execute(REGISTER, rows.registration_columns(registration))
-    return _trim(connection, registration.key, max_per_user)
-
-
-def _trim(
-    connection: sqlite3.Connection, newest: RegistrationKey, max_per_user: int
-) -> list[RegistrationKey]:
-    (count,) = connection.execute(OF_USER_COUNT, (newest.user,)).fetchone()
-    if count <= max_per_user:
-        return []
-    found = connection.execute(TRIM, (*rows.key_columns(newest), count - max_per_user))
-    return _keys(found.fetchall())
-
-
-def _expire(connection: sqlite3.Connection, registered_before: float) -> list[RegistrationKey]:
-    while found := connection.execute(EXPIRE, (registered_before,)).fetchall():
-        if keys := _keys(found):
-            return sorted(keys)
-    return []
+def page_after(
+    connection: sqlite3.Connection, table: Table[T], key: RegistrationKey | None
+) -> Page[T]:
+    """The next rows in the order of keys; none after the last."""
+    # No user is named by an empty text.
+    after = ("", "", "") if key is None else rows.key_columns(key)
+    return _read(connection.execute(AFTER.format(table), after), table)
 
 
 def _keys(found: Iterable[tuple[Any, ...]]) -> list[RegistrationKey]:
@@ -288,16 +250,14 @@ def _keys(found: Iterable[tuple[Any, ...]]) -> list[RegistrationKey]:
     for row in found:
         with contextlib.suppress(rows.DamagedError):
             keys.append(rows.key(*row))
-    return keys
+    return sorted(keys)
 
 
-def _save_flags(
-    connection: sqlite3.Connection,
-    changed: Sequence[WaitingFlag],
-    cleared: Sequence[RegistrationKey],
-) -> None:
-    connection.executemany(CLEAR_FLAG, map(rows.key_columns, cleared))
-    connection.executemany(SAVE_FLAG, map(rows.flag_columns, changed))
+def _trim(
+    connection: sqlite3.Connection, newest: RegistrationKey, max_per_user: int
+) -> list[RegistrationKey]:
+    parameters = (*rows.key_columns(newest), newest.user, max_per_user)
+    return _keys(connection.execute(TRIM, parameters).fetchall())
 
 
 def add_if_newer(
@@ -307,7 +267,7 @@ def add_if_newer(
     before = connection.total_changes
     users = set()
     for registration in registrations:
-        connection.execute(f"{REGISTER} {IF_NEWER}", rows.registration_columns(registration))
+        connection.execute(ADD_IF_NEWER, rows.registration_columns(registration))
         users.add(registration.key.user)
     added = connection.total_changes - before
     for user in users:

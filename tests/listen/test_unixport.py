@@ -1,4 +1,4 @@
-"""Connections of a socket that systemd has opened, when the process may open no more files."""
+"""Connections of a UNIX socket, when the process may open no more files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from twisted.internet.task import Clock
 from twisted.logger import LogLevel, capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
-from xaps.listen.acceptor import UnixAcceptor
+from xaps.listen.unix import UnixPort
 
 
 class FakeReactor(Clock):
@@ -27,15 +27,19 @@ class FakeReactor(Clock):
         super().__init__()
         self.readers: list[IReadDescriptor] = []
         self.adopted: list[int] = []
+        self.broken = 0
 
     def addReader(self, reader: IReadDescriptor) -> None:
         self.readers.append(reader)
 
     def removeReader(self, reader: IReadDescriptor) -> None:
-        self.readers.remove(reader)
+        self.readers[:] = [other for other in self.readers if other is not reader]
 
     def adoptStreamConnection(self, descriptor: int, family: int, factory: Factory) -> None:
         assert not os.get_blocking(descriptor)
+        if self.broken:
+            self.broken -= 1
+            raise ZeroDivisionError
         self.adopted.append(os.dup(descriptor))
 
 
@@ -59,7 +63,7 @@ def room_for(files: int) -> Iterator[None]:
             os.close(descriptor)
 
 
-class AcceptorTests(SynchronousTestCase):
+class UnixPortTests(SynchronousTestCase):
     def setUp(self) -> None:
         folder = tempfile.TemporaryDirectory(prefix="xaps-")
         self.addCleanup(folder.cleanup)
@@ -70,14 +74,13 @@ class AcceptorTests(SynchronousTestCase):
         self.reactor = FakeReactor()
         factory = Factory()
         factory.noisy = False
-        self.acceptor = UnixAcceptor(self.reactor, listening, factory)
-        self.acceptor.startListening()
+        self.port = UnixPort(self.reactor, listening, factory)
         self.addCleanup(self.close)
 
     def close(self) -> None:
         for descriptor in self.reactor.adopted:
             os.close(descriptor)
-        self.acceptor.stopListening()
+        self.port.stopListening()
 
     def connect(self) -> socket.socket:
         connection = socket.socket(socket.AF_UNIX)
@@ -88,13 +91,38 @@ class AcceptorTests(SynchronousTestCase):
     def read(self) -> None:
         """What a reactor does when connections wait."""
         for reader in tuple(self.reactor.readers):
-            cast(UnixAcceptor, reader).doRead()
+            cast(UnixPort, reader).doRead()
 
     def test_what_waits_is_accepted(self) -> None:
         for _ in range(3):
             self.connect()
         self.read()
         self.assertEqual(len(self.reactor.adopted), 3)
+
+    def test_a_connection_that_cannot_be_dealt_with_costs_the_others_nothing(self) -> None:
+        self.reactor.broken = 1
+        for _ in range(3):
+            self.connect()
+        self.read()
+        self.assertEqual(len(self.reactor.adopted), 2)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+    def test_its_own_file_is_removed_at_the_end_and_systemds_is_left(self) -> None:
+        path = Path(f"{self.path}.own")
+        listening = socket.socket(socket.AF_UNIX)
+        listening.bind(str(path))
+        UnixPort(self.reactor, listening, Factory(), remove=path).stopListening()
+        self.assertFalse(path.exists())
+        self.port.stopListening()
+        self.assertTrue(Path(self.path).exists())
+
+    def test_a_pause_that_outlives_it_has_no_consequences(self) -> None:
+        self.connect()
+        with room_for(0):
+            self.read()
+        self.port.stopListening()
+        self.reactor.advance(60)
+        self.assertEqual(self.reactor.readers, [])
 
     def test_without_files_it_waits_and_goes_on_and_says_so_once_a_minute(self) -> None:
         # The second is enough to accept, and not for the reactor's copy.
@@ -108,8 +136,9 @@ class AcceptorTests(SynchronousTestCase):
                     self.reactor.advance(1)
                     if files:  # it was accepted, and is gone
                         break
-            self.assertEqual([event["log_level"] for event in events], [LogLevel.warn])
-            self.assertEqual(self.reactor.readers, [self.acceptor])
+            told = [event for event in events if event["log_level"] is not LogLevel.debug]
+            self.assertEqual([event["log_level"] for event in told], [LogLevel.warn])
+            self.assertEqual(self.reactor.readers, [self.port])
             self.assertEqual(self.reactor.adopted, [])
             if files:
                 self.assertEqual(client.recv(1), b"")
