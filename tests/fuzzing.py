@@ -11,7 +11,7 @@ from hpack import Encoder
 from hyperframe.frame import DataFrame, GoAwayFrame, HeadersFrame, RstStreamFrame, SettingsFrame
 
 from tests.standins.steps import MALFORMED
-from xaps.apns.events import Answered, Closed, Event, GivenBack, Lost
+from xaps.apns.events import Answered, Closed, GivenBack, Lost, SessionEvent
 from xaps.apns.session import Session, SessionState
 from xaps.config.reading import ConfigError, load
 from xaps.intake.events import Continue, Dialect, Refusal, Request
@@ -78,7 +78,7 @@ def session(data: bytes) -> None:
     sent = 0
     closed = False
 
-    def note(events: list[Event[int]]) -> None:
+    def note(events: list[SessionEvent[int]]) -> None:
         nonlocal closed
         for event in events:
             assert not closed, "an event after the last one"

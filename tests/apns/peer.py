@@ -21,7 +21,7 @@ from h2.events import (
 from h2.settings import SettingCodes, Settings
 from hyperframe.frame import Frame, GoAwayFrame
 
-from xaps.apns.events import Event
+from xaps.apns.events import SessionEvent
 from xaps.apns.session import Session
 
 ROUNDS = 100
@@ -140,9 +140,9 @@ class Peer:
 
 def exchange(
     session: Session[int], peer: Peer, now: float = 0.0, *, pieces: int | None = None
-) -> list[Event[int]]:
+) -> list[SessionEvent[int]]:
     """Carry bytes both ways until there are none, `pieces` at a time to the session."""
-    events: list[Event[int]] = []
+    events: list[SessionEvent[int]] = []
     for _ in range(ROUNDS):
         sent, answered = session.data_to_send(), peer.take()
         if not sent and not answered:
@@ -155,9 +155,9 @@ def exchange(
     raise AssertionError("they never have done with talking")
 
 
-def take_backlog(session: Session[int], now: float = 0.0) -> list[Event[int]]:
+def take_backlog(session: Session[int], now: float = 0.0) -> list[SessionEvent[int]]:
     """Let the session look at all that it has received."""
-    events: list[Event[int]] = []
+    events: list[SessionEvent[int]] = []
     for _ in range(ROUNDS):
         if not session.backlog:
             return events

@@ -20,7 +20,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.apns.peer import Peer, connected, cut, exchange, take_backlog
 from tests.apns.session_case import ended, only_close, send, tags
-from xaps.apns.events import Answered, Closed, Event, GivenBack, Lost, Retired
+from xaps.apns.events import Answered, Closed, GivenBack, Lost, Retired, SessionEvent
 from xaps.apns.session import MAX_STREAM_ID, Session, SessionState
 
 
@@ -105,7 +105,7 @@ class GoAwayTests(SynchronousTestCase):
 class ResetTests(SynchronousTestCase):
     """RST_STREAM."""
 
-    def outcome(self, code: int) -> Event[int]:
+    def outcome(self, code: int) -> SessionEvent[int]:
         peer = Peer()
         session = connected(peer)
         send(session, 1, 2)
@@ -200,7 +200,7 @@ class EndTests(SynchronousTestCase):
 class BrokenPeerTests(SynchronousTestCase):
     """A peer that breaks the protocol costs the connection, and nothing else."""
 
-    def broken(self, *frames: Frame | bytes) -> list[Event[int]]:
+    def broken(self, *frames: Frame | bytes) -> list[SessionEvent[int]]:
         peer = Peer()
         session = connected(peer)
         send(session, 1, 2)
@@ -319,7 +319,7 @@ class SliceTests(SynchronousTestCase):
 class SplitTests(SynchronousTestCase):
     """Frames cut anywhere."""
 
-    def conversation(self, size: int) -> list[Event[int]]:
+    def conversation(self, size: int) -> list[SessionEvent[int]]:
         session: Session[int] = Session(0.0)
         session.open()
         peer = Peer(window=30, credit=False)

@@ -67,4 +67,4 @@ class Closed:
     reason: str
 
 
-Event = Proved | Answered[T] | GivenBack[T] | Lost[T] | Retired | Stuck | Closed
+SessionEvent = Proved | Answered[T] | GivenBack[T] | Lost[T] | Retired | Stuck | Closed

@@ -18,6 +18,7 @@ from h2.connection import H2Connection
 from h2.errors import ErrorCodes
 from h2.events import (
     DataReceived,
+    Event,
     PingAckReceived,
     RemoteSettingsChanged,
     ResponseReceived,
@@ -25,7 +26,6 @@ from h2.events import (
     StreamReset,
     WindowUpdated,
 )
-from h2.events import Event as H2Event
 from h2.exceptions import H2Error
 from h2.settings import SettingCodes, Settings
 from hyperframe.exceptions import HyperframeError
@@ -33,11 +33,11 @@ from hyperframe.exceptions import HyperframeError
 from xaps.apns.events import (
     Answered,
     Closed,
-    Event,
     GivenBack,
     Lost,
     Proved,
     Retired,
+    SessionEvent,
     Stuck,
     T,
 )
@@ -56,9 +56,9 @@ MAX_BODY = 4096
 MAX_STREAMS = 1000
 """Requests in flight at the most, also when the peer allows more."""
 MAX_STREAM_ID = 2**31 - 1
-FRAMES_AT_ONCE = 64
-"""Frames that one call of :meth:`Session.receive` looks at: each costs some 50 microseconds, and
-there are others who want to be served."""
+AT_ONCE = 64
+"""Frames that one call of :meth:`Session.receive` looks at, and events that are acted on in one
+turn of the reactor: others want to be served, too."""
 
 _FRAME_HEADER = 9
 _MAX_FRAME = 16384  # what we announce, being HTTP/2's default
@@ -120,6 +120,7 @@ class Session(Generic[T]):
         self._next_id = first_stream_id
         self._streams: dict[int, _Stream[T]] = {}  # in the order of their deadlines
         self._unsent: dict[int, bytes] = {}  # what of the bodies awaits a window
+        self._events: list[SessionEvent[T]] = []  # what the caller has not been given
         self._limit = 0
         self._received = bytearray()
         self._backlog = False
@@ -204,12 +205,11 @@ class Session(Generic[T]):
         if self._state is not SessionState.CLOSED:
             self._state = SessionState.RETIRED
 
-    def close(self, reason: str) -> list[Event[T]]:
+    def close(self, reason: str) -> list[SessionEvent[T]]:
         """Say goodbye to the peer and end everything that is in flight."""
-        if self._state is SessionState.CLOSED:
-            return []
-        self._h2.close_connection(ErrorCodes.NO_ERROR)
-        return self._end(reason)
+        if self._state is not SessionState.CLOSED:
+            self._h2.close_connection(ErrorCodes.NO_ERROR)
+        return self.lost(reason)
 
     def data_to_send(self) -> bytes:
         """Bytes for the peer, which are forgotten here."""
@@ -217,57 +217,61 @@ class Session(Generic[T]):
 
     # ------------------------------------------------------------ what happens to it
 
-    def receive(self, data: bytes, now: float) -> list[Event[T]]:
+    def receive(self, data: bytes, now: float) -> list[SessionEvent[T]]:
         """Take bytes from the peer, cut anywhere. When :attr:`backlog` says so afterwards, call
-        it again, with or without more bytes."""
-        events: list[Event[T]] = []
+        it again, with or without more bytes. If it raises, which it should not, :meth:`lost`
+        gives the events up to there."""
         if self._state is SessionState.CLOSED:
-            return events
+            return []
         self._heard_at = now
         self._received += data
         self._backlog = False
         start = frames = 0
         try:
             while (end := self._frame_end(start)) is not None:
-                if frames == FRAMES_AT_ONCE:
+                if frames == AT_ONCE:
                     self._backlog = True
                     break
                 frame = bytes(self._received[start:end])
                 start = end
                 frames += 1
-                self._receive_frame(frame, events)
+                self._receive_frame(frame)
         except (H2Error, HyperframeError, _PeerError) as error:
             if isinstance(error, _PeerError):
                 self._h2.close_connection(ErrorCodes.PROTOCOL_ERROR)
-            events += self._end(f"the peer broke the protocol: {error}"[:200])
+            self._end(f"the peer broke the protocol: {error}"[:200])
         del self._received[:start]
-        return events
+        return self._take_events()
 
-    def lost(self, reason: str) -> list[Event[T]]:
+    def lost(self, reason: str) -> list[SessionEvent[T]]:
         """The transport has ended."""
-        return [] if self._state is SessionState.CLOSED else self._end(reason)
+        if self._state is not SessionState.CLOSED:
+            self._end(reason)
+        return self._take_events()
 
-    def tick(self, now: float) -> list[Event[T]]:
+    def tick(self, now: float) -> list[SessionEvent[T]]:
         """Let time pass: give up what took too long, and look after the peer's health."""
-        events: list[Event[T]] = []
         stuck = False
         if self._state is SessionState.CLOSED:
-            return events
+            return []
         for stream_id, stream in list(self._streams.items()):
             if stream.deadline > now:
                 break
-            events.append(Lost(stream.tag, f"no answer in {PUSH_TIMEOUT:.0f} s"))
+            self._events.append(Lost(stream.tag, f"no answer in {PUSH_TIMEOUT:.0f} s"))
             self._forget(stream_id, ErrorCodes.CANCEL)
             if self._answered_at < stream.deadline - PUSH_TIMEOUT:
                 stuck = True
         if stuck and self._state is SessionState.READY:
             self._state = SessionState.RETIRED
-            events.append(Stuck())
+            self._events.append(Stuck())
         if self._ping_due is not None and self._ping_due <= now:
-            self._h2.close_connection(ErrorCodes.NO_ERROR)
-            return events + self._end(f"the peer has not answered a PING in {PING_TIMEOUT:.0f} s")
-        if events or self._heard_at + SILENCE <= now:
+            return self.close(f"the peer has not answered a PING in {PING_TIMEOUT:.0f} s")
+        if self._events or self._heard_at + SILENCE <= now:
             self.ping(now)
+        return self._take_events()
+
+    def _take_events(self) -> list[SessionEvent[T]]:
+        events, self._events = self._events, []
         return events
 
     # ------------------------------------------------------------ frames
@@ -283,7 +287,7 @@ class Session(Generic[T]):
         end = start + _FRAME_HEADER + length
         return end if len(received) >= end else None
 
-    def _receive_frame(self, frame: bytes, events: list[Event[T]]) -> None:
+    def _receive_frame(self, frame: bytes) -> None:
         kind, flags = frame[3], frame[4]
         stream_id = int.from_bytes(frame[5:9], "big") & MAX_STREAM_ID
         if self._state is SessionState.OPENING and kind not in (_SETTINGS, _GOAWAY):
@@ -291,32 +295,32 @@ class Session(Generic[T]):
         if kind == _HEADERS and stream_id % 2 == 0:
             raise _PeerError(f"a request from the server, on stream {stream_id}")
         if kind == _GOAWAY:
-            self._receive_goaway(frame, stream_id, events)
+            self._receive_goaway(frame, stream_id)
             return
         if kind > _CONTINUATION and not self._in_header_block:
             return  # an extension, of no use to us
         if kind in (_HEADERS, _PUSH_PROMISE, _CONTINUATION):
             self._in_header_block = not flags & _END_HEADERS
         for event in self._h2.receive_data(frame):
-            self._handle(event, events)
+            self._handle(event)
 
-    def _receive_goaway(self, frame: bytes, stream_id: int, events: list[Event[T]]) -> None:
+    def _receive_goaway(self, frame: bytes, stream_id: int) -> None:
         payload = frame[_FRAME_HEADER:]
         if len(payload) < 8 or stream_id != 0 or self._in_header_block:
             raise _PeerError("a malformed GOAWAY")
         last = int.from_bytes(payload[:4], "big") & MAX_STREAM_ID
         self._state = SessionState.RETIRED
-        events.append(Retired(int.from_bytes(payload[4:8], "big"), payload[8:]))
+        self._events.append(Retired(int.from_bytes(payload[4:8], "big"), payload[8:]))
         for number in [number for number in self._streams if number > last]:
             stream = self._forget(number, None)  # the peer ignores frames about it
-            events.append(GivenBack(stream.tag, "GOAWAY"))
+            self._events.append(GivenBack(stream.tag, "GOAWAY"))
 
-    def _handle(self, event: H2Event, events: list[Event[T]]) -> None:
+    def _handle(self, event: Event) -> None:
         match event:
             case ResponseReceived() | DataReceived() | StreamEnded() | StreamReset():
-                self._handle_answer(event, events)
+                self._handle_answer(event)
             case RemoteSettingsChanged():
-                self._settings_changed(event, events)
+                self._settings_changed(event)
             case WindowUpdated():
                 if event.stream_id == 0:
                     self._send_bodies()
@@ -329,9 +333,7 @@ class Session(Generic[T]):
                 pass  # what h2 has dealt with: PING, SETTINGS acknowledgements, trailers
 
     def _handle_answer(
-        self,
-        event: ResponseReceived | DataReceived | StreamEnded | StreamReset,
-        events: list[Event[T]],
+        self, event: ResponseReceived | DataReceived | StreamEnded | StreamReset
     ) -> None:
         stream_id = event.stream_id
         assert stream_id is not None
@@ -350,16 +352,16 @@ class Session(Generic[T]):
                 # Answered before it was sent whole: the rest is of no use to anybody.
                 self._forget(stream_id, ErrorCodes.CANCEL if stream_id in self._unsent else None)
                 self._answered_at = self._heard_at
-                events.append(Answered(stream.tag, stream.status, stream.body))
+                self._events.append(Answered(stream.tag, stream.status, stream.body))
             case StreamReset():
                 self._forget(stream_id, None)
-                events.append(_reset(stream.tag, event))
+                self._events.append(_reset(stream.tag, event))
 
-    def _settings_changed(self, event: RemoteSettingsChanged, events: list[Event[T]]) -> None:
+    def _settings_changed(self, event: RemoteSettingsChanged) -> None:
         self._limit = min(MAX_STREAMS, self._h2.remote_settings.max_concurrent_streams)
         if self._state is SessionState.OPENING:
             self._state = SessionState.READY
-            events.append(Proved())
+            self._events.append(Proved())
         if SettingCodes.INITIAL_WINDOW_SIZE in event.changed_settings:
             self._send_bodies()
 
@@ -394,20 +396,18 @@ class Session(Generic[T]):
             self._h2.reset_stream(stream_id, error_code)
         return self._streams.pop(stream_id)
 
-    def _end(self, reason: str) -> list[Event[T]]:
+    def _end(self, reason: str) -> None:
         self._state = SessionState.CLOSED
-        events: list[Event[T]] = []
         for stream_id, stream in self._streams.items():
             if stream_id in self._unsent:  # not even whole, so it cannot have been processed
-                events.append(GivenBack(stream.tag, reason))
+                self._events.append(GivenBack(stream.tag, reason))
             else:
-                events.append(Lost(stream.tag, reason, with_connection=True))
+                self._events.append(Lost(stream.tag, reason, with_connection=True))
         self._streams.clear()
         self._unsent.clear()
         self._received.clear()
         self._backlog = False
-        events.append(Closed(reason))
-        return events
+        self._events.append(Closed(reason))
 
 
 def _status(headers: Iterable[tuple[bytes | str, bytes | str]]) -> int:
