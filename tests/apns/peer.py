@@ -21,8 +21,7 @@ from h2.events import (
 from h2.settings import SettingCodes, Settings
 from hyperframe.frame import Frame, GoAwayFrame
 
-from xaps.apns.events import SessionEvent
-from xaps.apns.session import Session
+from xaps.apns.session import Session, SessionEvent
 
 ROUNDS = 100
 """How often two that talk may answer each other; a client that goes on for ever is wrong."""
@@ -173,6 +172,5 @@ def cut(data: bytes, size: int) -> Iterable[bytes]:
 def connected(peer: Peer, now: float = 0.0, *, first_stream_id: int = 1) -> Session[int]:
     """A session that has greeted `peer` and been greeted."""
     session: Session[int] = Session(now, first_stream_id=first_stream_id)
-    session.open()
     exchange(session, peer, now)
     return session

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from xaps.apns.events import Answered, Closed, GivenBack, Lost, SessionEvent
 from xaps.apns.payload import RequestBuilder, payload
-from xaps.apns.session import Session
+from xaps.apns.session import Answered, Closed, GivenBack, Lost, Session, SessionEvent
 from xaps.model import Push, RegistrationKey
 
 BUILDER = RequestBuilder("api.push.apple.com", "com.apple.mobilemail.push.org.example")

@@ -20,8 +20,17 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.apns.peer import Peer, connected, cut, exchange, take_backlog
 from tests.apns.session_case import ended, only_close, send, tags
-from xaps.apns.events import Answered, Closed, GivenBack, Lost, Retired, SessionEvent
-from xaps.apns.session import MAX_STREAM_ID, Session, SessionState
+from xaps.apns.session import (
+    MAX_STREAM_ID,
+    Answered,
+    Closed,
+    GivenBack,
+    Lost,
+    Retired,
+    Session,
+    SessionEvent,
+    SessionState,
+)
 
 
 class GoAwayTests(SynchronousTestCase):
@@ -71,7 +80,6 @@ class GoAwayTests(SynchronousTestCase):
 
     def test_it_may_come_before_the_settings(self) -> None:
         session: Session[int] = Session(0.0)
-        session.open()
         frame = GoAwayFrame(0, last_stream_id=0, additional_data=b"bye")
         self.assertEqual(session.receive(frame.serialize(), 0.0), [Retired(0, b"bye")])
         self.assertIs(session.state, SessionState.RETIRED)
@@ -321,7 +329,6 @@ class SplitTests(SynchronousTestCase):
 
     def conversation(self, size: int) -> list[SessionEvent[int]]:
         session: Session[int] = Session(0.0)
-        session.open()
         peer = Peer(window=30, credit=False)
         events = exchange(session, peer, pieces=size)
         send(session, 1, 2, 3)

@@ -12,8 +12,18 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.apns.peer import ROUNDS, Peer, take_backlog
 from tests.apns.session_case import BUILDER, PUSH
-from xaps.apns.events import Answered, Closed, GivenBack, Lost, Proved, Retired, SessionEvent
-from xaps.apns.session import MAX_STREAM_ID, Session, SessionState
+from xaps.apns.session import (
+    MAX_STREAM_ID,
+    Answered,
+    Closed,
+    GivenBack,
+    Lost,
+    Proved,
+    Retired,
+    Session,
+    SessionEvent,
+    SessionState,
+)
 
 NOT_PROCESSED = (ErrorCodes.REFUSED_STREAM, ErrorCodes.ENHANCE_YOUR_CALM)
 MAYBE_PROCESSED = (ErrorCodes.CANCEL, ErrorCodes.INTERNAL_ERROR, ErrorCodes.NO_ERROR, 99)
@@ -48,7 +58,6 @@ class Conversation:
         self.chance = chance
         self.now = 0.0
         self.session: Session[int] = Session(self.now)
-        self.session.open()
         self.peer = Peer(stream_limit=3, window=200, credit=False)
         self.to_peer = bytearray()
         self.to_session = bytearray()
@@ -331,7 +340,6 @@ class RubbishTests(SynchronousTestCase):
         self, rubbish: bytes, proved: bool, at: int
     ) -> None:
         session: Session[int] = Session(0.0)
-        session.open()
         peer = Peer()
         requests = 0
         events: list[SessionEvent[int]] = []

@@ -12,9 +12,9 @@ from twisted.logger import Logger
 
 from xaps.apns.connection import Connection, Ended
 from xaps.apns.connector import Connector
-from xaps.apns.events import Answered, Lost
 from xaps.apns.payload import RequestBuilder, payload
 from xaps.apns.reasons import ConnectionAction, classify
+from xaps.apns.session import Answered, Lost
 from xaps.apns.status import ConnectionStatus
 from xaps.apns.tokens import ProviderToken, TokenSource
 from xaps.model import (
@@ -118,8 +118,6 @@ class Client:
     def status(self) -> ConnectionStatus:
         """How the connection is."""
         return self._connector.status()
-
-    # ------------------------------------------------------------ inside
 
     def _token_source(self, credential: TokenCredential) -> TokenSource:
         """The one of before, if its key is taken up again, with another topic for instance: it

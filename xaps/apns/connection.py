@@ -15,7 +15,6 @@ from typing import Any, Protocol, cast
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import (
-    IAddress,
     IConsumer,
     IDelayedCall,
     IHandshakeListener,
@@ -31,9 +30,21 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from xaps.apns.events import Answered, Closed, GivenBack, Lost, Proved, Retired, SessionEvent, Stuck
 from xaps.apns.reasons import EndReason, goaway_reason
-from xaps.apns.session import AT_ONCE, Header, Session, SessionState
+from xaps.apns.session import (
+    AT_ONCE,
+    Answered,
+    Closed,
+    GivenBack,
+    Header,
+    Lost,
+    Proved,
+    Retired,
+    Session,
+    SessionEvent,
+    SessionState,
+    Stuck,
+)
 from xaps.apns.tls import ALPN, failure_reason
 
 ATTEMPT_TIMEOUT = 20.0
@@ -90,7 +101,8 @@ class Connection(BaseProtocol):
     def __init__(self, clock: IReactorTime, owner: Owner) -> None:
         self._clock = clock
         self._owner = owner
-        self._session: Session[OnEnd] = Session(clock.seconds())
+        self.session: Session[OnEnd] = Session(clock.seconds())
+        """What the owner looks at only."""
         self._state = TransportState.ABSENT
         self._connecting: Deferred[Any] | None = None
         self._turn: IDelayedCall | None = None
@@ -100,7 +112,6 @@ class Connection(BaseProtocol):
         self._events: deque[SessionEvent[OnEnd]] = deque()  # not acted on
         self._arrived = bytearray()  # not given to the session
         self._held = bytearray()  # not given to the transport
-        self._reading = True
         self._paused = False
         self._changed = False  # whether there may be more room than when it was told
         self.ready_at: float | None = None
@@ -111,65 +122,53 @@ class Connection(BaseProtocol):
         self.refused = ""
         """What GOAWAY called wrong with our credential; empty if nothing."""
 
-    # ------------------------------------------------------------ what the owner asks and does
-
     @property
     def room(self) -> int:
         """How many pushes can be sent now."""
-        return self._session.room if self._state is TransportState.UP and not self._paused else 0
-
-    @property
-    def in_flight(self) -> int:
-        return self._session.in_flight
-
-    @property
-    def stream_limit(self) -> int:
-        return self._session.stream_limit
+        return self.session.room if self._state is TransportState.UP and not self._paused else 0
 
     @property
     def peer(self) -> str:
         """The peer's address, for people."""
         if self.transport is None:
             return ""
-        address = self.transport.getPeer()
-        if isinstance(address, (IPv4Address, IPv6Address)):
-            return f"{address.host} port {address.port}"
-        return str(address)
+        address = cast(IPv4Address | IPv6Address, self.transport.getPeer())
+        return f"{address.host} port {address.port}"
 
     def connect(self, endpoint: IStreamClientEndpoint) -> None:
         """Connect there; once, before everything else."""
         self._deadline = self._clock.callLater(ATTEMPT_TIMEOUT, self._not_ready)
-        self._connecting = endpoint.connect(_OneConnection(self))
+        factory = Factory.forProtocol(lambda: self)
+        factory.noisy = False
+        self._connecting = endpoint.connect(factory)
         self._connecting.addErrback(lambda failure: self.close(failure_reason(failure)))
 
     def send(self, headers: Sequence[Header], body: bytes, on_end: OnEnd) -> None:
         """Send a push; only while there is :attr:`room`."""
-        self._session.send(headers, body, on_end, self._clock.seconds())
+        self.session.send(headers, body, on_end, self._clock.seconds())
         self._take_a_turn()
 
     def retire(self) -> None:
         """Send no more pushes, and close when those in flight have ended."""
-        self._session.retire()
+        self.session.retire()
         self._take_a_turn()
 
     def close(self, reason: EndReason) -> None:
         """End it now, and everything that is in flight on it."""
-        if self._session.state is not SessionState.CLOSED:
-            self._reason = self._reason or reason
-            self._step(lambda: self._session.close(reason.text))
-
-    # ------------------------------------------------------------ what the transport does
+        if self.session.state is not SessionState.CLOSED:
+            self._reason = reason
+            self._step(lambda: self.session.close(reason.text))
 
     def connectionMade(self) -> None:
         self._state = TransportState.HANDSHAKE
-        if self._session.state is SessionState.CLOSED:  # given up while it was being made
+        if self.session.state is SessionState.CLOSED:  # given up while it was being made
             self._take_a_turn()
         elif not INegotiated.providedBy(self.transport):
             self._begin()
 
     def handshakeCompleted(self) -> None:
         """TLS is up, and the peer's certificate is good."""
-        if self._session.state is SessionState.CLOSED:
+        if self.session.state is SessionState.CLOSED:
             return
         if cast(INegotiated, self.transport).negotiatedProtocol != ALPN:
             self.close(EndReason("the server does not offer HTTP/2: apnsServer is wrong"))
@@ -182,7 +181,8 @@ class Connection(BaseProtocol):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._state = TransportState.LOST
-        self._reason = self._reason or failure_reason(reason)
+        if self.session.state is not SessionState.CLOSED:
+            self._reason = failure_reason(reason)
         _cancel(self._deadline)
         self._take_a_turn()
 
@@ -199,8 +199,6 @@ class Connection(BaseProtocol):
     def stopProducing(self) -> None:
         """The transport is gone; `connectionLost` follows."""
 
-    # ------------------------------------------------------------ inside
-
     def _begin(self) -> None:
         transport = cast(ITCPTransport, self.transport)
         self._state = TransportState.UP
@@ -208,7 +206,6 @@ class Connection(BaseProtocol):
             transport.setTcpNoDelay(True)
         # Not before TLS is up, which would pause us to wait for the peer.
         cast(IConsumer, transport).registerProducer(self, True)
-        self._session.open()
         self._take_a_turn()
 
     def _not_ready(self) -> None:
@@ -218,7 +215,7 @@ class Connection(BaseProtocol):
 
     def _tick(self) -> None:
         self._timer = None
-        self._step(lambda: self._session.tick(self._clock.seconds()))
+        self._step(lambda: self.session.tick(self._clock.seconds()))
 
     def _step(self, step: Callable[[], list[SessionEvent[OnEnd]]]) -> None:
         """Let the session do something, and act on it in due time."""
@@ -227,7 +224,7 @@ class Connection(BaseProtocol):
         except Exception:
             # A fault in the protocol's code costs the connection, not the pushes on it.
             self._log.failure("The HTTP/2 session failed")
-            self._events += self._session.lost("internal error")
+            self._events += self.session.lost("internal error")
         self._changed = True
         self._take_a_turn()
 
@@ -238,18 +235,15 @@ class Connection(BaseProtocol):
     def _work(self) -> None:
         """Do what there is to do, as far as others can wait for it."""
         self._turn = None
-        session = self._session
+        session = self.session
         if not self._events and (self._arrived or session.backlog):
             data, self._arrived = bytes(self._arrived), bytearray()
             self._step(lambda: session.receive(data, self._clock.seconds()))
         for _ in range(min(AT_ONCE, len(self._events))):
-            try:
-                self._act_on(self._events.popleft())
-            except Exception:
-                self._log.failure("What happened on a connection to APNs could not be handled")
+            self._tell(self._act_on, self._events.popleft())
         if self._changed and self.room > 0:
             self._changed = False
-            self._owner.on_room(self)
+            self._tell(self._owner.on_room, self)
         if session.state is SessionState.RETIRED and not session.in_flight:
             self.close(EndReason("retired"))
         self._write()
@@ -268,6 +262,12 @@ class Connection(BaseProtocol):
             self._step(lambda: session.lost(reason))
         else:
             self._read(True)
+
+    def _tell(self, do: Callable[[Any], None], what: Any) -> None:
+        try:
+            do(what)
+        except Exception:
+            self._log.failure("What happened on a connection to APNs could not be handled")
 
     def _act_on(self, event: SessionEvent[OnEnd]) -> None:
         match event:
@@ -292,7 +292,7 @@ class Connection(BaseProtocol):
     def _write(self) -> None:
         if self._state is not TransportState.UP:
             return
-        self._held += self._session.data_to_send()
+        self._held += self.session.data_to_send()
         if self._held and not self._paused:
             cast(ITCPTransport, self.transport).write(bytes(self._held))
             self._held.clear()
@@ -300,7 +300,7 @@ class Connection(BaseProtocol):
             self.close(EndReason("the server does not read what it is sent"))
 
     def _set_timer(self) -> None:
-        due = self._session.next_deadline() if self._state is TransportState.UP else None
+        due = self.session.next_deadline() if self._state is TransportState.UP else None
         timer = self._timer
         if timer is not None and due is not None and timer.getTime() <= due:
             return  # it looks again then, which spares setting it for each push
@@ -311,8 +311,7 @@ class Connection(BaseProtocol):
 
     def _read(self, reading: bool) -> None:
         """Whether the transport is to bring more."""
-        if self._state is TransportState.UP and reading is not self._reading:
-            self._reading = reading
+        if self._state is TransportState.UP:
             transport = cast(IPushProducer, self.transport)
             if reading:
                 transport.resumeProducing()
@@ -337,18 +336,6 @@ class Connection(BaseProtocol):
             if self._connecting is not None:
                 self._connecting.cancel()
             self._owner.on_gone(self)
-
-
-class _OneConnection(Factory):
-    """Gives an endpoint the connection that was made for it."""
-
-    noisy = False
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-
-    def buildProtocol(self, addr: IAddress | None) -> Connection:
-        return self._connection
 
 
 def _cancel(call: IDelayedCall | None) -> None:

@@ -62,16 +62,15 @@ class Connector:
         self._stopping: Deferred[None] | None = None
         self._current: Connection | None = None  # ready or on the way there
         self._open: set[Connection] = set()  # that one, and those that are being left
-        self._retry: IDelayedCall | None = None
-        self._no_room: IDelayedCall | None = None
+        self._timer: IDelayedCall | None = None
+        """For the next attempt, for a connection that allows no push, or for the end of stopping:
+        never two of them at a time."""
         self._delay = SHORTEST_DELAY
         self._made = 0
         self._last_error = ""
         self._complaints = Complaints(self._log, clock.seconds)
         self._state = ConnectionState.IDLE
         self._since = clock.seconds()
-
-    # ------------------------------------------------------------ what the client does
 
     def start(self, on_room: Callable[[], None]) -> None:
         """Connect, now or once there is a credential.
@@ -98,13 +97,7 @@ class Connector:
         self._stopping = stopping = Deferred[None]()
         self._leave()
         self._look()
-        timer = self._clock.callLater(deadline, self._close_all)
-
-        def stopped(result: None) -> None:
-            if timer.active():
-                timer.cancel()
-
-        stopping.addCallback(stopped)
+        self._timer = self._clock.callLater(deadline, self._close_all)
         self._check_stopped()
         return stopping
 
@@ -113,13 +106,9 @@ class Connector:
         connection = self._current
         if connection is None or connection.ready_at is None:
             return None
-        if connection.stream_limit == 0 and self._no_room is None:
-            self._no_room = self._clock.callLater(
-                CLOSED_AFTER,
-                self.replace,
-                connection,
-                f"it has allowed no push for {CLOSED_AFTER:.0f} s",
-            )
+        if connection.session.stream_limit == 0 and self._timer is None:
+            reason = f"it has allowed no push for {CLOSED_AFTER:.0f} s"
+            self._timer = self._clock.callLater(CLOSED_AFTER, self.replace, connection, reason)
         return connection
 
     def replace(self, connection: Connection, reason: str) -> None:
@@ -130,19 +119,18 @@ class Connector:
     def status(self) -> ConnectionStatus:
         """How things are."""
         current = self._current if self._state is ConnectionState.CONNECTED else None
+        attempt = self._timer if self._state is ConnectionState.WAITING else None
         return ConnectionStatus(
             state=self._state,
             since=self._since,
             connections=0 if current is None else 1,
-            stream_limit=0 if current is None else current.stream_limit,
-            in_flight=sum(connection.in_flight for connection in self._open),
+            stream_limit=0 if current is None else current.session.stream_limit,
+            in_flight=sum(connection.session.in_flight for connection in self._open),
             connections_made=self._made,
             peer="" if current is None else current.peer,
             last_error=self._last_error,
-            next_attempt=None if self._retry is None else self._retry.getTime(),
+            next_attempt=None if attempt is None else attempt.getTime(),
         )
-
-    # ------------------------------------------------------------ what connections tell
 
     def on_ready(self, connection: Connection) -> None:
         if connection is not self._current:
@@ -151,22 +139,22 @@ class Connector:
         self._log.info(
             "Connected to APNs at {peer}: {limit} pushes at a time",
             peer=connection.peer,
-            limit=connection.stream_limit,
+            limit=connection.session.stream_limit,
         )
         self._look()
-        if connection.stream_limit == 0:
-            self._tell_room()  # whoever wants to push is to ask for it
+        if connection.session.stream_limit == 0:
+            self.on_room(connection)  # whoever wants to push is to ask for it
 
     def on_room(self, connection: Connection) -> None:
-        if connection is self._current:
-            self._cancel_no_room()
-            self._tell_room()
+        if connection is self._current and self._on_room is not None:
+            self._cancel_timer()
+            self._on_room()
 
     def on_ending(self, connection: Connection, reason: EndReason) -> None:
         if connection is not self._current:
             return
         self._current = None
-        self._cancel_no_room()
+        self._cancel_timer()
         made = connection.ready_at
         good = connection.useful or (
             made is not None and self._clock.seconds() - made >= SETTLED_AFTER
@@ -177,7 +165,7 @@ class Connector:
         if not reason.refused:
             delay = self._delay + self._delay * self._random()
             self._delay = min(LONGEST_DELAY / 2, self._delay * 2)
-        self._retry = self._clock.callLater(delay, self._try_again)
+        self._timer = self._clock.callLater(delay, self._try_again)
         self._last_error = reason.text
         self._complain(reason, good, made is not None, delay)
         self._look()
@@ -186,29 +174,19 @@ class Connector:
         self._open.discard(connection)
         self._check_stopped()
 
-    # ------------------------------------------------------------ inside
-
-    def _tell_room(self) -> None:
-        try:
-            if self._on_room is not None:
-                self._on_room()
-        except Exception:
-            self._log.failure("Sending pushes failed")
-
     def _look(self) -> None:
         """Connect if it is time to, and note how things are."""
         if self._stopping is not None:
             state = ConnectionState.STOPPED
         elif self._on_room is None or self._credential is None:
             state = ConnectionState.IDLE
-        elif self._retry is not None:
+        elif self._current is None and self._timer is not None:
             state = ConnectionState.WAITING
         elif self._current is not None and self._current.ready_at is not None:
             state = ConnectionState.CONNECTED
         else:
             state = ConnectionState.CONNECTING
-            if self._current is None:
-                self._current = self._attempt(self._credential)
+            self._current = self._current or self._attempt(self._credential)
         if state is not self._state:
             self._state, self._since = state, self._clock.seconds()
 
@@ -224,23 +202,20 @@ class Connector:
         return connection
 
     def _try_again(self) -> None:
-        self._retry = None
+        self._timer = None
         self._look()
 
     def _leave(self) -> None:
         """Send no more pushes on the connection that there is, nor wait to make the next."""
-        if self._retry is not None:
-            self._retry.cancel()
-            self._retry = None
-        self._cancel_no_room()
+        self._cancel_timer()
         connection, self._current = self._current, None
         if connection is not None:
             connection.retire()
 
-    def _cancel_no_room(self) -> None:
-        if self._no_room is not None and self._no_room.active():
-            self._no_room.cancel()
-        self._no_room = None
+    def _cancel_timer(self) -> None:
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+        self._timer = None
 
     def _close_all(self) -> None:
         for connection in self._open:
@@ -248,6 +223,7 @@ class Connector:
 
     def _check_stopped(self) -> None:
         if self._stopping is not None and not self._open and not self._stopping.called:
+            self._cancel_timer()
             self._stopping.callback(None)
 
     def _complain(self, reason: EndReason, good: bool, was_ready: bool, delay: float) -> None:

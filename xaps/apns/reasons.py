@@ -144,7 +144,9 @@ def _by_status(status: int, reason: str) -> Outcome:
 def _describe(status: int, reason: object) -> str:
     if not (isinstance(reason, str) and _WORD.fullmatch(reason)):
         return f"status {status}"
-    return reason if reason in _OF_410 else f"{reason} (status {status})"
+    if status == 410 and reason in _OF_410:
+        return reason
+    return f"{reason} (status {status})"
 
 
 def _json_object(text: bytes) -> dict[str, object]:

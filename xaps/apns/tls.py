@@ -36,6 +36,20 @@ _TOO_WEAK = re.compile("(ee|ca) (key too small|md too weak)")
 """What OpenSSL says of what it is to present; it judges the server's certificate in other words,
 and there is also "dh key too small", which is the server's."""
 
+_WORDS: dict[type[Exception], str] = {
+    VerificationError: (
+        "the server's certificate is for another name: apnsServer is wrong, or something on the "
+        "way intercepts TLS"
+    ),
+    error.DNSLookupError: "the name of the server cannot be looked up: see this machine's DNS",
+    error.ConnectionDone: "the server has closed the connection",
+    error.ConnectionLost: "the server has closed the connection",
+    error.TimeoutError: "no answer; does a firewall let this machine out to that port?",
+    error.ConnectionRefusedError: (
+        "the connection was refused: nothing listens there, or a firewall says no"
+    ),
+}
+
 
 def authority(host: str, port: int) -> str:
     """The value of ``:authority``."""
@@ -93,24 +107,12 @@ def tls_endpoint(
 
 def failure_reason(failure: Failure) -> EndReason:
     """Why a connection failed, in words for the administrator."""
-    reason = failure.value
-    if isinstance(reason, VerificationError):
-        return EndReason(
-            "the server's certificate is for another name: apnsServer is wrong, or something on "
-            "the way intercepts TLS"
-        )
-    if isinstance(reason, SSL.Error):
-        return _tls_reason(reason)
-    if isinstance(reason, error.DNSLookupError):
-        return EndReason("the name of the server cannot be looked up: see this machine's DNS")
-    if isinstance(reason, (error.ConnectionDone, error.ConnectionLost)):
-        return EndReason("the server has closed the connection")
-    if isinstance(reason, error.TimeoutError):
-        return EndReason("no answer; does a firewall let this machine out to that port?")
-    if isinstance(reason, error.ConnectionRefusedError):
-        return EndReason("the connection was refused: nothing listens there, or a firewall says no")
-    text = failure.getErrorMessage().rstrip(".")
-    return EndReason(text[:200] or type(reason).__name__)
+    if isinstance(failure.value, SSL.Error):
+        return _tls_reason(failure.value)
+    for kind, words in _WORDS.items():
+        if isinstance(failure.value, kind):
+            return EndReason(words)
+    return EndReason(failure.getErrorMessage().rstrip(".")[:200] or type(failure.value).__name__)
 
 
 def _tls_reason(reason: SSL.Error) -> EndReason:
