@@ -140,6 +140,14 @@ class ReconnectTests(WireTestCase):
         self.assertIs(self.client.status().state, ConnectionState.WAITING)
         self.assertIn("push.pem cannot be used", told(events, "critical")[0])
 
+    def test_a_fault_in_our_code_is_a_failed_attempt_too(self) -> None:
+        self.connect = lambda credential: 1 // 0  # type: ignore[method-assign, assignment, return-value]  # a hook
+        self.client = self.make_client()
+        self.start()
+        self.turn()
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        self.assertIs(self.client.status().state, ConnectionState.WAITING)
+
     def test_the_same_trouble_is_told_once_an_hour(self) -> None:
         self.start()
         with capturedLogs() as events:

@@ -194,11 +194,12 @@ class Connector:
         connection = Connection(self._clock, self)
         self._open.add(connection)
         try:
-            endpoint = self._connect(credential)
+            connection.connect(self._connect(credential))
         except ValueError as reason:
             connection.close(EndReason(str(reason), refused=True))
-        else:
-            connection.connect(endpoint)
+        except Exception:
+            self._log.failure("Connecting to APNs failed")
+            connection.close(EndReason("internal error"))
         return connection
 
     def _try_again(self) -> None:
