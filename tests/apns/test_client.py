@@ -100,6 +100,12 @@ class LifeTests(WireTestCase):
         wire.answer(1)
         self.assertEqual(self.rooms, [1])
 
+    def test_room_is_told_only_when_there_may_be_more(self) -> None:
+        self.begin()
+        self.rooms.clear()
+        self.send(1)
+        self.assertEqual(self.rooms, [])
+
     def test_pushes_can_be_sent_from_where_room_is_told(self) -> None:
         numbers = iter(range(10))
         sent: list[Deferred[Outcome]] = []
@@ -195,6 +201,7 @@ class StopTests(WireTestCase):
         stopping = self.client.stop(10.0)
         self.pump()
         self.assertTrue(wire.transport.disconnecting)
+        self.assertIsNone(wire.transport.producer)  # which would be waited for
         self.pass_time(1.5)
         self.assertNoResult(stopping)
         self.pass_time(0.5)

@@ -51,6 +51,7 @@ class StreamLimitTests(WireTestCase):
         self.assertEqual(self.client.room(), 0)
         self.pass_time(CLOSED_AFTER - 1.0)
         self.assertFalse(self.wires[0].lost)
+        self.assertEqual(self.client.room(), 0)
         self.pass_time(1.0)
         self.assertTrue(self.wires[0].lost)
         self.delay_until_next()
@@ -69,6 +70,12 @@ class StreamLimitTests(WireTestCase):
         self.assertFalse(wire.lost)
         self.pass_time(1.0)
         self.assertTrue(wire.lost)
+
+    def test_a_connection_that_allows_no_push_is_forgotten_when_it_is_lost(self) -> None:
+        self.limited(0)
+        self.assertEqual([self.client.room(), self.client.room()], [0, 0])
+        self.wires[0].drop()
+        self.assertEqual(len(self.clock.getDelayedCalls()), 1)  # for the next attempt
 
     def test_one_limit_of_zero_after_the_other_is_no_dead_end(self) -> None:
         self.limited(0)

@@ -156,6 +156,9 @@ class StrangeAnswerTests(SynchronousTestCase):
             )
 
     def test_an_answer_that_contradicts_itself_drops_no_registration(self) -> None:
+        self.assertEqual(
+            verdict(404, "Unregistered"), Verdict(Rejected("Unregistered (status 404)"))
+        )
         for status in (400, 403, 404, 429, 500, 503):
             for reason in GONE:
                 self.assertNotIsInstance(verdict(status, reason).outcome, Gone)

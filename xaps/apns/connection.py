@@ -183,7 +183,6 @@ class Connection(BaseProtocol):
         self._state = TransportState.LOST
         if self.session.state is not SessionState.CLOSED:
             self._reason = failure_reason(reason)
-        _cancel(self._deadline)
         self._take_a_turn()
 
     def pauseProducing(self) -> None:
@@ -236,7 +235,7 @@ class Connection(BaseProtocol):
         """Do what there is to do, as far as others can wait for it."""
         self._turn = None
         session = self.session
-        if not self._events and (self._arrived or session.backlog):
+        if self._arrived or session.backlog:
             data, self._arrived = bytes(self._arrived), bytearray()
             self._step(lambda: session.receive(data, self._clock.seconds()))
         for _ in range(min(AT_ONCE, len(self._events))):

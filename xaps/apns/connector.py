@@ -133,8 +133,6 @@ class Connector:
         )
 
     def on_ready(self, connection: Connection) -> None:
-        if connection is not self._current:
-            return
         self._made += 1
         self._log.info(
             "Connected to APNs at {peer}: {limit} pushes at a time",
