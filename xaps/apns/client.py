@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import random as chance
 from collections.abc import Callable
-from functools import partial
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from xaps.apns.connection import Connection, Ended
 from xaps.apns.connector import Connector
@@ -111,9 +111,11 @@ class Client:
             body = payload(push)
         except ValueError as reason:
             return succeed(Rejected(str(reason)))
-        done: Deferred[Outcome] = Deferred()
-        connection.send(headers, body, partial(self._ended, connection, token, done))
-        return done
+        ended: Deferred[Ended] = Deferred()
+        connection.send(headers, body, ended.callback)
+        outcome: Deferred[Outcome] = ended.addCallback(self._outcome, connection, token)
+        outcome.addErrback(self._broken)
+        return outcome
 
     def status(self) -> ConnectionStatus:
         """How the connection is."""
@@ -129,22 +131,12 @@ class Client:
             del self._token_sources[oldest]
         return source
 
-    def _ended(
-        self,
-        connection: Connection,
-        token: ProviderToken | None,
-        done: Deferred[Outcome],
-        event: Ended,
-    ) -> None:
-        try:
-            outcome = self._outcome(connection, token, event)
-        except Exception:
-            self._log.failure("An answer of APNs could not be handled")
-            outcome = RetryAfter("internal error")
-        done.callback(outcome)
+    def _broken(self, failure: Failure) -> Outcome:
+        self._log.failure("An answer of APNs could not be handled", failure)
+        return RetryAfter("internal error")
 
     def _outcome(
-        self, connection: Connection, token: ProviderToken | None, event: Ended
+        self, event: Ended, connection: Connection, token: ProviderToken | None
     ) -> Outcome:
         """What became of a push; does what the answer asks for."""
         if isinstance(event, Lost):

@@ -38,8 +38,7 @@ class Connector:
     APNs takes quick reconnecting for an attack.
 
     :param server: what it connects to, for people.
-    :param connect: makes an endpoint for a credential, anew for each attempt. It may raise
-        :exc:`ValueError` with a reason.
+    :param connect: makes an endpoint, anew for each attempt; may raise :exc:`ValueError`.
     :param random: gives numbers from 0 up to 1. Half of each delay is left to chance, so that the
         clients of a server that was away do not all come back in the same second.
     """
@@ -73,10 +72,7 @@ class Connector:
         self._since = clock.seconds()
 
     def start(self, on_room: Callable[[], None]) -> None:
-        """Connect, now or once there is a credential.
-
-        :param on_room: called when pushes can be sent, and may be more than before.
-        """
+        """Connect, now or once there is a credential; `on_room` as for the client."""
         self._on_room = on_room
         self._look()
 

@@ -177,8 +177,6 @@ class Session(Generic[T]):
         self._ping_due: float | None = None  # when the PING that was sent must be answered
         self._pings = 0
 
-    # ------------------------------------------------------------ what can be asked
-
     @property
     def in_flight(self) -> int:
         """Requests that have not ended."""
@@ -200,8 +198,6 @@ class Session(Generic[T]):
         for stream in self._streams.values():
             return min(due, stream.deadline)
         return due
-
-    # ------------------------------------------------------------ what the client does
 
     def send(self, headers: Sequence[Header], body: bytes, tag: T, now: float) -> None:
         """Send a request; only while there is :attr:`room`.
@@ -242,8 +238,6 @@ class Session(Generic[T]):
     def data_to_send(self) -> bytes:
         """Bytes for the peer, which are forgotten here."""
         return self._h2.data_to_send()
-
-    # ------------------------------------------------------------ what happens to it
 
     def receive(self, data: bytes, now: float) -> list[SessionEvent[T]]:
         """Take bytes from the peer, cut anywhere. When :attr:`backlog` says so afterwards, call
@@ -301,8 +295,6 @@ class Session(Generic[T]):
     def _take_events(self) -> list[SessionEvent[T]]:
         events, self._events = self._events, []
         return events
-
-    # ------------------------------------------------------------ frames
 
     def _frame_end(self, start: int) -> int | None:
         """Where the frame at `start` of what was received ends, once all of it is there."""
@@ -363,7 +355,14 @@ class Session(Generic[T]):
                 self._forget(stream_id, None)
                 self._events.append(_reset(stream.tag, event))
             case h2_events.RemoteSettingsChanged():
-                self._settings_changed(event)
+                self.stream_limit = min(
+                    MAX_STREAMS, self._h2.remote_settings.max_concurrent_streams
+                )
+                if self.state is SessionState.OPENING:
+                    self.state = SessionState.READY
+                    self._events.append(Proved())
+                if SettingCodes.INITIAL_WINDOW_SIZE in event.changed_settings:
+                    self._send_bodies()
             case h2_events.WindowUpdated(stream_id=0):
                 self._send_bodies()
             case h2_events.WindowUpdated() if stream_id in self._unsent:
@@ -372,16 +371,6 @@ class Session(Generic[T]):
                 self._ping_due = None
             case _:
                 pass  # what h2 has dealt with: PING, SETTINGS acknowledgements, trailers
-
-    def _settings_changed(self, event: h2_events.RemoteSettingsChanged) -> None:
-        self.stream_limit = min(MAX_STREAMS, self._h2.remote_settings.max_concurrent_streams)
-        if self.state is SessionState.OPENING:
-            self.state = SessionState.READY
-            self._events.append(Proved())
-        if SettingCodes.INITIAL_WINDOW_SIZE in event.changed_settings:
-            self._send_bodies()
-
-    # ------------------------------------------------------------ bodies and ends
 
     def _send_bodies(self) -> None:
         for stream_id in list(self._unsent):
