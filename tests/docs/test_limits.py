@@ -14,7 +14,7 @@ from xaps.admin import web as controlweb
 from xaps.apns import connection as apns_connection
 from xaps.apns import connector, payload, reasons
 from xaps.apns import session as apns_session
-from xaps.config import kinds, table
+from xaps.config import kinds
 from xaps.config import reading as configuration
 from xaps.credentials import reading
 from xaps.ctl import client as ctl_client
