@@ -11,8 +11,7 @@ from hpack import Encoder
 from hyperframe.frame import DataFrame, GoAwayFrame, HeadersFrame, RstStreamFrame, SettingsFrame
 
 from tests.standins.steps import MALFORMED
-from xaps.apns.events import Answered, Closed, Event, GivenBack, Lost
-from xaps.apns.session import Session, SessionState
+from xaps.apns.session import Answered, Closed, GivenBack, Lost, Session, SessionEvent, SessionState
 from xaps.config.reading import ConfigError, load
 from xaps.intake.events import Continue, Dialect, Refusal, Request
 from xaps.intake.events import Event as IntakeEvent
@@ -73,12 +72,11 @@ def session(data: bytes) -> None:
     requests, size, greeted = (*data[:3], 0, 0, 0)[:3]
     rest = data[3:]
     peer: Session[int] = Session(0.0)
-    peer.open()
     ends: set[int] = set()
     sent = 0
     closed = False
 
-    def note(events: list[Event[int]]) -> None:
+    def note(events: list[SessionEvent[int]]) -> None:
         nonlocal closed
         for event in events:
             assert not closed, "an event after the last one"

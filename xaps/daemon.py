@@ -142,7 +142,6 @@ class Daemon(Service):
             check_interval=config.check_interval,
             on_outcome=self._pushes.record,
         )
-        self._client.on_room = self._dispatcher.pump
         self._keeper = CredentialKeeper(
             self._reactor,
             source_from_config(config, AppleService(self._reactor), deferToThread),
@@ -155,7 +154,7 @@ class Daemon(Service):
         )
         self._listen_for_administrators()
         self._writer.start()
-        self._client.start()
+        self._client.start(self._dispatcher.pump)
         self._keeper.start()
         self._housekeeping = LoopingCall(self._dispatcher.expire)
         self._housekeeping.clock = self._reactor
@@ -204,8 +203,8 @@ class Daemon(Service):
             self._reactor,
             partial(tls_endpoint, self._reactor, server.host, server.port, roots),
             authority(server.host, server.port),
+            wall=time.time,
             priority=config.push_priority,
-            max_connections=config.apns_connections,
         )
 
     def _handler(self, key: str) -> Handler:

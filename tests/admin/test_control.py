@@ -17,7 +17,7 @@ from tests.registry.contract import everything
 from xaps.admin.control import DAY, Control
 from xaps.admin.history import PushLog
 from xaps.admin.metrics import Metrics
-from xaps.apns.pool import State
+from xaps.apns.status import ConnectionState
 from xaps.model import (
     Credential,
     Delivered,
@@ -159,7 +159,7 @@ class StatusTests(ControlTestCase):
 
     def test_what_the_reactors_clock_measured_is_told_as_a_time_of_day(self) -> None:
         self.connection = attrs.evolve(
-            CONNECTED, state=State.WAITING, since=UPTIME - 60, next_attempt=UPTIME + 10
+            CONNECTED, state=ConnectionState.WAITING, since=UPTIME - 60, next_attempt=UPTIME + 10
         )
         self.clock.advance(5)
         connection = self.status()["connection"]
@@ -179,13 +179,17 @@ class StatusTests(ControlTestCase):
         return status["health"], "; ".join(status["why"])
 
     def test_no_connection_is_degraded_and_the_last_error_tells_why(self) -> None:
-        self.connection = attrs.evolve(CONNECTED, state=State.WAITING, last_error="refused")
+        self.connection = attrs.evolve(
+            CONNECTED, state=ConnectionState.WAITING, last_error="refused"
+        )
         self.assertEqual(self.health(), ("degraded", "not connected to APNs: refused"))
-        self.connection = attrs.evolve(CONNECTED, state=State.CONNECTING)
+        self.connection = attrs.evolve(CONNECTED, state=ConnectionState.CONNECTING)
         self.assertEqual(self.health(), ("degraded", "connecting to APNs"))
 
     def test_the_first_connection_is_no_fault_until_it_fails(self) -> None:
-        self.connection = attrs.evolve(CONNECTED, state=State.CONNECTING, connections_made=0)
+        self.connection = attrs.evolve(
+            CONNECTED, state=ConnectionState.CONNECTING, connections_made=0
+        )
         self.assertEqual(self.health(), ("starting", "connecting to APNs"))
         self.keeper.credential = attrs.evolve(CERTIFICATE, not_after=NOW + 2 * DAY)
         self.assertEqual(
@@ -204,7 +208,7 @@ class StatusTests(ControlTestCase):
 
     def test_no_credential_is_failing_and_the_keeper_tells_why(self) -> None:
         self.keeper.credential, self.keeper.problem = None, "push.pem: there is no such file"
-        self.connection = attrs.evolve(CONNECTED, state=State.IDLE)
+        self.connection = attrs.evolve(CONNECTED, state=ConnectionState.IDLE)
         self.assertEqual(
             self.health(), ("failing", "no mail can be pushed: push.pem: there is no such file")
         )
@@ -238,7 +242,7 @@ class LineTests(ControlTestCase):
 
     def test_the_line_says_what_is_wrong(self) -> None:
         self.keeper.credential, self.keeper.problem = None, "no file"
-        self.connection = attrs.evolve(CONNECTED, state=State.IDLE)
+        self.connection = attrs.evolve(CONNECTED, state=ConnectionState.IDLE)
         self.assertEqual(
             self.line(),
             "Failing: 0 phones, 0 pushes waiting; no mail can be pushed: no file",
@@ -368,7 +372,9 @@ class PushTests(ControlTestCase):
     def test_without_a_connection_the_reason_is_that_of_the_connection(self) -> None:
         self.register()
         self.sender.capacity = 0
-        self.connection = attrs.evolve(CONNECTED, state=State.WAITING, last_error="refused")
+        self.connection = attrs.evolve(
+            CONNECTED, state=ConnectionState.WAITING, last_error="refused"
+        )
         (told,) = self.successResultOf(self.control.push("alice"))
         self.assertEqual(told["outcome"], "not sent")
         self.assertEqual(told["reason"], "nothing can be sent to APNs at the moment (refused)")

@@ -15,7 +15,7 @@ from tests.fakes import MemoryRegistry
 from tests.push.test_dispatcher import FakeSender
 from xaps.admin.history import PushLog
 from xaps.admin.metrics import Metrics, Snapshot
-from xaps.apns.pool import ConnectionStatus, State
+from xaps.apns.status import ConnectionState, ConnectionStatus
 from xaps.model import (
     CertificateCredential,
     Delivered,
@@ -30,7 +30,7 @@ from xaps.system.stalls import StallWatch
 
 KEY = RegistrationKey("alice", "ACCOUNT", "aa" * 32)
 CONNECTED = ConnectionStatus(
-    state=State.CONNECTED,
+    state=ConnectionState.CONNECTED,
     since=0.0,
     connections=1,
     stream_limit=1000,

@@ -21,8 +21,7 @@ from h2.events import (
 from h2.settings import SettingCodes, Settings
 from hyperframe.frame import Frame, GoAwayFrame
 
-from xaps.apns.events import Event
-from xaps.apns.session import Session
+from xaps.apns.session import Session, SessionEvent
 
 ROUNDS = 100
 """How often two that talk may answer each other; a client that goes on for ever is wrong."""
@@ -140,9 +139,9 @@ class Peer:
 
 def exchange(
     session: Session[int], peer: Peer, now: float = 0.0, *, pieces: int | None = None
-) -> list[Event[int]]:
+) -> list[SessionEvent[int]]:
     """Carry bytes both ways until there are none, `pieces` at a time to the session."""
-    events: list[Event[int]] = []
+    events: list[SessionEvent[int]] = []
     for _ in range(ROUNDS):
         sent, answered = session.data_to_send(), peer.take()
         if not sent and not answered:
@@ -155,9 +154,9 @@ def exchange(
     raise AssertionError("they never have done with talking")
 
 
-def take_backlog(session: Session[int], now: float = 0.0) -> list[Event[int]]:
+def take_backlog(session: Session[int], now: float = 0.0) -> list[SessionEvent[int]]:
     """Let the session look at all that it has received."""
-    events: list[Event[int]] = []
+    events: list[SessionEvent[int]] = []
     for _ in range(ROUNDS):
         if not session.backlog:
             return events
@@ -173,6 +172,5 @@ def cut(data: bytes, size: int) -> Iterable[bytes]:
 def connected(peer: Peer, now: float = 0.0, *, first_stream_id: int = 1) -> Session[int]:
     """A session that has greeted `peer` and been greeted."""
     session: Session[int] = Session(now, first_stream_id=first_stream_id)
-    session.open()
     exchange(session, peer, now)
     return session

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from xaps.apns.events import Answered, Closed, Event, GivenBack, Lost
 from xaps.apns.payload import RequestBuilder, payload
-from xaps.apns.session import Session
+from xaps.apns.session import Answered, Closed, GivenBack, Lost, Session, SessionEvent
 from xaps.model import Push, RegistrationKey
 
 BUILDER = RequestBuilder("api.push.apple.com", "com.apple.mobilemail.push.org.example")
@@ -20,15 +19,15 @@ def send(session: Session[int], *tags: int, now: float = 0.0, body: bytes = BODY
         session.send(BUILDER.headers(PUSH, now, None), body, tag, now)
 
 
-def ended(events: list[Event[int]]) -> list[Event[int]]:
+def ended(events: list[SessionEvent[int]]) -> list[SessionEvent[int]]:
     return [event for event in events if isinstance(event, (Answered, GivenBack, Lost))]
 
 
-def tags(events: list[Event[int]], kind: type) -> list[int]:
+def tags(events: list[SessionEvent[int]], kind: type) -> list[int]:
     return [event.tag for event in ended(events) if isinstance(event, kind)]  # type: ignore[union-attr]  # all have
 
 
-def only_close(events: list[Event[int]]) -> str:
+def only_close(events: list[SessionEvent[int]]) -> str:
     """The reason of the one event there is."""
     (event,) = events
     assert isinstance(event, Closed), event

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from typing import cast
 
+from h2.connection import H2Connection
 from h2.errors import ErrorCodes
 from twisted.internet.defer import Deferred
-from twisted.internet.error import ConnectionRefusedError
+from twisted.internet.error import ConnectionLost, ConnectionRefusedError
 from twisted.logger import capturedLogs
+from twisted.python.failure import Failure
 
 from tests.apns.peer import Peer
 from tests.apns.wire import TOKEN, TOPIC, WireTestCase, certificate, push
-from xaps.apns.pool import State
+from xaps.apns.status import ConnectionState
 from xaps.model import (
     Delivered,
     Gone,
     Misconfigured,
     Outcome,
-    Push,
-    RegistrationKey,
     Rejected,
     RetryAfter,
 )
@@ -28,29 +28,28 @@ class LifeTests(WireTestCase):
     """Connecting, pushing, stopping."""
 
     def test_it_connects_once_it_is_started_and_has_a_credential(self) -> None:
-        self.client.start()
+        self.client.start(self.on_room)
         self.pass_time(100.0)
         self.assertEqual(self.wires, [])
-        self.assertIs(self.client.status().state, State.IDLE)
+        self.assertIs(self.client.status().state, ConnectionState.IDLE)
         self.client.use(certificate())
         self.assertEqual([wire.credential for wire in self.wires], [certificate()])
-        self.assertIs(self.client.status().state, State.CONNECTING)
+        self.assertIs(self.client.status().state, ConnectionState.CONNECTING)
 
     def test_the_order_of_the_two_does_not_matter(self) -> None:
         self.client.use(certificate())
         self.assertEqual(self.wires, [])
-        self.client.start()
+        self.client.start(self.on_room)
         self.assertEqual(len(self.wires), 1)
 
     def test_there_is_room_once_the_peer_has_proved_itself(self) -> None:
-        self.client.start()
-        self.client.use(certificate())
+        self.start()
         self.wires[0].establish()
         self.assertEqual((self.client.room(), self.rooms), (0, []))
         self.wires[0].pump()
         self.assertEqual((self.client.room(), self.rooms[:1]), (1000, [1000]))
         status = self.client.status()
-        self.assertIs(status.state, State.CONNECTED)
+        self.assertIs(status.state, ConnectionState.CONNECTED)
         self.assertEqual(
             (status.connections, status.stream_limit, status.connections_made, status.peer),
             (1, 1000, 1, "192.0.2.1 port 443"),
@@ -101,6 +100,12 @@ class LifeTests(WireTestCase):
         wire.answer(1)
         self.assertEqual(self.rooms, [1])
 
+    def test_room_is_told_only_when_there_may_be_more(self) -> None:
+        self.begin()
+        self.rooms.clear()
+        self.send(1)
+        self.assertEqual(self.rooms, [])
+
     def test_pushes_can_be_sent_from_where_room_is_told(self) -> None:
         numbers = iter(range(10))
         sent: list[Deferred[Outcome]] = []
@@ -112,9 +117,8 @@ class LifeTests(WireTestCase):
                     return
                 sent.append(self.client.send(push(number)))
 
-        self.client.on_room = more
-        self.client.start()
-        self.client.use(certificate())
+        self.on_room = more  # type: ignore[method-assign]  # a hook
+        self.start()
         wire = self.wires[0]
         wire.accept(Peer(stream_limit=3))
         for number in range(10):
@@ -122,43 +126,23 @@ class LifeTests(WireTestCase):
         self.assertEqual([self.successResultOf(d) for d in sent], [Delivered()] * 10)
 
     def test_a_push_that_cannot_be_handled_has_an_outcome_all_the_same(self) -> None:
-        class Odd:
-            """Can be sent once."""
-
-            apns_id = "id-1"
-            hashes = ()
-
-            def __init__(self) -> None:
-                self.keys = [push().key] * 2  # for the path, and for the payload
-
-            @property
-            def key(self) -> RegistrationKey:
-                return self.keys.pop()
-
-        self.begin()
-        self.wires[0].peer.settings(MAX_CONCURRENT_STREAMS=1)
-        self.pump()
-        sending = self.client.send(cast(Push, Odd()))
-        for _ in range(10):
-            self.client.room()
-            self.pass_time(0.25)
-        self.wires[1].accept()
-        self.wires[0].peer.reset(1, ErrorCodes.REFUSED_STREAM)
-        self.pump()
+        wire = self.begin()
+        (sending,) = self.send(1)
+        self.clock_set_by = cast(float, "no number")
+        wire.answer(1)
         self.assertEqual(self.successResultOf(sending), RetryAfter("internal error"))
-        self.assertEqual(len(self.flushLoggedErrors(IndexError)), 1)
+        self.assertEqual(len(self.flushLoggedErrors(TypeError)), 1)
 
     def test_an_error_of_whom_it_tells_is_logged_and_does_no_harm(self) -> None:
         def fail() -> None:
             raise ZeroDivisionError
 
-        self.client.on_room = fail
+        self.on_room = fail  # type: ignore[method-assign]  # a hook
         wire = self.begin()
-        self.assertGreaterEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
-        self.client.on_room = lambda: None
         (sending,) = self.send(1)
         wire.answer(1)
         self.assertEqual(self.successResultOf(sending), Delivered())
+        self.assertGreaterEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
 
     def test_an_idle_connection_is_kept(self) -> None:
         wire = self.begin()
@@ -187,7 +171,9 @@ class StopTests(WireTestCase):
         wire = self.begin()
         sending = self.send(1, 2)
         stopping = self.client.stop(10.0)
-        self.assertEqual((self.client.room(), self.client.status().state), (0, State.STOPPED))
+        self.assertEqual(
+            (self.client.room(), self.client.status().state), (0, ConnectionState.STOPPED)
+        )
         self.assertIsInstance(self.successResultOf(self.client.send(push(3))), RetryAfter)
         wire.answer(1)
         self.pass_time(5.0)
@@ -198,20 +184,6 @@ class StopTests(WireTestCase):
         self.assertTrue(wire.lost)
         assert wire.peer.terminated is not None
         self.assertEqual(wire.peer.terminated.error_code, ErrorCodes.NO_ERROR)
-
-    def test_an_attempt_that_is_ended_does_not_end_the_wait(self) -> None:
-        self.client.start()
-        self.client.use(certificate())
-        self.wires[0].accept(Peer(stream_limit=1))
-        (sending,) = self.send(1)
-        self.client.room()
-        self.pass_time(3.0)
-        self.assertEqual(len(self.wires), 2)  # one more is being connected
-        stopping = self.client.stop(10.0)
-        self.assertNoResult(stopping)
-        self.wires[0].answer(1)
-        self.assertEqual(self.successResultOf(sending), Delivered())
-        self.successResultOf(stopping)
 
     def test_at_the_deadline_pushes_in_flight_are_given_up(self) -> None:
         self.begin()
@@ -229,6 +201,7 @@ class StopTests(WireTestCase):
         stopping = self.client.stop(10.0)
         self.pump()
         self.assertTrue(wire.transport.disconnecting)
+        self.assertIsNone(wire.transport.producer)  # which would be waited for
         self.pass_time(1.5)
         self.assertNoResult(stopping)
         self.pass_time(0.5)
@@ -236,14 +209,14 @@ class StopTests(WireTestCase):
         self.assertIsNone(self.successResultOf(stopping))
 
     def test_an_attempt_under_way_is_given_up(self) -> None:
-        self.client.start()
-        self.client.use(certificate())
-        self.assertIsNone(self.successResultOf(self.client.stop(10.0)))
+        self.start()
+        stopping = self.client.stop(10.0)
+        self.turn()
+        self.assertIsNone(self.successResultOf(stopping))
         self.assertTrue(self.wires[0].cancelled)
 
     def test_a_handshake_under_way_is_given_up(self) -> None:
-        self.client.start()
-        self.client.use(certificate())
+        self.start()
         self.wires[0].establish()
         stopping = self.client.stop(10.0)
         self.assertNoResult(stopping)
@@ -251,8 +224,7 @@ class StopTests(WireTestCase):
         self.assertIsNone(self.successResultOf(stopping))
 
     def test_a_connection_that_failed_and_is_still_there_is_waited_for(self) -> None:
-        self.client.start()
-        self.client.use(certificate())
+        self.start()
         wire = self.wires[0]
         wire.polite = False
         wire.peer.take()
@@ -266,8 +238,7 @@ class StopTests(WireTestCase):
         self.assertIsNone(self.successResultOf(stopping))
 
     def test_a_wait_for_the_next_attempt_is_given_up(self) -> None:
-        self.client.start()
-        self.client.use(certificate())
+        self.start()
         self.wires[0].refuse(ConnectionRefusedError())
         self.assertIsNone(self.successResultOf(self.client.stop(10.0)))
         self.assertEqual(self.clock.getDelayedCalls(), [])
@@ -280,116 +251,112 @@ class CrowdTests(WireTestCase):
     """Many pushes whose fate is known at once must not stop the daemon: some are told, then
     others have their turn."""
 
-    def crowd(self) -> list[Deferred[Outcome]]:
+    def crowd(self, size: int = 200) -> list[Deferred[Outcome]]:
         self.begin()
-        return self.send(*range(200))
+        return self.send(*range(size))
 
-    def known(self, sending: list[Deferred[Outcome]]) -> int:
-        return sum(bool(outcome.called) for outcome in sending)
-
-    def turns_of_others(self, sending: list[Deferred[Outcome]]) -> list[int]:
-        """How many outcomes are known each time when somebody else has a turn."""
-        known = [self.known(sending)]
-
-        def turn() -> None:
-            known.append(self.known(sending))
-            if known[-1] < len(sending):
-                self.clock.callLater(0, turn)
-
-        self.clock.callLater(0, turn)
-        self.clock.advance(0)
-        self.pump()
-        return known
-
-    def test_answers_are_told_in_slices(self) -> None:
-        sending = self.crowd()
-        wire = self.wires[0]
-        for stream_id in wire.peer.order:
-            wire.peer.answer(stream_id)
-        self.pump()
-        self.assertEqual(self.turns_of_others(sending), [64, 128, 192, 200])
-        self.assertEqual(wire.transport.producerState, "producing")
-        self.assertEqual([self.successResultOf(d) for d in sending], [Delivered()] * 200)
-
-    def records(self, sending: list[Deferred[Outcome]], seconds: float) -> None:
-        """Each answer comes by itself, as TLS hands on its records, and takes so long."""
+    def answer_first(self, number: int) -> None:
+        """The answers to so many pushes arrive, each by itself, as TLS hands on its records."""
         wire = self.wires[0]
         assert wire.protocol is not None
-        for outcome, stream_id in zip(sending, wire.peer.order, strict=True):
-            outcome.addCallback(lambda result: self.spend(seconds, result))
+        for stream_id in wire.peer.order[:number]:
             wire.peer.answer(stream_id)
             wire.protocol.dataReceived(wire.peer.take())
 
-    def spend(self, seconds: float, result: Outcome) -> Outcome:
-        self.clock.rightNow += seconds
-        return result
-
-    def test_answers_that_come_one_by_one_are_told_in_slices_too(self) -> None:
-        sending = self.crowd()
-        self.records(sending, 0.002)
-        self.assertEqual(self.known(sending), 3)
-        self.assertEqual(self.turns_of_others(sending), [3, 67, 131, 195, 200])
-        self.assertEqual(self.wires[0].transport.producerState, "producing")
-        self.assertEqual([self.successResultOf(d) for d in sending], [Delivered()] * 200)
-
-    def test_answers_that_were_put_off_count_when_the_connection_is_lost(self) -> None:
-        sending = self.crowd()
-        self.records(sending, 0.002)
-        self.wires[0].drop()
-        self.turns_of_others(sending)
-        self.assertEqual([self.successResultOf(d) for d in sending], [Delivered()] * 200)
-
-    def test_answers_that_come_now_and_then_are_told_at_once(self) -> None:
-        sending = self.crowd()
+    def lose(self) -> None:
+        """The connection is lost."""
         wire = self.wires[0]
-        for number in range(10):
-            self.clock.advance(0.01)
-            wire.answer(number)
-            self.assertEqual(self.known(sending), number + 1)
-            self.clock.rightNow += 0.02  # which it takes
+        wire.lost = True
+        assert wire.protocol is not None
+        wire.protocol.connectionLost(Failure(ConnectionLost()))
 
-    def test_no_more_is_read_meanwhile(self) -> None:
+    def turns(self, sending: list[Deferred[Outcome]]) -> list[int]:
+        """How many outcomes are known each time when somebody else has a turn."""
+        known: list[int] = []
+
+        def turn() -> None:
+            known.append(sum(bool(outcome.called) for outcome in sending))
+            if known[-1] < len(sending):
+                self.clock.callLater(0, turn)
+
+        turn()
+        self.clock.advance(0)
+        return known
+
+    def delivered(self, sending: list[Deferred[Outcome]]) -> int:
+        return [self.successResultOf(outcome) for outcome in sending].count(Delivered())
+
+    def test_answers_are_told_in_slices(self) -> None:
+        sending = self.crowd()
+        self.answer_first(200)
+        self.assertEqual(self.turns(sending), [0, 64, 128, 192, 200])
+        self.assertEqual(self.delivered(sending), 200)
+
+    def test_answers_in_one_piece_are_told_in_slices_too(self) -> None:
         sending = self.crowd()
         wire = self.wires[0]
         for stream_id in wire.peer.order:
             wire.peer.answer(stream_id)
-        self.pump()
-        self.assertEqual(wire.transport.producerState, "paused")
-        self.turn()
-        self.assertEqual(wire.transport.producerState, "producing")
-        self.assertEqual(self.known(sending), 200)
+        assert wire.protocol is not None
+        wire.protocol.dataReceived(wire.peer.take())
+        self.assertEqual(self.turns(sending), [0, 64, 128, 192, 200])
 
-    def test_a_loss_is_told_in_slices(self) -> None:
+    def test_no_more_is_read_meanwhile(self) -> None:
         sending = self.crowd()
-        self.wires[0].drop()
+        self.answer_first(200)
+        reading: list[str] = []
+        for outcome in sending:
+            outcome.addCallback(self.note, reading)
+        self.clock.advance(0)
+        self.assertEqual(reading, ["producing"] * 64 + ["paused"] * 136)
+        self.assertEqual(self.wires[0].transport.producerState, "producing")
+
+    def note(self, outcome: Outcome, reading: list[str]) -> Outcome:
+        reading.append(self.wires[0].transport.producerState)
+        return outcome
+
+    def test_a_loss_is_told_in_slices_and_the_stop_waits_for_it(self) -> None:
+        sending = self.crowd()
+        self.lose()
         stopping = self.client.stop(10.0)
         self.assertNoResult(stopping)
-        self.assertEqual(self.turns_of_others(sending), [64, 128, 192, 200])
+        self.assertEqual(self.turns(sending), [0, 0, 64, 128, 192, 200])
+        self.assertEqual(self.delivered(sending), 0)
         self.assertIsNone(self.successResultOf(stopping))
+        self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_answers_that_came_before_a_loss_count(self) -> None:
         sending = self.crowd()
-        wire = self.wires[0]
-        for stream_id in wire.peer.order[:150]:
-            wire.peer.answer(stream_id)
-        self.pump()
-        wire.drop()
-        self.turn()
-        outcomes = [self.successResultOf(outcome) for outcome in sending]
-        self.assertEqual(outcomes[:150], [Delivered()] * 150)
-        self.assertEqual({type(outcome) for outcome in outcomes[150:]}, {RetryAfter})
+        self.answer_first(150)
+        self.lose()
+        self.assertEqual(self.client.room(), 0)
+        self.turns(sending)
+        self.assertEqual(self.delivered(sending[:150]), 150)
+        self.assertEqual({type(self.successResultOf(d)) for d in sending[150:]}, {RetryAfter})
         self.assertEqual(self.delay_until_next(), 1.0)
 
-    def test_nothing_is_left_to_do_once_everything_is_told(self) -> None:
-        self.begin()
-        sending = self.send(*range(110))
-        wire = self.wires[0]
-        for stream_id in wire.peer.order[:100]:
-            wire.peer.answer(stream_id)
-        self.pump()
-        self.assertEqual(self.known(sending), 64)
-        stopping = self.client.stop(10.0)
-        wire.drop()
-        self.assertEqual(self.known(sending), 110)
-        self.assertIsNone(self.successResultOf(stopping))
-        self.assertEqual(self.clock.getDelayedCalls(), [])
+    def test_a_fault_in_the_protocols_code_while_a_connection_ends_leaves_no_push_behind(
+        self,
+    ) -> None:
+        sending = self.crowd()
+        self.answer_first(200)
+        good = H2Connection.receive_data
+        taken = iter(range(100))
+
+        def faulty(connection: H2Connection, data: bytes) -> object:
+            if next(taken) == 10:
+                raise ZeroDivisionError
+            return good(connection, data)
+
+        self.patch(H2Connection, "receive_data", faulty)
+        self.lose()
+        self.turn()
+        self.patch(H2Connection, "receive_data", good)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        self.assertEqual(
+            [self.successResultOf(outcome) for outcome in sending],
+            [Delivered()] * 10 + [RetryAfter("internal error", 0.0)] * 190,
+        )
+        status = self.client.status()
+        self.assertEqual((self.client.room(), status.connections, status.in_flight), (0, 0, 0))
+        self.delay_until_next()

@@ -9,7 +9,7 @@ from twisted.logger import capturedLogs
 
 from tests.apns.peer import Peer
 from tests.apns.wire import WireTestCase, certificate, push, told
-from xaps.apns.pool import State
+from xaps.apns.status import ConnectionState
 from xaps.model import (
     Delivered,
     Misconfigured,
@@ -34,19 +34,17 @@ class ReconnectTests(WireTestCase):
         self.wires[-1].refuse(ConnectionRefusedError())
 
     def test_delays_grow_while_nobody_is_there(self) -> None:
-        self.client.start()
-        self.client.use(certificate())
+        self.start()
         self.assertEqual(self.delays(7), self.GROWING)
         self.ending()
         status = self.client.status()
-        self.assertIs(status.state, State.WAITING)
+        self.assertIs(status.state, ConnectionState.WAITING)
         self.assertEqual(status.next_attempt, self.clock.seconds() + 30.0)
         self.assertIn("refused", status.last_error)
 
     def test_chance_adds_as_much_again_and_never_more_than_a_minute(self) -> None:
         self.client = self.make_client(random=0.9999)
-        self.client.start()
-        self.client.use(certificate())
+        self.start()
         delays = self.delays(7)
         self.assertEqual([round(delay) for delay in delays], [2, 4, 8, 16, 32, 60, 60])
         self.assertLessEqual(max(delays), 60.0)
@@ -57,8 +55,7 @@ class ReconnectTests(WireTestCase):
             self.wires[-1].drop()
 
         self.ending = ending  # type: ignore[method-assign]  # a hook
-        self.client.start()
-        self.client.use(certificate())
+        self.start()
         self.assertEqual(self.delays(7), self.GROWING)
 
     def test_a_server_that_greets_and_drops_is_not_hammered(self) -> None:
@@ -67,13 +64,11 @@ class ReconnectTests(WireTestCase):
             self.wires[-1].drop()
 
         self.ending = ending  # type: ignore[method-assign]  # a hook
-        self.client.start()
-        self.client.use(certificate())
+        self.start()
         self.assertEqual(self.delays(7), self.GROWING)
 
     def test_an_answered_push_makes_the_delay_short_again(self) -> None:
-        self.client.start()
-        self.client.use(certificate())
+        self.start()
         self.delays(4)
         self.wires[-1].accept()
         self.send(1)
@@ -82,8 +77,7 @@ class ReconnectTests(WireTestCase):
         self.assertEqual(self.delay_until_next(), 1.0)
 
     def test_so_does_a_minute_of_life(self) -> None:
-        self.client.start()
-        self.client.use(certificate())
+        self.start()
         self.delays(4)
         self.wires[-1].accept()
         self.pass_time(60.0)
@@ -98,27 +92,23 @@ class ReconnectTests(WireTestCase):
             self.wires[-1].drop()
 
         self.ending = ending  # type: ignore[method-assign]  # a hook
-        self.client.start()
-        self.client.use(certificate())
+        self.start()
         self.assertEqual(self.delays(7), self.GROWING)
 
     def test_one_attempt_is_made_at_a_time(self) -> None:
-        self.client.start()
-        self.client.use(certificate())
+        self.start()
         self.pass_time(19.5)
         self.assertEqual(len(self.wires), 1)
 
     def test_a_connection_that_is_not_made_in_20_seconds_is_given_up(self) -> None:
-        self.client.start()
-        self.client.use(certificate())
+        self.start()
         self.pass_time(20.0)
         self.assertTrue(self.wires[0].cancelled)
         self.assertIn("not reached", self.client.status().last_error)
         self.assertEqual(self.delay_until_next(), 1.0)
 
     def test_a_handshake_that_never_ends_is_given_up(self) -> None:
-        self.client.start()
-        self.client.use(certificate())
+        self.start()
         self.pass_time(5.0)
         self.wires[0].mute = True
         self.wires[0].establish()
@@ -145,14 +135,21 @@ class ReconnectTests(WireTestCase):
         self.connect = connect  # type: ignore[method-assign, assignment]  # a hook
         self.client = self.make_client()
         with capturedLogs() as events:
-            self.client.start()
-            self.client.use(certificate())
-        self.assertIs(self.client.status().state, State.WAITING)
+            self.start()
+            self.turn()
+        self.assertIs(self.client.status().state, ConnectionState.WAITING)
         self.assertIn("push.pem cannot be used", told(events, "critical")[0])
 
+    def test_a_fault_in_our_code_is_a_failed_attempt_too(self) -> None:
+        self.connect = lambda credential: 1 // 0  # type: ignore[method-assign, assignment, return-value]  # a hook
+        self.client = self.make_client()
+        self.start()
+        self.turn()
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        self.assertIs(self.client.status().state, ConnectionState.WAITING)
+
     def test_the_same_trouble_is_told_once_an_hour(self) -> None:
-        self.client.start()
-        self.client.use(certificate())
+        self.start()
         with capturedLogs() as events:
             for _ in range(200):  # every 30 s, more than an hour and a half
                 self.wires[-1].refuse(DNSLookupError())
@@ -161,8 +158,7 @@ class ReconnectTests(WireTestCase):
         self.assertIn("at api.push.apple.com: the name", told(events, "warn")[0])
 
     def test_another_trouble_is_told_at_once(self) -> None:
-        self.client.start()
-        self.client.use(certificate())
+        self.start()
         with capturedLogs() as events:
             self.wires[-1].refuse(DNSLookupError())
             self.delay_until_next()
@@ -210,8 +206,7 @@ class GoAwayTests(WireTestCase):
         self.assertTrue(first.lost)
 
     def test_before_the_settings_it_is_a_failed_attempt(self) -> None:
-        self.client.start()
-        self.client.use(certificate())
+        self.start()
         wire = self.wires[0]
         wire.peer.take()
         wire.peer.goaway(0, b"go away")
@@ -336,8 +331,7 @@ class DeadPeerTests(WireTestCase):
         self.assertEqual(outcome.delay, 0.0)
 
     def test_a_window_that_is_never_credited_costs_the_connection(self) -> None:
-        self.client.start()
-        self.client.use(certificate())
+        self.start()
         wire = self.wires[0]
         wire.accept(Peer(window=0))
         (sending,) = self.send(1)
@@ -366,6 +360,7 @@ class DeadPeerTests(WireTestCase):
         self.assertEqual(self.client.room(), 0)
         self.rooms.clear()
         producer.resumeProducing()
+        self.turn()
         self.assertEqual((self.client.room(), self.rooms), (1000, [1000]))
 
     def test_what_was_held_for_it_is_sent_when_it_reads_again(self) -> None:

@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from xaps.apns.reasons import ConnectionAction, Verdict, classify, farewell
+from xaps.apns.reasons import ConnectionAction, EndReason, Verdict, classify, goaway_reason
 from xaps.model import Delivered, Gone, Misconfigured, Outcome, Rejected, RetryAfter
 
 NOW = 1_795_000_000.0
 
-GONE = [(400, "BadDeviceToken"), (410, "Unregistered"), (410, "ExpiredToken")]
+GONE = ["Unregistered", "ExpiredToken", "BadDeviceToken"]
 CONFIGURATION = [
     (400, "BadTopic"),
     (400, "MissingTopic"),
@@ -65,8 +65,8 @@ class TableTests(SynchronousTestCase):
         self.assertEqual(classify(200, b"", NOW), Verdict(Delivered()))
 
     def test_a_device_token_that_is_no_longer_good_is_gone(self) -> None:
-        for status, reason in GONE:
-            self.assertEqual(verdict(status, reason), Verdict(Gone(reason, None)))
+        for reason in GONE:
+            self.assertEqual(verdict(410, reason), Verdict(Gone(reason, None)))
 
     def test_what_the_administrator_must_mend_is_a_misconfiguration(self) -> None:
         for status, reason in CONFIGURATION:
@@ -81,6 +81,13 @@ class TableTests(SynchronousTestCase):
             verdict(400, "DeviceTokenNotForTopic"),
             Verdict(Rejected("DeviceTokenNotForTopic", until_registered=True)),
         )
+
+    def test_a_bad_device_token_is_none_that_has_gone(self) -> None:
+        for status in (400, 403, 404, 405, 413, 429, 500, 503):
+            self.assertEqual(
+                verdict(status, "BadDeviceToken", timestamp=1_794_000_000_500),
+                Verdict(Rejected("BadDeviceToken", until_registered=True)),
+            )
 
     def test_what_can_pass_is_tried_again_in_its_own_time(self) -> None:
         for status, reason, delay, action in PASSING:
@@ -106,10 +113,6 @@ class TimestampTests(SynchronousTestCase):
     def test_a_timestamp_of_any_length_is_survived(self) -> None:
         body = b'{"reason":"Unregistered","timestamp":%s}' % (b"9" * 400)
         self.assertEqual(outcome(410, body), Gone("Unregistered", None))
-
-    def test_other_answers_have_no_timestamp(self) -> None:
-        told = verdict(400, "BadDeviceToken", timestamp=1_794_000_000_500)
-        self.assertEqual(told.outcome, Gone("BadDeviceToken", None))
 
 
 class StrangeAnswerTests(SynchronousTestCase):
@@ -153,8 +156,11 @@ class StrangeAnswerTests(SynchronousTestCase):
             )
 
     def test_an_answer_that_contradicts_itself_drops_no_registration(self) -> None:
-        for status in (403, 429, 500, 503):
-            for _, reason in GONE:
+        self.assertEqual(
+            verdict(404, "Unregistered"), Verdict(Rejected("Unregistered (status 404)"))
+        )
+        for status in (400, 403, 404, 429, 500, 503):
+            for reason in GONE:
                 self.assertNotIsInstance(verdict(status, reason).outcome, Gone)
 
     @settings(max_examples=200, deadline=None)
@@ -172,31 +178,31 @@ class StrangeAnswerTests(SynchronousTestCase):
         told = classify(status, body, NOW)
         self.assertIsInstance(told.connection, ConnectionAction)
         if isinstance(told.outcome, Gone):
-            self.assertIn(status, (400, 410))
+            self.assertEqual(status, 410)
             self.assertTrue(told.outcome.since is None or 0 <= told.outcome.since <= NOW)
         if not 200 <= status <= 299:
             self.assertNotIsInstance(told.outcome, Delivered)
 
 
-class FarewellTests(SynchronousTestCase):
+class GoAwayTests(SynchronousTestCase):
     """What GOAWAY says."""
 
     def test_apns_tells_the_reason_in_json(self) -> None:
-        told = farewell(0, b'{"reason":"Shutdown"}')
-        self.assertEqual((told.reason, told.misconfigured, told.error_code), ("Shutdown", False, 0))
+        told = goaway_reason(0, b'{"reason":"Shutdown"}')
+        self.assertEqual(told, EndReason("Shutdown", refused=False))
 
     def test_a_refused_certificate_is_a_misconfiguration(self) -> None:
         for reason in ("BadCertificate", "BadCertificateEnvironment"):
-            told = farewell(0, json.dumps({"reason": reason}).encode())
-            self.assertEqual((told.reason, told.misconfigured), (reason, True))
+            told = goaway_reason(0, json.dumps({"reason": reason}).encode())
+            self.assertEqual(told, EndReason(reason, refused=True))
 
     def test_other_words_are_told_as_they_are(self) -> None:
-        self.assertEqual(farewell(11, b"too_many_pings").reason, "too_many_pings")
+        self.assertEqual(goaway_reason(11, b"too_many_pings").text, "too_many_pings")
 
     def test_words_that_could_spoil_a_log_are_made_harmless(self) -> None:
-        self.assertEqual(farewell(1, b"a\r\nb\x00\x1b[2J\xff").reason, "a b [2J\ufffd")
-        self.assertEqual(len(farewell(1, b"x" * 10000).reason), 100)
+        self.assertEqual(goaway_reason(1, b"a\r\nb\x00\x1b[2J\xff").text, "a b [2J\ufffd")
+        self.assertEqual(len(goaway_reason(1, b"x" * 10000).text), 100)
 
     def test_without_words_the_error_code_is_told(self) -> None:
         for debug in (b"", b"\x00\n"):
-            self.assertEqual(farewell(2, debug).reason, "GOAWAY with error code 2")
+            self.assertEqual(goaway_reason(2, debug).text, "GOAWAY with error code 2")

@@ -14,8 +14,16 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.apns.peer import Peer, connected, exchange
 from tests.apns.session_case import BODY, BUILDER, PUSH, only_close, send, tags
-from xaps.apns.events import Answered, GivenBack, Lost, Proved, Stuck
-from xaps.apns.session import MAX_STREAM_ID, Session, SessionState
+from xaps.apns.session import (
+    MAX_STREAM_ID,
+    Answered,
+    GivenBack,
+    Lost,
+    Proved,
+    Session,
+    SessionState,
+    Stuck,
+)
 
 
 class GreetingTests(SynchronousTestCase):
@@ -23,7 +31,6 @@ class GreetingTests(SynchronousTestCase):
 
     def test_the_client_greets_and_refuses_pushes_from_the_server(self) -> None:
         session: Session[int] = Session(0.0)
-        session.open()
         data = session.data_to_send()
         preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
         self.assertTrue(data.startswith(preface))
@@ -34,14 +41,12 @@ class GreetingTests(SynchronousTestCase):
 
     def test_there_is_no_room_before_the_peer_has_proved_itself(self) -> None:
         session: Session[int] = Session(0.0)
-        session.open()
         self.assertEqual((session.room, session.stream_limit), (0, 0))
         self.assertIs(session.state, SessionState.OPENING)
         self.assertRaises(RuntimeError, send, session, 1)
 
     def test_the_first_settings_are_the_proof_and_are_acknowledged(self) -> None:
         session: Session[int] = Session(0.0)
-        session.open()
         peer = Peer(stream_limit=1000)
         self.assertEqual(exchange(session, peer), [Proved()])
         self.assertEqual((session.room, session.stream_limit), (1000, 1000))
@@ -60,7 +65,6 @@ class GreetingTests(SynchronousTestCase):
     def test_a_peer_that_begins_otherwise_is_left(self) -> None:
         for first in (PingFrame(0).serialize(), b"HTTP/1.1 400 Bad Request\r\n\r\n"):
             session: Session[int] = Session(0.0)
-            session.open()
             reason = only_close(session.receive(first, 0.0))
             self.assertIn("the peer broke the protocol", reason)
             self.assertIs(session.state, SessionState.CLOSED)

@@ -20,8 +20,17 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.apns.peer import Peer, connected, cut, exchange, take_backlog
 from tests.apns.session_case import ended, only_close, send, tags
-from xaps.apns.events import Answered, Closed, Event, GivenBack, Lost, Retired
-from xaps.apns.session import MAX_STREAM_ID, Session, SessionState
+from xaps.apns.session import (
+    MAX_STREAM_ID,
+    Answered,
+    Closed,
+    GivenBack,
+    Lost,
+    Retired,
+    Session,
+    SessionEvent,
+    SessionState,
+)
 
 
 class GoAwayTests(SynchronousTestCase):
@@ -71,7 +80,6 @@ class GoAwayTests(SynchronousTestCase):
 
     def test_it_may_come_before_the_settings(self) -> None:
         session: Session[int] = Session(0.0)
-        session.open()
         frame = GoAwayFrame(0, last_stream_id=0, additional_data=b"bye")
         self.assertEqual(session.receive(frame.serialize(), 0.0), [Retired(0, b"bye")])
         self.assertIs(session.state, SessionState.RETIRED)
@@ -105,7 +113,7 @@ class GoAwayTests(SynchronousTestCase):
 class ResetTests(SynchronousTestCase):
     """RST_STREAM."""
 
-    def outcome(self, code: int) -> Event[int]:
+    def outcome(self, code: int) -> SessionEvent[int]:
         peer = Peer()
         session = connected(peer)
         send(session, 1, 2)
@@ -200,7 +208,7 @@ class EndTests(SynchronousTestCase):
 class BrokenPeerTests(SynchronousTestCase):
     """A peer that breaks the protocol costs the connection, and nothing else."""
 
-    def broken(self, *frames: Frame | bytes) -> list[Event[int]]:
+    def broken(self, *frames: Frame | bytes) -> list[SessionEvent[int]]:
         peer = Peer()
         session = connected(peer)
         send(session, 1, 2)
@@ -319,9 +327,8 @@ class SliceTests(SynchronousTestCase):
 class SplitTests(SynchronousTestCase):
     """Frames cut anywhere."""
 
-    def conversation(self, size: int) -> list[Event[int]]:
+    def conversation(self, size: int) -> list[SessionEvent[int]]:
         session: Session[int] = Session(0.0)
-        session.open()
         peer = Peer(window=30, credit=False)
         events = exchange(session, peer, pieces=size)
         send(session, 1, 2, 3)

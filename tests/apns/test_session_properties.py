@@ -12,8 +12,18 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.apns.peer import ROUNDS, Peer, take_backlog
 from tests.apns.session_case import BUILDER, PUSH
-from xaps.apns.events import Answered, Closed, Event, GivenBack, Lost, Proved, Retired
-from xaps.apns.session import MAX_STREAM_ID, Session, SessionState
+from xaps.apns.session import (
+    MAX_STREAM_ID,
+    Answered,
+    Closed,
+    GivenBack,
+    Lost,
+    Proved,
+    Retired,
+    Session,
+    SessionEvent,
+    SessionState,
+)
 
 NOT_PROCESSED = (ErrorCodes.REFUSED_STREAM, ErrorCodes.ENHANCE_YOUR_CALM)
 MAYBE_PROCESSED = (ErrorCodes.CANCEL, ErrorCodes.INTERNAL_ERROR, ErrorCodes.NO_ERROR, 99)
@@ -48,12 +58,11 @@ class Conversation:
         self.chance = chance
         self.now = 0.0
         self.session: Session[int] = Session(self.now)
-        self.session.open()
         self.peer = Peer(stream_limit=3, window=200, credit=False)
         self.to_peer = bytearray()
         self.to_session = bytearray()
         self.sent: list[int] = []
-        self.ends: dict[int, Event[int]] = {}
+        self.ends: dict[int, SessionEvent[int]] = {}
         self.settled: set[int] = set()  # streams that the peer has answered or reset
         self.refused: set[int] = set()  # those that it has reset and not processed
         self.processed: set[int] = set()  # those that it may have processed
@@ -71,7 +80,7 @@ class Conversation:
         self.to_peer += self.session.data_to_send()
         self.to_session += self.peer.take()
 
-    def note(self, events: list[Event[int]]) -> None:
+    def note(self, events: list[SessionEvent[int]]) -> None:
         for event in events:
             assert self.closed == 0, "an event after the last one"
             match event:
@@ -331,10 +340,9 @@ class RubbishTests(SynchronousTestCase):
         self, rubbish: bytes, proved: bool, at: int
     ) -> None:
         session: Session[int] = Session(0.0)
-        session.open()
         peer = Peer()
         requests = 0
-        events: list[Event[int]] = []
+        events: list[SessionEvent[int]] = []
         if proved:
             events += session.receive(peer.take(), 0.0)
             while requests < 3:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -38,10 +39,9 @@ from tests.standins.apns import APNsStandin
 from tests.standins.faults import FaultServer
 from tests.standins.steps import AcceptAndDrop, Certificate, NoAlpn, Step
 from xaps.apns.client import Client
-from xaps.apns.connection import Connection, OneConnection
-from xaps.apns.events import Answered, GivenBack, Lost
-from xaps.apns.reasons import Farewell
-from xaps.apns.tls import Trouble, authority, explain, tls_endpoint, trust_root
+from xaps.apns.connection import Connection
+from xaps.apns.reasons import EndReason
+from xaps.apns.tls import authority, failure_reason, tls_endpoint, trust_root
 from xaps.model import (
     CertificateCredential,
     Credential,
@@ -75,28 +75,20 @@ class Result:
     """Owns one connection, and waits for it to be ready or closed."""
 
     def __init__(self) -> None:
-        self.told: Deferred[Trouble | None] = Deferred()
+        self.told: Deferred[EndReason | None] = Deferred()
         self.gone: Deferred[None] = Deferred()
 
-    def on_ready(self, connection: Connection[int]) -> None:
+    def on_ready(self, connection: Connection) -> None:
         self.told.callback(None)
 
-    def on_ended(
-        self, connection: Connection[int], event: Answered[int] | GivenBack[int] | Lost[int]
-    ) -> None:
-        raise AssertionError("nothing was sent")
-
-    def on_retired(self, connection: Connection[int], told: Farewell | None) -> None:
-        raise AssertionError("the stand-in does not")
-
-    def on_progress(self, connection: Connection[int]) -> None:
+    def on_room(self, connection: Connection) -> None:
         pass
 
-    def on_closed(self, connection: Connection[int], trouble: Trouble) -> None:
+    def on_ending(self, connection: Connection, reason: EndReason) -> None:
         if not self.told.called:
-            self.told.callback(trouble)
+            self.told.callback(reason)
 
-    def on_gone(self, connection: Connection[int]) -> None:
+    def on_gone(self, connection: Connection) -> None:
         self.gone.callback(None)
 
 
@@ -116,8 +108,8 @@ class HandshakeTests(TestCase):
         credential_: Credential | None = None,
         host: str = "localhost",
         trusted: bytes | None = None,
-    ) -> Trouble | None:
-        """The trouble, or ``None`` if HTTP/2 is spoken."""
+    ) -> EndReason | None:
+        """Why it failed, or ``None`` if HTTP/2 is spoken."""
         self.server.next_connection(*script)
         if not self.server.port:
             await self.server.listen()
@@ -129,12 +121,12 @@ class HandshakeTests(TestCase):
             credential_ or credential(self.authority.client()),
         )
         result = Result()
-        connection: Connection[int] = Connection(CLOCK, result)
-        await endpoint.connect(OneConnection(connection))
-        trouble = await result.told
-        connection.close(Trouble("the test is over"))
+        connection = Connection(CLOCK, result)
+        connection.connect(endpoint)
+        reason = await result.told
+        connection.close(EndReason("the test is over"))
         await result.gone
-        return trouble
+        return reason
 
     @as_deferred
     async def test_a_good_server_and_a_good_certificate_speak_http2(self) -> None:
@@ -151,23 +143,23 @@ class HandshakeTests(TestCase):
         leaf_only = CertificateCredential(
             pki.MAIL_TOPIC, "x", 0.0, 2e9, (issued.cert_pem,), issued.key_pem
         )
-        trouble = await self.connect(credential_=leaf_only)
-        assert trouble is not None
-        self.assertTrue(trouble.ours)
+        reason = await self.connect(credential_=leaf_only)
+        assert reason is not None
+        self.assertTrue(reason.refused)
 
     @as_deferred
     async def test_a_server_of_another_name_is_refused(self) -> None:
-        trouble = await self.connect(Certificate("wrong name"))
-        assert trouble is not None
-        self.assertIn("another name", trouble.text)
-        self.assertFalse(trouble.ours)
+        reason = await self.connect(Certificate("wrong name"))
+        assert reason is not None
+        self.assertIn("another name", reason.text)
+        self.assertFalse(reason.refused)
 
     @as_deferred
     async def test_a_server_with_an_expired_certificate_is_refused(self) -> None:
-        trouble = await self.connect(Certificate("expired"))
-        assert trouble is not None
-        self.assertIn("expired", trouble.text)
-        self.assertFalse(trouble.ours)
+        reason = await self.connect(Certificate("expired"))
+        assert reason is not None
+        self.assertIn("expired", reason.text)
+        self.assertFalse(reason.refused)
 
     @as_deferred
     async def test_a_server_that_nobody_vouches_for_is_refused(self) -> None:
@@ -175,10 +167,10 @@ class HandshakeTests(TestCase):
             ((Certificate("unknown authority"),), None),
             ((), pki.Authority.create("another one").pem),
         ):
-            trouble = await self.connect(*script, trusted=trusted)
-            assert trouble is not None
-            self.assertIn("not trusted", trouble.text)
-            self.assertFalse(trouble.ours)
+            reason = await self.connect(*script, trusted=trusted)
+            assert reason is not None
+            self.assertIn("not trusted", reason.text)
+            self.assertFalse(reason.refused)
 
     @as_deferred
     async def test_the_systems_trust_roots_do_not_know_the_stand_in(self) -> None:
@@ -191,17 +183,17 @@ class HandshakeTests(TestCase):
             credential(self.authority.client()),
         )
         result = Result()
-        await endpoint.connect(OneConnection(Connection(CLOCK, result)))
-        trouble = await result.told
+        Connection(CLOCK, result).connect(endpoint)
+        reason = await result.told
         await result.gone
-        assert trouble is not None
-        self.assertIn("not trusted", trouble.text)
+        assert reason is not None
+        self.assertIn("not trusted", reason.text)
 
     @as_deferred
     async def test_a_server_without_http2_is_refused(self) -> None:
-        trouble = await self.connect(NoAlpn())
-        assert trouble is not None
-        self.assertIn("HTTP/2", trouble.text)
+        reason = await self.connect(NoAlpn())
+        assert reason is not None
+        self.assertIn("HTTP/2", reason.text)
 
     @as_deferred
     async def test_a_certificate_that_the_server_refuses_is_ours_to_renew(self) -> None:
@@ -210,24 +202,24 @@ class HandshakeTests(TestCase):
             self.authority.client(not_before=yesterday, not_after=yesterday),
             pki.Authority.create("another CA").client(),
         ):
-            trouble = await self.connect(credential_=credential(issued))
-            assert trouble is not None
-            self.assertIn("does not accept our certificate", trouble.text)
-            self.assertTrue(trouble.ours)
+            reason = await self.connect(credential_=credential(issued))
+            assert reason is not None
+            self.assertIn("does not accept our certificate", reason.text)
+            self.assertTrue(reason.refused)
 
     @as_deferred
     async def test_a_key_shows_no_certificate(self) -> None:
         key = pki.SigningKey.create()
         token = TokenCredential(pki.MAIL_TOPIC, "key.p8", key.key_id, key.team_id, key.p8)
-        trouble = await self.connect(credential_=token)  # the stand-in wants one
-        assert trouble is not None
-        self.assertIn("certificate", trouble.text)
+        reason = await self.connect(credential_=token)  # the stand-in wants one
+        assert reason is not None
+        self.assertIn("certificate", reason.text)
 
     @as_deferred
     async def test_a_bare_close_is_told_as_one(self) -> None:
         for after_handshake in (False, True):
-            trouble = await self.connect(AcceptAndDrop(after_handshake=after_handshake))
-            self.assertEqual(trouble, Trouble("the server has closed the connection"))
+            reason = await self.connect(AcceptAndDrop(after_handshake=after_handshake))
+            self.assertEqual(reason, EndReason("the server has closed the connection"))
 
 
 class PushTests(TestCase):
@@ -247,6 +239,7 @@ class PushTests(TestCase):
             CLOCK,
             lambda credential: tls_endpoint(reactor, "localhost", port, root, credential),
             authority("localhost", port),
+            wall=time.time,
             priority=5,
         )
         numbers = iter(range(100))
@@ -262,9 +255,8 @@ class PushTests(TestCase):
             while client.room() > 0 and (number := next(numbers, None)) is not None:
                 client.send(push(number)).addCallback(answered)
 
-        client.on_room = more
         client.use(credential_)
-        client.start()
+        client.start(more)
         try:
             await done
         finally:
@@ -344,6 +336,7 @@ class AddressTests(SynchronousTestCase):
                 self.reactor, "push.example.net", 2197, trust_root(None), credential
             ),
             "push.example.net:2197",
+            wall=time.time,
             random=lambda: 0.0,
         )
         self.addCleanup(self.client.stop, 0.0)
@@ -352,7 +345,7 @@ class AddressTests(SynchronousTestCase):
         """The client starts while the name has these."""
         self.names.addresses = list(addresses)
         self.client.use(credential(pki.Authority.create().client()))
-        self.client.start()
+        self.client.start(lambda: None)
 
     def tried(self) -> list[str]:
         """The addresses that were connected to."""
@@ -429,8 +422,8 @@ class WordsTests(SynchronousTestCase):
             error = self.assertRaises(ValueError, connect)
             self.assertEqual(str(error), "push.pem cannot be used for TLS")
 
-    def test_troubles_are_told_in_words(self) -> None:
-        for reason, words in (
+    def test_failures_are_told_in_words(self) -> None:
+        for error, words in (
             (DNSLookupError("no results for hostname lookup"), "cannot be looked up"),
             (ConnectionRefusedError(), "the connection was refused: nothing listens there"),
             (TimeoutError(), "firewall"),
@@ -443,9 +436,9 @@ class WordsTests(SynchronousTestCase):
             (SSL.Error([("", "", "tlsv1 alert no application protocol")]), "HTTP/2"),
             (RuntimeError(), "RuntimeError"),
         ):
-            trouble = explain(Failure(reason))
-            self.assertIn(words, trouble.text)
-            self.assertFalse(trouble.ours)
+            reason = failure_reason(Failure(error))
+            self.assertIn(words, reason.text)
+            self.assertFalse(reason.refused)
 
     def test_alerts_about_our_certificate_are_ours(self) -> None:
         for alert in (
@@ -455,6 +448,6 @@ class WordsTests(SynchronousTestCase):
             "tlsv1 alert unknown ca",
             "tlsv13 alert certificate required",
         ):
-            trouble = explain(Failure(SSL.Error([("SSL routines", "", alert)])))
-            self.assertTrue(trouble.ours, alert)
-            self.assertIn(alert, trouble.text)
+            reason = failure_reason(Failure(SSL.Error([("SSL routines", "", alert)])))
+            self.assertTrue(reason.refused, alert)
+            self.assertIn(alert, reason.text)

@@ -117,3 +117,7 @@ class RenewalTests(SynchronousTestCase):
         self.assertEqual(outcome, RetryAfter("ExpiredProviderToken", 4 * MINUTE))
         self.assertIs(self.source.current(NOW + 61 * MINUTE), self.token)
         self.assertIsNot(self.source.current(NOW + 65 * MINUTE), self.token)
+
+    def test_that_is_over_when_the_clock_is_set_back(self) -> None:
+        self.source.hold(NOW + 5 * MINUTE)
+        self.assertIsNot(self.source.current(NOW - 600 * MINUTE), self.token)

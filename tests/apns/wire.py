@@ -49,8 +49,9 @@ def told(events: Sequence[LogEvent], *levels: str) -> list[str]:
 class Wire:
     """One attempt to connect, and the connection that it becomes."""
 
-    def __init__(self, credential: Credential) -> None:
+    def __init__(self, credential: Credential, clock: Clock) -> None:
         self.credential = credential
+        self._clock = clock
         self.connecting: Deferred[IProtocol] = Deferred(self._cancel)
         self.cancelled = False
         self.peer = Peer()
@@ -91,6 +92,7 @@ class Wire:
     def refuse(self, reason: Exception) -> None:
         """The connection cannot be made."""
         self.connecting.errback(Failure(reason))
+        self._clock.advance(0)
 
     def drop(self, reason: Exception | None = None) -> None:
         """The connection is lost."""
@@ -98,10 +100,12 @@ class Wire:
             self.lost = True
             assert self.protocol is not None
             self.protocol.connectionLost(Failure(reason or ConnectionLost()))
+            self._clock.advance(0)
 
     def pump(self) -> None:
-        """Carry bytes until there are none."""
+        """Carry bytes until there are none, and let the client do what it does about them."""
         while not self.lost:
+            self._clock.advance(0)
             sent = self.transport.value()
             self.transport.clear()
             if sent:
@@ -111,6 +115,7 @@ class Wire:
                 self.lost = True
                 assert self.protocol is not None
                 self.protocol.connectionLost(Failure(ConnectionDone()))
+                self._clock.advance(0)
             else:
                 self.arriving += answered
                 if self.arriving and self.transport.producerState == "producing":
@@ -143,28 +148,30 @@ class Wire:
 class WireTestCase(SynchronousTestCase):
     """A client on such a network; chance always gives the shortest delay."""
 
-    max_connections = 2
-
     def setUp(self) -> None:
         self.clock = Clock()
-        self.clock.rightNow = NOW
+        self.clock.rightNow = 1000.0
+        self.clock_set_by = NOW - self.clock.seconds()
+        """How far the time of day is from what the clock tells."""
         self.wires: list[Wire] = []
         self.client = self.make_client()
         self.rooms: list[int] = []
         """What was there each time when the client said that there is room."""
-        self.client.on_room = lambda: self.rooms.append(self.client.room())
 
     def make_client(self, random: float = 0.0) -> Client:
         return Client(
             self.clock,
             self.connect,
             "api.push.apple.com",
-            max_connections=self.max_connections,
+            wall=lambda: self.clock.seconds() + self.clock_set_by,
             random=lambda: random,
         )
 
+    def on_room(self) -> None:
+        self.rooms.append(self.client.room())
+
     def connect(self, credential: Credential) -> IStreamClientEndpoint:
-        self.wires.append(Wire(credential))
+        self.wires.append(Wire(credential, self.clock))
         return cast(IStreamClientEndpoint, self.wires[-1])
 
     def tearDown(self) -> None:
@@ -177,16 +184,20 @@ class WireTestCase(SynchronousTestCase):
 
     def begin(self, credential: Credential | None = None) -> Wire:
         """Start, and be connected."""
-        self.client.start()
-        self.client.use(credential or certificate())
+        self.start(credential)
         self.wires[-1].accept()
         return self.wires[-1]
 
+    def start(self, credential: Credential | None = None) -> None:
+        """Start, and begin to connect."""
+        self.client.start(self.on_room)
+        self.client.use(credential or certificate())
+
     def pump(self) -> None:
-        for _ in range(2):  # what one connection brings may be sent on one that was looked at
-            for wire in self.wires:
-                if wire.protocol is not None:
-                    wire.pump()
+        self.clock.advance(0)
+        for wire in self.wires:
+            if wire.protocol is not None:
+                wire.pump()
 
     def pass_time(self, seconds: float, step: float = 0.5) -> None:
         """Let time pass, and bytes."""

@@ -11,10 +11,10 @@ from twisted.trial.unittest import SynchronousTestCase
 from xaps import daemon, intakes, model
 from xaps.admin import history as pushlog
 from xaps.admin import web as controlweb
-from xaps.apns import backoff, payload, pool, reasons
 from xaps.apns import connection as apns_connection
+from xaps.apns import connector, payload, reasons
 from xaps.apns import session as apns_session
-from xaps.config import kinds, table
+from xaps.config import kinds
 from xaps.config import reading as configuration
 from xaps.credentials import reading
 from xaps.ctl import client as ctl_client
@@ -101,16 +101,15 @@ LIMITS = {
     "Age of a push that could not be delivered": period(waiting.LIFETIME),
     "Mailboxes in one push": number(waiting.MAX_NAMED),
     "Payload": size(payload.MAX_PAYLOAD),
-    "Connections to APNs (``apnsConnections``)": number(table.Config().apns_connections),
-    "Pushes at a time on one of these, where APNs allows more": number(apns_session.MAX_STREAMS),
+    "Pushes at a time, where APNs allows more": number(apns_session.MAX_STREAMS),
     "Time for APNs to answer a push": period(apns_session.PUSH_TIMEOUT),
     "Silence of APNs": period(apns_session.SILENCE),
     "Time for that sign": period(apns_session.PING_TIMEOUT),
     "Bytes for APNs that it does not read": size(apns_connection.MAX_HELD),
     "Bytes of an answer that are kept": size(apns_session.MAX_BODY),
-    "Time for a connection to be made": period(pool.ATTEMPT_TIMEOUT),
-    "Longest delay between two attempts": period(backoff.LONGEST),
-    "Delay after APNs has refused the credential": period(pool.REFUSED_DELAY),
+    "Time for a connection to be made": period(apns_connection.ATTEMPT_TIMEOUT),
+    "Longest delay between two attempts": period(connector.LONGEST_DELAY),
+    "Delay after APNs has refused the credential": period(connector.REFUSED_DELAY),
     "Longest delay between two tries of a push that failed": period(dispatch.LONGEST_DELAY),
     "Delay for a phone that APNs calls too busy (``TooManyRequests``)": period(
         reasons.DEVICE_BUSY_DELAY

@@ -192,7 +192,7 @@ class AppleIdTests(TestCase):
         self.addCleanup(apns.stop)
 
         connect = partial(tls_endpoint, reactor, "localhost", apns.port, roots)
-        client = Client(reactor, connect, authority_of("localhost", apns.port))
+        client = Client(reactor, connect, authority_of("localhost", apns.port), wall=time.time)
         source = AppleIdSource(
             AppleStore(Path(folder.name)),
             ACCOUNT,
@@ -204,10 +204,9 @@ class AppleIdTests(TestCase):
         )
         keeper = CredentialKeeper(reactor, source, client.use, wall=time.time)
         keeper.start()
-        client.start()
-        await keeper.check_now()
         connected: Deferred[None] = Deferred()
-        client.on_room = lambda: None if connected.called else connected.callback(None)
+        client.start(lambda: None if connected.called else connected.callback(None))
+        await keeper.check_now()
         if not client.room():
             await connected
         key = RegistrationKey("alice", MAIL_ACCOUNT, PHONE)

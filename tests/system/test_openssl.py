@@ -13,7 +13,8 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests import pki
-from xaps.apns.tls import Trouble, explain
+from xaps.apns.reasons import EndReason
+from xaps.apns.tls import failure_reason
 from xaps.credentials.certificate import CertificateInfo, CredentialError, certificate_info
 from xaps.system.openssl import openssl_words
 
@@ -125,9 +126,10 @@ class EndpointTests(SynchronousTestCase):
 
     def test_a_handshake_that_fails_for_it_is_our_certificates_fault(self) -> None:
         for text in ("ee key too small", "ca key too small", "ca md too weak"):
-            trouble = explain(Failure(SSL.Error([("SSL routines", "", text)])))
+            reason = failure_reason(Failure(SSL.Error([("SSL routines", "", text)])))
             self.assertEqual(
-                trouble, Trouble(f"OpenSSL does not present our certificate ({text})", ours=True)
+                reason,
+                EndReason(f"OpenSSL does not present our certificate ({text})", refused=True),
             )
-        trouble = explain(Failure(SSL.Error([("SSL routines", "", "dh key too small")])))
-        self.assertEqual(trouble, Trouble("TLS failed: dh key too small"))
+        reason = failure_reason(Failure(SSL.Error([("SSL routines", "", "dh key too small")])))
+        self.assertEqual(reason, EndReason("TLS failed: dh key too small"))

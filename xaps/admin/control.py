@@ -14,7 +14,7 @@ from twisted.logger import Logger
 from xaps import __version__
 from xaps.admin.history import NAMES, PushLog, reason_of
 from xaps.admin.metrics import Metrics, Snapshot
-from xaps.apns.pool import ConnectionStatus, State
+from xaps.apns.status import ConnectionState, ConnectionStatus
 from xaps.mailboxes import INBOX
 from xaps.model import CertificateCredential, Credential, Refused, Registration, short_token
 from xaps.push.dispatcher import Dispatcher
@@ -136,7 +136,7 @@ class Control:
         connection = now.connection
         if now.credential is None:
             failing.append(f"no mail can be pushed: {self._problem()}")
-        elif connection.state is not State.CONNECTED:
+        elif connection.state is not ConnectionState.CONNECTED:
             if connection.last_error:
                 degraded.append(f"not connected to APNs: {connection.last_error}")
             elif connection.connections_made:
@@ -171,7 +171,7 @@ class Control:
     def _line(self, now: Snapshot) -> str:
         health, why = self.health(now)
         parts = [_number(now.phones, "phone"), f"{_number(now.waiting, 'push')} waiting"]
-        if now.connection.state is State.CONNECTED:
+        if now.connection.state is ConnectionState.CONNECTED:
             parts.append("connected to APNs")
         if isinstance(now.credential, CertificateCredential):
             left = now.credential.not_after - self._wall()

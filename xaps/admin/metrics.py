@@ -22,7 +22,7 @@ from twisted.internet.defer import Deferred
 
 import twisted
 from xaps import __version__
-from xaps.apns.pool import ConnectionStatus, State
+from xaps.apns.status import ConnectionState, ConnectionStatus
 from xaps.intake.interface import Handler
 from xaps.model import CertificateCredential, Credential, Notice, Registration
 from xaps.system.stalls import StallWatch
@@ -162,7 +162,7 @@ def _connection(connection: ConnectionStatus) -> Iterator[Metric]:
         "1 for the state that the connection to APNs is in",
         labels=["state"],
     )
-    for state in State:
+    for state in ConnectionState:
         states.add_metric([state.value], state is connection.state)
     yield states
     yield GaugeMetricFamily(

@@ -1,91 +1,96 @@
-"""One connection: moves bytes and time between a session and a transport."""
+"""One connection to APNs: moves bytes and time between a session and a transport.
+
+What the transport brings, what is to be told and what is to be sent waits for the next turn of the
+reactor, in which a bounded part of it is dealt with: TLS hands on its records one by one, hundreds
+of them in one turn at times, and a connection can end with a thousand pushes on it.
+"""
 
 from __future__ import annotations
 
 import enum
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Generic, cast
-from typing import Protocol as Interface
+from typing import Any, Protocol, cast
 
 from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import (
-    IAddress,
     IConsumer,
     IDelayedCall,
     IHandshakeListener,
     INegotiated,
     IPushProducer,
     IReactorTime,
+    IStreamClientEndpoint,
     ITCPTransport,
 )
-from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.internet.protocol import Factory, connectionDone
+from twisted.internet.protocol import Protocol as BaseProtocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from xaps.apns.events import Answered, Closed, Event, GivenBack, Lost, Proved, Retired, Stuck, T
-from xaps.apns.reasons import Farewell, farewell
-from xaps.apns.session import Header, Session, SessionState
-from xaps.apns.tls import ALPN, Trouble, explain
+from xaps.apns.reasons import EndReason, goaway_reason
+from xaps.apns.session import (
+    AT_ONCE,
+    Answered,
+    Closed,
+    GivenBack,
+    Header,
+    Lost,
+    Proved,
+    Retired,
+    Session,
+    SessionEvent,
+    SessionState,
+    Stuck,
+)
+from xaps.apns.tls import ALPN, failure_reason
 
+ATTEMPT_TIMEOUT = 20.0
+"""Seconds in which the name is looked up, the connection made, and SETTINGS come."""
 GRACE = 2.0
 """Seconds that a peer has to close its side; TLS waits for it without end."""
 MAX_HELD = 256 * 1024
 """Bytes that are kept for a peer that does not read."""
-EVENTS_AT_ONCE = 64
-"""Events that the owner is told before others get their turn: a connection with a thousand pushes
-on it must not stop the daemon for the time that it takes to see to them all."""
 
-BURST = 0.005
-"""Seconds that what arrives may take in one go. TLS hands on each record by itself, and there are
-hundreds of them in one turn of the reactor at times."""
-REST = 0.001
-"""Seconds without anything that end such a burst."""
+Ended = Answered[Any] | GivenBack[Any] | Lost[Any]
+OnEnd = Callable[[Ended], None]
+"""Called when a push has ended; exactly once."""
 
 
-class Owner(Interface[T]):
-    """Who a connection belongs to. Calls come in the order of the events."""
+class Owner(Protocol):
+    """Who a connection belongs to."""
 
-    def on_ready(self, connection: Connection[T]) -> None:
+    def on_ready(self, connection: Connection) -> None:
         """The peer has proved itself: pushes can be sent."""
 
-    def on_ended(
-        self, connection: Connection[T], event: Answered[T] | GivenBack[T] | Lost[T]
-    ) -> None:
-        """A push has ended; exactly once for each."""
+    def on_room(self, connection: Connection) -> None:
+        """There is :attr:`~Connection.room`, and may be more than before."""
 
-    def on_retired(self, connection: Connection[T], told: Farewell | None) -> None:
-        """It takes no more pushes: the peer said so, or (``None``) it answers none."""
+    def on_ending(self, connection: Connection, reason: EndReason) -> None:
+        """It takes no more pushes; may be told again when it is closed, and when the owner has
+        asked for it."""
 
-    def on_progress(self, connection: Connection[T]) -> None:
-        """All that has happened at once has been told."""
-
-    def on_closed(self, connection: Connection[T], trouble: Trouble) -> None:
-        """It is of no more use, and everything on it has ended; exactly once."""
-
-    def on_gone(self, connection: Connection[T]) -> None:
-        """The transport is no more; after `on_closed`, if there was a transport."""
+    def on_gone(self, connection: Connection) -> None:
+        """All pushes on it have ended, and the transport is no more."""
 
 
-class Link(enum.Enum):
-    """The transport's part: ``ABSENT -> GREETING -> UP -> CLOSING -> LOST -> GONE``, some of them
-    left out."""
+class TransportState(enum.Enum):
+    """``ABSENT -> HANDSHAKE -> UP -> CLOSING -> LOST``, some of them left out."""
 
     ABSENT = "absent"
     """The endpoint has not connected."""
-    GREETING = "greeting"
+    HANDSHAKE = "handshake"
     """TLS is being set up."""
     UP = "up"
     CLOSING = "closing"
     """We have hung up, the peer has not."""
     LOST = "lost"
-    """The transport is no more, but the owner has not been told everything."""
-    GONE = "gone"
 
 
 @implementer(IHandshakeListener, IPushProducer)
-class Connection(Protocol, Generic[T]):
+class Connection(BaseProtocol):
     """Runs one session. It closes itself when it is retired and nothing is in flight.
 
     The session starts when TLS does, or at once on a transport without TLS (in tests).
@@ -93,117 +98,92 @@ class Connection(Protocol, Generic[T]):
 
     _log = Logger()
 
-    def __init__(self, clock: IReactorTime, owner: Owner[T]) -> None:
+    def __init__(self, clock: IReactorTime, owner: Owner) -> None:
         self._clock = clock
         self._owner = owner
-        self._session: Session[T] = Session(clock.seconds())
-        self._link = Link.ABSENT
-        self._timer: IDelayedCall | None = None
-        self._abort: IDelayedCall | None = None
-        self._trouble: Trouble | None = None
-        self._untold: deque[Event[T]] = deque()
-        self._arrived = bytearray()  # what the session has not been given
-        self._burst_at = self._rested_at = float("-inf")
-        self._telling = False
-        self._later: IDelayedCall | None = None
-        self._reading = True
+        self.session: Session[OnEnd] = Session(clock.seconds())
+        """What the owner looks at only."""
+        self._state = TransportState.ABSENT
+        self._connecting: Deferred[Any] | None = None
+        self._turn: IDelayedCall | None = None
+        self._timer: IDelayedCall | None = None  # the session's
+        self._deadline: IDelayedCall | None = None  # the attempt's, then that of closing
+        self._reason: EndReason | None = None
+        self._events: deque[SessionEvent[OnEnd]] = deque()  # not acted on
+        self._arrived = bytearray()  # not given to the session
+        self._held = bytearray()  # not given to the transport
         self._paused = False
-        self._held = bytearray()
+        self._changed = False  # whether there may be more room than when it was told
         self.ready_at: float | None = None
         """When the peer proved itself; ``None`` if it has not."""
-        self.used_at = clock.seconds()
-        """When the last push was sent."""
         self.useful = False
         """Whether it has brought an answer that was no complaint about the connection itself; for
         the owner to set."""
-
-    # ------------------------------------------------------------ what the owner asks and does
+        self.refused = ""
+        """What GOAWAY called wrong with our credential; empty if nothing."""
 
     @property
     def room(self) -> int:
         """How many pushes can be sent now."""
-        return 0 if self._paused else self._session.room
-
-    @property
-    def in_flight(self) -> int:
-        return self._session.in_flight
-
-    @property
-    def stream_limit(self) -> int:
-        return self._session.stream_limit
-
-    @property
-    def has_transport(self) -> bool:
-        """Whether there is a transport, so that `on_gone` will come."""
-        return self._link not in (Link.ABSENT, Link.GONE)
+        return self.session.room if self._state is TransportState.UP and not self._paused else 0
 
     @property
     def peer(self) -> str:
         """The peer's address, for people."""
         if self.transport is None:
             return ""
-        address = self.transport.getPeer()
-        if isinstance(address, (IPv4Address, IPv6Address)):
-            return f"{address.host} port {address.port}"
-        return str(address)
+        address = cast(IPv4Address | IPv6Address, self.transport.getPeer())
+        return f"{address.host} port {address.port}"
 
-    def send(self, headers: Sequence[Header], body: bytes, tag: T) -> None:
+    def connect(self, endpoint: IStreamClientEndpoint) -> None:
+        """Connect there; once, before everything else."""
+        self._deadline = self._clock.callLater(ATTEMPT_TIMEOUT, self._not_ready)
+        factory = Factory.forProtocol(lambda: self)
+        factory.noisy = False
+        self._connecting = endpoint.connect(factory)
+        self._connecting.addErrback(lambda failure: self.close(failure_reason(failure)))
+
+    def send(self, headers: Sequence[Header], body: bytes, on_end: OnEnd) -> None:
         """Send a push; only while there is :attr:`room`."""
-        self.used_at = self._clock.seconds()
-        self._session.send(headers, body, tag, self.used_at)
-        if not self._telling:
-            self._settle()
+        self.session.send(headers, body, on_end, self._clock.seconds())
+        self._take_a_turn()
 
     def retire(self) -> None:
-        """Send no more pushes, and close when those in flight have ended. The owner is not told
-        of the former."""
-        self._session.retire()
-        if not self._telling:
-            self._settle()
+        """Send no more pushes, and close when those in flight have ended."""
+        self.session.retire()
+        self._take_a_turn()
 
-    def close(self, trouble: Trouble) -> None:
+    def close(self, reason: EndReason) -> None:
         """End it now, and everything that is in flight on it."""
-        self._trouble = self._trouble or trouble
-        self._tell(self._session.close(self._trouble.text))
-
-    # ------------------------------------------------------------ what the transport does
+        if self.session.state is not SessionState.CLOSED:
+            self._reason = reason
+            self._step(lambda: self.session.close(reason.text))
 
     def connectionMade(self) -> None:
-        self._link = Link.GREETING
-        if self._session.state is SessionState.CLOSED:  # given up while it was being made
-            self._hang_up()
+        self._state = TransportState.HANDSHAKE
+        if self.session.state is SessionState.CLOSED:  # given up while it was being made
+            self._take_a_turn()
         elif not INegotiated.providedBy(self.transport):
             self._begin()
 
     def handshakeCompleted(self) -> None:
         """TLS is up, and the peer's certificate is good."""
-        if self._session.state is SessionState.CLOSED:
+        if self.session.state is SessionState.CLOSED:
             return
         if cast(INegotiated, self.transport).negotiatedProtocol != ALPN:
-            self.close(Trouble("the server does not offer HTTP/2: apnsServer is wrong"))
+            self.close(EndReason("the server does not offer HTTP/2: apnsServer is wrong"))
         else:
             self._begin()
 
     def dataReceived(self, data: bytes) -> None:
-        now = self._clock.seconds()
-        if now - self._rested_at > REST:
-            self._burst_at = now
-        if self._later is not None or now - self._burst_at > BURST:
-            self._arrived += data
-            self._put_off()
-            return
-        self._step(lambda: self._session.receive(data, now))
-        self._rested_at = self._clock.seconds()
+        self._arrived += data
+        self._take_a_turn()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self._link = Link.LOST
-        self._trouble = self._trouble or explain(reason)
-        for call in (self._timer, self._abort):
-            if call is not None and call.active():
-                call.cancel()
-        while self._arrived or self._session.backlog:  # answers that came in time count
-            self._untold += self._session.receive(self._take(), self._clock.seconds())
-        self._tell(self._session.lost(self._trouble.text))
+        self._state = TransportState.LOST
+        if self.session.state is not SessionState.CLOSED:
+            self._reason = failure_reason(reason)
+        self._take_a_turn()
 
     def pauseProducing(self) -> None:
         """The peer does not read as fast as we write."""
@@ -212,154 +192,151 @@ class Connection(Protocol, Generic[T]):
     def resumeProducing(self) -> None:
         """It has caught up."""
         self._paused = False
-        held, self._held = bytes(self._held), bytearray()
-        self._write(held)
-        self._tell([])
+        self._changed = True
+        self._take_a_turn()
 
     def stopProducing(self) -> None:
         """The transport is gone; `connectionLost` follows."""
 
-    # ------------------------------------------------------------ inside
-
     def _begin(self) -> None:
         transport = cast(ITCPTransport, self.transport)
-        self._link = Link.UP
+        self._state = TransportState.UP
         if ITCPTransport.providedBy(transport):
             transport.setTcpNoDelay(True)
         # Not before TLS is up, which would pause us to wait for the peer.
         cast(IConsumer, transport).registerProducer(self, True)
-        self._session.open()
-        self._settle()
+        self._take_a_turn()
+
+    def _not_ready(self) -> None:
+        reached = self._state is not TransportState.ABSENT
+        what = "did not finish the handshake" if reached else "was not reached"
+        self.close(EndReason(f"the server {what} within {ATTEMPT_TIMEOUT:.0f} s"))
 
     def _tick(self) -> None:
         self._timer = None
-        self._step(lambda: self._session.tick(self._clock.seconds()))
+        self._step(lambda: self.session.tick(self._clock.seconds()))
 
-    def _step(self, step: Callable[[], list[Event[T]]]) -> None:
+    def _step(self, step: Callable[[], list[SessionEvent[OnEnd]]]) -> None:
+        """Let the session do something, and act on it in due time."""
         try:
-            events = step()
+            self._events += step()
         except Exception:
             # A fault in the protocol's code costs the connection, not the pushes on it.
             self._log.failure("The HTTP/2 session failed")
-            events = self._session.lost("internal error")
-        self._tell(events)
+            self._events += self.session.lost("internal error")
+        self._changed = True
+        self._take_a_turn()
 
-    def _tell(self, events: Sequence[Event[T]]) -> None:
-        """Tell the owner what has happened, then send what came of it."""
-        self._untold += events
-        if self._telling:
-            return
-        self._telling = True
+    def _take_a_turn(self) -> None:
+        if self._turn is None:
+            self._turn = self._clock.callLater(0, self._work)
+
+    def _work(self) -> None:
+        """Do what there is to do, as far as others can wait for it."""
+        self._turn = None
+        session = self.session
+        if self._arrived or session.backlog:
+            data, self._arrived = bytes(self._arrived), bytearray()
+            self._step(lambda: session.receive(data, self._clock.seconds()))
+        for _ in range(min(AT_ONCE, len(self._events))):
+            self._tell(self._act_on, self._events.popleft())
+        if self._changed and self.room > 0:
+            self._changed = False
+            self._tell(self._owner.on_room, self)
+        if session.state is SessionState.RETIRED and not session.in_flight:
+            self.close(EndReason("retired"))
+        self._write()
+        self._set_timer()
+        # What was begun here goes on in the next turn of the reactor, and not in this one.
+        _cancel(self._turn)
+        self._turn = None
+        if self._events or self._arrived or session.backlog:
+            self._read(False)
+            self._take_a_turn()
+        elif session.state is SessionState.CLOSED:
+            self._hang_up()
+        elif self._state is TransportState.LOST:  # what came in time has counted
+            assert self._reason is not None
+            reason = self._reason.text
+            self._step(lambda: session.lost(reason))
+        else:
+            self._read(True)
+
+    def _tell(self, do: Callable[[Any], None], what: Any) -> None:
         try:
-            for _ in range(EVENTS_AT_ONCE):
-                if self._untold:
-                    self._tell_one(self._untold.popleft())
-            self._owner.on_progress(self)
-        finally:
-            self._telling = False
-        self._settle()
+            do(what)
+        except Exception:
+            self._log.failure("What happened on a connection to APNs could not be handled")
 
-    def _tell_one(self, event: Event[T]) -> None:
+    def _act_on(self, event: SessionEvent[OnEnd]) -> None:
         match event:
             case Proved():
+                _cancel(self._deadline)
                 self.ready_at = self._clock.seconds()
                 self._owner.on_ready(self)
             case Answered() | GivenBack() | Lost():
-                self._owner.on_ended(self, event)
+                event.tag(event)
             case Retired():
-                self._owner.on_retired(self, farewell(event.error_code, event.debug_data))
+                told = goaway_reason(event.error_code, event.debug_data)
+                if told.refused:
+                    self.refused = told.text
+                if event.error_code != 0:
+                    self.useful = False
+                self._owner.on_ending(self, EndReason(f"APNs says {told.text}", told.refused))
             case Stuck():
-                self._owner.on_retired(self, None)
+                self._owner.on_ending(self, EndReason("it has answered no push for some time"))
             case Closed():
-                self._owner.on_closed(self, self._trouble or Trouble(event.reason))
+                self._owner.on_ending(self, self._reason or EndReason(event.reason))
 
-    def _settle(self) -> None:
-        """After everything: send, close if it is time to, and see to what is to come."""
-        session = self._session
-        if session.state is SessionState.RETIRED and not session.in_flight:
-            self.close(Trouble("retired"))
+    def _write(self) -> None:
+        if self._state is not TransportState.UP:
             return
-        if self._link is Link.UP:
-            self._write(session.data_to_send())
-            self._watch_the_clock()
-        if self._untold or self._arrived or session.backlog:
-            self._put_off()
-            return
-        if self._later is not None:
-            self._later.cancel()
-            self._later = None
-        self._read(True)
-        if session.state is SessionState.CLOSED:
-            self._hang_up()
-        if self._link is Link.LOST:
-            self._link = Link.GONE
-            self._owner.on_gone(self)
+        self._held += self.session.data_to_send()
+        if self._held and not self._paused:
+            cast(ITCPTransport, self.transport).write(bytes(self._held))
+            self._held.clear()
+        elif len(self._held) > MAX_HELD:
+            self.close(EndReason("the server does not read what it is sent"))
 
-    def _put_off(self) -> None:
-        """There is more to do than others can wait for."""
-        self._read(False)
-        if self._later is None:
-            self._later = self._clock.callLater(0, self._go_on)
-
-    def _go_on(self) -> None:
-        self._later = None
-        if self._untold:
-            self._tell([])
-        else:
-            self._step(lambda: self._session.receive(self._take(), self._clock.seconds()))
-
-    def _take(self) -> bytes:
-        data, self._arrived = bytes(self._arrived), bytearray()
-        return data
+    def _set_timer(self) -> None:
+        due = self.session.next_deadline() if self._state is TransportState.UP else None
+        timer = self._timer
+        if timer is not None and due is not None and timer.getTime() <= due:
+            return  # it looks again then, which spares setting it for each push
+        _cancel(timer)
+        self._timer = None
+        if due is not None:
+            self._timer = self._clock.callLater(max(0.0, due - self._clock.seconds()), self._tick)
 
     def _read(self, reading: bool) -> None:
         """Whether the transport is to bring more."""
-        if self._link is Link.UP and reading is not self._reading:
-            self._reading = reading
+        if self._state is TransportState.UP:
             transport = cast(IPushProducer, self.transport)
             if reading:
                 transport.resumeProducing()
             else:
                 transport.pauseProducing()
 
-    def _watch_the_clock(self) -> None:
-        due = self._session.next_deadline()
-        if due is None:
-            return
-        if self._timer is not None:
-            if self._timer.getTime() <= due:
-                return  # it looks again then, which spares setting it for each push
-            self._timer.cancel()
-        self._timer = self._clock.callLater(max(0.0, due - self._clock.seconds()), self._tick)
-
-    def _write(self, data: bytes) -> None:
-        if not self._paused:
-            if data:
-                cast(ITCPTransport, self.transport).write(data)
-            return
-        self._held += data
-        if len(self._held) > MAX_HELD and self._session.state is not SessionState.CLOSED:
-            self.close(Trouble("the server does not read what it is sent"))
-
     def _hang_up(self) -> None:
+        """The session has ended, and everything is told."""
         transport = cast(ITCPTransport, self.transport)
-        if self._link is Link.GREETING:
-            self._link = Link.CLOSING
-            transport.abortConnection()
-        elif self._link is Link.UP:
-            self._link = Link.CLOSING
+        state = self._state
+        if state in (TransportState.HANDSHAKE, TransportState.UP):
+            self._state = TransportState.CLOSING
+            _cancel(self._deadline)
+            if state is TransportState.HANDSHAKE:
+                transport.abortConnection()
+                return
             cast(IConsumer, transport).unregisterProducer()
-            self._abort = self._clock.callLater(GRACE, transport.abortConnection)
+            self._deadline = self._clock.callLater(GRACE, transport.abortConnection)
             transport.loseConnection()
+        elif state in (TransportState.ABSENT, TransportState.LOST):
+            _cancel(self._deadline)
+            if self._connecting is not None:
+                self._connecting.cancel()
+            self._owner.on_gone(self)
 
 
-class OneConnection(Factory):
-    """Gives an endpoint the connection that was made for it."""
-
-    noisy = False
-
-    def __init__(self, connection: Protocol) -> None:
-        self._connection = connection
-
-    def buildProtocol(self, addr: IAddress | None) -> Protocol:
-        return self._connection
+def _cancel(call: IDelayedCall | None) -> None:
+    if call is not None and call.active():
+        call.cancel()

@@ -40,18 +40,16 @@ class Verdict:
 
 
 @attrs.frozen
-class Farewell:
-    """What a GOAWAY frame said."""
+class EndReason:
+    """Why a connection could not be made or has ended."""
 
-    reason: str
+    text: str
     """For people; never empty, printable."""
-    misconfigured: bool
-    """A new connection with the same credential will fare no better."""
-    error_code: int
-    """Of HTTP/2; 0 if the peer is content with us."""
+    refused: bool = False
+    """APNs does not accept our credential: a new connection with it will fare no better."""
 
 
-_GONE = ("BadDeviceToken", "ExpiredToken", "Unregistered")
+_OF_410 = ("BadDeviceToken", "ExpiredToken", "Unregistered")
 _CONFIGURATION = (
     "BadTopic",
     "MissingTopic",
@@ -78,9 +76,10 @@ _OUR_FAULT = (
 )
 
 _BY_REASON: dict[str, Verdict] = {
-    **{reason: Verdict(Gone(reason)) for reason in _GONE},
     **{reason: Verdict(Misconfigured(reason)) for reason in _CONFIGURATION},
     **{reason: Verdict(Rejected(reason)) for reason in _OUR_FAULT},
+    # Also the answer to a good token in the wrong environment, and to all tokens in bad hours.
+    "BadDeviceToken": Verdict(Rejected("BadDeviceToken", until_registered=True)),
     # The topic has changed since the device registered: it gets the new one when it does so again.
     "DeviceTokenNotForTopic": Verdict(Rejected("DeviceTokenNotForTopic", until_registered=True)),
     "IdleTimeout": Verdict(RetryAfter("IdleTimeout", 0.0), ConnectionAction.RETIRE),
@@ -101,62 +100,53 @@ _WORD = re.compile(r"[A-Za-z0-9_]{1,64}")
 
 
 def classify(status: int, reason_body: bytes, now: float) -> Verdict:
-    """What an answer means.
+    """What an answer means. Only a 410 makes a registration `Gone`.
 
     :param status: the value of ``:status``; anything, also what is no HTTP status.
     :param reason_body: the body of the answer, bounded by the caller; anything.
-    :param now: the time of the answer. No device token can have gone after it, so that a
-        timestamp from the future cannot take a registration that is made later.
+    :param now: the time of the answer, in seconds since the epoch. No device token can have gone
+        after it, so that a timestamp from the future cannot take a registration that is made later.
     """
     if 200 <= status <= 299:
         return Verdict(Delivered())
     answer = _json_object(reason_body)
     reason = answer.get("reason")
-    verdict = _BY_REASON.get(reason) if isinstance(reason, str) else None
-    if verdict is not None and isinstance(verdict.outcome, Gone) and status not in (400, 410):
-        verdict = None  # a registration is not dropped on an answer that contradicts itself
-    if verdict is None:
-        verdict = _by_status(status, _describe(status, reason))
-    if status == 410 and isinstance(verdict.outcome, Gone):
-        return Verdict(Gone(verdict.outcome.reason, _since(answer.get("timestamp"), now)))
-    return verdict
+    known = _BY_REASON.get(reason) if isinstance(reason, str) else None
+    text = _describe(status, reason)
+    if status == 410 and (known is None or reason == "BadDeviceToken"):
+        return Verdict(Gone(text, _since(answer.get("timestamp"), now)))
+    return known or Verdict(_by_status(status, text))
 
 
-def farewell(error_code: int, debug_data: bytes) -> Farewell:
+def goaway_reason(error_code: int, debug_data: bytes) -> EndReason:
     """What a GOAWAY frame means: APNs names the reason in JSON, other peers in words or not at
     all."""
     reason = _json_object(debug_data).get("reason")
     if isinstance(reason, str) and _WORD.fullmatch(reason):
-        return Farewell(reason, reason in _CONFIGURATION, error_code)
+        return EndReason(reason, reason in _CONFIGURATION)
     words = "".join(
         character if character.isprintable() else " "
         for character in debug_data[:100].decode("utf-8", "replace")
     )
     words = " ".join(words.split())
-    return Farewell(words or f"GOAWAY with error code {error_code}", False, error_code)
+    return EndReason(words or f"GOAWAY with error code {error_code}")
 
 
-def _by_status(status: int, reason: str) -> Verdict:
+def _by_status(status: int, reason: str) -> Outcome:
     """For reasons that nobody told us about."""
-    outcome: Outcome
-    match status:
-        case 403:
-            outcome = Misconfigured(reason)
-        case 410:
-            outcome = Gone(reason)
-        case 429:
-            outcome = RetryAfter(reason, DEVICE_BUSY_DELAY)
-        case _ if 400 <= status <= 499:
-            outcome = Rejected(reason)
-        case _:
-            outcome = RetryAfter(reason)
-    return Verdict(outcome)
+    if status == 403:
+        return Misconfigured(reason)
+    if status == 429:
+        return RetryAfter(reason, DEVICE_BUSY_DELAY)
+    return Rejected(reason) if 400 <= status <= 499 else RetryAfter(reason)
 
 
 def _describe(status: int, reason: object) -> str:
-    if isinstance(reason, str) and _WORD.fullmatch(reason):
-        return f"{reason} (status {status})"
-    return f"status {status}"
+    if not (isinstance(reason, str) and _WORD.fullmatch(reason)):
+        return f"status {status}"
+    if status == 410 and reason in _OF_410:
+        return reason
+    return f"{reason} (status {status})"
 
 
 def _json_object(text: bytes) -> dict[str, object]:

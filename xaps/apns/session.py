@@ -10,37 +10,16 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Sequence
-from typing import Generic
+from typing import Generic, TypeVar
 
 import attrs
+from h2 import events as h2_events
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.errors import ErrorCodes
-from h2.events import (
-    DataReceived,
-    PingAckReceived,
-    RemoteSettingsChanged,
-    ResponseReceived,
-    StreamEnded,
-    StreamReset,
-    WindowUpdated,
-)
-from h2.events import Event as H2Event
 from h2.exceptions import H2Error
 from h2.settings import SettingCodes, Settings
 from hyperframe.exceptions import HyperframeError
-
-from xaps.apns.events import (
-    Answered,
-    Closed,
-    Event,
-    GivenBack,
-    Lost,
-    Proved,
-    Retired,
-    Stuck,
-    T,
-)
 
 Header = tuple[bytes, bytes]
 
@@ -56,15 +35,79 @@ MAX_BODY = 4096
 MAX_STREAMS = 1000
 """Requests in flight at the most, also when the peer allows more."""
 MAX_STREAM_ID = 2**31 - 1
-FRAMES_AT_ONCE = 64
-"""Frames that one call of :meth:`Session.receive` looks at: each costs some 50 microseconds, and
-there are others who want to be served."""
+AT_ONCE = 64
+"""Frames that one call of :meth:`Session.receive` looks at, and events that are acted on in one
+turn of the reactor: others want to be served, too."""
 
 _FRAME_HEADER = 9
 _MAX_FRAME = 16384  # what we announce, being HTTP/2's default
 _HEADERS, _SETTINGS, _PUSH_PROMISE, _GOAWAY, _CONTINUATION = 1, 4, 5, 7, 9
 _END_HEADERS = 0x4
 _NOT_TAKEN = (ErrorCodes.REFUSED_STREAM, ErrorCodes.ENHANCE_YOUR_CALM)
+
+
+T = TypeVar("T")
+"""What the caller knows a request by."""
+
+
+@attrs.frozen
+class Proved:
+    """The peer's first SETTINGS: it speaks HTTP/2, and requests can be sent."""
+
+
+@attrs.frozen
+class Answered(Generic[T]):
+    """A whole answer. `status` is 0 if it was no number."""
+
+    tag: T
+    status: int
+    body: bytes
+
+
+@attrs.frozen
+class GivenBack(Generic[T]):
+    """The request was certainly not processed."""
+
+    tag: T
+    reason: str
+
+
+@attrs.frozen
+class Lost(Generic[T]):
+    """Nobody knows whether the request was processed.
+
+    :ivar with_connection: the connection was lost, and not this request alone.
+    """
+
+    tag: T
+    reason: str
+    with_connection: bool = False
+
+
+@attrs.frozen
+class Retired:
+    """The peer takes no more requests (GOAWAY); answers to those in flight may still come."""
+
+    error_code: int
+    debug_data: bytes
+
+
+@attrs.frozen
+class Stuck:
+    """A request has timed out, and none has been answered since it was sent: whatever the reason
+    (a window that the peer does not open, an expired token), the connection is of no more use
+    and takes no more requests."""
+
+
+@attrs.frozen
+class Closed:
+    """The connection has ended, by `reason`; the last event. What is still to be sent is to be
+    sent (a GOAWAY), and the transport to be closed."""
+
+    reason: str
+
+
+SessionEvent = Proved | Answered[T] | GivenBack[T] | Lost[T] | Retired | Stuck | Closed
 
 
 class SessionState(enum.Enum):
@@ -116,24 +159,23 @@ class Session(Generic[T]):
                 SettingCodes.MAX_HEADER_LIST_SIZE: H2Connection.DEFAULT_MAX_HEADER_LIST_SIZE,
             },
         )
-        self._state = SessionState.OPENING
+        self._h2.initiate_connection()
+        self.state = SessionState.OPENING
+        self.stream_limit = 0
+        """How many requests the peer allows at a time (and :data:`MAX_STREAMS`); 0 before its
+        SETTINGS."""
+        self.backlog = False
+        """Whether whole frames wait to be looked at."""
         self._next_id = first_stream_id
         self._streams: dict[int, _Stream[T]] = {}  # in the order of their deadlines
         self._unsent: dict[int, bytes] = {}  # what of the bodies awaits a window
-        self._limit = 0
+        self._events: list[SessionEvent[T]] = []  # what the caller has not been given
         self._received = bytearray()
-        self._backlog = False
         self._in_header_block = False
         self._heard_at = now
         self._answered_at = float("-inf")
         self._ping_due: float | None = None  # when the PING that was sent must be answered
         self._pings = 0
-
-    # ------------------------------------------------------------ what can be asked
-
-    @property
-    def state(self) -> SessionState:
-        return self._state
 
     @property
     def in_flight(self) -> int:
@@ -141,38 +183,21 @@ class Session(Generic[T]):
         return len(self._streams)
 
     @property
-    def stream_limit(self) -> int:
-        """How many requests the peer allows at a time (and :data:`MAX_STREAMS`); 0 before its
-        SETTINGS."""
-        return self._limit
-
-    @property
-    def backlog(self) -> bool:
-        """Whether whole frames wait to be looked at."""
-        return self._backlog
-
-    @property
     def room(self) -> int:
         """How many requests can be sent now."""
-        if self._state is not SessionState.READY:
+        if self.state is not SessionState.READY:
             return 0
         ids_left = (MAX_STREAM_ID - self._next_id) // 2 + 1
-        return max(0, min(self._limit - len(self._streams), ids_left))
+        return max(0, min(self.stream_limit - len(self._streams), ids_left))
 
     def next_deadline(self) -> float | None:
         """When :meth:`tick` has something to do, if nothing happens before."""
-        if self._state is SessionState.CLOSED:
+        if self.state is SessionState.CLOSED:
             return None
         due = self._ping_due if self._ping_due is not None else self._heard_at + SILENCE
         for stream in self._streams.values():
             return min(due, stream.deadline)
         return due
-
-    # ------------------------------------------------------------ what the client does
-
-    def open(self) -> None:
-        """Greet the peer; once, before everything else."""
-        self._h2.initiate_connection()
 
     def send(self, headers: Sequence[Header], body: bytes, tag: T, now: float) -> None:
         """Send a request; only while there is :attr:`room`.
@@ -190,87 +215,86 @@ class Session(Generic[T]):
         self._unsent[stream_id] = body
         self._send_body(stream_id)
         if self._next_id > MAX_STREAM_ID:
-            self._state = SessionState.RETIRED
+            self.state = SessionState.RETIRED
 
     def ping(self, now: float) -> None:
         """Ask the peer for a sign of life, unless it has been asked."""
-        if self._ping_due is None and self._state is not SessionState.CLOSED:
+        if self._ping_due is None and self.state is not SessionState.CLOSED:
             self._pings += 1
             self._h2.ping(self._pings.to_bytes(8, "big"))
             self._ping_due = now + PING_TIMEOUT
 
     def retire(self) -> None:
         """Send no more requests; answers to those in flight are still taken."""
-        if self._state is not SessionState.CLOSED:
-            self._state = SessionState.RETIRED
+        if self.state is not SessionState.CLOSED:
+            self.state = SessionState.RETIRED
 
-    def close(self, reason: str) -> list[Event[T]]:
+    def close(self, reason: str) -> list[SessionEvent[T]]:
         """Say goodbye to the peer and end everything that is in flight."""
-        if self._state is SessionState.CLOSED:
-            return []
-        self._h2.close_connection(ErrorCodes.NO_ERROR)
-        return self._end(reason)
+        if self.state is not SessionState.CLOSED:
+            self._h2.close_connection(ErrorCodes.NO_ERROR)
+        return self.lost(reason)
 
     def data_to_send(self) -> bytes:
         """Bytes for the peer, which are forgotten here."""
         return self._h2.data_to_send()
 
-    # ------------------------------------------------------------ what happens to it
-
-    def receive(self, data: bytes, now: float) -> list[Event[T]]:
+    def receive(self, data: bytes, now: float) -> list[SessionEvent[T]]:
         """Take bytes from the peer, cut anywhere. When :attr:`backlog` says so afterwards, call
-        it again, with or without more bytes."""
-        events: list[Event[T]] = []
-        if self._state is SessionState.CLOSED:
-            return events
+        it again, with or without more bytes. If it raises, which it should not, :meth:`lost`
+        gives the events up to there."""
+        if self.state is SessionState.CLOSED:
+            return []
         self._heard_at = now
         self._received += data
-        self._backlog = False
+        self.backlog = False
         start = frames = 0
         try:
             while (end := self._frame_end(start)) is not None:
-                if frames == FRAMES_AT_ONCE:
-                    self._backlog = True
+                if frames == AT_ONCE:
+                    self.backlog = True
                     break
                 frame = bytes(self._received[start:end])
                 start = end
                 frames += 1
-                self._receive_frame(frame, events)
+                self._receive_frame(frame)
         except (H2Error, HyperframeError, _PeerError) as error:
             if isinstance(error, _PeerError):
                 self._h2.close_connection(ErrorCodes.PROTOCOL_ERROR)
-            events += self._end(f"the peer broke the protocol: {error}"[:200])
+            self._end(f"the peer broke the protocol: {error}"[:200])
         del self._received[:start]
-        return events
+        return self._take_events()
 
-    def lost(self, reason: str) -> list[Event[T]]:
+    def lost(self, reason: str) -> list[SessionEvent[T]]:
         """The transport has ended."""
-        return [] if self._state is SessionState.CLOSED else self._end(reason)
+        if self.state is not SessionState.CLOSED:
+            self._end(reason)
+        return self._take_events()
 
-    def tick(self, now: float) -> list[Event[T]]:
+    def tick(self, now: float) -> list[SessionEvent[T]]:
         """Let time pass: give up what took too long, and look after the peer's health."""
-        events: list[Event[T]] = []
         stuck = False
-        if self._state is SessionState.CLOSED:
-            return events
+        if self.state is SessionState.CLOSED:
+            return []
         for stream_id, stream in list(self._streams.items()):
             if stream.deadline > now:
                 break
-            events.append(Lost(stream.tag, f"no answer in {PUSH_TIMEOUT:.0f} s"))
+            self._events.append(Lost(stream.tag, f"no answer in {PUSH_TIMEOUT:.0f} s"))
             self._forget(stream_id, ErrorCodes.CANCEL)
             if self._answered_at < stream.deadline - PUSH_TIMEOUT:
                 stuck = True
-        if stuck and self._state is SessionState.READY:
-            self._state = SessionState.RETIRED
-            events.append(Stuck())
+        if stuck and self.state is SessionState.READY:
+            self.state = SessionState.RETIRED
+            self._events.append(Stuck())
         if self._ping_due is not None and self._ping_due <= now:
-            self._h2.close_connection(ErrorCodes.NO_ERROR)
-            return events + self._end(f"the peer has not answered a PING in {PING_TIMEOUT:.0f} s")
-        if events or self._heard_at + SILENCE <= now:
+            return self.close(f"the peer has not answered a PING in {PING_TIMEOUT:.0f} s")
+        if self._events or self._heard_at + SILENCE <= now:
             self.ping(now)
-        return events
+        return self._take_events()
 
-    # ------------------------------------------------------------ frames
+    def _take_events(self) -> list[SessionEvent[T]]:
+        events, self._events = self._events, []
+        return events
 
     def _frame_end(self, start: int) -> int | None:
         """Where the frame at `start` of what was received ends, once all of it is there."""
@@ -283,87 +307,70 @@ class Session(Generic[T]):
         end = start + _FRAME_HEADER + length
         return end if len(received) >= end else None
 
-    def _receive_frame(self, frame: bytes, events: list[Event[T]]) -> None:
+    def _receive_frame(self, frame: bytes) -> None:
         kind, flags = frame[3], frame[4]
         stream_id = int.from_bytes(frame[5:9], "big") & MAX_STREAM_ID
-        if self._state is SessionState.OPENING and kind not in (_SETTINGS, _GOAWAY):
+        if self.state is SessionState.OPENING and kind not in (_SETTINGS, _GOAWAY):
             raise _PeerError("its first frame is not SETTINGS")
         if kind == _HEADERS and stream_id % 2 == 0:
             raise _PeerError(f"a request from the server, on stream {stream_id}")
         if kind == _GOAWAY:
-            self._receive_goaway(frame, stream_id, events)
+            self._receive_goaway(frame, stream_id)
             return
         if kind > _CONTINUATION and not self._in_header_block:
             return  # an extension, of no use to us
         if kind in (_HEADERS, _PUSH_PROMISE, _CONTINUATION):
             self._in_header_block = not flags & _END_HEADERS
         for event in self._h2.receive_data(frame):
-            self._handle(event, events)
+            self._handle(event)
 
-    def _receive_goaway(self, frame: bytes, stream_id: int, events: list[Event[T]]) -> None:
+    def _receive_goaway(self, frame: bytes, stream_id: int) -> None:
         payload = frame[_FRAME_HEADER:]
         if len(payload) < 8 or stream_id != 0 or self._in_header_block:
             raise _PeerError("a malformed GOAWAY")
         last = int.from_bytes(payload[:4], "big") & MAX_STREAM_ID
-        self._state = SessionState.RETIRED
-        events.append(Retired(int.from_bytes(payload[4:8], "big"), payload[8:]))
+        self.state = SessionState.RETIRED
+        self._events.append(Retired(int.from_bytes(payload[4:8], "big"), payload[8:]))
         for number in [number for number in self._streams if number > last]:
             stream = self._forget(number, None)  # the peer ignores frames about it
-            events.append(GivenBack(stream.tag, "GOAWAY"))
+            self._events.append(GivenBack(stream.tag, "GOAWAY"))
 
-    def _handle(self, event: H2Event, events: list[Event[T]]) -> None:
+    def _handle(self, event: h2_events.Event) -> None:
+        stream_id = getattr(event, "stream_id", 0)
+        stream = self._streams.get(stream_id)  # None if it was given up before
         match event:
-            case ResponseReceived() | DataReceived() | StreamEnded() | StreamReset():
-                self._handle_answer(event, events)
-            case RemoteSettingsChanged():
-                self._settings_changed(event, events)
-            case WindowUpdated():
-                if event.stream_id == 0:
-                    self._send_bodies()
-                elif event.stream_id in self._unsent:
-                    self._send_body(event.stream_id)
-            case PingAckReceived():
-                if event.ping_data == self._pings.to_bytes(8, "big"):
-                    self._ping_due = None
-            case _:
-                pass  # what h2 has dealt with: PING, SETTINGS acknowledgements, trailers
-
-    def _handle_answer(
-        self,
-        event: ResponseReceived | DataReceived | StreamEnded | StreamReset,
-        events: list[Event[T]],
-    ) -> None:
-        stream_id = event.stream_id
-        assert stream_id is not None
-        if isinstance(event, DataReceived):
-            # Credited at once, also when the body is thrown away, or the peer would stall.
-            self._h2.acknowledge_received_data(event.flow_controlled_length, stream_id)
-        stream = self._streams.get(stream_id)
-        if stream is None:
-            return  # given up before
-        match event:
-            case ResponseReceived():
+            case h2_events.ResponseReceived() if stream is not None:
                 stream.status = _status(event.headers)
-            case DataReceived():
-                stream.body += event.data[: MAX_BODY - len(stream.body)]
-            case StreamEnded():
+            case h2_events.DataReceived():
+                # Credited at once, also when the body is thrown away, or the peer would stall.
+                self._h2.acknowledge_received_data(event.flow_controlled_length, stream_id)
+                if stream is not None:
+                    stream.body += event.data[: MAX_BODY - len(stream.body)]
+            case h2_events.StreamEnded() if stream is not None:
                 # Answered before it was sent whole: the rest is of no use to anybody.
                 self._forget(stream_id, ErrorCodes.CANCEL if stream_id in self._unsent else None)
                 self._answered_at = self._heard_at
-                events.append(Answered(stream.tag, stream.status, stream.body))
-            case StreamReset():
+                self._events.append(Answered(stream.tag, stream.status, stream.body))
+            case h2_events.StreamReset() if stream is not None:
                 self._forget(stream_id, None)
-                events.append(_reset(stream.tag, event))
-
-    def _settings_changed(self, event: RemoteSettingsChanged, events: list[Event[T]]) -> None:
-        self._limit = min(MAX_STREAMS, self._h2.remote_settings.max_concurrent_streams)
-        if self._state is SessionState.OPENING:
-            self._state = SessionState.READY
-            events.append(Proved())
-        if SettingCodes.INITIAL_WINDOW_SIZE in event.changed_settings:
-            self._send_bodies()
-
-    # ------------------------------------------------------------ bodies and ends
+                self._events.append(_reset(stream.tag, event))
+            case h2_events.RemoteSettingsChanged():
+                self.stream_limit = min(
+                    MAX_STREAMS, self._h2.remote_settings.max_concurrent_streams
+                )
+                if self.state is SessionState.OPENING:
+                    self.state = SessionState.READY
+                    self._events.append(Proved())
+                if SettingCodes.INITIAL_WINDOW_SIZE in event.changed_settings:
+                    self._send_bodies()
+            case h2_events.WindowUpdated(stream_id=0):
+                self._send_bodies()
+            case h2_events.WindowUpdated() if stream_id in self._unsent:
+                self._send_body(stream_id)
+            case h2_events.PingAckReceived() if event.ping_data == self._pings.to_bytes(8, "big"):
+                self._ping_due = None
+            case _:
+                pass  # what h2 has dealt with: PING, SETTINGS acknowledgements, trailers
 
     def _send_bodies(self) -> None:
         for stream_id in list(self._unsent):
@@ -394,30 +401,26 @@ class Session(Generic[T]):
             self._h2.reset_stream(stream_id, error_code)
         return self._streams.pop(stream_id)
 
-    def _end(self, reason: str) -> list[Event[T]]:
-        self._state = SessionState.CLOSED
-        events: list[Event[T]] = []
+    def _end(self, reason: str) -> None:
+        self.state = SessionState.CLOSED
         for stream_id, stream in self._streams.items():
             if stream_id in self._unsent:  # not even whole, so it cannot have been processed
-                events.append(GivenBack(stream.tag, reason))
+                self._events.append(GivenBack(stream.tag, reason))
             else:
-                events.append(Lost(stream.tag, reason, with_connection=True))
+                self._events.append(Lost(stream.tag, reason, with_connection=True))
         self._streams.clear()
         self._unsent.clear()
         self._received.clear()
-        self._backlog = False
-        events.append(Closed(reason))
-        return events
+        self.backlog = False
+        self._events.append(Closed(reason))
 
 
 def _status(headers: Iterable[tuple[bytes | str, bytes | str]]) -> int:
-    for name, value in headers:
-        if name == b":status":
-            return int(value) if len(value) == 3 and value.isdigit() else 0
-    return 0
+    value = dict(headers).get(b":status", b"")
+    return int(value) if len(value) == 3 and value.isdigit() else 0
 
 
-def _reset(tag: T, event: StreamReset) -> GivenBack[T] | Lost[T]:
+def _reset(tag: T, event: h2_events.StreamReset) -> GivenBack[T] | Lost[T]:
     code = event.error_code
     name = code.name if isinstance(code, ErrorCodes) else str(code)
     if not event.remote_reset:

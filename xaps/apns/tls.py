@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import attrs
 from OpenSSL import SSL, crypto
 from service_identity import VerificationError
 from twisted.internet import error
@@ -20,6 +19,7 @@ from twisted.internet.ssl import (
 )
 from twisted.python.failure import Failure
 
+from xaps.apns.reasons import EndReason
 from xaps.model import CertificateCredential, Credential
 from xaps.system.openssl import openssl_words
 
@@ -36,16 +36,19 @@ _TOO_WEAK = re.compile("(ee|ca) (key too small|md too weak)")
 """What OpenSSL says of what it is to present; it judges the server's certificate in other words,
 and there is also "dh key too small", which is the server's."""
 
-
-@attrs.frozen
-class Trouble:
-    """Why a connection could not be made or has ended.
-
-    :ivar ours: APNs does not accept our credential.
-    """
-
-    text: str
-    ours: bool = False
+_WORDS: dict[type[Exception], str] = {
+    VerificationError: (
+        "the server's certificate is for another name: apnsServer is wrong, or something on the "
+        "way intercepts TLS"
+    ),
+    error.DNSLookupError: "the name of the server cannot be looked up: see this machine's DNS",
+    error.ConnectionDone: "the server has closed the connection",
+    error.ConnectionLost: "the server has closed the connection",
+    error.TimeoutError: "no answer; does a firewall let this machine out to that port?",
+    error.ConnectionRefusedError: (
+        "the connection was refused: nothing listens there, or a firewall says no"
+    ),
+}
 
 
 def authority(host: str, port: int) -> str:
@@ -102,39 +105,27 @@ def tls_endpoint(
     )
 
 
-def explain(failure: Failure) -> Trouble:
+def failure_reason(failure: Failure) -> EndReason:
     """Why a connection failed, in words for the administrator."""
-    reason = failure.value
-    if isinstance(reason, VerificationError):
-        return Trouble(
-            "the server's certificate is for another name: apnsServer is wrong, or something on "
-            "the way intercepts TLS"
-        )
-    if isinstance(reason, SSL.Error):
-        return _explain_tls(reason)
-    if isinstance(reason, error.DNSLookupError):
-        return Trouble("the name of the server cannot be looked up: see this machine's DNS")
-    if isinstance(reason, (error.ConnectionDone, error.ConnectionLost)):
-        return Trouble("the server has closed the connection")
-    if isinstance(reason, error.TimeoutError):
-        return Trouble("no answer; does a firewall let this machine out to that port?")
-    if isinstance(reason, error.ConnectionRefusedError):
-        return Trouble("the connection was refused: nothing listens there, or a firewall says no")
-    text = failure.getErrorMessage().rstrip(".")
-    return Trouble(text[:200] or type(reason).__name__)
+    if isinstance(failure.value, SSL.Error):
+        return _tls_reason(failure.value)
+    for kind, words in _WORDS.items():
+        if isinstance(failure.value, kind):
+            return EndReason(words)
+    return EndReason(failure.getErrorMessage().rstrip(".")[:200] or type(failure.value).__name__)
 
 
-def _explain_tls(reason: SSL.Error) -> Trouble:
+def _tls_reason(reason: SSL.Error) -> EndReason:
     text = openssl_words(reason)
     if "certificate verify failed" in text:
-        return Trouble(
+        return EndReason(
             "the server's certificate cannot be verified: it has expired, or its issuer is not "
             "trusted (see the package ca-certificates, apnsTrustRoots, and this machine's clock)"
         )
     if "alert" in text and ("certificate" in text or "unknown ca" in text):
-        return Trouble(f"APNs does not accept our certificate ({text})", ours=True)
+        return EndReason(f"APNs does not accept our certificate ({text})", refused=True)
     if _TOO_WEAK.search(text):
-        return Trouble(f"OpenSSL does not present our certificate ({text})", ours=True)
+        return EndReason(f"OpenSSL does not present our certificate ({text})", refused=True)
     if "alert no application protocol" in text:
-        return Trouble("the server does not offer HTTP/2: apnsServer is wrong")
-    return Trouble(f"TLS failed: {text}" if text else "TLS ended unexpectedly")
+        return EndReason("the server does not offer HTTP/2: apnsServer is wrong")
+    return EndReason(f"TLS failed: {text}" if text else "TLS ended unexpectedly")

@@ -32,7 +32,8 @@ class ProviderToken:
 
 
 class TokenSource:
-    """Signs tokens, and no more of them than APNs likes.
+    """Signs tokens, and no more of them than APNs likes. All times are of the time of day, which
+    may be set: APNs sees the age of a token by it.
 
     :raises ValueError: if the key is none for the curve P-256.
     """
@@ -46,7 +47,7 @@ class TokenSource:
         self.credential = credential
         self._key = key
         self._token: ProviderToken | None = None
-        self._hold_until = 0.0
+        self._held_at = float("-inf")
 
     def current(self, now: float) -> ProviderToken:
         """The token to send with a push; a new one if the last is too old.
@@ -55,8 +56,8 @@ class TokenSource:
         """
         token = self._token
         if token is not None:
-            age = now - token.issued_at
-            if 0 <= age < RENEW_AFTER or now < self._hold_until:
+            held = 0 <= now - self._held_at < NEVER_BEFORE
+            if held or 0 <= now - token.issued_at < RENEW_AFTER:
                 return token
         self._token = token = self._sign(now)
         return token
@@ -71,14 +72,14 @@ class TokenSource:
                     f"ExpiredProviderToken, but the token is only {age / 60:.0f} minutes old: the "
                     "clock of this machine is wrong"
                 )
-            if now < self._hold_until:
-                return RetryAfter("ExpiredProviderToken", self._hold_until - now)
+            if 0 <= now - self._held_at < NEVER_BEFORE:
+                return RetryAfter("ExpiredProviderToken", self._held_at + NEVER_BEFORE - now)
             self._token = None
         return RetryAfter("ExpiredProviderToken", 0.0)
 
     def hold(self, now: float) -> None:
         """APNs has complained of too many tokens: keep the one there is."""
-        self._hold_until = now + NEVER_BEFORE
+        self._held_at = now
 
     def _sign(self, now: float) -> ProviderToken:
         header = {"alg": "ES256", "kid": self.credential.key_id}
