@@ -466,6 +466,7 @@ class OutcomeTests(DispatcherTestCase):
             self.sender.answer(outcome)
             self.turn(36_000)
             self.assertEqual(len(self.sender.pushes), before)
+            self.assertIsNone(self.dispatcher.holds.on(self.key, 0.0))
 
     def test_a_sender_that_raises_loses_no_push_and_does_not_block_the_stop(self) -> None:
         self.sender.broken = True
@@ -561,6 +562,23 @@ class RefusedConfigurationTests(DispatcherTestCase):
         self.turn(REPROBE_AFTER)
         self.sender.answer(Delivered())
         self.assertIsNone(self.held_for())
+
+    def test_a_probe_waits_for_a_push_that_is_due_later(self) -> None:
+        self.dispatcher.credential_changed()
+        self.turn()
+        for outcome in (RetryAfter("TooManyRequests", 1000), Rejected("x"), Rejected("x")):
+            self.sender.answer(outcome)
+        self.register(user="late")
+        self.notify(user="late")
+        self.turn()
+        self.sender.answer(Misconfigured("BadTopic"))
+        self.successResultOf(self.dispatcher.forget(RegistrationKey("late", "ACCOUNT", TOKEN)))
+        before = len(self.sender.pushes)
+        self.turn(PROBE_AFTER + 1)
+        (timer,) = self.clock.getDelayedCalls()
+        self.assertEqual(timer.getTime(), UPTIME + 1000)
+        self.turn(1000)
+        self.assertEqual(len(self.sender.pushes), before + 1)
 
     def test_a_probe_that_finds_nothing_to_push_does_not_block_later_ones(self) -> None:
         for number in range(3):
@@ -665,6 +683,11 @@ class SuspensionTests(DispatcherTestCase):
         self.assertEqual(len(self.sender.pushes), 1)
         self.turn(1)
         self.assertEqual(len(self.sender.pushes), 2)
+
+    def test_nothing_is_remembered_of_a_phone_that_is_forgotten(self) -> None:
+        self.sender.answer(BAD)
+        self.successResultOf(self.dispatcher.forget(self.key))
+        self.assertIsNone(self.dispatcher.holds.on(self.key, self.clock.seconds()))
 
     def test_a_new_registration_frees_it_at_once(self) -> None:
         self.sender.answer(BAD)
@@ -894,6 +917,37 @@ class BadTokensTests(DispatcherTestCase):
         self.push(*self.phones(1, first=70))
         self.answer_all(BAD)
         self.assertIs(self.held_for(), Reason.BAD_TOKENS)
+
+    def test_of_a_great_many_phones_the_last_hundred_count(self) -> None:
+        self.push(*self.phones(200))
+        self.answer_all(Delivered())
+        bad = self.phones(51, first=500)
+        self.push(*bad[:50])
+        self.answer_all(BAD)
+        self.assertIsNone(self.held_for())
+        self.push(*bad[50:])
+        self.answer_all(BAD)
+        self.assertIs(self.held_for(), Reason.BAD_TOKENS)
+
+    def test_what_was_answered_to_the_credential_before_counts_for_nothing(self) -> None:
+        bad = self.phones(3)
+        self.push(*bad[:2])
+        self.answer_all(BAD)
+        self.dispatcher.credential_changed()
+        self.turn()
+        for _ in bad[:2]:
+            self.sender.answer(RetryAfter("connection lost", 60))
+        self.push(bad[2])
+        self.sender.answer(BAD)
+        self.assertIsNone(self.held_for())
+
+    def test_a_push_from_before_that_gets_no_answer_is_no_probe(self) -> None:
+        self.push(*self.phones(4))
+        for _ in range(3):
+            self.sender.answer(BAD)
+        self.sender.answer(RetryAfter("connection lost", 0))
+        self.turn(PROBE_AFTER - 1)
+        self.assertEqual(self.sender.in_flight, 0)
 
     def test_tokens_that_stay_bad_when_others_are_good_hold_up_nobody_again(self) -> None:
         bad = self.phones(5)

@@ -81,7 +81,7 @@ class Holds:
         self.stopping = False
         self.general: Hold | None = None
         self._suspended: dict[RegistrationKey, _Suspension] = {}
-        self._latest: dict[str, tuple[float, bool]] = {}  # by device token, the last one last
+        self._latest: dict[str, tuple[float, bool]] = {}  # by device token
 
     @property
     def doubts_tokens(self) -> bool:
@@ -193,7 +193,6 @@ class Holds:
         return freed
 
     def _note(self, key: RegistrationKey, now: float, bad: bool) -> None:
-        self._latest.pop(key.device_token, None)
         self._latest[key.device_token] = now, bad
         if len(self._latest) > MAX_PHONES:
             del self._latest[next(iter(self._latest))]
