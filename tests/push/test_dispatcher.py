@@ -828,6 +828,16 @@ class BadTokensTests(DispatcherTestCase):
         probed = [push.key for push in self.sender.pushes[asked:]]
         self.assertEqual(probed, phones * 2)
 
+    def test_what_happens_while_a_phone_is_asked_goes_out_when_it_was_good(self) -> None:
+        phones = self.phones(3)
+        self.push(*phones)
+        self.answer_all(BAD)
+        self.turn(PROBE_AFTER)
+        self.notify(user=phones[0].user)
+        asked = len(self.sender.pushes)
+        self.answer_all(Delivered())
+        self.assertEqual({push.key for push in self.sender.pushes[asked:]}, set(phones))
+
     def test_a_phone_that_was_not_asked_yet_is_asked_first(self) -> None:
         self.push(*self.phones(3))
         self.answer_all(BAD)
@@ -1029,6 +1039,17 @@ class DiskTests(DispatcherTestCase):
         self.registry.failure = None
         self.turn(1)
         self.assertEqual(len(self.flags()), 1)
+
+    def test_a_disk_that_is_full_again_is_an_alarm_again(self) -> None:
+        self.sender.capacity = 0
+        for user in ("alice", "bob"):
+            self.register(user=user)
+            self.notify(user=user)
+            self.registry.failure = "disk full"
+            self.turn(1)
+            self.registry.failure = None
+            self.turn(1)
+        self.assertEqual(self.levels().count(LogLevel.critical), 2)
 
     def test_the_flags_of_an_outage_are_written_some_at_a_time(self) -> None:
         saves: list[int] = []

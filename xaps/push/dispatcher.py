@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import uuid
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import Never, Protocol
 
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -143,19 +143,17 @@ class Dispatcher:
 
         Fails with a temporary :class:`~xaps.model.Refused` when it cannot be stored.
         """
-        return Deferred.fromCoroutine(self._register(registration))
+        return self._registry.register(registration).addCallbacks(
+            self._registered,
+            self._refuse,
+            callbackArgs=(registration,),
+            errbackArgs=("Registration of {key} refused: {error}", registration.key),
+        )
 
-    async def _register(self, registration: Registration) -> None:
-        key = registration.key
-        try:
-            dropped = await self._registry.register(registration)
-        except RegistryError as error:
-            self._complaints.tell(
-                LogLevel.error, "Registration of {key} refused: {error}", key=key, error=error
-            )
-            raise Refused(str(error), temporary=True) from error
+    def _registered(self, dropped: Iterable[RegistrationKey], registration: Registration) -> None:
         for other in dropped:
             self._forget(other)
+        key = registration.key
         self.flags.registered(registration)
         if self.holds.forget(key):
             self.flags.hasten([key], self._clock.seconds())
@@ -163,14 +161,23 @@ class Dispatcher:
         count = len(registration.mailboxes)
         self._log.debug("Registered {key} for {count} mailboxes", key=key, count=count)
 
+    def _refuse(self, failure: Failure, text: str, key: RegistrationKey | None = None) -> Never:
+        failure.trap(RegistryError)
+        self._complaints.tell(LogLevel.error, text, key=key, error=failure.value)
+        raise Refused(str(failure.value), temporary=True)
+
     def notify(self, notice: Notice) -> Deferred[int]:
         """Something happened in a mailbox; fires, before Apple is contacted, with the number of
         phones that will be pushed.
 
         Fails with a temporary :class:`~xaps.model.Refused` when the registry cannot be read.
         """
-        found = self._registry.registrations(notice.user)
-        return found.addCallbacks(self._flag, self._unread, callbackArgs=(notice,))
+        return self._registry.registrations(notice.user).addCallbacks(
+            self._flag,
+            self._refuse,
+            callbackArgs=(notice,),
+            errbackArgs=("A notice could not be taken: {error}",),
+        )
 
     def _flag(self, registrations: Iterable[Registration], notice: Notice) -> int:
         now = self._clock.seconds()
@@ -191,14 +198,6 @@ class Dispatcher:
             phones=phones,
         )
         return phones
-
-    def _unread(self, failure: Failure) -> Failure:
-        if not isinstance(failure.value, RegistryError):
-            return failure
-        self._complaints.tell(
-            LogLevel.error, "A notice could not be taken: {error}", error=failure.value
-        )
-        raise Refused(str(failure.value), temporary=True)
 
     # -------------------------------------------------------------- pushing
 
@@ -246,8 +245,7 @@ class Dispatcher:
             self._log.failure("Handling the answer for {key} failed", key=key)
             error = RetryAfter("internal error")
             self._learn(key, error, probe=probe)
-            if flag.sent:
-                self._retry(flag, error)
+            self._retry(flag, error)
         self._arm()
         self._saver.arm()
         if self._all_answered is not None and not self.flags.in_flight:

@@ -125,7 +125,7 @@ class Flags:
             self._schedule(flag, due)
             changed = True
         if changed or flag.saved_at is None or now - flag.saved_at > RESAVE_AFTER:
-            self._mark_unsaved(flag, now)
+            self._unsaved.setdefault(registration.key, now)
 
     def restore(
         self, saved: WaitingFlag, registration: Registration, now: float, epoch: float
@@ -143,7 +143,7 @@ class Flags:
             flag.noticed_at = flag.waiting_since = now - age
         else:
             flag.waiting_since = min(flag.waiting_since, now - age)
-            self._mark_unsaved(flag, now)
+            self._unsaved.setdefault(saved.key, now)
         flag.saved_at = now - age
         flag.mailboxes |= wanted
         # A clock that was wrong must not leave a flag due in the far future.
@@ -181,18 +181,18 @@ class Flags:
         flag.mailboxes -= flag.sent
         flag.sent_since = flag.waiting_since
         flag.due = now if flag.mailboxes else math.inf
+        flag.not_before = -math.inf
         self.in_flight += 1
 
     def answered(self, flag: Flag, now: float) -> None:
         """The push that is in flight is over (delivered, or given up for good)."""
         self._no_longer_in_flight(flag)
         flag.failures = flag.returns = 0
-        flag.not_before = -math.inf
         if not flag.mailboxes:
             self._forget(flag)
             return
         flag.apns_id = self._new_id()
-        self._mark_unsaved(flag, now)
+        self._unsaved.setdefault(flag.registration.key, now)
         self._schedule(flag, flag.due)
 
     def failed(self, flag: Flag, retry_at: float, now: float) -> None:
@@ -203,7 +203,7 @@ class Flags:
         flag.mailboxes |= flag.sent
         flag.waiting_since = flag.sent_since
         self._no_longer_in_flight(flag)
-        self._mark_unsaved(flag, now)
+        self._unsaved.setdefault(flag.registration.key, now)
         self.push_at(flag, retry_at)
 
     def push_at(self, flag: Flag, at: float) -> None:
@@ -215,7 +215,7 @@ class Flags:
         """What these phones are owed waits no longer."""
         for key in keys:
             flag = self._flags.get(key)
-            if flag is not None and not flag.sent:
+            if flag is not None:
                 self.push_at(flag, now)
 
     def drop(self, key: RegistrationKey) -> None:
@@ -281,9 +281,8 @@ class Flags:
     ) -> None:
         """What `to_save` gave could not be written: it will be given again."""
         for saved in changed:
-            flag = self._flags.get(saved.key)
-            if flag is not None:
-                self._mark_unsaved(flag, now)
+            if saved.key in self._flags:
+                self._unsaved.setdefault(saved.key, now)
         self._cleared.update(cleared)
 
     # -------------------------------------------------------------- inside
@@ -296,8 +295,6 @@ class Flags:
 
     def _schedule(self, flag: Flag, due: float) -> None:
         flag.due = due
-        if flag.sent:
-            return  # until it is answered
         self._order += 1
         heapq.heappush(self._heap, (due, self._order, flag))
         if len(self._heap) > 64 + 2 * len(self._flags):
@@ -321,9 +318,6 @@ class Flags:
         self._unsaved.pop(key, None)
         if flag.saved_at is not None:
             self._cleared.add(key)
-
-    def _mark_unsaved(self, flag: Flag, now: float) -> None:
-        self._unsaved.setdefault(flag.registration.key, now)
 
 
 def _first(mailboxes: set[str]) -> frozenset[str]:

@@ -62,9 +62,9 @@ class FlagSaver:
 
     def _due(self) -> None:
         self._call = None
-        saving = self._saving = Deferred.fromCoroutine(self._save())
-        saving.addErrback(lambda failure: self._log.failure("Saving failed", failure))
-        saving.addCallback(self._saved)
+        self._saving = Deferred.fromCoroutine(self._save())
+        self._saving.addErrback(lambda failure: self._log.failure("Saving failed", failure))
+        self._saving.addCallback(self._saved)
 
     def _saved(self, result: None) -> None:
         self._saving = None
@@ -81,19 +81,13 @@ class FlagSaver:
                 await self._registry.save_flags(changed, cleared)
             except Exception as error:  # whatever it is, it has to be written later
                 self._flags.save_failed(changed, cleared, self._clock.seconds())
+                text = "Pushes that wait could not be written to disk and "
                 if everything:
-                    self._log.critical(
-                        "Pushes that wait could not be written to disk and are lost: {error}",
-                        error=error,
-                    )
+                    self._log.critical(text + "are lost: {error}", error=error)
                 else:
+                    text += "would be lost if the daemon stopped now: {error}"
                     self._complaints.tell(
-                        LogLevel.critical,
-                        "Pushes that wait could not be written to disk and would be lost if the "
-                        "daemon stopped now: {error}",
-                        kind="unsaved",
-                        every=HOUR,
-                        error=error,
+                        LogLevel.critical, text, kind="unsaved", every=HOUR, error=error
                     )
                 return
             self._complaints.over("unsaved")
