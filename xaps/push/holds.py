@@ -71,8 +71,8 @@ class Holds:
     """Told of what goes out and of what comes back; time is an argument.
 
     :param room: how many pushes can be sent now.
-    :ivar general: what holds every push back while APNs refuses them all. At its time one goes out
-        as a probe, and until that is answered the time of the next is not known.
+    :ivar general: what holds every push back while APNs refuses them all. When its time has come
+        one goes out as a probe; until that is answered, the time of the next is not known.
     """
 
     def __init__(self, room: Callable[[], int], complaints: Complaints) -> None:
@@ -125,10 +125,12 @@ class Holds:
             if probe and general is not None:
                 self.general = attrs.evolve(general, until=now + REPROBE_AFTER)
             return []
+        freed = []
         bad = isinstance(outcome, Rejected) and outcome.reason == BAD_DEVICE
         if not bad or key not in self._suspended:  # otherwise it is no news
-            self._note(key, now, bad)
-        freed = []
+            self._latest[key.device_token] = now, bad
+            if len(self._latest) > MAX_PHONES:
+                del self._latest[next(iter(self._latest))]
         if isinstance(outcome, Delivered) and self._suspended.pop(key, None) is not None:
             freed.append(key)
         if bad and (self.doubts_tokens or self._most_are_bad(now)):
@@ -191,11 +193,6 @@ class Holds:
         for key in freed:
             self._suspended[key].until = float("-inf")
         return freed
-
-    def _note(self, key: RegistrationKey, now: float, bad: bool) -> None:
-        self._latest[key.device_token] = now, bad
-        if len(self._latest) > MAX_PHONES:
-            del self._latest[next(iter(self._latest))]
 
     def _most_are_bad(self, now: float) -> bool:
         answers = [bad for at, bad in self._latest.values() if now - at <= WINDOW]
