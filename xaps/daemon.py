@@ -137,6 +137,7 @@ class Daemon(Service):
             self._reactor,
             self._registry,
             self._client,
+            wall=time.time,
             topic=self._topic,
             delay=config.delay,
             check_interval=config.check_interval,

@@ -125,7 +125,7 @@ class Delivered:
 
 @attrs.frozen
 class Gone:
-    """The device token is no longer good: the registration can be dropped."""
+    """APNs says, with a 410, that the device token is no longer good: the registration goes."""
 
     reason: str
     since: float | None = None
@@ -150,11 +150,12 @@ class Misconfigured:
 
 @attrs.frozen
 class Rejected:
-    """This push is given up; the registration is kept."""
+    """APNs does not take this push; the registration is kept."""
 
     reason: str
     until_registered: bool = False
-    """Do not push to this registration again before the device has registered again."""
+    """It takes none to this device token: suspend it, until the device has registered again or
+    for hours. Otherwise only this push is given up."""
 
 
 Outcome = Delivered | Gone | RetryAfter | Misconfigured | Rejected

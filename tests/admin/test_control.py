@@ -69,6 +69,7 @@ class ControlTestCase(SynchronousTestCase):
             self.clock,
             self.registry,
             self.sender,
+            wall=self.clock.seconds,
             topic=lambda: "topic",
             delay=30,
             check_interval=0,

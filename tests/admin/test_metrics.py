@@ -53,6 +53,7 @@ class MetricsTestCase(SynchronousTestCase):
             clock,
             MemoryRegistry(),
             FakeSender(),
+            wall=clock.seconds,
             topic=lambda: "topic",
             delay=30,
             check_interval=0,

@@ -25,7 +25,7 @@ from xaps.intake.cyrus import listener as cyrus_listener
 from xaps.listen import ports as listeners
 from xaps.push import dispatcher as dispatch
 from xaps.push import flags as waiting
-from xaps.push import flood
+from xaps.push import holds
 from xaps.registry import opening, sqlite
 from xaps.system import complaints as alarm
 from xaps.system import log, stalls
@@ -114,7 +114,11 @@ LIMITS = {
     "Delay for a phone that APNs calls too busy (``TooManyRequests``)": period(
         reasons.DEVICE_BUSY_DELAY
     ),
-    f"``BadDeviceToken`` in the last {flood.WINDOW} answers": f"{flood.LEAST}, if over half",
+    "Suspension of a phone whose pushes APNs refuses (``BadDeviceToken``, "
+    "``DeviceTokenNotForTopic``)": period(holds.FIRST_SUSPENSION),
+    "Longest suspension": period(holds.LONGEST_SUSPENSION),
+    f"Phones whose tokens APNs calls ``BadDeviceToken``, of the last {holds.MAX_PHONES} phones in "
+    f"{period(holds.WINDOW)}": f"{holds.LEAST_BAD - 1}, or half",
     "Pushes under way at the stop": period(daemon.DRAIN),
     "``xapsd.yaml``": size(configuration._SIZE_MAX),
     "File with a certificate, a key or a password": size(reading.MAX_FILE),

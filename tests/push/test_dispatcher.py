@@ -29,18 +29,25 @@ from xaps.model import (
     RetryAfter,
     WaitingFlag,
 )
-from xaps.push.dispatcher import SLICE, Dispatcher
+from xaps.push.dispatcher import RENEWAL, SLICE, Dispatcher
 from xaps.push.flags import LIFETIME, SAVE_SLICE
-from xaps.push.gate import PROBE_INTERVAL, REPROBE_AFTER, State
+from xaps.push.holds import (
+    FIRST_SUSPENSION,
+    LONGEST_SUSPENSION,
+    PROBE_AFTER,
+    REPROBE_AFTER,
+    WINDOW,
+    Reason,
+)
 
 NOW = 1_800_000_000.0
+UPTIME = 5_000.0
+"""What the monotonic clock says at that time."""
+DAY = 24 * 3600.0
+BAD = Rejected("BadDeviceToken", until_registered=True)
+OTHER_TOPIC = Rejected("DeviceTokenNotForTopic", until_registered=True)
 TOKEN = "aa" * 32
-LOGGERS = (
-    "xaps.push.dispatcher.Dispatcher",
-    "xaps.push.gate.Gate",
-    "xaps.push.flood.FloodWatch",
-    "xaps.push.saving.FlagSaver",
-)
+LOGGERS = ("xaps.push.dispatcher.Dispatcher", "xaps.push.saving.FlagSaver")
 
 
 class FakeSender:
@@ -80,7 +87,8 @@ class FakeSender:
 class DispatcherTestCase(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
-        self.clock.advance(NOW)
+        self.clock.advance(UPTIME)
+        self.epoch = NOW - UPTIME
         self.registry = MemoryRegistry()
         self.sender = FakeSender()
         self.logged: list[tuple[LogLevel, str]] = []
@@ -102,6 +110,7 @@ class DispatcherTestCase(SynchronousTestCase):
             self.clock,
             self.registry,
             self.sender,
+            wall=self.wall,
             topic=lambda: "com.apple.mail.XServer.x",
             delay=30,
             check_interval=0,
@@ -112,6 +121,9 @@ class DispatcherTestCase(SynchronousTestCase):
         self.successResultOf(dispatcher.start())
         return dispatcher
 
+    def wall(self) -> float:
+        return self.epoch + self.clock.seconds()
+
     def register(
         self,
         user: str = "alice",
@@ -121,7 +133,7 @@ class DispatcherTestCase(SynchronousTestCase):
         at: float | None = None,
     ) -> RegistrationKey:
         key = RegistrationKey(user, "ACCOUNT", token)
-        registered_at = self.clock.seconds() if at is None else at
+        registered_at = self.wall() if at is None else at
         registration = Registration(key, mailboxes, registered_at, confirmed)
         self.successResultOf(self.dispatcher.register(registration))
         return key
@@ -134,6 +146,19 @@ class DispatcherTestCase(SynchronousTestCase):
         self.clock.advance(seconds)
         for _ in range(100):
             self.clock.advance(0)
+
+    def stored(self, key: RegistrationKey) -> Registration | None:
+        return self.successResultOf(self.registry.get(key))
+
+    def held_for(self) -> Reason | None:
+        """Why all pushes are held back."""
+        general = self.dispatcher.holds.general
+        return None if general is None else general.reason
+
+    def next_due(self) -> float:
+        flag = self.dispatcher.flags.first(self.clock.seconds())
+        assert flag is not None
+        return flag.due
 
     def levels(self) -> list[LogLevel]:
         return [level for level, _ in self.logged]
@@ -270,14 +295,11 @@ class OutcomeTests(DispatcherTestCase):
             self.turn()
             self.sender.answer(outcome)
 
-    def stored(self, key: RegistrationKey | None = None) -> Registration | None:
-        return self.successResultOf(self.registry.get(key or self.key))
-
     def test_a_delivered_push_is_over(self) -> None:
         self.push_and_answer(Delivered())
         self.turn(1000)
         self.assertEqual(len(self.sender.pushes), 1)
-        self.assertEqual(len(self.dispatcher.waiting), 0)
+        self.assertEqual(len(self.dispatcher.flags), 0)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_outcomes_are_told_with_the_seconds_since_the_first_event(self) -> None:
@@ -286,6 +308,26 @@ class OutcomeTests(DispatcherTestCase):
         self.turn(2)
         self.sender.answer(Delivered())
         self.assertEqual(self.outcomes, [(self.key, Delivered(), 32.0)])
+
+    def test_a_push_that_failed_and_waited_counts_from_the_first_event_of_all(self) -> None:
+        self.notify()
+        self.turn()
+        self.turn(2)
+        self.notify()
+        self.sender.answer(RetryAfter("InternalServerError"))
+        self.turn(10)
+        self.sender.answer(Delivered())
+        self.assertEqual(self.outcomes[-1], (self.key, Delivered(), 12.0))
+
+    def test_a_push_from_before_the_start_counts_from_its_event(self) -> None:
+        self.notify()
+        self.turn(1)
+        self.turn(99)
+        self.sender = FakeSender()
+        self.dispatcher = self.started()
+        self.turn()
+        self.sender.answer(Delivered())
+        self.assertEqual(self.outcomes, [(self.key, Delivered(), 100.0)])
 
     def test_a_push_that_can_succeed_later_is_tried_again_with_the_same_id(self) -> None:
         self.push_and_answer(RetryAfter("TooManyRequests", 300))
@@ -301,9 +343,7 @@ class OutcomeTests(DispatcherTestCase):
         for _ in range(9):
             self.turn()
             self.sender.answer(RetryAfter("InternalServerError"))
-            due = self.dispatcher.waiting.next_due()
-            assert due is not None
-            waits.append(due - self.clock.seconds())
+            waits.append(self.next_due() - self.clock.seconds())
             self.turn(waits[-1])
         self.assertEqual(waits, [10, 20, 40, 80, 160, 320, 640, 900, 900])
 
@@ -313,25 +353,34 @@ class OutcomeTests(DispatcherTestCase):
         for _ in range(11):
             self.turn()
             self.sender.answer(RetryAfter("connection lost", 0))
-            due = self.dispatcher.waiting.next_due()
-            assert due is not None
-            waits.append(due - self.clock.seconds())
+            waits.append(self.next_due() - self.clock.seconds())
             self.turn(waits[-1])
         self.assertEqual(waits, [0, 0, 0, 1, 2, 4, 8, 16, 32, 60, 60])
+
+    def test_what_fails_for_weeks_is_tried_as_often_as_ever(self) -> None:
+        for delay in (None, 0):
+            self.notify()
+            for _ in range(1100):
+                self.clock.advance(900)
+                self.notify()
+                self.sender.answer(RetryAfter("whatever", delay))
+            self.turn(900)
+            self.sender.answer(Delivered())
+            self.turn(900)
 
     def test_lost_connections_are_no_failures_of_the_push(self) -> None:
         self.notify()
         for delay in (0, 0, 0, 0, 0, 0, None):
             self.turn(60)
             self.sender.answer(RetryAfter("whatever", delay))
-        self.assertEqual(self.dispatcher.waiting.next_due(), self.clock.seconds() + 10)
+        self.assertEqual(self.next_due(), self.clock.seconds() + 10)
 
     def test_a_device_that_is_busy_again_and_again_waits_no_longer_for_it(self) -> None:
         self.notify()
         for _ in range(6):
             self.turn()
             self.sender.answer(RetryAfter("TooManyRequests", 300))
-            self.assertEqual(self.dispatcher.waiting.next_due(), self.clock.seconds() + 300)
+            self.assertEqual(self.next_due(), self.clock.seconds() + 300)
             self.turn(300)
 
     def test_what_fails_many_pushes_is_told_once_a_minute_with_the_number_of_them(self) -> None:
@@ -347,7 +396,7 @@ class OutcomeTests(DispatcherTestCase):
         self.sender.answer(RetryAfter("connection lost", 60))
         *_, other, last = [text for level, text in self.logged if level is LogLevel.warn]
         self.assertNotIn("more", other)
-        self.assertIn("9 more like it", last)
+        self.assertIn("9 more like this", last)
 
     def test_one_phones_failure_does_not_hold_up_another(self) -> None:
         self.register(user="bob")
@@ -358,28 +407,37 @@ class OutcomeTests(DispatcherTestCase):
 
     def test_a_phone_that_is_gone_is_dropped(self) -> None:
         self.push_and_answer(Gone("Unregistered", NOW + 1))
-        self.assertIsNone(self.stored())
+        self.assertIsNone(self.stored(self.key))
         self.assertEqual(self.notify(), 0)
         self.turn(10_000)
         self.assertEqual(len(self.sender.pushes), 1)
 
     def test_a_phone_that_registered_after_it_was_gone_is_kept_and_pushed_again(self) -> None:
         self.push_and_answer(Gone("Unregistered", NOW - 1))
-        self.assertIsNotNone(self.stored())
+        self.assertIsNotNone(self.stored(self.key))
         self.turn(10)
         self.assertEqual(len(self.sender.pushes), 2)
 
-    def test_a_registration_that_arrives_during_the_push_survives_bad_device_token(self) -> None:
+    def test_a_phone_that_registers_while_apns_says_that_it_is_gone_is_kept(self) -> None:
         self.notify()
         self.turn()
         self.clock.advance(1)
         self.register()
-        self.sender.answer(Gone("BadDeviceToken"))
-        self.assertIsNotNone(self.stored())
+        self.sender.answer(Gone("Unregistered"))
+        self.assertIsNotNone(self.stored(self.key))
 
-    def test_a_bad_device_token_is_dropped(self) -> None:
-        self.push_and_answer(Gone("BadDeviceToken"))
-        self.assertIsNone(self.stored())
+    def test_a_phone_that_is_gone_without_a_time_is_dropped(self) -> None:
+        self.push_and_answer(Gone("status 410"))
+        self.assertIsNone(self.stored(self.key))
+
+    def test_a_phone_that_is_gone_is_not_pushed_for_what_happened_meanwhile(self) -> None:
+        self.notify()
+        self.turn()
+        self.notify()
+        self.sender.answer(Gone("Unregistered", NOW + 1))
+        self.turn(10_000)
+        self.assertEqual(len(self.sender.pushes), 1)
+        self.assertEqual(len(self.dispatcher.flags), 0)
 
     def test_a_phone_that_cannot_be_dropped_is_no_reason_to_stop(self) -> None:
         self.notify()
@@ -395,30 +453,11 @@ class OutcomeTests(DispatcherTestCase):
         self.push_and_answer(Rejected("PayloadEmpty"))
         self.turn(10_000)
         self.assertEqual(len(self.sender.pushes), 1)
-        self.assertIsNotNone(self.stored())
-        self.assertEqual(self.notify(), 1)
-
-    def test_the_wrong_topic_stops_pushes_until_the_phone_registers_again(self) -> None:
-        self.push_and_answer(Rejected("DeviceTokenNotForTopic", until_registered=True))
-        self.assertEqual(self.notify(), 0)
-        self.register()
-        self.assertEqual(self.notify(), 1)
-
-    def test_a_phone_that_registers_again_during_the_push_is_not_suspended(self) -> None:
-        self.notify()
-        self.turn()
-        self.clock.advance(1)
-        self.register()
-        self.sender.answer(Rejected("DeviceTokenNotForTopic", until_registered=True))
-        self.assertEqual(self.notify(), 1)
-
-    def test_another_credential_gives_the_wrong_topic_another_chance(self) -> None:
-        self.push_and_answer(Rejected("DeviceTokenNotForTopic", until_registered=True))
-        self.dispatcher.credential_changed()
+        self.assertIsNotNone(self.stored(self.key))
         self.assertEqual(self.notify(), 1)
 
     def test_a_phone_that_is_forgotten_while_it_is_pushed_is_not_pushed_again(self) -> None:
-        for outcome in (RetryAfter("connection lost", 0), Gone("Unregistered", NOW - 1)):
+        for outcome in (RetryAfter("connection lost", 0), Gone("Unregistered", NOW - 1), BAD):
             self.register()
             self.notify()
             self.turn()
@@ -427,6 +466,7 @@ class OutcomeTests(DispatcherTestCase):
             self.sender.answer(outcome)
             self.turn(36_000)
             self.assertEqual(len(self.sender.pushes), before)
+            self.assertIsNone(self.dispatcher.holds.on(self.key, 0.0))
 
     def test_a_sender_that_raises_loses_no_push_and_does_not_block_the_stop(self) -> None:
         self.sender.broken = True
@@ -440,10 +480,7 @@ class OutcomeTests(DispatcherTestCase):
         self.successResultOf(self.dispatcher.stop())
 
     def test_what_blames_the_credential_before_is_tried_with_the_new_one(self) -> None:
-        for blame in (
-            Misconfigured("BadCertificate"),
-            Rejected("DeviceTokenNotForTopic", until_registered=True),
-        ):
+        for blame in (Misconfigured("BadCertificate"), OTHER_TOPIC, BAD):
             self.notify()
             self.turn()
             before = len(self.sender.pushes)
@@ -451,7 +488,7 @@ class OutcomeTests(DispatcherTestCase):
             self.sender.answer(blame)
             self.turn()
             self.assertEqual(len(self.sender.pushes), before + 1)
-            self.assertIs(self.dispatcher.gate.state, State.OPEN)
+            self.assertIsNone(self.held_for())
             self.sender.answer(Delivered())
 
     def test_a_sender_that_breaks_its_promise_loses_no_push(self) -> None:
@@ -463,7 +500,7 @@ class OutcomeTests(DispatcherTestCase):
         self.assertEqual(len(self.sender.pushes), 2)
 
 
-class GateTests(DispatcherTestCase):
+class RefusedConfigurationTests(DispatcherTestCase):
     def setUp(self) -> None:
         super().setUp()
         for number in range(3):
@@ -474,34 +511,43 @@ class GateTests(DispatcherTestCase):
             self.sender.answer(Misconfigured("BadTopic"))
 
     def test_a_refused_configuration_holds_every_push_and_loses_none(self) -> None:
-        self.turn(PROBE_INTERVAL - 1)
+        self.turn(PROBE_AFTER - 1)
         self.assertEqual(len(self.sender.pushes), 3)
-        self.assertEqual(len(self.dispatcher.waiting), 3)
-        self.assertEqual(self.dispatcher.gate.because, "BadTopic")
+        self.assertEqual(len(self.dispatcher.flags), 3)
+        general = self.dispatcher.holds.general
+        assert general is not None
+        self.assertEqual(general.text, "APNs refuses every push: BadTopic")
+        self.assertEqual(general.until, self.clock.seconds() + 1)
 
     def test_it_is_logged_at_critical_once_and_then_every_hour(self) -> None:
         self.assertEqual(self.levels().count(LogLevel.critical), 1)
         for _ in range(12):
-            self.turn(PROBE_INTERVAL)
+            self.turn(PROBE_AFTER)
             self.sender.answer(Misconfigured("BadTopic"))
         self.assertEqual(self.levels().count(LogLevel.critical), 2)
 
+    def test_it_is_logged_again_at_once_when_it_was_over_meanwhile(self) -> None:
+        self.dispatcher.credential_changed()
+        self.turn()
+        self.sender.answer(Misconfigured("BadTopic"))
+        self.assertEqual(self.levels().count(LogLevel.critical), 2)
+
     def test_one_push_probes_and_success_lets_the_others_go(self) -> None:
-        self.turn(PROBE_INTERVAL)
+        self.turn(PROBE_AFTER)
         self.assertEqual(len(self.sender.pushes), 4)
         self.sender.answer(Delivered())
         self.turn()
         self.assertEqual(len(self.sender.pushes), 6)
 
     def test_a_probe_without_an_answer_proves_nothing(self) -> None:
-        self.turn(PROBE_INTERVAL)
+        self.turn(PROBE_AFTER)
         self.sender.answer(RetryAfter("connection lost", 0))
         self.turn()
-        self.assertIs(self.dispatcher.gate.state, State.HELD)
+        self.assertIs(self.held_for(), Reason.REFUSED)
         self.assertEqual(len(self.sender.pushes), 4)
         self.turn(REPROBE_AFTER)
         self.sender.answer(Delivered())
-        self.assertIs(self.dispatcher.gate.state, State.OPEN)
+        self.assertIsNone(self.held_for())
 
     def test_a_new_credential_is_tried_at_once(self) -> None:
         self.dispatcher.credential_changed()
@@ -510,53 +556,443 @@ class GateTests(DispatcherTestCase):
 
     def test_a_probe_that_could_not_be_sent_proves_nothing_and_is_sent_again(self) -> None:
         self.sender.broken = True
-        self.turn(PROBE_INTERVAL)
+        self.turn(PROBE_AFTER)
         self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
         self.sender.broken = False
         self.turn(REPROBE_AFTER)
         self.sender.answer(Delivered())
-        self.assertIs(self.dispatcher.gate.state, State.OPEN)
+        self.assertIsNone(self.held_for())
+
+    def test_a_probe_waits_for_a_push_that_is_due_later(self) -> None:
+        self.dispatcher.credential_changed()
+        self.turn()
+        for outcome in (RetryAfter("TooManyRequests", 1000), Rejected("x"), Rejected("x")):
+            self.sender.answer(outcome)
+        self.register(user="late")
+        self.notify(user="late")
+        self.turn()
+        self.sender.answer(Misconfigured("BadTopic"))
+        self.successResultOf(self.dispatcher.forget(RegistrationKey("late", "ACCOUNT", TOKEN)))
+        before = len(self.sender.pushes)
+        self.turn(PROBE_AFTER + 1)
+        (timer,) = self.clock.getDelayedCalls()
+        self.assertEqual(timer.getTime(), UPTIME + 1000)
+        self.turn(1000)
+        self.assertEqual(len(self.sender.pushes), before + 1)
 
     def test_a_probe_that_finds_nothing_to_push_does_not_block_later_ones(self) -> None:
         for number in range(3):
             key = RegistrationKey(f"u{number}", "ACCOUNT", TOKEN)
             self.successResultOf(self.dispatcher.forget(key))
-        self.turn(PROBE_INTERVAL + 1)
+        self.turn(PROBE_AFTER + 1)
         self.register(user="late")
         self.notify(user="late")
         self.turn()
         self.assertEqual(self.sender.pushes[-1].key.user, "late")
 
 
-class FloodTests(DispatcherTestCase):
-    def answer(self, user: str, outcome: Outcome) -> bool:
-        """Push to a phone of its own, and say whether the registration is still there."""
-        key = self.register(user=user)
-        self.notify(user=user)
+class SuspensionTests(DispatcherTestCase):
+    """A phone that APNs refuses is kept, and asked again."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.key = self.register()
+        self.notify()
         self.turn()
-        self.sender.answer(outcome)
-        return self.successResultOf(self.registry.get(key)) is not None
 
-    def test_a_flood_of_bad_tokens_stops_the_dropping_and_raises_the_alarm(self) -> None:
-        kept = [self.answer(f"u{number}", Gone("BadDeviceToken")) for number in range(40)]
-        self.assertEqual(kept, [False] * 20 + [True] * 20)
-        self.assertEqual(self.levels().count(LogLevel.critical), 1)
+    def test_it_is_kept_and_a_notice_counts_it(self) -> None:
+        for refusal in (BAD, OTHER_TOPIC):
+            self.sender.answer(refusal)
+            self.assertIsNotNone(self.stored(self.key))
+            self.assertEqual(self.notify(), 1)
+            self.turn(FIRST_SUSPENSION - 1)
+            self.assertEqual(self.sender.in_flight, 0)
+            self.register()
+            self.turn()
 
-    def test_some_bad_tokens_among_good_ones_are_no_flood(self) -> None:
-        for number in range(60):
-            self.answer(f"good{number}", Delivered())
-        kept = [self.answer(f"bad{number}", Gone("BadDeviceToken")) for number in range(50)]
-        self.assertEqual(kept.count(True), 0)
+    def test_it_is_asked_again_after_an_hour_and_then_ever_later_up_to_a_day(self) -> None:
+        hours = []
+        for _ in range(7):
+            asked_at = self.clock.seconds()
+            self.sender.answer(BAD)
+            while not self.sender.in_flight:
+                self.notify()
+                self.turn(1800)
+            hours.append((self.clock.seconds() - asked_at) / 3600)
+        self.assertEqual(hours, [1, 2, 4, 8, 16, 24, 24])
+        self.sender.answer(Delivered())
+        self.notify()
+        self.turn()
+        self.sender.answer(BAD)
+        self.turn(FIRST_SUSPENSION)
+        self.assertEqual(self.sender.in_flight, 1)
 
-    def test_what_was_long_ago_does_not_excuse_a_flood(self) -> None:
-        for number in range(300):
-            self.answer(f"good{number}", Delivered())
-        kept = [self.answer(f"bad{number}", Gone("BadDeviceToken")) for number in range(60)]
-        self.assertEqual(kept, [False] * 50 + [True] * 10)
+    def test_one_answer_tells_why_and_until_when(self) -> None:
+        self.sender.answer(BAD)
+        now = self.clock.seconds()
+        hold = self.dispatcher.holds.on(self.key, now)
+        assert hold is not None
+        self.assertEqual(
+            (hold.reason, hold.text, hold.until),
+            (Reason.SUSPENDED, "APNs says BadDeviceToken", now + FIRST_SUSPENSION),
+        )
+        self.assertIsNone(self.dispatcher.holds.on(self.key, now + FIRST_SUSPENSION))
 
-    def test_410_is_never_a_flood(self) -> None:
-        kept = [self.answer(f"u{n}", Gone("Unregistered", NOW + 1)) for n in range(50)]
-        self.assertEqual(kept.count(True), 0)
+    def test_it_is_told_once_a_minute_for_each_reason(self) -> None:
+        self.sender.answer(BAD)
+        self.assertEqual(
+            [text for level, text in self.logged if level is LogLevel.warn],
+            ["Push to alice ACCOUNT aaaaaa... failed: BadDeviceToken; next try in 3600 s"],
+        )
+
+    def test_all_that_happened_meanwhile_goes_out_in_one_push(self) -> None:
+        both = frozenset(["INBOX", "Notes"])
+        self.register(mailboxes=("INBOX", "Notes"), confirmed=both)
+        self.sender.answer(Delivered())
+        self.notify()
+        self.turn()
+        self.sender.answer(BAD)
+        self.notify(mailbox="Notes")
+        self.turn(FIRST_SUSPENSION)
+        self.assertEqual(len(self.sender.pushes[-1].hashes), 2)
+
+    def test_what_it_is_owed_is_given_up_after_a_day_but_new_mail_waits_as_long(self) -> None:
+        for hours in (1, 2, 4, 8, 16):
+            self.sender.answer(BAD)
+            self.notify()
+            self.turn(3600 * hours)
+        self.notify()
+        self.sender.answer(BAD)
+        self.turn(LONGEST_SUSPENSION - 3600)
+        expiring = self.dispatcher.expire()
+        self.turn()
+        self.successResultOf(expiring)
+        self.assertEqual(len(self.dispatcher.flags), 1)
+        self.turn(3601)
+        self.assertEqual(self.sender.in_flight, 0)
+        self.assertEqual(len(self.dispatcher.flags), 0)
+        self.notify()
+        self.turn()
+        self.assertEqual(self.sender.in_flight, 1)
+
+    def test_a_new_notice_does_not_hasten_it_even_if_what_was_owed_is_forgotten(self) -> None:
+        self.sender.answer(BAD)
+        self.dispatcher.flags.drop(self.key)
+        self.notify()
+        self.turn(FIRST_SUSPENSION - 1)
+        self.assertEqual(len(self.sender.pushes), 1)
+        self.turn(1)
+        self.assertEqual(len(self.sender.pushes), 2)
+
+    def test_nothing_is_remembered_of_a_phone_that_is_forgotten(self) -> None:
+        self.sender.answer(BAD)
+        self.successResultOf(self.dispatcher.forget(self.key))
+        self.assertIsNone(self.dispatcher.holds.on(self.key, self.clock.seconds()))
+
+    def test_a_new_registration_frees_it_at_once(self) -> None:
+        self.sender.answer(BAD)
+        self.register()
+        self.turn()
+        self.assertEqual(len(self.sender.pushes), 2)
+        self.sender.answer(BAD)
+        self.turn(FIRST_SUSPENSION)
+        self.assertEqual(len(self.sender.pushes), 3)
+
+    def test_a_new_registration_does_not_hasten_what_waits_for_another_reason(self) -> None:
+        self.sender.answer(RetryAfter("TooManyRequests", 300))
+        self.register()
+        self.turn(299)
+        self.assertEqual(len(self.sender.pushes), 1)
+
+    def test_a_phone_that_registers_again_during_the_push_is_pushed_again(self) -> None:
+        self.register()
+        self.sender.answer(BAD)
+        self.turn()
+        self.assertEqual(len(self.sender.pushes), 2)
+
+    def test_another_credential_frees_it_at_once(self) -> None:
+        for refusal in (BAD, OTHER_TOPIC):
+            self.sender.answer(refusal)
+            self.dispatcher.credential_changed()
+            self.turn()
+            self.assertEqual(self.sender.in_flight, 1)
+
+    def test_a_restart_frees_it_at_once(self) -> None:
+        self.sender.answer(BAD)
+        self.turn(1)
+        self.successResultOf(self.dispatcher.stop())
+        self.sender = FakeSender()
+        self.dispatcher = self.started()
+        self.turn()
+        self.assertEqual(len(self.sender.pushes), 1)
+
+    def test_an_administrators_push_that_apns_takes_frees_it(self) -> None:
+        self.sender.answer(BAD)
+        registration = self.stored(self.key)
+        assert registration is not None
+        self.dispatcher.push_now(registration, "INBOX")
+        self.sender.answer(Delivered())
+        self.turn()
+        self.assertEqual(len(self.sender.pushes), 3)
+
+    def test_one_phones_suspension_holds_up_no_other(self) -> None:
+        self.sender.answer(BAD)
+        self.register(user="bob")
+        self.notify(user="bob")
+        self.turn()
+        self.assertEqual(self.sender.pushes[-1].key.user, "bob")
+
+
+class BadTokensTests(DispatcherTestCase):
+    """When APNs calls most device tokens bad, it is not believed, and all pushes wait."""
+
+    def phones(self, number: int, first: int = 1) -> list[RegistrationKey]:
+        return [
+            self.register(user=f"u{n}", token=f"{n:064x}") for n in range(first, first + number)
+        ]
+
+    def push(self, *keys: RegistrationKey) -> None:
+        for key in keys:
+            self.notify(user=key.user)
+        self.turn()
+
+    def answer_all(self, outcome: Outcome) -> None:
+        while self.sender.in_flight:
+            self.sender.answer(outcome)
+            self.turn()
+
+    def delivered(self) -> set[RegistrationKey]:
+        return {key for key, outcome, _ in self.outcomes if outcome == Delivered()}
+
+    def test_healthy_phones_that_apns_called_bad_for_seconds_are_all_kept_and_pushed(self) -> None:
+        for number in (8, 40):
+            phones = self.phones(number)
+            self.push(*phones)
+            self.answer_all(Delivered())
+            self.outcomes.clear()
+            for key in phones:  # for four seconds APNs is ill
+                self.push(key)
+                self.answer_all(BAD)
+                self.clock.advance(4 / number)
+            self.assertIs(self.held_for(), Reason.BAD_TOKENS)
+            self.assertEqual([key for key in phones if self.stored(key) is None], [])
+            self.assertEqual(self.delivered(), set())
+            self.turn(PROBE_AFTER)  # and now it is well again
+            self.assertEqual(self.sender.in_flight, 1)
+            self.answer_all(Delivered())
+            self.assertEqual(self.delivered(), set(phones))
+            self.assertEqual(len(self.dispatcher.flags), 0)
+            self.turn(WINDOW)
+
+    def test_the_wrong_environment_is_told_and_holds_all_pushes(self) -> None:
+        phones = self.phones(3)
+        self.push(*phones)
+        self.answer_all(BAD)
+        self.push(*self.phones(2, first=10))
+        self.assertEqual(self.sender.in_flight, 0)
+        (critical,) = [text for level, text in self.logged if level is LogLevel.critical]
+        self.assertIn("APNs calls most device tokens bad: either apnsServer names", critical)
+        self.assertIn("Nothing is lost, all pushes wait", critical)
+
+    def test_it_is_told_every_hour_while_it_lasts_once_when_it_is_over_and_again_at_once(
+        self,
+    ) -> None:
+        phones = self.phones(3)
+        self.push(*phones)
+        self.answer_all(BAD)
+        for _ in range(13):
+            self.turn(PROBE_AFTER)
+            self.sender.answer(BAD)
+        self.assertEqual(self.levels().count(LogLevel.critical), 2)
+        self.turn(PROBE_AFTER)
+        self.answer_all(Delivered())
+        self.assertEqual(
+            [text for level, text in self.logged if level is LogLevel.info],
+            ["APNs takes pushes again"],
+        )
+        self.push(*phones)
+        self.answer_all(BAD)
+        self.assertEqual(self.levels().count(LogLevel.critical), 3)
+
+    def test_one_phone_at_a_time_is_asked_each_time_another_one(self) -> None:
+        phones = self.phones(4)
+        self.push(*phones)
+        self.answer_all(BAD)
+        asked = len(self.sender.pushes)
+        for _ in range(8):
+            self.turn(PROBE_AFTER - 1)
+            self.assertEqual(self.sender.in_flight, 0)
+            self.turn(1)
+            self.assertEqual(self.sender.in_flight, 1)
+            self.answer_all(BAD)
+        probed = [push.key for push in self.sender.pushes[asked:]]
+        self.assertEqual(probed, phones * 2)
+
+    def test_what_happens_while_a_phone_is_asked_goes_out_when_it_was_good(self) -> None:
+        phones = self.phones(3)
+        self.push(*phones)
+        self.answer_all(BAD)
+        self.turn(PROBE_AFTER)
+        self.notify(user=phones[0].user)
+        asked = len(self.sender.pushes)
+        self.answer_all(Delivered())
+        self.assertEqual({push.key for push in self.sender.pushes[asked:]}, set(phones))
+
+    def test_a_phone_that_was_not_asked_yet_is_asked_first(self) -> None:
+        self.push(*self.phones(3))
+        self.answer_all(BAD)
+        late = self.phones(2, first=10)
+        self.push(*late)
+        for key in late:
+            self.turn(PROBE_AFTER)
+            self.assertEqual(self.sender.pushes[-1].key, key)
+            self.answer_all(BAD)
+
+    def test_a_probe_without_an_answer_is_made_again_soon(self) -> None:
+        self.push(*self.phones(3))
+        self.answer_all(BAD)
+        self.turn(PROBE_AFTER)
+        self.sender.answer(RetryAfter("connection lost", 0))
+        self.turn(REPROBE_AFTER - 1)
+        self.assertEqual(self.sender.in_flight, 0)
+        self.turn(1)
+        self.assertEqual(self.sender.in_flight, 1)
+
+    def test_a_probe_whose_phone_is_gone_proves_nothing_of_the_others(self) -> None:
+        phones = self.phones(3)
+        self.push(*phones)
+        self.answer_all(BAD)
+        self.turn(PROBE_AFTER)
+        self.sender.answer(Gone("Unregistered", self.wall()))
+        self.assertIsNone(self.stored(phones[0]))
+        self.assertIs(self.held_for(), Reason.BAD_TOKENS)
+        self.turn(PROBE_AFTER)
+        self.assertEqual(self.sender.pushes[-1].key, phones[1])
+
+    def test_a_probe_while_there_is_no_room_waits_for_it(self) -> None:
+        self.push(*self.phones(3))
+        self.answer_all(BAD)
+        self.sender.capacity = 0
+        self.turn(PROBE_AFTER)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.sender.capacity = 1
+        self.dispatcher.pump()
+        self.assertEqual(self.sender.in_flight, 1)
+
+    def test_another_credential_ends_it_at_once(self) -> None:
+        self.push(*self.phones(3))
+        self.answer_all(BAD)
+        self.dispatcher.credential_changed()
+        self.turn()
+        self.assertEqual(self.sender.in_flight, 3)
+
+    def test_an_administrators_push_that_apns_takes_ends_it(self) -> None:
+        phones = self.phones(3)
+        self.push(*phones)
+        self.answer_all(BAD)
+        registration = self.stored(phones[1])
+        assert registration is not None
+        self.dispatcher.push_now(registration, "INBOX")
+        self.answer_all(Delivered())
+        self.assertEqual(self.delivered(), set(phones))
+
+    def test_one_phone_with_several_accounts_is_not_most_phones(self) -> None:
+        for account in range(5):
+            key = RegistrationKey(f"u{account}", str(account), TOKEN)
+            registration = Registration(key, ("INBOX",), NOW)
+            self.successResultOf(self.dispatcher.register(registration))
+            self.push(key)
+        self.answer_all(BAD)
+        self.assertIsNone(self.held_for())
+
+    def test_some_bad_tokens_among_good_ones_are_believed(self) -> None:
+        self.push(*self.phones(4))
+        self.answer_all(Delivered())
+        self.push(*self.phones(4, first=10))
+        self.answer_all(BAD)
+        self.assertIsNone(self.held_for())
+        self.push(*self.phones(1, first=20))
+        self.answer_all(BAD)
+        self.assertIs(self.held_for(), Reason.BAD_TOKENS)
+
+    def test_what_was_some_time_ago_excuses_nothing_and_counts_for_nothing(self) -> None:
+        self.push(*self.phones(20))
+        self.answer_all(Delivered())
+        self.push(*self.phones(2, first=50))
+        self.answer_all(BAD)
+        self.turn(WINDOW + 1)
+        self.push(*self.phones(2, first=60))
+        self.answer_all(BAD)
+        self.assertIsNone(self.held_for())
+        self.push(*self.phones(1, first=70))
+        self.answer_all(BAD)
+        self.assertIs(self.held_for(), Reason.BAD_TOKENS)
+
+    def test_of_a_great_many_phones_the_last_hundred_count(self) -> None:
+        self.push(*self.phones(200))
+        self.answer_all(Delivered())
+        bad = self.phones(51, first=500)
+        self.push(*bad[:50])
+        self.answer_all(BAD)
+        self.assertIsNone(self.held_for())
+        self.push(*bad[50:])
+        self.answer_all(BAD)
+        self.assertIs(self.held_for(), Reason.BAD_TOKENS)
+
+    def test_what_was_answered_to_the_credential_before_counts_for_nothing(self) -> None:
+        bad = self.phones(3)
+        self.push(*bad[:2])
+        self.answer_all(BAD)
+        self.dispatcher.credential_changed()
+        self.turn()
+        for _ in bad[:2]:
+            self.sender.answer(RetryAfter("connection lost", 60))
+        self.push(bad[2])
+        self.sender.answer(BAD)
+        self.assertIsNone(self.held_for())
+
+    def test_a_push_from_before_that_gets_no_answer_is_no_probe(self) -> None:
+        self.push(*self.phones(4))
+        for _ in range(3):
+            self.sender.answer(BAD)
+        self.sender.answer(RetryAfter("connection lost", 0))
+        self.turn(PROBE_AFTER - 1)
+        self.assertEqual(self.sender.in_flight, 0)
+
+    def test_tokens_that_stay_bad_when_others_are_good_hold_up_nobody_again(self) -> None:
+        bad = self.phones(5)
+        (good,) = self.phones(1, first=10)
+        self.push(*bad)
+        self.answer_all(BAD)
+        self.push(good)
+        self.turn(PROBE_AFTER)
+        self.sender.answer(Delivered())
+        self.turn()
+        self.assertEqual({push.key for push in self.sender.pushes[-5:]}, set(bad))
+        self.answer_all(BAD)
+        self.assertIsNone(self.held_for())
+        self.push(good)
+        self.assertEqual(self.sender.in_flight, 1)
+
+    def test_other_refusals_are_no_sign_of_the_wrong_environment(self) -> None:
+        for refusal in (OTHER_TOPIC, Rejected("PayloadEmpty"), Gone("Unregistered", NOW + DAY)):
+            self.push(*self.phones(10))
+            self.answer_all(refusal)
+            self.assertIsNone(self.held_for())
+
+    def test_a_refused_configuration_comes_before_it_and_after_it(self) -> None:
+        phones = self.phones(5)
+        self.push(*phones[:3])
+        self.answer_all(BAD)
+        self.turn(PROBE_AFTER)
+        self.sender.answer(Misconfigured("BadTopic"))
+        self.assertIs(self.held_for(), Reason.REFUSED)
+        self.push(*phones[3:])
+        self.turn(PROBE_AFTER)
+        self.answer_all(BAD)  # which tells that the topic is good
+        self.assertIs(self.held_for(), Reason.BAD_TOKENS)
+        self.assertEqual(self.levels().count(LogLevel.critical), 3)
+        self.assertEqual([key for key in phones if self.stored(key) is None], [])
 
 
 class DiskTests(DispatcherTestCase):
@@ -592,7 +1028,7 @@ class DiskTests(DispatcherTestCase):
         self.turn(1)
         self.sender = FakeSender()
         self.dispatcher = self.started()
-        self.assertEqual(len(self.dispatcher.waiting), 5)
+        self.assertEqual(len(self.dispatcher.flags), 5)
 
     def test_a_full_disk_is_an_alarm_and_is_tried_again(self) -> None:
         self.register()
@@ -603,6 +1039,17 @@ class DiskTests(DispatcherTestCase):
         self.registry.failure = None
         self.turn(1)
         self.assertEqual(len(self.flags()), 1)
+
+    def test_a_disk_that_is_full_again_is_an_alarm_again(self) -> None:
+        self.sender.capacity = 0
+        for user in ("alice", "bob"):
+            self.register(user=user)
+            self.notify(user=user)
+            self.registry.failure = "disk full"
+            self.turn(1)
+            self.registry.failure = None
+            self.turn(1)
+        self.assertEqual(self.levels().count(LogLevel.critical), 2)
 
     def test_the_flags_of_an_outage_are_written_some_at_a_time(self) -> None:
         saves: list[int] = []
@@ -665,18 +1112,31 @@ class DiskTests(DispatcherTestCase):
         self.successResultOf(self.dispatcher.stop())
         self.assertIn("are lost: disk full", self.logged[-1][1])
 
-    def test_a_clock_that_is_set_back_keeps_nothing_waiting(self) -> None:
-        for user in ("alice", "bob"):
-            self.register(user=user)
-        self.notify(new_mail=False)
-        self.clock.rightNow -= 3600
-        for call in self.clock.getDelayedCalls():
-            call.delay(-3600)
-        self.dispatcher.clock_set(-3600)
-        self.turn(1)
-        self.assertEqual(len(self.flags()), 1)
-        self.turn(29)
-        self.assertEqual(len(self.sender.pushes), 1)
+    def test_the_time_of_day_has_no_say_in_when_something_is_pushed_or_saved(self) -> None:
+        for jump in (-3600, DAY):
+            self.register()
+            self.notify(new_mail=False)
+            self.epoch += jump
+            self.turn(1)
+            self.assertEqual(len(self.flags()), 1)
+            self.turn(29)
+            self.assertEqual(self.sender.in_flight, 1)
+            self.sender.answer(Delivered())
+
+    def test_what_was_saved_under_a_clock_that_was_wrong_is_pushed_soon(self) -> None:
+        for wrong in (-NOW, -40 * DAY, 40 * DAY):
+            self.epoch = NOW - UPTIME + wrong
+            self.register()
+            self.notify()
+            self.turn(1)
+            self.successResultOf(self.registry.save_flags([], []))
+            self.dispatcher.stop()
+            self.epoch = NOW - UPTIME
+            self.sender = FakeSender()
+            self.dispatcher = self.started()
+            self.turn(30)
+            self.assertEqual(len(self.sender.pushes), 1, wrong)
+            self.sender.answer(Delivered())
 
     def test_a_push_that_failed_while_stopping_is_kept(self) -> None:
         key = self.register()
@@ -696,27 +1156,50 @@ class DiskTests(DispatcherTestCase):
         self.sender.answer(Delivered())
         self.successResultOf(stopping)
         self.assertEqual((self.flags(), len(self.sender.pushes)), ([key], 1))
-        self.assertIs(self.dispatcher.gate.state, State.STOPPED)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
 
 class ExpiryTests(DispatcherTestCase):
-    def test_registrations_not_renewed_for_30_days_are_dropped_with_their_flags(self) -> None:
-        self.register(at=NOW - REGISTRATION_LIFETIME - 1)
-        kept = self.register(user="bob", at=NOW - REGISTRATION_LIFETIME + 1)
-        self.notify(new_mail=False)
+    def expire(self) -> None:
         expiring = self.dispatcher.expire()
         self.turn()
         self.successResultOf(expiring)
-        (left,) = self.successResultOf(self.registry.page())
-        self.assertEqual(left.key, kept)
-        self.assertEqual(len(self.dispatcher.waiting), 0)
+
+    def left(self) -> list[RegistrationKey]:
+        registrations = Deferred.fromCoroutine(everything(self.registry.page))
+        return [each.key for each in self.successResultOf(registrations)]
+
+    def run_for_long(self) -> None:
+        """As long as every phone needs to register again."""
+        self.expire()
+        self.turn(RENEWAL)
+
+    def test_registrations_not_renewed_for_30_days_are_dropped_with_their_flags(self) -> None:
+        self.run_for_long()
+        self.register(at=self.wall() - REGISTRATION_LIFETIME - 1)
+        kept = self.register(user="bob", at=self.wall() - REGISTRATION_LIFETIME + 1)
+        self.notify(new_mail=False)
+        self.expire()
+        self.assertEqual(self.left(), [kept])
+        self.assertEqual(len(self.dispatcher.flags), 0)
 
     def test_however_many_are_old_they_are_dropped_at_once(self) -> None:
+        self.run_for_long()
         for number in range(5):
             self.register(user=f"u{number}", at=NOW - REGISTRATION_LIFETIME - 1)
-        self.successResultOf(self.dispatcher.expire())
-        self.assertEqual(self.successResultOf(self.registry.count()), 0)
+        self.expire()
+        self.assertEqual(self.left(), [])
+
+    def test_registrations_made_under_a_clock_far_behind_survive_a_restart(self) -> None:
+        alice, bob = self.register(at=0.0), self.register(user="bob", at=0.0)
+        for _ in range(47):
+            self.expire()
+            self.turn(3600)
+        self.assertEqual(self.left(), [alice, bob])
+        self.register()  # as phones do daily
+        self.turn(3600)
+        self.expire()
+        self.assertEqual(self.left(), [alice])
 
     def test_pushes_that_waited_for_a_day_are_given_up_and_told_of(self) -> None:
         self.sender.capacity = 0
@@ -725,30 +1208,48 @@ class ExpiryTests(DispatcherTestCase):
             self.notify(user=f"u{number}")
         self.turn(LIFETIME + 1)
         for _ in range(2):
-            expiring = self.dispatcher.expire()
-            self.turn()
-            self.successResultOf(expiring)
+            self.expire()
         told = [text for level, text in self.logged if level is LogLevel.warn]
         self.assertEqual(told, ["Gave up 3 pushes that waited for 24 hours"])
 
     def test_a_clock_that_is_set_forward_makes_no_registration_old(self) -> None:
-        kept = self.register()
-        self.register(user="bob")
-        self.clock.rightNow += REGISTRATION_LIFETIME + 1
-        self.dispatcher.clock_set(REGISTRATION_LIFETIME + 1)
-        self.successResultOf(self.dispatcher.expire())
-        self.assertEqual(self.successResultOf(self.registry.count()), 2)
-        self.turn(24 * 3600)
+        self.run_for_long()
+        alice, bob = self.register(), self.register(user="bob")
+        self.expire()
+        self.epoch += REGISTRATION_LIFETIME + 1
+        self.expire()
+        self.assertEqual(self.left(), [alice, bob])
+        self.turn(DAY)
         self.register()  # as phones do daily
-        self.turn(24 * 3600)
-        self.successResultOf(self.dispatcher.expire())
-        (left,) = self.successResultOf(self.registry.page())
-        self.assertEqual(left.key, kept)
+        self.turn(DAY)
+        self.expire()
+        self.assertEqual(self.left(), [alice])
+
+    def test_a_clock_that_is_kept_right_does_not_put_it_off(self) -> None:
+        old = self.register(at=0.0)
+        for _ in range(48):
+            self.expire()
+            self.assertEqual(self.left(), [old])
+            self.turn(3600)
+            self.epoch += 0.5
+        self.expire()
+        self.assertEqual(self.left(), [])
 
     def test_a_registry_that_fails_is_logged_and_no_more(self) -> None:
+        self.run_for_long()
         self.registry.failure = "locked"
-        self.successResultOf(self.dispatcher.expire())
+        self.expire()
         self.assertIn(LogLevel.error, self.levels())
+
+    def test_a_phone_that_had_to_go_for_another_one_is_not_pushed(self) -> None:
+        self.registry = MemoryRegistry(max_per_user=2)
+        self.dispatcher = self.started()
+        for token in ("aa", "bb"):
+            self.register(token=token * 32)
+        self.notify()
+        self.register(token="cc" * 32)
+        self.turn()
+        self.assertEqual([push.key.device_token for push in self.sender.pushes], ["bb" * 32])
 
     def test_forgetting_takes_effect_at_once(self) -> None:
         key = self.register()

@@ -17,9 +17,11 @@ from hypothesis.stateful import (
 from twisted.trial.unittest import SynchronousTestCase
 
 from xaps.model import Registration, RegistrationKey, WaitingFlag
-from xaps.push.flags import LIFETIME, MAX_NAMED, SAVE_AFTER, Flag, State, WaitingTable
+from xaps.push.flags import GRACE, LIFETIME, MAX_NAMED, SAVE_AFTER, Flag, Flags
 
-START = 1_800_000_000.0
+START = 1_000.0
+EPOCH = 1_800_000_000.0
+"""The time of day when the monotonic clock was at 0."""
 
 
 def registration(user: str = "alice", *mailboxes: str) -> Registration:
@@ -27,11 +29,29 @@ def registration(user: str = "alice", *mailboxes: str) -> Registration:
     return Registration(key, mailboxes or ("INBOX", "Notes"), START)
 
 
-def table(delay: float = 30.0, check_interval: float = 0.0) -> WaitingTable:
+def table(delay: float = 30.0, check_interval: float = 0.0) -> Flags:
     ids = itertools.count(1)
-    return WaitingTable(
-        delay=delay, check_interval=check_interval, new_id=lambda: f"id-{next(ids)}"
-    )
+    return Flags(delay=delay, check_interval=check_interval, new_id=lambda: f"id-{next(ids)}")
+
+
+def due(flags: Flags) -> float:
+    """When there is something to push."""
+    flag = flags.first(START)
+    return math.inf if flag is None else flag.due
+
+
+def first_due(flags: Flags, now: float) -> Flag | None:
+    """What has been due for longest."""
+    flag = flags.first(now)
+    return flag if flag is not None and flag.due <= now else None
+
+
+def take(flags: Flags, now: float) -> Flag | None:
+    """What has been due for longest, now in flight."""
+    flag = first_due(flags, now)
+    if flag is not None:
+        flags.take(flag, now)
+    return flag
 
 
 class DueTests(SynchronousTestCase):
@@ -43,24 +63,24 @@ class DueTests(SynchronousTestCase):
         self.table.notice(self.alice, mailbox, new_mail=new_mail, now=START + at)
 
     def take(self, at: float) -> Flag:
-        flag = self.table.take(START + at)
+        flag = take(self.table, START + at)
         assert flag is not None
         return flag
 
     def test_new_mail_is_due_at_once(self) -> None:
         self.notice(0, new_mail=True)
-        self.assertEqual(self.table.next_due(), START)
+        self.assertEqual(due(self.table), START)
         self.assertEqual(self.take(0).sent, {"INBOX"})
 
     def test_other_events_are_due_after_the_delay(self) -> None:
         self.notice(0)
-        self.assertIsNone(self.table.take(START + 29.9))
+        self.assertIsNone(take(self.table, START + 29.9))
         self.assertEqual(self.take(30).sent, {"INBOX"})
 
     def test_further_events_do_not_put_off_the_first(self) -> None:
         for at in range(0, 30, 5):
             self.notice(at)
-        self.assertEqual(self.table.next_due(), START + 30)
+        self.assertEqual(due(self.table), START + 30)
 
     def test_new_mail_overrides_the_delay_and_takes_the_rest_along(self) -> None:
         self.notice(0, mailbox="Notes")
@@ -72,12 +92,12 @@ class DueTests(SynchronousTestCase):
         first = self.take(0)
         for at in range(100):
             self.notice(1 + at / 100, new_mail=True)
-            self.assertIsNone(self.table.take(START + 2))
+            self.assertIsNone(take(self.table, START + 2))
         self.table.answered(first, START + 2)
         second = self.take(2)
         self.assertNotEqual(second.apns_id, "id-1")
         self.table.answered(second, START + 3)
-        self.assertIsNone(self.table.take(START + 1000))
+        self.assertIsNone(take(self.table, START + 1000))
         self.assertEqual(len(self.table), 0)
 
     def test_an_event_in_flight_is_due_after_the_delay(self) -> None:
@@ -85,7 +105,7 @@ class DueTests(SynchronousTestCase):
         flag = self.take(0)
         self.notice(1, mailbox="Notes")
         self.table.answered(flag, START + 2)
-        self.assertIsNone(self.table.take(START + 30))
+        self.assertIsNone(take(self.table, START + 30))
         self.assertEqual(self.take(31).sent, {"Notes"})
 
     def test_delayed_pushes_go_out_together_at_the_check_interval(self) -> None:
@@ -93,7 +113,7 @@ class DueTests(SynchronousTestCase):
         self.notice(1)
         self.table.notice(registration("bob"), "INBOX", new_mail=False, now=START + 9)
         self.assertEqual(START % 20, 0)
-        self.assertIsNone(self.table.take(START + 39.9))
+        self.assertIsNone(take(self.table, START + 39.9))
         self.take(40)
         self.take(40)
 
@@ -103,7 +123,8 @@ class DueTests(SynchronousTestCase):
         apns_id = flag.apns_id
         self.notice(1, mailbox="Notes")
         self.table.failed(flag, START + 12, START + 2)
-        self.assertEqual(self.table.next_due(), START + 12)
+        self.assertEqual(due(self.table), START + 12)
+        self.assertEqual(flag.waiting_since, START)
         again = self.take(12)
         self.assertEqual((again.sent, again.apns_id), ({"INBOX", "Notes"}, apns_id))
 
@@ -111,7 +132,7 @@ class DueTests(SynchronousTestCase):
         self.notice(0, new_mail=True)
         self.table.failed(self.take(0), START + 300, START)
         self.notice(10, new_mail=True)
-        self.assertIsNone(self.table.take(START + 299))
+        self.assertIsNone(take(self.table, START + 299))
         self.take(300)
 
     def test_success_ends_the_row_of_failures(self) -> None:
@@ -130,7 +151,7 @@ class DueTests(SynchronousTestCase):
         self.assertEqual((len(self.table), self.table.expired), (1, 0))
         list(self.table.expire(START + 3601 + LIFETIME))
         self.assertEqual((len(self.table), self.table.expired), (0, 1))
-        self.assertIsNone(self.table.take(START + 3601 + LIFETIME))
+        self.assertIsNone(take(self.table, START + 3601 + LIFETIME))
 
     def test_many_flags_expire_some_at_a_time_and_what_happens_between_is_heeded(self) -> None:
         for number in range(7):
@@ -144,17 +165,18 @@ class DueTests(SynchronousTestCase):
         self.table.drop(registration("user5").key)
         list(steps)
         self.assertEqual(self.table.expired, 5)
-        self.assertEqual([flag.registration.key.user for flag in self.table], ["user4"])
+        self.assertEqual(len(self.table), 1)
+        self.assertIsNotNone(self.table.get(registration("user4").key))
 
     def test_an_expired_flag_is_not_pushed(self) -> None:
         self.notice(0, new_mail=True)
-        self.assertIsNone(self.table.take(START + LIFETIME + 1))
+        self.assertIsNone(take(self.table, START + LIFETIME + 1))
         self.assertEqual((len(self.table), self.table.expired), (0, 1))
 
     def test_a_dropped_registration_is_owed_nothing(self) -> None:
         self.notice(0, new_mail=True)
         self.table.drop(self.alice.key)
-        self.assertIsNone(self.table.take(START))
+        self.assertIsNone(take(self.table, START))
         self.notice(1, new_mail=True)
         flag = self.take(1)
         self.notice(2, new_mail=True)
@@ -214,64 +236,68 @@ class DiskTests(SynchronousTestCase):
         self.table.notice(self.alice, "INBOX", new_mail=True, now=START)
 
     def saved(self, at: float) -> list[WaitingFlag]:
-        return self.table.to_save(START + at)[0]
+        return self.table.to_save(START + at, EPOCH)[0]
 
     def take(self) -> Flag:
-        flag = self.table.take(START + 2)
+        flag = take(self.table, START + 2)
         assert flag
         return flag
 
     def test_a_push_delivered_within_the_second_is_never_written(self) -> None:
-        flag = self.table.take(START)
+        flag = take(self.table, START)
         assert flag
         self.assertEqual(self.saved(0.5), [])
         self.table.answered(flag, START + 0.8)
         self.assertIsNone(self.table.next_save(START + 0.8))
-        self.assertEqual(self.table.to_save(START + 2), ([], []))
+        self.assertEqual(self.table.to_save(START + 2, EPOCH), ([], []))
 
     def test_what_is_still_waiting_or_in_flight_is_written_within_the_second(self) -> None:
         self.table.notice(registration("bob"), "Notes", new_mail=False, now=START)
-        self.table.take(START)
+        take(self.table, START)
         self.assertEqual(self.table.next_save(START), START + SAVE_AFTER)
         self.assertLess(SAVE_AFTER, 1.0)
         written = {flag.key.user: flag for flag in self.saved(SAVE_AFTER)}
         self.assertEqual(written["alice"].mailboxes, {"INBOX"})
-        self.assertEqual(written["alice"].due, START)
-        self.assertEqual(written["bob"].due, START + 30)
+        self.assertEqual(written["alice"].due, EPOCH + START)
+        self.assertEqual(written["bob"].due, EPOCH + START + 30)
         self.assertIsNone(self.table.next_save(START + 1))
 
     def test_a_delivered_flag_that_was_written_is_cleared(self) -> None:
         self.saved(1)
-        flag = self.table.take(START + 2)
+        flag = take(self.table, START + 2)
         assert flag
         self.table.answered(flag, START + 2)
         self.assertIsNotNone(self.table.next_save(START + 2))
-        self.assertEqual(self.table.to_save(START + 2), ([], [self.alice.key]))
+        self.assertEqual(self.table.to_save(START + 2, EPOCH), ([], [self.alice.key]))
 
     def test_what_could_not_be_forgotten_on_disk_is_forgotten_later(self) -> None:
         self.saved(1)
         flag = self.take()
         self.table.answered(flag, START + 2)
-        changed, cleared = self.table.to_save(START + 2)
+        changed, cleared = self.table.to_save(START + 2, EPOCH)
         self.table.save_failed(changed, cleared, START + 2)
         self.assertIsNotNone(self.table.next_save(START + 2))
-        self.assertEqual(self.table.to_save(START + 2), ([], [self.alice.key]))
+        self.assertEqual(self.table.to_save(START + 2, EPOCH), ([], [self.alice.key]))
 
     def test_no_more_is_given_at_a_time_than_the_limit(self) -> None:
         for user in ("bob", "carol"):
             self.table.notice(registration(user), "INBOX", new_mail=True, now=START)
-        self.assertEqual([len(self.table.to_save(START + 1, limit=2)[0]) for _ in "123"], [2, 1, 0])
+        self.assertEqual(
+            [len(self.table.to_save(START + 1, EPOCH, limit=2)[0]) for _ in "123"], [2, 1, 0]
+        )
         for _ in range(3):
             self.table.answered(self.take(), START + 2)
-        self.assertEqual([len(self.table.to_save(START + 2, limit=2)[1]) for _ in "123"], [2, 1, 0])
+        self.assertEqual(
+            [len(self.table.to_save(START + 2, EPOCH, limit=2)[1]) for _ in "123"], [2, 1, 0]
+        )
 
     def test_a_flag_that_is_dirty_again_is_written_and_not_cleared(self) -> None:
         self.saved(1)
-        flag = self.table.take(START + 2)
+        flag = take(self.table, START + 2)
         assert flag
         self.table.answered(flag, START + 2)
         self.table.notice(self.alice, "INBOX", new_mail=False, now=START + 2)
-        changed, cleared = self.table.to_save(START + 3)
+        changed, cleared = self.table.to_save(START + 3, EPOCH)
         self.assertEqual(([flag.key for flag in changed], cleared), ([self.alice.key], []))
 
     def test_repeated_events_are_not_written_again_and_again(self) -> None:
@@ -283,55 +309,93 @@ class DiskTests(SynchronousTestCase):
         self.assertEqual(len(self.saved(101)), 1)
 
     def test_a_failed_write_is_done_again(self) -> None:
-        changed, cleared = self.table.to_save(START + 1)
+        changed, cleared = self.table.to_save(START + 1, EPOCH)
         self.table.save_failed(changed, cleared, START + 1)
         self.assertEqual(self.saved(2), changed)
 
     def test_everything_is_written_at_the_end(self) -> None:
-        self.assertEqual(len(self.table.to_save(START, everything=True)[0]), 1)
+        self.assertEqual(len(self.table.to_save(START, EPOCH, everything=True)[0]), 1)
 
     def test_a_restored_flag_is_pushed(self) -> None:
         (saved,) = self.saved(1)
         fresh = table()
-        fresh.restore(saved, self.alice, START + 10)
-        flag = fresh.take(START + 10)
+        fresh.restore(saved, self.alice, START + 10, EPOCH)
+        flag = take(fresh, START + 10)
         assert flag
         self.assertEqual(flag.sent, {"INBOX"})
         fresh.answered(flag, START + 11)
-        self.assertEqual(fresh.to_save(START + 12), ([], [self.alice.key]))
+        self.assertEqual(fresh.to_save(START + 12, EPOCH), ([], [self.alice.key]))
 
-    def test_an_expired_or_pointless_saved_flag_is_not_restored(self) -> None:
+    def test_a_saved_flag_for_no_mailbox_that_is_registered_is_not_restored(self) -> None:
         (saved,) = self.saved(1)
         fresh = table()
-        fresh.restore(saved, self.alice, START + LIFETIME + 1)
-        fresh.restore(saved, registration("alice", "Other"), START + 10)
+        fresh.restore(saved, registration("alice", "Other"), START + 10, EPOCH)
         self.assertEqual(len(fresh), 0)
+
+    def test_a_saved_flag_that_seems_to_be_old_is_owed_for_an_hour_for_a_clock_may_be_wrong(
+        self,
+    ) -> None:
+        (saved,) = self.saved(1)
+        for age in (LIFETIME + 1, EPOCH):
+            fresh = table()
+            fresh.restore(saved, self.alice, 10, EPOCH + age)
+            self.assertIsNotNone(first_due(fresh, 10 + GRACE))
+            self.assertIsNone(first_due(fresh, 11 + GRACE))
+            self.assertEqual(fresh.expired, 1)
+
+    def test_a_saved_flag_is_owed_for_a_day_from_its_event(self) -> None:
+        (saved,) = self.saved(1)
+        for age in (3600.0, -3600.0):  # the clock was set back
+            fresh = table()
+            fresh.restore(saved, self.alice, 10, saved.noticed_at - 10 + age)
+            left = LIFETIME - max(0.0, age)
+            self.assertIsNotNone(first_due(fresh, 10 + left))
+            self.assertIsNone(first_due(fresh, 11 + left))
+
+    def test_what_was_pushed_in_vain_is_owed_at_once_after_a_start(self) -> None:
+        self.table.failed(self.take(), START + 9e6, START + 2)
+        (saved,) = self.saved(3)
+        fresh = table()
+        fresh.restore(saved, self.alice, 10, EPOCH + START)
+        self.assertIsNotNone(first_due(fresh, 10))
+
+    def test_the_first_event_of_all_is_when_a_restored_flag_waits_since(self) -> None:
+        (saved,) = self.saved(1)
+        for noticed in (False, True):
+            fresh = table()
+            if noticed:
+                fresh.notice(self.alice, "Notes", new_mail=True, now=10)
+            fresh.restore(saved, self.alice, 10, saved.noticed_at + 90)
+            flag = take(fresh, 10)
+            assert flag
+            self.assertEqual(flag.sent_since, 10 - 100)
 
     def test_what_was_noticed_since_the_start_is_owed_besides_what_was_kept(self) -> None:
         (saved,) = self.saved(1)
         for taken in (False, True):
             fresh = table()
             fresh.notice(self.alice, "Notes", new_mail=True, now=START + 10)
-            first = fresh.take(START + 10) if taken else None
-            fresh.restore(saved, self.alice, START + 11)
-            self.assertEqual(fresh.to_save(START + 12)[0][0].mailboxes, {"INBOX", "Notes"})
+            first = take(fresh, START + 10) if taken else None
+            fresh.restore(saved, self.alice, START + 11, EPOCH)
+            self.assertEqual(fresh.to_save(START + 12, EPOCH)[0][0].mailboxes, {"INBOX", "Notes"})
             if first is not None:
                 fresh.answered(first, START + 12)
-            flag = fresh.take(START + 12)
+            flag = take(fresh, START + 12)
             assert flag
             self.assertIn("INBOX", flag.sent)
 
     def test_a_saved_flag_that_is_of_no_use_is_cleared(self) -> None:
         (saved,) = self.saved(1)
         fresh = table()
-        fresh.restore(saved, registration("alice", "Other"), START + 10)
-        self.assertEqual(fresh.to_save(START + 11), ([], [self.alice.key]))
+        fresh.restore(saved, registration("alice", "Other"), START + 10, EPOCH)
+        self.assertEqual(fresh.to_save(START + 11, EPOCH), ([], [self.alice.key]))
 
     def test_a_clock_that_was_set_back_does_not_strand_a_restored_flag(self) -> None:
-        saved = WaitingFlag(self.alice.key, START + 9e6, START + 9e6, frozenset(["INBOX"]))
+        at = EPOCH + 9e6
+        saved = WaitingFlag(self.alice.key, at, at, frozenset(["INBOX"]))
         fresh = table()
-        fresh.restore(saved, self.alice, START)
-        self.assertLessEqual(fresh.next_due() or math.inf, START + 30)
+        fresh.restore(saved, self.alice, START, EPOCH)
+        self.assertLessEqual(due(fresh), START + 30)
 
 
 class WaitingMachine(RuleBasedStateMachine):
@@ -362,7 +426,7 @@ class WaitingMachine(RuleBasedStateMachine):
 
     @rule()
     def take(self) -> None:
-        flag = self.table.take(self.now)
+        flag = take(self.table, self.now)
         if flag is None:
             return
         user = flag.registration.key.user
@@ -386,24 +450,13 @@ class WaitingMachine(RuleBasedStateMachine):
                 boxes[mailbox] = self.now + 10
             self.table.failed(flag, self.now + 10, self.now)
 
-    @rule(seconds=st.sampled_from([-3600.0, -0.5, 86_400.0]))
-    def set_clock(self, seconds: float) -> None:
-        """As if nothing had happened."""
-        self.now += seconds
-        self.table.clock_set(seconds)
-        for boxes in self.owed.values():
-            for mailbox in boxes:
-                boxes[mailbox] += seconds
-        for user in self.patience:
-            self.patience[user] += seconds
-
     @rule()
     def fail_to_save(self) -> None:
-        self.table.save_failed(*self.table.to_save(self.now), self.now)
+        self.table.save_failed(*self.table.to_save(self.now, EPOCH), self.now)
 
     @rule(limit=st.sampled_from([1, 1000]))
     def save(self, limit: int) -> None:
-        changed, cleared = self.table.to_save(self.now, limit=limit)
+        changed, cleared = self.table.to_save(self.now, EPOCH, limit=limit)
         assert max(len(changed), len(cleared)) <= limit
         assert not {flag.key for flag in changed} & set(cleared)
         self.disk.update((flag.key, flag) for flag in changed)
@@ -428,15 +481,16 @@ class WaitingMachine(RuleBasedStateMachine):
         self.now += 1000
         for _ in range(10):
             self.save(limit=1)
-        for flag in self.table:
+        flags = [flag for user in "abc" if (flag := self.table.get(registration(user).key))]
+        for flag in flags:
             assert self.disk[flag.registration.key].mailboxes == flag.mailboxes | flag.sent
-        assert len(self.disk) == len(self.table)
-        waiting = {flag.registration.key for flag in self.table if flag.state is State.WAITING}
+        assert len(self.disk) == len(self.table) == len(flags)
+        waiting = {flag.registration.key for flag in flags if not flag.sent}
         taken = set(iter(self._taken, None))
         assert taken == waiting
 
     def _taken(self) -> RegistrationKey | None:
-        flag = self.table.take(self.now)
+        flag = take(self.table, self.now)
         return None if flag is None else flag.registration.key
 
 

@@ -16,7 +16,7 @@ from xaps.model import (
     RegistrationKey,
     RetryAfter,
 )
-from xaps.push.gate import State
+from xaps.push.holds import Reason
 
 
 class PushNowTests(DispatcherTestCase):
@@ -80,7 +80,7 @@ class PushNowTests(DispatcherTestCase):
         self.turn()
         self.sender.answer(Misconfigured("BadTopic"))
         self.turn()
-        self.assertIs(self.dispatcher.gate.state, State.HELD)
+        self.assertIs(self.held_for(), Reason.REFUSED)
         return key
 
     def test_a_success_lets_out_what_was_held_back(self) -> None:
@@ -88,7 +88,7 @@ class PushNowTests(DispatcherTestCase):
         self.assertEqual(len(self.sender.pushes), 2)
         self.sender.answer(Delivered())
         self.successResultOf(pushing)
-        self.assertIs(self.dispatcher.gate.state, State.OPEN)
+        self.assertIsNone(self.held_for())
         self.turn()
         self.assertEqual(len(self.sender.pushes), 3)
 
@@ -96,7 +96,7 @@ class PushNowTests(DispatcherTestCase):
         self.push_now(self.hold())
         self.sender.answer(Misconfigured("BadTopic"))
         self.turn()
-        self.assertIs(self.dispatcher.gate.state, State.HELD)
+        self.assertIs(self.held_for(), Reason.REFUSED)
         self.assertEqual(len(self.sender.pushes), 2)
 
     def test_a_push_that_waited_for_room_follows(self) -> None:

@@ -84,12 +84,12 @@ class Control:
         return self._registry.count().addCallback(self._snapshot)
 
     def _snapshot(self, phones: int) -> Snapshot:
-        waiting = self._dispatcher.waiting
+        flags = self._dispatcher.flags
         return Snapshot(
             phones=phones,
-            waiting=len(waiting) - waiting.in_flight,
-            in_flight=waiting.in_flight,
-            held=self._dispatcher.gate.held,
+            waiting=len(flags) - flags.in_flight,
+            in_flight=flags.in_flight,
+            held=self._dispatcher.holds.general is not None,
             connection=self._connection(),
             credential=self._keeper.credential,
             stalls=self._stalls,
@@ -143,8 +143,8 @@ class Control:
                 degraded.append("connecting to APNs")
             else:
                 starting.append("connecting to APNs")
-        if now.held:
-            failing.append(f"APNs refuses every push: {self._dispatcher.gate.because}")
+        if (hold := self._dispatcher.holds.general) is not None:
+            failing.append(hold.text)
         if isinstance(now.credential, CertificateCredential):
             left = now.credential.not_after - self._wall()
             if left < EXPIRES_SOON:
@@ -200,7 +200,7 @@ class Control:
             "mailboxes": list(registration.mailboxes),
             "confirmed": sorted(registration.confirmed),
             "registered_at": registration.registered_at,
-            "waiting": self._dispatcher.waiting.get(key) is not None,
+            "waiting": self._dispatcher.flags.get(key) is not None,
             "last_push": told,
         }
 

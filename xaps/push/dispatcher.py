@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import random
 import uuid
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Iterable
+from typing import Never, Protocol
 
-from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger, LogLevel
@@ -28,21 +28,17 @@ from xaps.model import (
     Rejected,
     RetryAfter,
 )
-from xaps.push.flags import Flag, WaitingTable
-from xaps.push.flood import FloodWatch
-from xaps.push.gate import Gate, blames_credential
+from xaps.push.flags import Flag, Flags
+from xaps.push.holds import Holds, Reason
 from xaps.push.saving import FlagSaver
 from xaps.registry.interface import IRegistry, RegistryError
-from xaps.system.complaints import Repeated
+from xaps.system.complaints import Complaints
 
 RENEWAL = 2 * 24 * 3600.0
 """Seconds in which every phone that is there registers again."""
 
-AT_ONCE = 3
-"""How often in a row a push that comes back through no fault of its own goes out again at once."""
-
-LONGEST_RETURN = 60.0
-"""Seconds until such a push goes out again, at the most."""
+CLOCK_SET = 60.0
+"""Seconds by which the time of day may be corrected in an hour, without having been wrong."""
 
 LONGEST_DELAY = 900.0
 """Seconds between two tries of one push that failed, at the most."""
@@ -65,6 +61,7 @@ class Dispatcher:
     """Takes registrations and notices, and pushes.
 
     :param sender: when it has room again, :meth:`pump` is to be called.
+    :param wall: the time of day.
     :param topic: gives the topic that phones are to register with; raises
         :class:`~xaps.model.Refused` while there is no usable credential.
     :param on_outcome: told of each answer: the outcome, and the seconds since the first of the
@@ -79,6 +76,7 @@ class Dispatcher:
         registry: IRegistry,
         sender: Sender,
         *,
+        wall: Callable[[], float],
         topic: Callable[[], str],
         delay: float,
         check_interval: float,
@@ -89,20 +87,20 @@ class Dispatcher:
         self._clock = clock
         self._registry = registry
         self._sender = sender
+        self._wall = wall
         self.topic = topic
         self._jitter = jitter
         self._on_outcome = on_outcome
         self._new_id = new_id
-        self.waiting = WaitingTable(delay=delay, check_interval=check_interval, new_id=new_id)
-        self.gate = Gate()
-        self._flood = FloodWatch()
-        self._saver = FlagSaver(clock, registry, self.waiting)
-        self._repeated = Repeated()
-        self._suspended: set[RegistrationKey] = set()
-        self._expire_from = float("-inf")
-        self._generation = 0  # of the credential
+        self.flags = Flags(delay=delay, check_interval=check_interval, new_id=new_id)
+        self._complaints = Complaints(self._log, clock.seconds)
+        self.holds = Holds(sender.room, self._complaints)
+        self._saver = FlagSaver(clock, wall, registry, self.flags)
+        self._credentials = 0  # that there have been
+        self._epoch = float("-inf")
+        self._expire_from = 0.0
         self._pump_call: IDelayedCall | None = None
-        self._landed: list[Deferred[None]] = []
+        self._all_answered: Deferred[None] | None = None
 
     # -------------------------------------------------------------- starting and stopping
 
@@ -112,31 +110,30 @@ class Dispatcher:
 
     async def _restore(self) -> int:
         now = self._clock.seconds()
+        epoch = self._wall() - now
         page = await self._registry.flags()
         while page:
             for saved in page:
                 registration = await self._registry.get(saved.key)
                 if registration is not None:
-                    self.waiting.restore(saved, registration, now)
+                    self.flags.restore(saved, registration, now, epoch)
             page = await self._registry.flags(page[-1].key)
         self._arm()
         self._saver.arm()
-        return len(self.waiting)
+        return len(self.flags)
 
     def stop(self) -> Deferred[None]:
         """Start no more pushes; fires when those in flight have been answered (the sender sees to
         it that they are) and everything that is still owed is on disk."""
-        self.gate.stop()
+        self.holds.stopping = True
         self._saver.stop()
-        if self._pump_call is not None and self._pump_call.active():
-            self._pump_call.cancel()
+        self._cancel_pump()
         return Deferred.fromCoroutine(self._finish())
 
     async def _finish(self) -> None:
-        if self.waiting.in_flight:
-            landed: Deferred[None] = Deferred()
-            self._landed.append(landed)
-            await landed
+        if self.flags.in_flight:
+            self._all_answered = Deferred()
+            await self._all_answered
         await self._saver.finish()
 
     # -------------------------------------------------------------- what IMAP servers ask
@@ -146,27 +143,28 @@ class Dispatcher:
 
         Fails with a temporary :class:`~xaps.model.Refused` when it cannot be stored.
         """
-        return Deferred.fromCoroutine(self._register(registration))
-
-    async def _register(self, registration: Registration) -> None:
-        try:
-            await self._registry.register(registration)
-        except RegistryError as error:
-            self._complain(
-                LogLevel.error,
-                "Registration of {key} refused: {error}{more}",
-                kind="registration",
-                key=registration.key,
-                error=error,
-            )
-            raise Refused(str(error), temporary=True) from error
-        self._suspended.discard(registration.key)
-        self.waiting.registered(registration)
-        self._log.debug(
-            "Registered {key} for {count} mailboxes",
-            key=registration.key,
-            count=len(registration.mailboxes),
+        return self._registry.register(registration).addCallbacks(
+            self._registered,
+            self._refuse,
+            callbackArgs=(registration,),
+            errbackArgs=("Registration of {key} refused: {error}", registration.key),
         )
+
+    def _registered(self, dropped: Iterable[RegistrationKey], registration: Registration) -> None:
+        for other in dropped:
+            self._forget(other)
+        key = registration.key
+        self.flags.registered(registration)
+        if self.holds.forget(key):
+            self.flags.hasten([key], self._clock.seconds())
+            self._arm()
+        count = len(registration.mailboxes)
+        self._log.debug("Registered {key} for {count} mailboxes", key=key, count=count)
+
+    def _refuse(self, failure: Failure, text: str, key: RegistrationKey | None = None) -> Never:
+        failure.trap(RegistryError)
+        self._complaints.tell(LogLevel.error, text, key=key, error=failure.value)
+        raise Refused(str(failure.value), temporary=True)
 
     def notify(self, notice: Notice) -> Deferred[int]:
         """Something happened in a mailbox; fires, before Apple is contacted, with the number of
@@ -174,16 +172,20 @@ class Dispatcher:
 
         Fails with a temporary :class:`~xaps.model.Refused` when the registry cannot be read.
         """
-        found = self._registry.registrations(notice.user)
-        return found.addCallbacks(self._flag, self._unread, callbackArgs=(notice,))
+        return self._registry.registrations(notice.user).addCallbacks(
+            self._flag,
+            self._refuse,
+            callbackArgs=(notice,),
+            errbackArgs=("A notice could not be taken: {error}",),
+        )
 
-    def _flag(self, registrations: list[Registration], notice: Notice) -> int:
+    def _flag(self, registrations: Iterable[Registration], notice: Notice) -> int:
         now = self._clock.seconds()
         phones = 0
         for registration in registrations:
             mailbox = pushable(registration, notice.mailbox)
-            if mailbox is not None and registration.key not in self._suspended:
-                self.waiting.notice(registration, mailbox, new_mail=notice.new_mail, now=now)
+            if mailbox is not None:
+                self.flags.notice(registration, mailbox, new_mail=notice.new_mail, now=now)
                 phones += 1
         if phones:
             self._arm()
@@ -197,222 +199,193 @@ class Dispatcher:
         )
         return phones
 
-    def _unread(self, failure: Failure) -> Failure:
-        if not isinstance(failure.value, RegistryError):
-            return failure
-        self._complain(
-            LogLevel.error,
-            "A notice could not be taken: {error}{more}",
-            kind="notice",
-            error=failure.value,
-        )
-        raise Refused(str(failure.value), temporary=True)
-
     # -------------------------------------------------------------- pushing
 
     def pump(self) -> None:
         """Push what is due, as far as the sender has room; come back when more is due."""
-        if self._pump_call is not None and self._pump_call.active():
-            self._pump_call.cancel()
-        self._pump_call = None
+        self._cancel_pump()
         now = self._clock.seconds()
         for _ in range(SLICE):
-            due = self.waiting.next_due()
-            if due is None or due > now:
-                break
-            # Room is asked for only by who wants it: the sender takes it for a need.
-            if not self.gate.opens(now) or self._sender.room() <= 0:
-                break
-            flag = self.waiting.take(now)
+            flag = self._next(now)
             if flag is None:
                 break
-            self.gate.sent()
-            self._push(flag)
+            self.flags.take(flag, now)
+            Deferred.fromCoroutine(self._push(flag))
         self._arm()
 
-    def _push(self, flag: Flag) -> None:
+    def _next(self, now: float) -> Flag | None:
+        """The flag whose push may go out now, if there is one."""
+        while (flag := self.flags.first(now)) is not None:
+            if flag.due > now and not self.holds.doubts_tokens:
+                return None
+            hold = self.holds.on(flag.registration.key, now)
+            if hold is None:
+                return flag
+            if hold.reason is not Reason.SUSPENDED or hold.until is None:
+                return None
+            self.flags.push_at(flag, hold.until)
+        return None
+
+    async def _push(self, flag: Flag) -> None:
         registration = flag.registration
-        push = Push(registration.key, flag.apns_id, hashes(registration, flag.sent))
-        sent_at = self._clock.seconds()
-        self._log.debug("Pushing {key}", key=registration.key)
-        # A sender that raises must not leave the flag in flight for ever.
-        sending = maybeDeferred(self._sender.send, push)
-        sending.addCallback(self._answered, flag, sent_at, self._generation)
-        sending.addErrback(self._broken, flag)
+        key = registration.key
+        credentials = self._credentials
+        probe = self.holds.sent()
+        self._log.debug("Pushing {key}", key=key)
+        try:
+            push = Push(key, flag.apns_id, hashes(registration, flag.sent))
+            outcome = await self._sender.send(push)
+            if credentials != self._credentials and isinstance(outcome, Misconfigured | Rejected):
+                outcome = RetryAfter(f"{outcome.reason}, for the credential before", 0.0)
+            self._on_outcome(key, outcome, self._clock.seconds() - flag.sent_since)
+            self._learn(key, outcome, probe=probe)
+            await self._follow(outcome, flag, registration)
+        except Exception:
+            # Not one push may end without a next step, whatever goes wrong here.
+            self._log.failure("Handling the answer for {key} failed", key=key)
+            error = RetryAfter("internal error")
+            self._learn(key, error, probe=probe)
+            self._retry(flag, error)
+        self._arm()
+        self._saver.arm()
+        if self._all_answered is not None and not self.flags.in_flight:
+            self._all_answered.callback(None)
 
-    def _answered(
-        self, outcome: Outcome, flag: Flag, sent_at: float, generation: int
-    ) -> Deferred[None]:
+    def _learn(self, key: RegistrationKey, outcome: Outcome, *, probe: bool) -> None:
+        """What an answer to one phone means for the others."""
         now = self._clock.seconds()
-        if generation != self._generation and blames_credential(outcome):
-            outcome = RetryAfter(f"{outcome.reason}, for the credential before", 0.0)
-        key = flag.registration.key
-        self._on_outcome(key, outcome, now - flag.sent_since)
-        self.gate.answered(outcome, now)
-        if self._flood.doubts(outcome, now):
-            outcome = Rejected(outcome.reason, until_registered=True)
-        if isinstance(outcome, Delivered):
-            self._log.debug("Pushed {key}", key=key)
-            self.waiting.answered(flag, now)
-        elif isinstance(outcome, RetryAfter):
-            self._retry(flag, outcome, now)
-        elif isinstance(outcome, Gone):
-            return Deferred.fromCoroutine(self._gone(flag, outcome, sent_at))
-        elif isinstance(outcome, Misconfigured):
-            self.waiting.failed(flag, now, now)
-        else:
-            self._give_up(flag, outcome, sent_at)
-        self._settled()
-        return succeed(None)
+        self.flags.hasten(self.holds.answered(key, outcome, now, probe=probe), now)
 
-    def _broken(self, failure: Failure, flag: Flag) -> None:
-        # Not one push may end without a next step, whatever goes wrong here.
-        self._log.failure(
-            "Handling the answer for {key} failed", failure, key=flag.registration.key
-        )
+    async def _follow(self, outcome: Outcome, flag: Flag, registration: Registration) -> None:
+        """What an answer means for the phone, which the push went to as `registration`."""
         now = self._clock.seconds()
-        outcome = RetryAfter("internal error")
-        self.gate.answered(outcome, now)
-        if flag.sent:
-            self._retry(flag, outcome, now)
-        self._settled()
+        key = registration.key
+        match outcome:
+            case Delivered():
+                self._log.debug("Pushed {key}", key=key)
+                self.flags.answered(flag, now)
+            case RetryAfter():
+                self._retry(flag, outcome)
+            case Misconfigured():
+                self.flags.failed(flag, now, now)
+            case Gone():
+                await self._gone(flag, registration, outcome)
+            case Rejected(until_registered=True):
+                if flag.registration is not registration or flag.dropped:
+                    delay = 0.0  # it has registered again meanwhile, or is forgotten
+                else:
+                    delay = self.holds.suspend(key, outcome.reason, now)
+                self._try_again(flag, outcome.reason, delay)
+            case Rejected():
+                self._complaints.tell(
+                    LogLevel.error,
+                    "Push to {key} given up: {reason}",
+                    kind=outcome.reason,
+                    key=key,
+                    reason=outcome.reason,
+                )
+                self.flags.answered(flag, now)
 
-    def _retry(self, flag: Flag, outcome: RetryAfter, now: float) -> None:
+    def _retry(self, flag: Flag, outcome: RetryAfter) -> None:
         if outcome.delay is None:
-            delay = min(LONGEST_DELAY, 10.0 * 2**flag.failures) * self._jitter()
+            delay = min(LONGEST_DELAY, 10.0 * 2 ** min(flag.failures, 10)) * self._jitter()
             flag.failures += 1
         else:
             # What can go out again at once does so, but not for ever.
             delay = outcome.delay
-            if flag.returns >= AT_ONCE:
-                growing = min(LONGEST_RETURN, 2.0 ** (flag.returns - AT_ONCE)) * self._jitter()
-                delay = max(delay, growing)
+            if flag.returns >= 3:
+                delay = max(delay, min(60.0, 2.0 ** min(flag.returns - 3, 10)) * self._jitter())
             flag.returns += 1
-        self._complain(
+        self._try_again(flag, outcome.reason, delay)
+
+    def _try_again(self, flag: Flag, reason: str, delay: float) -> None:
+        self._complaints.tell(
             LogLevel.warn,
-            "Push to {key} failed: {reason}; next try in {delay:.0f} s{more}",
-            kind=outcome.reason,
+            "Push to {key} failed: {reason}; next try in {delay:.0f} s",
+            kind=reason,
             key=flag.registration.key,
-            reason=outcome.reason,
+            reason=reason,
             delay=delay,
         )
-        self.waiting.failed(flag, now + delay, now)
+        now = self._clock.seconds()
+        self.flags.failed(flag, now + delay, now)
 
-    def _complain(self, level: LogLevel, text: str, *, kind: str, **fields: object) -> None:
-        """Log what goes wrong for one phone; of many of a kind the first, and a minute later how
-        many there were besides."""
-        untold = self._repeated.untold(kind, self._clock.seconds())
-        more = f" ({untold} more like it since the last such line)" if untold else ""
-        self._log.emit(LogLevel.debug if untold is None else level, text, more=more, **fields)
-
-    async def _gone(self, flag: Flag, outcome: Gone, sent_at: float) -> None:
-        key = flag.registration.key
+    async def _gone(self, flag: Flag, registration: Registration, outcome: Gone) -> None:
+        key = registration.key
         # A phone that registered after APNs learned that its token was gone, or while the push
         # was under way, is back.
-        until = sent_at if outcome.since is None else outcome.since
+        until = registration.registered_at if outcome.since is None else outcome.since
         try:
             dropped = await self._registry.remove(key, registered_until=until)
-            gone = dropped or await self._registry.get(key) is None
-        except RegistryError as error:
-            self._complain(
-                LogLevel.error,
-                "{key} is gone but was not dropped: {error}{more}",
-                kind="gone",
-                key=key,
-                error=error,
-            )
-            gone = True
-        else:
+            if not dropped and await self._registry.get(key) is not None:
+                self._retry(flag, RetryAfter(outcome.reason))
+                return
             if dropped:
                 self._log.info("Dropped {key}: APNs says {reason}", key=key, reason=outcome.reason)
-        if gone:
-            self.waiting.drop(key)
-            self.waiting.answered(flag, self._clock.seconds())
-        else:
-            self._retry(flag, RetryAfter(outcome.reason), self._clock.seconds())
-        self._settled()
-
-    def _give_up(self, flag: Flag, outcome: Rejected, sent_at: float) -> None:
-        key = flag.registration.key
-        self._complain(
-            LogLevel.error,
-            "Push to {key} given up: {reason}{more}",
-            kind=outcome.reason,
-            key=key,
-            reason=outcome.reason,
-        )
-        if outcome.until_registered and flag.registration.registered_at <= sent_at:
-            self._suspended.add(key)
-            self.waiting.drop(key)
-        self.waiting.answered(flag, self._clock.seconds())
-
-    def _settled(self) -> None:
-        """A push has ended: there may be room for the next, and things to save."""
-        if self.gate.stopped:
-            if not self.waiting.in_flight:
-                landed, self._landed = self._landed, []
-                for waiting in landed:
-                    waiting.callback(None)
-            return
-        self._arm()
-        self._saver.arm()
+        except RegistryError as error:
+            self._complaints.tell(
+                LogLevel.error, "{key} is gone but was not dropped: {error}", key=key, error=error
+            )
+        self._forget(key)
+        self.flags.answered(flag, self._clock.seconds())
 
     def push_now(self, registration: Registration, mailbox: str) -> Deferred[Outcome]:
         """Push at once and once, for an administrator who wants to know whether it works; fires
         with the outcome. What is owed to the phone stays as it is, nothing is dropped.
 
-        A success opens the gate. Fails with :class:`~xaps.model.Refused` when the phone cannot be
-        told of `mailbox`, or there is no room to push now.
+        It goes out although pushes are held back, and its success ends that. Fails with
+        :class:`~xaps.model.Refused` when the phone cannot be told of `mailbox`, or nothing can be
+        sent now.
         """
         name = pushable(registration, mailbox)
         if name is None:
             return fail(Refused(f"this phone has no push for the mailbox {mailbox!r}"))
-        if self.gate.stopped:
-            return fail(Refused("the daemon is stopping", temporary=True))
-        if self._sender.room() <= 0:
-            return fail(Refused("nothing can be sent to APNs at the moment", temporary=True))
+        hold = self.holds.on_sending()
+        if hold is not None:
+            return fail(Refused(hold.text, temporary=True))
         hashed = hashes(registration, frozenset([name]))
         sending = self._sender.send(Push(registration.key, self._new_id(), hashed))
-        return sending.addCallback(self._pushed_now)
+        return sending.addCallback(self._pushed_now, registration.key)
 
-    def _pushed_now(self, outcome: Outcome) -> Outcome:
-        if isinstance(outcome, Delivered) and self.gate.held:
-            self.gate.release()
-        if not self.gate.stopped:
-            self._arm()  # there may be room again
+    def _pushed_now(self, outcome: Outcome, key: RegistrationKey) -> Outcome:
+        if isinstance(outcome, Delivered):
+            self._learn(key, outcome, probe=True)
+        self._arm()  # there may be room again
         return outcome
 
     def credential_changed(self) -> None:
         """There is another credential: what was refused before may now be taken."""
-        self._suspended.clear()
-        self._generation += 1
-        self.gate.release()
+        self._credentials += 1
+        self.flags.hasten(self.holds.credential_changed(), self._clock.seconds())
         self.pump()
 
     # -------------------------------------------------------------- timers
 
-    def clock_set(self, seconds: float) -> None:
-        """The clock was set by so many seconds, and the reactor's delayed calls with it."""
-        self._expire_from = self._clock.seconds() + RENEWAL
-        self.waiting.clock_set(seconds)
-        self.gate.clock_set(seconds)
-
     def _arm(self) -> None:
-        """Call `pump` when the next flag is due, if there will be room for it."""
-        due = self.waiting.next_due()
-        if due is not None:
-            due = self.gate.next_opening(due)
-        if due is None:
+        """Call `pump` when the next push may go out."""
+        now = self._clock.seconds()
+        flag = self.flags.first(now)
+        if flag is None or self.holds.stopping:
             return
-        delay = max(0.0, due - self._clock.seconds())
-        if delay == 0.0 and self._sender.room() <= 0:
-            return
-        call = self._pump_call
-        if call is not None and call.active():
-            if call.getTime() <= self._clock.seconds() + delay:
+        at = flag.due
+        general = self.holds.general
+        if general is not None:
+            if general.until is None:
                 return
-            call.cancel()
-        self._pump_call = self._clock.callLater(delay, self.pump)
+            # While tokens are doubted it is a probe, even of a phone that is suspended.
+            at = general.until if self.holds.doubts_tokens else max(at, general.until)
+        if at <= now and self.holds.on_sending() is not None:
+            return  # the sender calls `pump` when it has room
+        call = self._pump_call
+        if call is not None and call.active() and call.getTime() <= max(at, now):
+            return
+        self._cancel_pump()
+        self._pump_call = self._clock.callLater(max(0.0, at - now), self.pump)
+
+    def _cancel_pump(self) -> None:
+        if self._pump_call is not None and self._pump_call.active():
+            self._pump_call.cancel()
+        self._pump_call = None
 
     # -------------------------------------------------------------- housekeeping
 
@@ -422,26 +395,33 @@ class Dispatcher:
 
     async def _expire(self) -> None:
         now = self._clock.seconds()
-        for _ in self.waiting.expire(now):
+        for _ in self.flags.expire(now):
             await deferLater(self._clock, 0)
-        if self.waiting.expired:
+        if self.flags.expired:
             self._log.warn(
-                "Gave up {count} pushes that waited for 24 hours", count=self.waiting.expired
+                "Gave up {count} pushes that waited for 24 hours", count=self.flags.expired
             )
-            self.waiting.expired = 0
+            self.flags.expired = 0
+        epoch = self._wall() - now
+        if abs(epoch - self._epoch) > CLOCK_SET:
+            # At the start, too, phones may only seem to be old: the clock may have been wrong.
+            self._expire_from = now + RENEWAL
+        self._epoch = epoch
         if now < self._expire_from:
-            return  # who has not registered since then may only seem to be old
+            return
         try:
-            while expired := await self._registry.expire(now - REGISTRATION_LIFETIME):
+            while expired := await self._registry.expire(now + epoch - REGISTRATION_LIFETIME):
                 for key in expired:
-                    self.waiting.drop(key)
-                    self._suspended.discard(key)
+                    self._forget(key)
                     self._log.info("Dropped {key}: not renewed for 30 days", key=key)
         except RegistryError as error:
             self._log.error("Old registrations could not be dropped: {error}", error=error)
 
     def forget(self, key: RegistrationKey) -> Deferred[bool]:
         """Drop a registration now, with what is owed to it; fires with whether there was one."""
-        self.waiting.drop(key)
-        self._suspended.discard(key)
+        self._forget(key)
         return self._registry.remove(key)
+
+    def _forget(self, key: RegistrationKey) -> None:
+        self.flags.drop(key)
+        self.holds.forget(key)

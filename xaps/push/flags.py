@@ -5,7 +5,8 @@ due now; any other event makes it due ``delay`` seconds after the first such eve
 because more follow. What happens while a push is in flight makes it due again afterwards. So a
 mail storm costs a phone two pushes, and an outage leaves no more than one flag a phone.
 
-Pure: time is an argument, nothing here sends, sleeps or writes.
+Pure: nothing here sends, sleeps or writes. Time is an argument, and monotonic; `epoch`, the time of
+day when it was 0, makes it the time of day that is kept on disk.
 """
 
 from __future__ import annotations
@@ -13,8 +14,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections.abc import Callable, Iterator
-from enum import Enum, auto
+from collections.abc import Callable, Iterable, Iterator
 
 import attrs
 
@@ -23,6 +23,10 @@ from xaps.model import Registration, RegistrationKey, WaitingFlag
 
 LIFETIME = 24 * 3600.0
 """Seconds after its latest event at which a flag that could not be pushed is given up."""
+
+GRACE = 3600.0
+"""Seconds that a flag from before the start has at the least: it may only seem to be old, because
+a clock was wrong."""
 
 MAX_NAMED = 90
 """Mailboxes in one push: a payload has at most 4096 bytes, and each takes 35."""
@@ -41,23 +45,15 @@ RESAVE_AFTER = 3600.0
 """Seconds after which a saved flag is written again only because it got younger."""
 
 
-class State(Enum):
-    """Where a flag stands."""
-
-    WAITING = auto()
-    IN_FLIGHT = auto()
-
-
 @attrs.define(eq=False)
 class Flag:
     """What is owed to one registration."""
 
     registration: Registration
     apns_id: str
-    state: State = State.WAITING
     due: float = math.inf
     """When to push; in flight: when to push again, ``inf`` when nothing has happened since."""
-    not_before: float = 0.0
+    not_before: float = -math.inf
     """APNs asked for patience until then; new mail does not shorten it."""
     noticed_at: float = 0.0
     """When the latest event was accepted."""
@@ -66,7 +62,7 @@ class Flag:
     mailboxes: set[str] = attrs.field(factory=set)
     """The mailboxes that are owed, spelled as in the registration."""
     sent: frozenset[str] = frozenset()
-    """In flight: the mailboxes that the push names."""
+    """The mailboxes that the push in flight names; empty while none is in flight."""
     sent_since: float = 0.0
     """In flight: the `waiting_since` of what the push names."""
     failures: int = 0
@@ -75,23 +71,11 @@ class Flag:
     """In a row; how often it came back for no reason of its own, such as a lost connection."""
     dropped: bool = False
     """In flight: the registration is gone, what the push names is owed no more."""
-    unsaved_since: float | None = None
-    """When this flag first differed from what is on disk; ``None``: it does not."""
     saved_at: float | None = None
     """The `noticed_at` that is on disk; ``None``: the flag is not on disk."""
 
-    def as_saved(self) -> WaitingFlag:
-        """The flag as it is kept across a restart; a push in flight is owed until answered."""
-        in_flight = self.state is State.IN_FLIGHT
-        return WaitingFlag(
-            key=self.registration.key,
-            noticed_at=self.noticed_at,
-            due=self.noticed_at if in_flight else self.due,
-            mailboxes=frozenset(self.mailboxes | self.sent),
-        )
 
-
-class WaitingTable:
+class Flags:
     """All flags.
 
     :param delay: seconds that an event other than new mail may wait.
@@ -99,6 +83,8 @@ class WaitingTable:
         go out together, at multiples of it, which spares phones and server single wake-ups.
         0: as soon as they are due.
     :param new_id: makes the apns-id of a push; kept as long as the push is tried again.
+    :ivar in_flight: how many flags have a push in flight.
+    :ivar expired: how many were given up for their age, since somebody set this to 0.
     """
 
     def __init__(self, *, delay: float, check_interval: float, new_id: Callable[[], str]) -> None:
@@ -108,17 +94,13 @@ class WaitingTable:
         self._flags: dict[RegistrationKey, Flag] = {}
         self._heap: list[tuple[float, int, Flag]] = []
         self._order = 0
-        self._unsaved: dict[RegistrationKey, Flag] = {}
+        self._unsaved: dict[RegistrationKey, float] = {}  # since when, the oldest first
         self._cleared: set[RegistrationKey] = set()
         self.in_flight = 0
         self.expired = 0
-        """Flags that were given up for their age, since somebody set this to 0."""
 
     def __len__(self) -> int:
         return len(self._flags)
-
-    def __iter__(self) -> Iterator[Flag]:
-        return iter(self._flags.values())
 
     def get(self, key: RegistrationKey) -> Flag | None:
         """The flag of that registration, if it is not clean."""
@@ -138,38 +120,35 @@ class WaitingTable:
             flag.waiting_since = now
         flag.mailboxes.add(mailbox)
         flag.noticed_at = now
-        due = max(now, flag.not_before) if new_mail else self._after_delay(now, flag.not_before)
+        due = max(now if new_mail else self._after_delay(now), flag.not_before)
         if due < flag.due:
-            flag.due = due
+            self._schedule(flag, due)
             changed = True
-            if flag.state is State.WAITING:
-                self._schedule(flag)
         if changed or flag.saved_at is None or now - flag.saved_at > RESAVE_AFTER:
-            self._mark_unsaved(flag, now)
+            self._unsaved.setdefault(registration.key, now)
 
-    def restore(self, saved: WaitingFlag, registration: Registration, now: float) -> None:
-        """Take up a flag that was kept on disk, unless it has expired. What was noticed since the
-        start is owed besides."""
+    def restore(
+        self, saved: WaitingFlag, registration: Registration, now: float, epoch: float
+    ) -> None:
+        """Take up a flag that was kept on disk; what was noticed since the start is owed too."""
         flag = self._flags.get(saved.key)
         wanted = saved.mailboxes & frozenset(registration.mailboxes)
-        if not wanted or now - saved.noticed_at > LIFETIME:
+        if not wanted:
             if flag is None:
                 self._cleared.add(saved.key)
-                self.expired += bool(wanted)
             return
-        noticed_at = min(saved.noticed_at, now)
+        age = min(max(0.0, now + epoch - saved.noticed_at), LIFETIME - GRACE)
         if flag is None:
             flag = self._flags[saved.key] = Flag(registration, self._new_id())
-            flag.noticed_at = flag.waiting_since = noticed_at
+            flag.noticed_at = flag.waiting_since = now - age
         else:
-            flag.waiting_since = min(flag.waiting_since, noticed_at)
-            self._mark_unsaved(flag, now)
-        flag.saved_at = saved.noticed_at
+            flag.waiting_since = min(flag.waiting_since, now - age)
+            self._unsaved.setdefault(saved.key, now)
+        flag.saved_at = now - age
         flag.mailboxes |= wanted
-        # A clock that was set back must not leave a flag due in the far future.
-        flag.due = min(flag.due, saved.due, now + self._delay + self._check_interval)
-        if flag.state is State.WAITING:
-            self._schedule(flag)
+        # A clock that was wrong must not leave a flag due in the far future.
+        due = min(saved.due - epoch, now + self._delay + self._check_interval)
+        self._schedule(flag, min(flag.due, due))
 
     def registered(self, registration: Registration) -> None:
         """The registration was renewed: what is owed is owed as it now reads."""
@@ -178,77 +157,73 @@ class WaitingTable:
             flag.registration = registration
             flag.dropped = False
             flag.mailboxes &= set(registration.mailboxes)
-            if not flag.mailboxes and flag.state is State.WAITING:
-                self.drop(registration.key)
+            if not flag.mailboxes and not flag.sent:
+                self._forget(flag)
 
     # -------------------------------------------------------------- pushing
 
-    def take(self, now: float) -> Flag | None:
-        """The flag that has been due for longest, now in flight, or ``None``.
-
-        What it owes moves from `mailboxes` to `sent`. Expired flags met on the way are dropped.
-        """
+    def first(self, now: float) -> Flag | None:
+        """The flag that is due first, now or later. Expired ones met on the way are dropped."""
         while self._heap:
             due, _, flag = self._heap[0]
-            if due > now:
-                return None
-            heapq.heappop(self._heap)
             if self._is_stale(due, flag):
-                continue
-            if now - flag.noticed_at > LIFETIME:
-                self.drop(flag.registration.key)
+                heapq.heappop(self._heap)
+            elif now - flag.noticed_at > LIFETIME:
+                self._forget(flag)
                 self.expired += 1
-                continue
-            flag.state = State.IN_FLIGHT
-            flag.sent = _first(flag.mailboxes)
-            flag.mailboxes -= flag.sent
-            flag.sent_since = flag.waiting_since
-            flag.due = now if flag.mailboxes else math.inf
-            self.in_flight += 1
-            return flag
+            else:
+                return flag
         return None
 
-    def next_due(self) -> float | None:
-        """When `take` will next have something."""
-        while self._heap:
-            due, _, flag = self._heap[0]
-            if not self._is_stale(due, flag):
-                return due
-            heapq.heappop(self._heap)
-        return None
+    def take(self, flag: Flag, now: float) -> None:
+        """Its push goes out: what it owes moves from `mailboxes` to `sent`."""
+        flag.sent = _first(flag.mailboxes)
+        flag.mailboxes -= flag.sent
+        flag.sent_since = flag.waiting_since
+        flag.due = now if flag.mailboxes else math.inf
+        flag.not_before = -math.inf
+        self.in_flight += 1
 
     def answered(self, flag: Flag, now: float) -> None:
         """The push that is in flight is over (delivered, or given up for good)."""
-        self._landed(flag)
-        flag.sent = frozenset()
+        self._no_longer_in_flight(flag)
         flag.failures = flag.returns = 0
-        flag.not_before = 0.0
         if not flag.mailboxes:
             self._forget(flag)
             return
         flag.apns_id = self._new_id()
-        self._mark_unsaved(flag, now)
-        self._schedule(flag)
+        self._unsaved.setdefault(flag.registration.key, now)
+        self._schedule(flag, flag.due)
 
     def failed(self, flag: Flag, retry_at: float, now: float) -> None:
         """The push that is in flight is to be tried again, not before `retry_at`."""
         if flag.dropped:
             self.answered(flag, now)
             return
-        self._landed(flag)
         flag.mailboxes |= flag.sent
-        flag.sent = frozenset()
         flag.waiting_since = flag.sent_since
-        flag.not_before = flag.due = retry_at
-        self._mark_unsaved(flag, now)
-        self._schedule(flag)
+        self._no_longer_in_flight(flag)
+        self._unsaved.setdefault(flag.registration.key, now)
+        self.push_at(flag, retry_at)
+
+    def push_at(self, flag: Flag, at: float) -> None:
+        """Push at that time and not before."""
+        flag.not_before = at
+        self._schedule(flag, at)
+
+    def hasten(self, keys: Iterable[RegistrationKey], now: float) -> None:
+        """What these phones are owed waits no longer."""
+        for key in keys:
+            flag = self._flags.get(key)
+            if flag is not None:
+                self.push_at(flag, now)
 
     def drop(self, key: RegistrationKey) -> None:
         """Nothing is owed to this registration any more; a push in flight is only awaited."""
         flag = self._flags.get(key)
         if flag is None:
             return
-        if flag.state is State.IN_FLIGHT:
+        if flag.sent:
             flag.dropped = True
             flag.mailboxes = set()
             flag.due = math.inf
@@ -261,39 +236,21 @@ class WaitingTable:
         for start in range(0, len(keys), limit):
             for key in keys[start : start + limit]:
                 flag = self._flags.get(key)
-                if flag is None or flag.state is not State.WAITING:
-                    continue
-                if now - flag.noticed_at > LIFETIME:
-                    self.drop(key)
+                if flag is not None and not flag.sent and now - flag.noticed_at > LIFETIME:
+                    self._forget(flag)
                     self.expired += 1
             yield
-
-    def clock_set(self, seconds: float) -> None:
-        """The clock was set forward by so much, or back: what is due stays as far away as it was,
-        and as old."""
-        for flag in self._flags.values():
-            flag.due += seconds
-            flag.not_before += seconds
-            flag.noticed_at += seconds
-            flag.waiting_since += seconds
-            flag.sent_since += seconds
-            if flag.unsaved_since is not None:
-                flag.unsaved_since += seconds
-            if flag.saved_at is not None:
-                flag.saved_at += seconds
-        self._heap = [(due + seconds, order, flag) for due, order, flag in self._heap]
 
     # -------------------------------------------------------------- what is on disk
 
     def next_save(self, now: float) -> float | None:
         """When `to_save` has to be asked next."""
-        for flag in self._unsaved.values():
-            if flag.unsaved_since is not None:
-                return flag.unsaved_since + SAVE_AFTER
+        for since in self._unsaved.values():
+            return since + SAVE_AFTER
         return now + SAVE_AFTER if self._cleared else None
 
     def to_save(
-        self, now: float, *, everything: bool = False, limit: int = SAVE_SLICE
+        self, now: float, epoch: float, *, everything: bool = False, limit: int = SAVE_SLICE
     ) -> tuple[list[WaitingFlag], list[RegistrationKey]]:
         """What has to be written now: flags that changed, and keys to forget. Ask again until
         there is nothing.
@@ -302,13 +259,16 @@ class WaitingTable:
         :param limit: of either; a whole outage's flags at once would hold everything up.
         """
         changed = []
-        for key, flag in itertools.islice(self._unsaved.items(), limit):  # the oldest first
-            since = flag.unsaved_since
-            if since is not None and since + SAVE_AFTER > now and not everything:
+        for key, since in itertools.islice(self._unsaved.items(), limit):
+            if since + SAVE_AFTER > now and not everything:
                 break
-            flag.unsaved_since = None
+            flag = self._flags[key]
             flag.saved_at = flag.noticed_at
-            changed.append(flag.as_saved())
+            # What was begun is owed at once after a start, whatever it waits for now.
+            begun = flag.sent or flag.not_before > -math.inf
+            due = flag.noticed_at if begun else flag.due
+            mailboxes = frozenset(flag.mailboxes | flag.sent)
+            changed.append(WaitingFlag(key, flag.noticed_at + epoch, due + epoch, mailboxes))
             self._cleared.discard(key)
         for saved in changed:
             del self._unsaved[saved.key]
@@ -321,22 +281,22 @@ class WaitingTable:
     ) -> None:
         """What `to_save` gave could not be written: it will be given again."""
         for saved in changed:
-            flag = self._flags.get(saved.key)
-            if flag is not None:
-                self._mark_unsaved(flag, now)
+            if saved.key in self._flags:
+                self._unsaved.setdefault(saved.key, now)
         self._cleared.update(cleared)
 
     # -------------------------------------------------------------- inside
 
-    def _after_delay(self, now: float, not_before: float) -> float:
-        due = max(now + self._delay, not_before)
+    def _after_delay(self, now: float) -> float:
+        due = now + self._delay
         if self._check_interval:
             due = math.ceil(due / self._check_interval) * self._check_interval
         return due
 
-    def _schedule(self, flag: Flag) -> None:
+    def _schedule(self, flag: Flag, due: float) -> None:
+        flag.due = due
         self._order += 1
-        heapq.heappush(self._heap, (flag.due, self._order, flag))
+        heapq.heappush(self._heap, (due, self._order, flag))
         if len(self._heap) > 64 + 2 * len(self._flags):
             # New mail leaves the entry of the delayed push behind; do not let them pile up.
             self._heap = [entry for entry in self._heap if not self._is_stale(entry[0], entry[2])]
@@ -344,13 +304,11 @@ class WaitingTable:
 
     def _is_stale(self, due: float, flag: Flag) -> bool:
         return (
-            flag.state is not State.WAITING
-            or flag.due != due
-            or self._flags.get(flag.registration.key) is not flag
+            bool(flag.sent) or flag.due != due or self._flags.get(flag.registration.key) is not flag
         )
 
-    def _landed(self, flag: Flag) -> None:
-        flag.state = State.WAITING
+    def _no_longer_in_flight(self, flag: Flag) -> None:
+        flag.sent = frozenset()
         flag.dropped = False
         self.in_flight -= 1
 
@@ -360,11 +318,6 @@ class WaitingTable:
         self._unsaved.pop(key, None)
         if flag.saved_at is not None:
             self._cleared.add(key)
-
-    def _mark_unsaved(self, flag: Flag, now: float) -> None:
-        if flag.unsaved_since is None:
-            flag.unsaved_since = now
-            self._unsaved[flag.registration.key] = flag
 
 
 def _first(mailboxes: set[str]) -> frozenset[str]:

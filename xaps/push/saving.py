@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
-from twisted.logger import Logger
+from twisted.logger import Logger, LogLevel
 
-from xaps.push.flags import WaitingTable
+from xaps.push.flags import Flags
 from xaps.registry.interface import IRegistry
-from xaps.system.complaints import Alarm
+from xaps.system.complaints import HOUR, Complaints
 
 SHORTEST = 0.05
 """Seconds between two looks at what is to be written, at the least."""
@@ -17,16 +19,21 @@ SHORTEST = 0.05
 class FlagSaver:
     """Sees to it that a flag is on disk within a second, if it still waits by then.
 
-    What cannot be written is written later: the table keeps it, and it is tried again each second.
+    What cannot be written is written later: the flags keep it, and it is tried again each second.
+
+    :param wall: the time of day.
     """
 
     _log = Logger()
 
-    def __init__(self, clock: IReactorTime, registry: IRegistry, waiting: WaitingTable) -> None:
+    def __init__(
+        self, clock: IReactorTime, wall: Callable[[], float], registry: IRegistry, flags: Flags
+    ) -> None:
         self._clock = clock
+        self._wall = wall
         self._registry = registry
-        self._waiting = waiting
-        self._alarm = Alarm()
+        self._flags = flags
+        self._complaints = Complaints(self._log, clock.seconds)
         self._call: IDelayedCall | None = None
         self._saving: Deferred[None] | None = None
         self._stopped = False
@@ -36,7 +43,7 @@ class FlagSaver:
         if self._call is not None or self._saving is not None or self._stopped:
             return
         now = self._clock.seconds()
-        at = self._waiting.next_save(now)
+        at = self._flags.next_save(now)
         if at is not None:
             self._call = self._clock.callLater(max(SHORTEST, at - now), self._due)
 
@@ -55,9 +62,9 @@ class FlagSaver:
 
     def _due(self) -> None:
         self._call = None
-        saving = self._saving = Deferred.fromCoroutine(self._save())
-        saving.addErrback(lambda failure: self._log.failure("Saving failed", failure))
-        saving.addCallback(self._saved)
+        self._saving = Deferred.fromCoroutine(self._save())
+        self._saving.addErrback(lambda failure: self._log.failure("Saving failed", failure))
+        self._saving.addCallback(self._saved)
 
     def _saved(self, result: None) -> None:
         self._saving = None
@@ -66,23 +73,21 @@ class FlagSaver:
     async def _save(self, *, everything: bool = False) -> None:
         while True:
             now = self._clock.seconds()
-            changed, cleared = self._waiting.to_save(now, everything=everything)
+            epoch = self._wall() - now
+            changed, cleared = self._flags.to_save(now, epoch, everything=everything)
             if not changed and not cleared:
                 return
             try:
                 await self._registry.save_flags(changed, cleared)
             except Exception as error:  # whatever it is, it has to be written later
-                self._waiting.save_failed(changed, cleared, self._clock.seconds())
+                self._flags.save_failed(changed, cleared, self._clock.seconds())
+                text = "Pushes that wait could not be written to disk and "
                 if everything:
-                    self._log.critical(
-                        "Pushes that wait could not be written to disk and are lost: {error}",
-                        error=error,
-                    )
-                elif self._alarm.due(now):
-                    self._log.critical(
-                        "Pushes that wait could not be written to disk and would be lost if the "
-                        "daemon stopped now: {error}",
-                        error=error,
+                    self._log.critical(text + "are lost: {error}", error=error)
+                else:
+                    text += "would be lost if the daemon stopped now: {error}"
+                    self._complaints.tell(
+                        LogLevel.critical, text, kind="unsaved", every=HOUR, error=error
                     )
                 return
-            self._alarm.over()
+            self._complaints.over("unsaved")
