@@ -14,7 +14,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests import pki
 from tests.conditions import without_ipv6, without_root
 from xaps.admin.check import check
-from xaps.config.reading import Config, HostPort
+from xaps.config.kinds import HostPort
+from xaps.config.reading import Config
 
 
 class CheckTests(SynchronousTestCase):

@@ -10,7 +10,7 @@ from typing import TextIO
 
 from xaps.apns.tls import trust_root
 from xaps.config.reading import Config, careless_secrets
-from xaps.config.table import ATTRIBUTES
+from xaps.config.table import KEYS
 from xaps.credentials.certificate import utc_text
 from xaps.credentials.loading import SET_ONE
 from xaps.credentials.sources import source_from_config
@@ -108,7 +108,7 @@ def _addresses(config: Config, out: TextIO) -> Iterator[str]:
             continue
         try:
             _, remarks = usable(
-                key, address, port, by_default=ATTRIBUTES[key] not in config.written
+                key, address, port, by_default=KEYS[key].attribute not in config.written
             )
         except ListenError as error:
             yield str(error)
