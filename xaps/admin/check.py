@@ -10,6 +10,7 @@ from typing import TextIO
 
 from xaps.apns.tls import trust_root
 from xaps.config.reading import Config, careless_secrets
+from xaps.config.table import KEYS
 from xaps.credentials.certificate import utc_text
 from xaps.credentials.loading import SET_ONE
 from xaps.credentials.sources import source_from_config
@@ -97,18 +98,18 @@ def _trust_roots(config: Config) -> Iterator[str]:
 def _addresses(config: Config, out: TextIO) -> Iterator[str]:
     """Whether this machine has them; whether the port is free does not count, since the daemon can
     be running."""
-    chosen = config.written
-    listened = [("listenAddr", config.listen_addr, config.port, "listen_addr" in chosen)]
+    listened = [("listenAddr", config.listen_addr, config.port)]
     if config.tls_certfile is not None:
-        address, port = config.tls_listen_addr, config.tls_port
-        listened.append(("tlsListenAddr", address, port, "tls_listen_addr" in chosen))
+        listened.append(("tlsListenAddr", config.tls_listen_addr, config.tls_port))
     if config.metrics_addr is not None:
-        listened.append(("metricsAddr", config.metrics_addr.host, config.metrics_addr.port, True))
-    for key, address, port, written in listened:
+        listened.append(("metricsAddr", config.metrics_addr.host, config.metrics_addr.port))
+    for key, address, port in listened:
         if not address or address.startswith("systemd:"):
             continue
         try:
-            _, remarks = usable(key, address, port, by_default=not written)
+            _, remarks = usable(
+                key, address, port, by_default=KEYS[key].attribute not in config.written
+            )
         except ListenError as error:
             yield str(error)
         else:
