@@ -197,6 +197,8 @@ class _Leaf(Resource):
         status, kind = 200, self._kind
         try:
             content = await self._ask(request)
+            # An error in the first part can still be told in words.
+            part = content if isinstance(content, bytes) else await anext(content)
         except Refused as refused:
             status, reason = (503 if refused.temporary else 400), refused.reason
         except RegistryError as error:
@@ -215,19 +217,20 @@ class _Leaf(Resource):
             request.write(content)
             request.finish()
         else:
-            await self._write_parts(request, content)
+            await self._write_parts(request, part, content)
 
-    async def _write_parts(self, request: Any, parts: AsyncIterator[bytes]) -> None:
+    async def _write_parts(
+        self, request: Any, part: bytes | None, rest: AsyncIterator[bytes]
+    ) -> None:
         """As fast as the client takes them, and others have their turn in between."""
         reader = _Reader()
         request.registerProducer(reader, True)
         try:
-            async for part in parts:
-                if reader.gone:
-                    return
+            while part is not None and not reader.gone:
                 request.write(part)
                 await reader.ready
                 await deferLater(self._clock, 0)
+                part = await anext(rest, None)
         except Exception as error:
             # It is too late for an error in words; an answer without its end is one, too.
             self._log.error("An answer was broken off: {error}", error=error)
@@ -297,22 +300,16 @@ async def _devices(control: Control, request: Any) -> Content:
     if given == b"":  # in a script: a variable that is not set
         raise Refused('"user" is empty; leave it out to list all phones')
     user = None if given is None else given.decode("utf-8", "replace")
-    pages = control.devices(user, full_tokens=arguments.get(b"full") == [b"1"])
-    # Waited for: that the registry cannot be read is told as an error.
-    first: list[Value] = await anext(pages, [])
-    return _array(first, pages)
+    return _array(control.devices(user, full_tokens=arguments.get(b"full") == [b"1"]))
 
 
-async def _array(first: list[Value], rest: AsyncIterator[list[Value]]) -> AsyncIterator[bytes]:
+async def _array(pages: AsyncIterator[list[Value]]) -> AsyncIterator[bytes]:
     """A JSON array in parts."""
-    yield b"[" + _listed(first)
-    async for values in rest:
-        yield b",\n" + _listed(values)
-    yield b"]\n"
-
-
-def _listed(values: list[Value]) -> bytes:
-    return ",\n".join(map(json.dumps, values)).encode()
+    start = b"["
+    async for values in pages:
+        yield start + ",\n".join(map(json.dumps, values)).encode()
+        start = b",\n"
+    yield b"[]\n" if start == b"[" else b"]\n"
 
 
 def _json(value: object) -> bytes:
