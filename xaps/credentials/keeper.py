@@ -126,7 +126,7 @@ class CredentialKeeper:
             if self._stopped:
                 return
             if self._source is None:
-                self._tell_there_is_none("no push credential is configured", SET_ONE)
+                self._tell_problem("no push credential is configured", SET_ONE)
             else:
                 self._take(await self._read(self._source), patient)
         except Exception:
@@ -198,7 +198,7 @@ class CredentialKeeper:
         self._tell_warnings(result.warnings)
         error = result.errors[0]
         if self.credential is None:
-            self._tell_there_is_none(f"{error.file}: {error.what}", error.remedy)
+            self._tell_problem(f"{error.file}: {error.what}", error.remedy)
             return
         self._refused = str(error)
         self._tell_daily(
@@ -276,8 +276,8 @@ class CredentialKeeper:
                 until=utc_text(credential.not_after),
             )
 
-    def _tell_there_is_none(self, reason: str, remedy: str) -> None:
-        """Say why there is no credential: at once when the reason is a new one, and daily."""
+    def _tell_problem(self, reason: str, remedy: str) -> None:
+        """Why there is no credential is told at once when the reason is a new one, and daily."""
         problem = ascii_line(reason, _PHRASE_MAX)
         if problem != self.problem:
             self._complaints.over(_NO_CREDENTIAL)
