@@ -125,8 +125,8 @@ class CertificateInfo:
     @property
     def environment(self) -> str:
         """`production` and `development` for people."""
-        marks = ("production" * self.production, "development" * self.development)
-        return " and ".join(filter(None, marks)) or "not stated"
+        marks = {"production": self.production, "development": self.development}
+        return " and ".join(name for name, marked in marks.items() if marked) or "not stated"
 
     @property
     def midlife(self) -> float:
@@ -226,15 +226,14 @@ def certificate_info(
         chain = _order(source, certificates)
         leaf = chain[0]
         uids = [str(uid.value) for uid in leaf.subject.get_attributes_for_oid(NameOID.USER_ID)]
-        extensions = {extension.oid: extension.value for extension in leaf.extensions}
+        extensions: dict[Any, Any] = {entry.oid: entry.value for entry in leaf.extensions}
+        spki = _spki(leaf.public_key())
         allowed = extensions.get(_TOPICS)
         return CertificateInfo(
             source=source,
             key_source=key_source or source,
             topic=next(filter(is_mail_topic, uids), uids[0] if uids else None),
-            allowed_topics=()
-            if not isinstance(allowed, x509.UnrecognizedExtension)
-            else parse_topics(allowed.value),
+            allowed_topics=() if allowed is None else parse_topics(allowed.value),
             production=_PRODUCTION in extensions,
             development=_DEVELOPMENT in extensions,
             serial=f"{leaf.serial_number:x}",
@@ -242,9 +241,7 @@ def certificate_info(
             not_after=_seconds(leaf, "not_valid_after"),
             chain=chain,
             key=key,
-            key_matches=None
-            if key is None
-            else _spki(key.public_key()) == _spki(leaf.public_key()),
+            key_matches=None if key is None else _spki(key.public_key()) == spki,
             not_presented=_not_presented(chain),
         )
     except PARSE_ERRORS as error:
@@ -253,9 +250,8 @@ def certificate_info(
 
 def damaged_certificate(source: str, reason: str) -> CredentialError:
     """What is said of a certificate that cannot be read."""
-    return CredentialError(
-        source, f"the certificate is damaged ({reason})", "export or copy it again"
-    )
+    what = f"the certificate is damaged ({reason})"
+    return CredentialError(source, what, "export or copy it again")
 
 
 def key_pem(key: PrivateKey) -> bytes:
@@ -285,9 +281,8 @@ def _spki(key: CertificatePublicKeyTypes) -> bytes:
 def _order(source: str, certificates: Sequence[x509.Certificate]) -> tuple[x509.Certificate, ...]:
     distinct = list(dict.fromkeys(certificates))
     if not distinct:
-        raise CredentialError(
-            source, "there is no certificate", "it must hold the push certificate"
-        )
+        what = "there is no certificate"
+        raise CredentialError(source, what, "it must hold the push certificate")
     leaves = distinct
     if len(distinct) > 1:
         leaves = [c for c in distinct if not _is_authority(c)]

@@ -7,17 +7,10 @@ import math
 from collections.abc import Callable, Iterable
 from functools import partial
 
-from twisted.internet.defer import (
-    CancelledError,
-    Deferred,
-    DeferredLock,
-    TimeoutError,
-    maybeDeferred,
-)
+from twisted.internet.defer import Deferred, DeferredLock, TimeoutError, maybeDeferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger, LogLevel
-from twisted.python.failure import Failure
 
 from xaps.credentials.certificate import DAY, CredentialError, ascii_line, utc_text
 from xaps.credentials.loading import SET_ONE, LoadResult, RenewalError, Run, Source
@@ -77,11 +70,11 @@ class CredentialKeeper:
         self.remedy = ""
         self._complaints = Complaints(self._log, clock.seconds)
         self._lock = DeferredLock()
-        self._looking: Deferred[None] | None = None
+        self._looking: Deferred[LoadResult] | None = None
         self._reading = False  # a thread is, perhaps that of an earlier look
         self._renewing: Deferred[bool] | None = None
         self._stopped = False
-        self._loop = LoopingCall(self._check, patient=True)
+        self._loop = LoopingCall(self._begin_check, patient=True)
         self._loop.clock = clock
         self._bad_content: bytes | None = None
         self._refused = ""
@@ -97,7 +90,7 @@ class CredentialKeeper:
             try:
                 self._take(self._source.load(self._wall()), patient=False)
             except Exception:
-                self._failed(Failure())
+                self._tell_failure()
         self._loop.start(INTERVAL)
 
     def stop(self) -> None:
@@ -112,37 +105,42 @@ class CredentialKeeper:
     def check_now(self) -> Deferred[None]:
         """Look at once, as the administrator asks for it. Fires when that is done, which is in a
         minute at the most; never fails."""
-        return self._check(patient=False)
+        return self._begin_check(patient=False)
 
     # -------------------------------------------------------------- looking
 
-    def _check(self, patient: bool) -> Deferred[None]:
-        """Look, and begin a renewal. Never fails, for that would end the LoopingCall for good."""
-        looking = self._look(patient).addCallback(lambda _: self._begin_renewal(patient))
-        return looking.addErrback(self._failed)
+    def _begin_check(self, patient: bool) -> Deferred[None]:
+        return Deferred.fromCoroutine(self._check(patient))
 
-    def _look(self, patient: bool) -> Deferred[None]:
-        def look() -> Deferred[None]:
-            self._looking = Deferred.fromCoroutine(self._look_alone(patient))
-            return self._looking.addErrback(self._failed)
+    async def _check(self, patient: bool) -> None:
+        """Look, and get a new credential if one is due. Never fails, for that would end the
+        LoopingCall for good."""
+        await self._look(patient)
+        if self._source is not None and self._renewing is None and not self._stopped:
+            # That may take minutes: nobody waits for it. It never fails either.
+            Deferred.fromCoroutine(self._renew(self._source, patient))
 
-        return self._lock.run(look)
-
-    async def _look_alone(self, patient: bool) -> None:
-        if self._stopped:
-            return
-        if self._source is None:
-            self._tell_there_is_none("no push credential is configured", SET_ONE)
-        else:
-            self._take(await self._read(self._source), patient)
+    async def _look(self, patient: bool) -> None:
+        await self._lock.acquire()
+        try:
+            if self._stopped:
+                return
+            if self._source is None:
+                self._tell_problem("no push credential is configured", SET_ONE)
+            else:
+                self._take(await self._read(self._source), patient)
+        except Exception:
+            self._tell_failure()
+        finally:
+            self._lock.release()
 
     async def _read(self, source: Source) -> LoadResult:
         """What a source holds, or that it does not say so in time."""
         if not self._reading:
             self._reading = True
-            reading = self._run(partial(self._load, source, self._wall()))
+            self._looking = self._run(partial(self._load, source, self._wall()))
             with contextlib.suppress(TimeoutError):
-                return await reading.addTimeout(LOOK_TIMEOUT, self._clock)
+                return await self._looking.addTimeout(LOOK_TIMEOUT, self._clock)
         return LoadResult.failed(
             CredentialError(
                 source.name,
@@ -157,28 +155,23 @@ class CredentialKeeper:
         finally:
             self._reading = False
 
-    def _begin_renewal(self, patient: bool) -> None:
-        """Get a new credential if one is due. That may take minutes: nobody waits for it."""
-        if self._source is not None and self._renewing is None and not self._stopped:
-            renewing = Deferred.fromCoroutine(self._renew(self._source, patient))
-            renewing.addErrback(self._failed)
-
     async def _renew(self, source: Source, patient: bool) -> None:
         try:
             self._renewing = source.renew(self._wall())
             tried = await self._renewing
         except RenewalError as error:
             self._tell_daily("{error}", kind=str(error), error=error)
-            return
+        except Exception:
+            self._tell_failure()
+        else:
+            if tried:
+                await self._look(patient)
         finally:
             self._renewing = None
-        if tried:
-            await self._look(patient)
 
-    def _failed(self, failure: Failure) -> None:
-        if self._stopped and isinstance(failure.value, CancelledError):
-            return
-        self._log.failure("Cannot look after the push credential", failure)
+    def _tell_failure(self) -> None:
+        if not self._stopped:
+            self._log.failure("Cannot look after the push credential")
 
     # -------------------------------------------------------------- deciding
 
@@ -205,7 +198,7 @@ class CredentialKeeper:
         self._tell_warnings(result.warnings)
         error = result.errors[0]
         if self.credential is None:
-            self._tell_there_is_none(f"{error.file}: {error.what}", error.remedy)
+            self._tell_problem(f"{error.file}: {error.what}", error.remedy)
             return
         self._refused = str(error)
         self._tell_daily(
@@ -283,8 +276,8 @@ class CredentialKeeper:
                 until=utc_text(credential.not_after),
             )
 
-    def _tell_there_is_none(self, reason: str, remedy: str) -> None:
-        """Say why there is no credential: at once when the reason is a new one, and daily."""
+    def _tell_problem(self, reason: str, remedy: str) -> None:
+        """Why there is no credential is told at once when the reason is a new one, and daily."""
         problem = ascii_line(reason, _PHRASE_MAX)
         if problem != self.problem:
             self._complaints.over(_NO_CREDENTIAL)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -19,7 +18,15 @@ from xaps.credentials.certificate import (
     certificate_info,
     utc_text,
 )
-from xaps.credentials.loading import SET_ONE, LoadResult, Source, read_file, read_password
+from xaps.credentials.loading import (
+    SET_ONE,
+    FileSource,
+    LoadResult,
+    Parsed,
+    Source,
+    read_file,
+    read_password,
+)
 from xaps.credentials.reading import Blob, guess_format, read_any, read_key
 from xaps.model import TokenCredential
 
@@ -127,29 +134,25 @@ def report_files(paths: Sequence[Path], password: str | None, now: float) -> lis
 
     :param password: as ``certificatePassword`` has it.
     """
-    secret = None
-    with contextlib.suppress(CredentialError):  # it may not be needed; if it is, that is told
-        secret, _ = read_password(password)
-    files: list[tuple[str, Blob | None, LoadResult]] = []
-    keys: list[Blob] = []
-    for path in paths:
-        try:
-            blob, warnings = read_file(path)
-        except CredentialError as error:
-            files.append((str(path), None, LoadResult.failed(error)))
-            continue
-        if _is_key_alone(blob):
-            keys.append(blob)
-        else:
-            files.append((blob.name, blob, LoadResult(b"", warnings=tuple(warnings))))
-    if not files:
-        return [Report(blob.name, _examine_key(blob, secret), now) for blob in keys]
-    return [
-        Report(
-            name, read if blob is None else _examine(blob, keys, secret, read.warnings, now), now
-        )
-        for name, blob, read in files
-    ]
+    try:
+        read_password(password)
+    except CredentialError:
+        password = None  # it may not be needed; if it is, that is told
+    keys = [path for path in paths if _is_key_alone(path)]
+    certificates = [path for path in paths if path not in keys]
+    if not certificates:
+        sources = [FileSource(str(path), [path], _read_lone_key, password) for path in keys]
+        return [report_source(source, now) for source in sources]
+    reports = []
+    for path in certificates:
+        result = FileSource(str(path), [path, *keys], _read_certificate, password).load(now)
+        if isinstance(result.parsed, CertificateInfo) and result.parsed.key is None:
+            # It is asked about the certificate alone.
+            errors = tuple(error for error in result.errors if error.what != NO_KEY)
+            note = f"{path}: there is no key in it: name the file with the key too, to compare them"
+            result = attrs.evolve(result, errors=errors, warnings=(*result.warnings, note))
+        reports.append(Report(str(path), result, now))
+    return reports
 
 
 def exit_status(reports: Iterable[Report]) -> int:
@@ -157,61 +160,44 @@ def exit_status(reports: Iterable[Report]) -> int:
     return max((report.status for report in reports), default=UNUSABLE)
 
 
-def _examine(
-    blob: Blob, keys: Sequence[Blob], secret: bytes | None, warnings: Sequence[str], now: float
-) -> LoadResult:
+def _is_key_alone(path: Path) -> bool:
     try:
-        info = read_any(blob, secret)
-        if info.key is None and keys:
-            info = _with_key(info, keys, secret)
-    except CredentialError as error:
-        return LoadResult.of(b"", error, warnings, now)
-    result = LoadResult.of(b"", info, warnings, now)
-    if info.key is not None:
-        return result
-    # It is asked about the certificate alone.
-    errors = tuple(error for error in result.errors if error.what != NO_KEY)
-    note = f"{blob.name}: there is no key in it: name the file with the key too, to compare them"
-    return attrs.evolve(result, errors=errors, warnings=(*result.warnings, note))
+        blob, _ = read_file(path)
+    except CredentialError:
+        return False
+    return (
+        guess_format(blob.data) == "PEM" and blob.has_key and b"CERTIFICATE-----" not in blob.data
+    )
 
 
-def _with_key(info: CertificateInfo, keys: Sequence[Blob], secret: bytes | None) -> CertificateInfo:
-    """The certificate with the key that belongs to it, or else with the first.
+def _read_lone_key(blob: Blob, password: bytes | None) -> Parsed:
+    read_key(blob, password)
+    raise CredentialError(
+        blob.name,
+        "there is a private key and no certificate",
+        "name the file of its certificate too; a .p8 key has none: for that one name no file,"
+        " so that the configuration tells what belongs to it",
+    )
+
+
+def _read_certificate(blob: Blob, *keys: Blob, password: bytes | None) -> CertificateInfo:
+    """A certificate, if need be with the key in another file that belongs to it, or else with the
+    first.
 
     :raises CredentialError: none belongs to it, as far as they can be read, and one cannot be.
     """
+    info = read_any(blob, password)
+    if info.key is not None:
+        return info
     found: list[CertificateInfo] = []
-    errors: list[CredentialError] = []
-    for blob in keys:
+    unreadable: list[CredentialError] = []
+    for file in keys:
         try:
-            key = read_key(blob, secret)
-            found.append(certificate_info(info.source, info.chain, key, blob.name))
+            key = read_key(file, password)
+            found.append(certificate_info(info.source, info.chain, key, file.name))
         except CredentialError as error:
-            errors.append(error)
+            unreadable.append(error)
     matching = [candidate for candidate in found if candidate.key_matches]
-    if errors and not matching:
-        raise errors[0]
-    return (matching or found)[0]
-
-
-def _examine_key(blob: Blob, secret: bytes | None) -> LoadResult:
-    try:
-        read_key(blob, secret)
-    except CredentialError as error:
-        return LoadResult.failed(error)
-    return LoadResult.failed(
-        CredentialError(
-            blob.name,
-            "there is a private key and no certificate",
-            "name the file of its certificate too; a .p8 key has none: for that one name no file,"
-            " so that the configuration tells what belongs to it",
-        )
-    )
-
-
-def _is_key_alone(blob: Blob) -> bool:
-    return (
-        guess_format(blob.data) == "PEM"
-        and b"PRIVATE KEY-----" in blob.data
-        and b"CERTIFICATE-----" not in blob.data
-    )
+    if unreadable and not matching:
+        raise unreadable[0]
+    return next(iter((*matching, *found, info)))

@@ -327,8 +327,8 @@ def _issued(keys: Keys, answer: bytes) -> dict[Service, CertificateInfo]:
             if not info.key_matches:
                 raise CredentialError(name, "the certificate is for another key than was asked for")
             # Whether it is valid now is looked at when it is used: this clock may be wrong.
-            for error in info.errors(info.midlife) if service is MAIL else ():
-                raise error
+            if service is MAIL and (errors := info.errors(info.midlife)):
+                raise errors[0]
         except CredentialError as error:
             if service is MAIL:
                 problem = error.what
