@@ -29,27 +29,24 @@ _NAMES = {name.lower(): name for name in KEYS} | {"cyrus": "cyrus"}
 
 _NOT_YAML = re.compile(r"[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
-_MISTAKES = (
-    (r"'\\t'", "found a tab where YAML takes spaces alone; replace it by spaces"),
-    (
-        "could not find expected ':'",
-        "found no colon with a space after it; expected key: value, or # before a comment",
+_MISTAKES = {
+    r"'\\t'": "found a tab where YAML takes spaces alone; replace it by spaces",
+    "could not find expected ':'": (
+        "found no colon with a space after it; expected key: value, or # before a comment"
     ),
-    ("end of stream", "found a quote here that nothing closes; close it"),
-    ("flow", "found a bracket here that is not closed; close it, or put the whole value in quotes"),
-    (
-        "mapping values",
+    "end of stream": "found a quote here that nothing closes; close it",
+    "flow": ("found a bracket here that is not closed; close it, or put the whole value in quotes"),
+    "mapping values": (
         "found a colon too many; put a space after the colon of each key (look at the line "
-        "above, too), start all keys in the first column, and quote values that have ': '",
+        "above, too), start all keys in the first column, and quote values that have ': '"
     ),
-    (
-        "<block end>|<document start>|another document",
-        "found a line that does not go with those above it; start all keys in the first column",
+    "<block end>|<document start>|another document": (
+        "found a line that does not go with those above it; start all keys in the first column"
     ),
-)
-"""What the parser says of a mistake in the syntax, and what we say of it."""
+}
+"""What the parser says of a mistake in the syntax (a pattern), and what we say of it."""
 
-_WHERE_IT_BEGAN = _MISTAKES[1:4]
+_FURTHER_UP = ("could not find expected ':'", "end of stream", "flow")
 """The mistakes that stand further up than where the parser could not go on."""
 
 _NEEDED = (
@@ -126,38 +123,31 @@ def load(path: Path) -> Config:
 
 def careless_secrets(path: Path, config: Config) -> list[str]:
     """Warnings that others can read the secrets in the configuration file itself."""
-    given = [
-        key.name
-        for key in KEYS.values()
-        if key.kind.secret and not (getattr(config, key.attribute) or "file:").startswith("file:")
-    ]
+    secrets = {key.name: getattr(config, key.attribute) for key in KEYS.values() if key.kind.secret}
+    given = [name for name, value in secrets.items() if value and not value.startswith("file:")]
     return careless(path, f"{' and '.join(given)} in it") if given else []
 
 
 def _read(path: Path) -> str:
+    line = None
     try:
         with path.open("rb") as file:
             content = file.read(_SIZE_MAX + 1)
+        if len(content) <= _SIZE_MAX:
+            return content.decode("utf-8")
+        text = f"found more than {_SIZE_MAX} bytes, expected a configuration"
     except FileNotFoundError:
-        raise _whole_file(path, "there is no such file; --config names another one") from None
+        text = "there is no such file; --config names another one"
     except PermissionError:
         text = f"may not be read by this user; for xapsd: chown root:xapsd {path}; chmod 640 {path}"
-        raise _whole_file(path, text) from None
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise _whole_file(path, f"cannot be read: {reason}") from None
-    if len(content) > _SIZE_MAX:
-        raise _whole_file(path, f"found more than {_SIZE_MAX} bytes, expected a configuration")
-    try:
-        return content.decode("utf-8")
+    except OSError as error:
+        text = f"cannot be read: {error.strerror}"
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         text = "found bytes that are not UTF-8; save the file in that encoding"
-        raise ConfigError(path, [Problem(line, None, text)]) from None
-
-
-def _whole_file(path: Path, text: str) -> ConfigError:
-    return ConfigError(path, [Problem(None, None, text)])
+    except ValueError as error:  # the path has a NUL in it
+        text = f"cannot be read: {error}"
+    raise ConfigError(path, [Problem(line, None, text)])
 
 
 def _compose(path: Path, text: str) -> Any:
@@ -188,11 +178,9 @@ def _explained(error: MarkedYAMLError, text: str) -> tuple[Any, str]:
             f"found text after the closing {before} of a value; put the whole value in quotes, "
             "and look for a quote that is not closed further up"
         )
-    for mistake in _MISTAKES:
-        pattern, explanation = mistake
+    for pattern, explanation in _MISTAKES.items():
         if re.search(pattern, f"{error.context} {problem}"):
-            began = error.context_mark if mistake in _WHERE_IT_BEGAN else None
-            return began or mark, explanation
+            return (pattern in _FURTHER_UP and error.context_mark) or mark, explanation
     # What the parser says more about it quotes the file: perhaps a password.
     return mark, "found what is not YAML; expected key: value lines, text in quotes"
 

@@ -140,6 +140,7 @@ def parser() -> argparse.ArgumentParser:
     command(
         "completion",
         "print the completion for bash",
-        "xapsctl completion > /etc/bash_completion.d/xapsctl",
+        "Needs argcomplete (python3-argcomplete): xapsctl completion > "
+        "/etc/bash_completion.d/xapsctl",
     )
     return top
