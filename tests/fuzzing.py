@@ -13,8 +13,7 @@ from hyperframe.frame import DataFrame, GoAwayFrame, HeadersFrame, RstStreamFram
 from tests.standins.steps import MALFORMED
 from xaps.apns.session import Answered, Closed, GivenBack, Lost, Session, SessionEvent, SessionState
 from xaps.config.reading import ConfigError, load
-from xaps.intake.events import Continue, Dialect, Refusal, Request
-from xaps.intake.events import Event as IntakeEvent
+from xaps.intake.dialect import Answer, Dialect, Request
 from xaps.intake.http import HttpDialect
 from xaps.intake.lines import LinesDialect
 
@@ -43,26 +42,20 @@ def converse(dialect: Callable[[], Dialect], data: bytes) -> None:
     assert whole.incomplete == apart.incomplete
     for number, event in enumerate(events, 1):
         _check_answer(whole, event)
-        if isinstance(event, Refusal) and event.close:
+        if isinstance(event, Answer) and event.close:
             assert number == len(events), "an event after the last refusal"
     _check_answer(whole, whole.overdue())
     assert whole.feed(b"NOTIFY\r\n") == [], "it reads on after the end"
 
 
-def _check_answer(dialect: Dialect, event: IntakeEvent) -> None:
-    match event:
-        case Request():
-            answers = [
-                dialect.registered(event, b"TOPIC", close=event.close),
-                dialect.noticed(event, 1, close=event.close),
-            ]
-        case Refusal():
-            assert event.reason.isascii() and event.reason.isprintable()
-            answers = [dialect.refused(event)]
-        case Continue():
-            answers = [dialect.go_on()]
+def _check_answer(dialect: Dialect, event: Request | Answer) -> None:
+    if isinstance(event, Answer):
+        assert event.reason.isascii() and event.reason.isprintable()
+        answers = [event]
+    else:
+        answers = [Answer(200, body=b"TOPIC", close=event.close), Answer(204)]
     for answer in answers:
-        head = answer.partition(b"\r\n\r\n")[0]
+        head = dialect.answer(answer).partition(b"\r\n\r\n")[0]
         assert head.count(b"\n") == head.count(b"\r\n") == head.count(b"\r")
 
 

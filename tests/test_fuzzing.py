@@ -7,7 +7,7 @@ import random
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests import fuzzing
-from xaps.intake.events import Event
+from xaps.intake.dialect import Answer, Request
 from xaps.intake.lines import LinesDialect
 
 DAMAGED = 40
@@ -31,7 +31,7 @@ class FuzzingTests(SynchronousTestCase):
 
     def test_pieces_that_make_a_difference_are_found(self) -> None:
         class Forgetful(LinesDialect):
-            def feed(self, data: bytes) -> list[Event]:
+            def feed(self, data: bytes) -> list[Request | Answer]:
                 self._rest.clear()
                 return super().feed(data)
 

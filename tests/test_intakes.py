@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from twisted.internet import reactor
-from twisted.internet.interfaces import IReactorTime
 from twisted.logger import LogLevel, capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from tests import pki
-from tests.intake.case import RecordingHandler
+from tests.intake.case import NOW, RecordingHandler
 from xaps.config.reading import Config
 from xaps.intakes import MAX_CONNECTIONS, connections_each, open_intakes
 from xaps.listen.ports import Listeners
@@ -51,7 +50,7 @@ class OpenTests(TestCase):
         self.handlers.clear()
         with capturedLogs() as events:
             opened = open_intakes(
-                cast(IReactorTime, reactor), Config(**settings), listeners, self.handler, 10
+                reactor, Config(**settings), listeners, self.handler, 10, wall=lambda: NOW
             )
         self.assertEqual(len(opened), len(listeners.addresses))
         self.assertEqual(len(opened), len(self.handlers))

@@ -35,11 +35,11 @@ from xaps.credentials.apple.client import AppleService
 from xaps.credentials.apple.store import AppleStore
 from xaps.credentials.keeper import CredentialKeeper
 from xaps.credentials.sources import source_from_config
-from xaps.intake.allow import Door
+from xaps.intake.allow import AllowFrom
+from xaps.intake.answers import Handler
 from xaps.intake.cyrus.conf import ImapdConfError, read_imapd_conf
 from xaps.intake.cyrus.listener import CyrusListener
 from xaps.intake.cyrus.names import CyrusSettings
-from xaps.intake.interface import Handler
 from xaps.intakes import Intake, connections_each, open_intakes
 from xaps.listen.ports import ListenError, Listeners
 from xaps.listen.tls import TLSError
@@ -151,7 +151,12 @@ class Daemon(Service):
             run=deferToThread,
         )
         self._intakes = open_intakes(
-            self._reactor, config, self._listeners, self._handler, connections_each(open_files)
+            self._reactor,
+            config,
+            self._listeners,
+            self._handler,
+            connections_each(open_files),
+            wall=time.time,
         )
         self._listen_for_administrators()
         self._writer.start()
@@ -239,7 +244,9 @@ class Daemon(Service):
                 "metricsAddr",
                 config.metrics_addr.host,
                 config.metrics_addr.port,
-                metrics_site(reactor, self._control, Door(config.allow_from).admits),
+                metrics_site(
+                    reactor, self._control, AllowFrom(config.allow_from, reactor.seconds).admits
+                ),
                 risk="" if config.allow_from else "read the metrics here; set allowFrom",
             )
 

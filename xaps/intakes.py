@@ -6,12 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 from twisted.logger import Logger
-from twisted.protocols.tls import TLSMemoryBIOFactory
 
 from xaps.config.reading import Config
-from xaps.intake.factory import IntakeFactory
-from xaps.intake.https import TlsIntakeFactory
-from xaps.intake.interface import Handler
+from xaps.intake.answers import Handler, Responder
+from xaps.intake.connection import ClientConnectionFactory
+from xaps.intake.connections import Connections
+from xaps.intake.https import HttpsFactory
+from xaps.intake.turns import Turns
 from xaps.listen.ports import Listeners
 from xaps.listen.tls import server_options
 from xaps.system.files import careless
@@ -22,7 +23,7 @@ SPARE_FILES = 400
 """Open files that are kept for everything but those connections: those of administrators, and
 those that are only to be told that they are too many, among them."""
 
-Intake = IntakeFactory | TlsIntakeFactory
+Intake = ClientConnectionFactory | HttpsFactory
 
 _log = Logger()
 
@@ -39,58 +40,61 @@ def open_intakes(
     listeners: Listeners,
     handler: Callable[[str], Handler],
     max_connections: int,
+    *,
+    wall: Callable[[], float],
 ) -> list[Intake]:
     """Listen, and return what holds the connections, for the end.
 
     :param handler: makes what takes registrations and notices, for the setting that opens the
         listener.
     :param max_connections: for each listener.
-    :raises xaps.listen.ports.ListenError: an address or a socket of systemd's cannot be had.
-    :raises xaps.listen.unix.SocketError: a UNIX socket cannot be had.
-    :raises xaps.listen.tls.TLSError: a file for TLS cannot be used.
+    :raises xaps.listen.ports.ListenError: an address or a socket of systemd's cannot be had; as
+        do :class:`xaps.listen.unix.SocketError` and :class:`xaps.listen.tls.TLSError`.
     """
-    common: dict[str, Any] = {
-        "folder_push": config.folder_push,
-        "max_connections": max_connections,
-    }
-    networked = {**common, "allow_from": config.allow_from, "auth_token": config.auth_token}
+    turns = Turns(reactor)
+
+    def connections(key: str) -> Connections:
+        return Connections(
+            reactor,
+            turns,
+            Responder(reactor, handler(key), wall=wall, folder_push=config.folder_push),
+            # Neither concerns peers on the UNIX socket, which have no address.
+            allow_from=config.allow_from,
+            auth_token=config.auth_token,
+            limit=max_connections,
+        )
+
     risk = "" if config.allow_from else "register phones and send notices here; set allowFrom"
     opened: list[Intake] = []
-    if config.socket:
-        key = "socket"
-        intake = IntakeFactory(reactor, handler(key), lines=True, **common)
-        listeners.unix(
-            key, config.socket, intake, mode=config.socket_mode, group=config.socket_group
-        )
-        opened.append(intake)
-    if config.listen_addr:
-        key = "listenAddr"
-        intake = IntakeFactory(reactor, handler(key), **networked)
+    if path := config.socket:
+        plain = ClientConnectionFactory(connections("socket"), lines=True)
+        listeners.unix("socket", path, plain, mode=config.socket_mode, group=config.socket_group)
+        opened.append(plain)
+    if address := config.listen_addr:
+        plain = ClientConnectionFactory(connections("listenAddr"))
         listeners.tcp(
-            key,
-            config.listen_addr,
+            "listenAddr",
+            address,
             config.port,
-            intake,
+            plain,
             risk=risk,
             by_default="listen_addr" not in config.written,
         )
-        opened.append(intake)
+        opened.append(plain)
     if config.tls_certfile is not None and config.tls_keyfile is not None:
-        key = "tlsListenAddr"
         options = server_options(config.tls_certfile, config.tls_keyfile, config.tls_client_ca)
         for problem in careless(config.tls_keyfile, "private key"):
             _log.warn("tlsKeyfile: {problem}", problem=problem)
-        secure = TlsIntakeFactory(reactor, handler(key), **networked)
-        tls = TLSMemoryBIOFactory(options, False, secure)
         if config.tls_client_ca is not None:
             risk = ""
         elif risk:
             risk += " or tlsClientCA"
+        secure = HttpsFactory(connections("tlsListenAddr"), options)
         listeners.tcp(
-            key,
+            "tlsListenAddr",
             config.tls_listen_addr,
             config.tls_port,
-            tls,
+            secure,
             risk=risk,
             by_default="tls_listen_addr" not in config.written,
         )

@@ -16,7 +16,7 @@ from twisted.web.server import Site
 
 from tests.admin.test_control import PHONE, TABLET, ControlTestCase
 from xaps.admin.web import MAX_BODY, MAX_CONNECTIONS, control_site, metrics_site
-from xaps.intake.allow import Door
+from xaps.intake.allow import AllowFrom
 from xaps.model import Delivered
 
 
@@ -326,6 +326,7 @@ class MetricsSiteTests(WebTestCase):
         self.assertEqual(self.ask("POST", "/forget", b'{"user": "alice"}', site=site)[0], 404)
 
     def test_a_peer_that_is_not_to_come_in_gets_nothing(self) -> None:
-        site = metrics_site(self.clock, self.control, Door([ip_network("192.0.2.0/24")]).admits)
+        allowed = AllowFrom([ip_network("192.0.2.0/24")], self.clock.seconds)
+        site = metrics_site(self.clock, self.control, allowed.admits)
         self.assertIsNone(site.buildProtocol(IPv4Address("TCP", "198.51.100.1", 1)))
         self.assertIsNotNone(site.buildProtocol(IPv4Address("TCP", "192.0.2.1", 1)))

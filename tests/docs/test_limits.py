@@ -7,6 +7,7 @@ from pathlib import Path
 
 from h2.connection import H2Connection
 from twisted.trial.unittest import SynchronousTestCase
+from twisted.web.http import HTTPChannel
 
 from xaps import daemon, intakes, model
 from xaps.admin import history as pushlog
@@ -18,8 +19,7 @@ from xaps.config import kinds
 from xaps.config import reading as configuration
 from xaps.credentials import reading
 from xaps.ctl import client as ctl_client
-from xaps.intake import allow as door
-from xaps.intake import answers, connection, connections, http, lines, messages
+from xaps.intake import answers, connection, connections, http, https, lines, messages, turns
 from xaps.intake.cyrus import drain as cyrus_drain
 from xaps.intake.cyrus import listener as cyrus_listener
 from xaps.listen import ports as listeners
@@ -60,6 +60,7 @@ def number(number: int) -> str:
 LIMITS = {
     "Line on the UNIX socket": size(lines.MAX_LINE),
     "Request line and headers": size(http.MAX_HEAD),
+    "The same over HTTPS with HTTP/1.1": size(HTTPChannel.totalHeadersSize),
     "Headers of a request over HTTP/2": size(H2Connection.DEFAULT_MAX_HEADER_LIST_SIZE),
     "Body of a request": size(http.MAX_BODY),
     "User name": characters(model.MAX_USER),
@@ -73,16 +74,17 @@ LIMITS = {
     "Time for a request, from its first byte to its last": period(connection.REQUEST_DEADLINE),
     "Time for a TLS handshake": period(connection.REQUEST_DEADLINE),
     "Time for a client to read its answers": period(connection.WRITE_DEADLINE),
-    # The one of h2, which test_intake_web tries.
+    "Idle time on a connection of ``tlsListenAddr``": period(https.IDLE),
+    # The one of h2, which test_https tries.
     "Requests at a time on a connection with HTTP/2": "100",
     "Requests at a time on any other connection": "1",
+    "Time for all these requests before everything else has its turn": period(turns.TURN),
     "Connections of each of ``socket``, ``listenAddr`` and ``tlsListenAddr``": number(
         intakes.MAX_CONNECTIONS
     ),
-    "Connections beyond those that are told so": number(connections._SURPLUS),
+    "Connections beyond those that are told so": number(connections.SURPLUS),
     "Open files that are kept for everything else": number(intakes.SPARE_FILES),
     "Connections that wait to be accepted": number(listeners.BACKLOG),
-    "Addresses outside ``allowFrom`` that are logged": number(door._MAX_STRANGERS),
     "Connections of ``controlSocket``, and of ``metricsAddr``": number(controlweb.MAX_CONNECTIONS),
     "Request on one of these": size(controlweb.MAX_BODY),
     "Idle time on one of these": period(controlweb.IDLE),

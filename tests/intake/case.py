@@ -17,14 +17,17 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import directlyProvides
 
 from xaps.intake.allow import Network
-from xaps.intake.connection import IntakeProtocol
-from xaps.intake.factory import IntakeFactory
+from xaps.intake.answers import Responder
+from xaps.intake.connection import ClientConnection, ClientConnectionFactory
+from xaps.intake.connections import Connections
+from xaps.intake.turns import Turns
 from xaps.model import Notice, Refused, Registration
 
 CAPTURES = Path(__file__).parents[1] / "captures" / "dovecot"
 TOPIC = "com.apple.mail.XServer.1b2c3d4e-0000-4000-8000-0123456789ab"
 TOKEN = "29183902189318908219083092830981"
 NOW = 1_800_000_000.0
+"""The time of day."""
 
 LOOPBACK = IPv4Address("TCP", "127.0.0.1", 40000)
 UNIX = UNIXAddress(None)
@@ -89,6 +92,10 @@ class Wire(StringTransport):
     def loseWriteConnection(self) -> None:
         self.half_closed = True
 
+    def resumeProducing(self) -> None:
+        if not self.disconnecting:  # real ones do not mind
+            super().resumeProducing()
+
     def abortConnection(self) -> None:
         self.aborted = True
         super().abortConnection()
@@ -106,10 +113,11 @@ class Wire(StringTransport):
 class Connection:
     """One client's end, over which everything is in memory."""
 
-    def __init__(self, factory: IntakeFactory, peer: IAddress = LOOPBACK) -> None:
-        protocol = factory.buildProtocol(peer)
+    def __init__(self, case: IntakeCase, peer: IAddress = LOOPBACK) -> None:
+        protocol = case.factory.buildProtocol(peer)
         assert protocol is not None, "the connection was turned away"
-        self.protocol: IntakeProtocol = protocol
+        self.clock = case.clock
+        self.protocol: ClientConnection = protocol
         self.wire = Wire(peer)
         protocol.makeConnection(self.wire)
 
@@ -117,10 +125,17 @@ class Connection:
         """Send something; all that has come back since the last time."""
         for part in parts:
             self.protocol.dataReceived(part)
+            self.clock.advance(0)
+        return self.received()
+
+    def end_input(self) -> bytes:
+        """Close the sending direction; all that has come back since the last time."""
+        self.protocol.readConnectionLost()
         return self.received()
 
     def received(self) -> bytes:
-        """All that has come back since the last time."""
+        """All that has come back since the last time, when each had its turn."""
+        self.clock.advance(0)
         received: bytes = self.wire.value()
         self.wire.clear()
         return received
@@ -128,13 +143,6 @@ class Connection:
     def lose(self) -> None:
         """The client is gone."""
         self.protocol.connectionLost(Failure(ConnectionDone()))
-
-
-def make_clock() -> Clock:
-    """A clock that shows `NOW`."""
-    clock = Clock()
-    clock.advance(NOW)
-    return clock
 
 
 def capture(name: str) -> bytes:
@@ -198,9 +206,10 @@ class IntakeCase(SynchronousTestCase):
     """A listener, its clock and its handler."""
 
     def setUp(self) -> None:
-        self.clock = make_clock()
+        self.clock = Clock()
         self.handler = RecordingHandler()
-        self.factory = self.listen()
+        self.turns = Turns(self.clock)
+        self.listen()
 
     def listen(
         self,
@@ -210,22 +219,26 @@ class IntakeCase(SynchronousTestCase):
         allow_from: tuple[Network, ...] = (),
         auth_token: str | None = None,
         max_connections: int = 10,
-    ) -> IntakeFactory:
-        return IntakeFactory(
+    ) -> None:
+        """From now on clients connect to a listener like this."""
+        responder = Responder(self.clock, self.handler, wall=lambda: NOW, folder_push=folder_push)
+        connections = Connections(
             self.clock,
-            self.handler,
-            folder_push=folder_push,
-            lines=lines,
+            self.turns,
+            responder,
             allow_from=allow_from,
             auth_token=auth_token,
-            max_connections=max_connections,
+            limit=max_connections,
         )
+        self.factory = ClientConnectionFactory(connections, lines=lines)
 
     def connect(self) -> Connection:
-        return Connection(self.factory)
+        return Connection(self)
 
     def connect_unix(self) -> Connection:
-        return Connection(self.listen(lines=True), UNIX)
+        self.listen(lines=True)
+        return Connection(self, UNIX)
 
     def assert_no_timers(self) -> None:
+        self.clock.advance(0)
         self.assertEqual(self.clock.getDelayedCalls(), [])

@@ -8,7 +8,7 @@ from tests.intake.case import (
     NOTIFY,
     bytewise,
 )
-from xaps.intake.events import Event, Refusal
+from xaps.intake.dialect import Answer, Request
 from xaps.intake.http import HttpDialect
 from xaps.model import Notice
 
@@ -31,25 +31,25 @@ def chunked(*chunks: bytes) -> bytes:
 class DialectCase(SynchronousTestCase):
     """Helpers."""
 
-    def feed(self, *parts: bytes, secret: str | None = None) -> list[Event]:
+    def feed(self, *parts: bytes, secret: str | None = None) -> list[Request | Answer]:
         dialect = HttpDialect(secret)
         return [event for part in parts for event in dialect.feed(part)]
 
-    def both_ways(self, data: bytes) -> list[Event]:
+    def both_ways(self, data: bytes) -> list[Request | Answer]:
         """What comes out, which must not depend on how it went in."""
         events = self.feed(data)
         self.assertEqual(self.feed(*bytewise(data)), events)
         return events
 
-    def one(self, data: bytes, *, secret: str | None = None) -> Event:
+    def one(self, data: bytes, *, secret: str | None = None) -> Request | Answer:
         events = self.feed(data, secret=secret)
         self.assertEqual(len(events), 1, events)
         self.assertEqual(self.feed(*bytewise(data), secret=secret), events)
         return events[0]
 
-    def refused(self, data: bytes, *, secret: str | None = None) -> Refusal:
+    def refused(self, data: bytes, *, secret: str | None = None) -> Answer:
         event = self.one(data, secret=secret)
-        assert isinstance(event, Refusal), event
+        assert isinstance(event, Answer), event
         return event
 
     def status(self, data: bytes) -> tuple[int, bool]:

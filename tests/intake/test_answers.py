@@ -40,34 +40,27 @@ def confirmed_by(lines: list[str]) -> list[str]:
     return names
 
 
-class BareTests(SynchronousTestCase):
-    """Other HTTP clients, and the line protocol."""
-
-    def test_the_topic_alone(self) -> None:
-        answer = answers.bare(TOPIC)
-        self.assertEqual(answer.body, TOPIC.encode())
-        self.assertEqual(answer.confirmed, frozenset())
-
-
 class PluginTests(SynchronousTestCase):
     """dovecot-xaps-plugin, whose C code prints what it gets."""
 
     def test_the_form_without_folders(self) -> None:
-        answer = answers.for_plugin(TOPIC, request("INBOX", "Notes"), folder_push=False)
+        answer = answers.confirm(TOPIC.encode(), request("INBOX", "Notes"), folder_push=False)
         self.assertEqual(answer.body, TOPIC.encode() + b"\0")
         self.assertEqual(answer.confirmed, frozenset())
         self.assertEqual(answer.left_out, 0)
 
     def test_a_short_topic_is_padded(self) -> None:
         topic = "com.apple.mobilemail.push.org.example"
-        answer = answers.for_plugin(topic, request("INBOX"), folder_push=False)
+        answer = answers.confirm(topic.encode(), request("INBOX"), folder_push=False)
         self.assertEqual(answer.body, topic.encode() + b"\0" * (51 - len(topic)))
         self.assertEqual(len(answer.body), 51)
-        fifty = answers.for_plugin("x" * 50, request("INBOX"), folder_push=False)
+        fifty = answers.confirm(b"x" * 50, request("INBOX"), folder_push=False)
         self.assertEqual(fifty.body, b"x" * 50 + b"\0")
 
     def test_folders_are_confirmed_by_lines(self) -> None:
-        answer = answers.for_plugin(TOPIC, request("INBOX", "Sent Messages"), folder_push=True)
+        answer = answers.confirm(
+            TOPIC.encode(), request("INBOX", "Sent Messages"), folder_push=True
+        )
         self.assertEqual(
             answer.body,
             TOPIC.encode()
@@ -85,19 +78,19 @@ class PluginTests(SynchronousTestCase):
         )
 
     def test_names_go_back_as_they_were_sent(self) -> None:
-        answer = answers.for_plugin(TOPIC, request("Entw&APw-rfe", "inbox"), folder_push=True)
+        answer = answers.confirm(TOPIC.encode(), request("Entw&APw-rfe", "inbox"), folder_push=True)
         self.assertEqual(confirmed_by(as_the_plugin_prints(answer.body)), ["inbox", "Entw&APw-rfe"])
         self.assertEqual(answer.confirmed, {"inbox", "Entwürfe"})
 
     def test_quotes_and_backslashes_are_escaped(self) -> None:
         hostile = 'x"\\" (oops)'
-        answer = answers.for_plugin(TOPIC, request(hostile), folder_push=True)
+        answer = answers.confirm(TOPIC.encode(), request(hostile), folder_push=True)
         self.assertIn(b'"mailbox" "x\\"\\\\\\" (oops)\0', answer.body)
         self.assertEqual(confirmed_by(as_the_plugin_prints(answer.body)), [hostile])
 
     def test_names_that_cannot_be_quoted_are_not_confirmed(self) -> None:
-        answer = answers.for_plugin(
-            TOPIC, request("Entwürfe", "a\r\n* BYE", "a\0b", "Notes"), folder_push=True
+        answer = answers.confirm(
+            TOPIC.encode(), request("Entwürfe", "a\r\n* BYE", "a\0b", "Notes"), folder_push=True
         )
         self.assertEqual(confirmed_by(as_the_plugin_prints(answer.body)), ["Notes"])
         self.assertEqual(answer.confirmed, {"Notes"})
@@ -111,19 +104,19 @@ class PluginTests(SynchronousTestCase):
             made = RegisterRequest(
                 RegistrationKey("alice", "A", "ab"), (name, "Notes"), (name, "Notes")
             )
-            answer = answers.for_plugin(TOPIC, made, folder_push=True)
+            answer = answers.confirm(TOPIC.encode(), made, folder_push=True)
             self.assertEqual(confirmed_by(as_the_plugin_prints(answer.body)), ["Notes"])
             self.assertEqual((answer.confirmed, answer.left_out), ({"Notes"}, 1))
             self.assertNotIn(b"BYE", answer.body)
 
     def test_a_phone_without_mailbox_list_gets_no_mailbox_lines(self) -> None:
-        answer = answers.for_plugin(TOPIC, request(), folder_push=True)
+        answer = answers.confirm(TOPIC.encode(), request(), folder_push=True)
         self.assertEqual(answer.body, TOPIC.encode() + b"\0")
         self.assertEqual(answer.confirmed, frozenset())
 
     def test_inbox_has_room_before_all_others(self) -> None:
         many = [f"{number:04d}" + "x" * 500 for number in range(100)]
-        answer = answers.for_plugin(TOPIC, request(*many, "Inbox"), folder_push=True)
+        answer = answers.confirm(TOPIC.encode(), request(*many, "Inbox"), folder_push=True)
         self.assertLessEqual(len(answer.body), 7900)
         names = confirmed_by(as_the_plugin_prints(answer.body))
         self.assertEqual(names, ["Inbox", *many[: len(names) - 1]])
@@ -136,16 +129,16 @@ class PluginTests(SynchronousTestCase):
         names = [f"{number}" + "x" * 990 for number in range(7)]
         used = 7 * (991 + overhead - len(TOPIC) - 1) + overhead
         last = "z" * (7900 - used)
-        answer = answers.for_plugin(TOPIC, request(*names, last), folder_push=True)
+        answer = answers.confirm(TOPIC.encode(), request(*names, last), folder_push=True)
         self.assertEqual(len(answer.body), 7900)
         self.assertEqual(answer.left_out, 0)
-        answer = answers.for_plugin(TOPIC, request(*names, last + "z"), folder_push=True)
+        answer = answers.confirm(TOPIC.encode(), request(*names, last + "z"), folder_push=True)
         self.assertEqual(answer.left_out, 1)
 
     @given(st.lists(st.text(max_size=30) | st.text('a"\\&-\r\n\0é', max_size=8), max_size=30))
     @settings(max_examples=150)
     def test_no_name_breaks_out(self, names: list[str]) -> None:
-        answer = answers.for_plugin(TOPIC, request(*names), folder_push=True)
+        answer = answers.confirm(TOPIC.encode(), request(*names), folder_push=True)
         lines = as_the_plugin_prints(answer.body)
         self.assertEqual(lines[0], (LINE % TOPIC).strip())
         echoed = confirmed_by(lines)

@@ -31,7 +31,7 @@ from tests.intake.case import (
     registration,
     topic_answer,
 )
-from xaps.intake.connection import REQUEST_DEADLINE
+from xaps.intake.connection import LINGER, REQUEST_DEADLINE
 from xaps.model import Notice, Refused
 
 
@@ -74,7 +74,8 @@ class AnswerTests(IntakeCase):
         self.assertEqual(len(self.handler.registrations[0].mailboxes), 9)
 
     def test_without_folder_push_nothing_is_confirmed(self) -> None:
-        client = Connection(self.listen(folder_push=False))
+        self.listen(folder_push=False)
+        client = self.connect()
         self.assertEqual(client.send(REGISTER), topic_answer(TOPIC.encode() + b"\0"))
         self.assertEqual(self.handler.registrations[0].confirmed, frozenset())
 
@@ -193,8 +194,8 @@ class OrderTests(IntakeCase):
         self.assertFalse(client.wire.reading)
         self.assertEqual(self.handler.notices, [])
         self.held[0].callback(None)
+        self.assertEqual(client.received(), CONFIRMING + OK)
         self.assertTrue(client.wire.reading)
-        self.assertEqual(len(self.handler.notices), 1)
 
     def test_a_100_waits_for_its_turn(self) -> None:
         client = self.connect()
@@ -234,6 +235,22 @@ class OrderTests(IntakeCase):
         self.held[0].errback(ZeroDivisionError())
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
 
+    def test_a_broken_answer_leaves_no_timer(self) -> None:
+        client = self.connect()
+        client.send(REGISTER)
+        client.protocol.pauseProducing()
+
+        def broken(data: bytes) -> None:
+            raise ZeroDivisionError
+
+        self.patch(client.wire, "write", broken)
+        self.held[0].callback(None)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        self.assertTrue(client.wire.aborted)
+        self.assert_no_timers()
+        client.lose()
+        self.assert_no_timers()
+
     def test_the_last_answer_closes(self) -> None:
         client = self.connect()
         client.send(post("/register", registration(), "Connection: close"))
@@ -260,6 +277,87 @@ class OrderTests(IntakeCase):
         phrases = [part[:3] for part in received.split(b"HTTP/1.1 ")[1:]]
         self.assertEqual(phrases, [statuses[kind] for kind in kinds])
         self.assert_no_timers()
+
+
+class HalfCloseTests(IntakeCase):
+    """Clients that close their sending direction after their requests (``nc -N``, ``socat``)."""
+
+    def test_what_was_sent_is_answered_and_then_the_connection_is_closed(self) -> None:
+        for connect, data, answers in (
+            (self.connect, NOTIFY, OK),
+            (self.connect, NOTIFY * 300, OK * 300),
+            (self.connect_unix, NOTIFY * 2, OK * 2),
+            (self.connect_unix, LINE + REGISTER_LINE, b"OK \r\n" + OK_TOPIC),
+            (self.connect_unix, b"", b""),
+        ):
+            client = connect()
+            if data:
+                client.protocol.dataReceived(data)
+            self.assertEqual(client.end_input(), answers)
+            self.assertTrue(client.wire.disconnecting)
+            client.lose()
+            self.assert_no_timers()
+
+    def test_a_registration_that_is_being_written_is_answered(self) -> None:
+        self.handler.held = held = list[Deferred[None]]()
+        client = self.connect()
+        client.send(REGISTER + NOTIFY)
+        self.assertEqual(client.end_input(), b"")
+        self.assertFalse(client.wire.disconnecting)
+        held[0].callback(None)
+        self.assertEqual(client.received(), CONFIRMING + OK)
+        self.assertTrue(client.wire.disconnecting)
+        client.lose()
+        self.assert_no_timers()
+
+    def test_a_request_without_its_end_is_nothing(self) -> None:
+        for connect, data in (
+            (self.connect, NOTIFY[:-1]),
+            (self.connect_unix, LINE[:-2]),
+            (self.connect_unix, b"P"),
+        ):
+            client = connect()
+            client.send(data)
+            self.assertEqual(client.end_input(), b"")
+            self.assertTrue(client.wire.disconnecting)
+            client.lose()
+            self.assert_no_timers()
+
+    def test_a_refusal_needs_not_wait_for_a_client_that_sends_no_more(self) -> None:
+        client = self.connect_unix()
+        client.protocol.dataReceived(b"EHLO mail\r\n")
+        self.assertTrue(client.end_input().startswith(b"ERROR "))
+        self.assertTrue(client.wire.disconnecting)
+
+    def test_a_client_that_has_read_its_refusal_and_closes_is_let_go(self) -> None:
+        client = self.connect_unix()
+        client.send(b"EHLO mail\r\n")
+        self.assertFalse(client.wire.disconnecting)
+        client.end_input()
+        self.assertTrue(client.wire.disconnecting)
+
+    def test_a_client_that_sends_no_more_and_does_not_read_is_cut_off(self) -> None:
+        client = self.connect()
+        client.protocol.pauseProducing()
+        client.send(NOTIFY)
+        self.assertEqual(client.end_input(), b"")
+        self.assertFalse(client.wire.disconnecting)
+        client.protocol.resumeProducing()
+        self.assertEqual(client.received(), OK)
+        self.assertTrue(client.wire.disconnecting)
+        self.clock.advance(LINGER)
+        self.assertTrue(client.wire.aborted)
+
+    def test_it_can_be_stopped(self) -> None:
+        self.handler.held = held = list[Deferred[None]]()
+        client = self.connect()
+        client.send(REGISTER + NOTIFY)
+        client.end_input()
+        self.factory.close()
+        held[0].callback(None)
+        self.assertIn(b"Connection: close", client.received())
+        self.assertEqual(self.handler.notices, [])
+        self.assertTrue(client.wire.disconnecting)
 
 
 class UnixTests(IntakeCase):
@@ -338,12 +436,12 @@ class UnixTests(IntakeCase):
             self.assert_no_timers()
 
     def test_too_many_connections_are_told_so_in_their_language(self) -> None:
-        self.factory = self.listen(lines=True, max_connections=0)
-        client = Connection(self.factory, UNIX)
+        self.listen(lines=True, max_connections=0)
+        client = Connection(self, UNIX)
         self.assertEqual(
             client.send(*bytewise(LINE)), b"ERROR too many connections from IMAP servers\r\n"
         )
-        client = Connection(self.factory, UNIX)
+        client = Connection(self, UNIX)
         self.assertTrue(client.send(NOTIFY).startswith(b"HTTP/1.1 503 "))
 
 

@@ -17,7 +17,7 @@ from tests.intake.case import (
     registration,
 )
 from tests.intake.http_case import BODY, LENGTH, NEW_MAIL, DialectCase, chunked, notify
-from xaps.intake.events import CONTINUE, Event, Refusal, Request
+from xaps.intake.dialect import Answer, Request
 from xaps.intake.http import HttpDialect
 from xaps.intake.messages import RegisterRequest
 from xaps.model import Notice, RegistrationKey
@@ -26,7 +26,7 @@ from xaps.model import Notice, RegistrationKey
 class CaptureTests(DialectCase):
     """Bytes of real servers; the client waits for each answer, here they come back to back."""
 
-    def replay(self, name: str) -> list[Event]:
+    def replay(self, name: str) -> list[Request | Answer]:
         return self.both_ways(capture(name))
 
     def notices(self, name: str) -> list[Notice]:
@@ -68,7 +68,7 @@ class CaptureTests(DialectCase):
 
     def test_lua_on_dovecot_2_3_waits_for_a_100(self) -> None:
         luau = Request(Notice("luau", "INBOX", new_mail=True), for_plugin=True)
-        self.assertEqual(self.replay("lua-http-lmtp.bin"), [CONTINUE, luau] * 5)
+        self.assertEqual(self.replay("lua-http-lmtp.bin"), [Answer(100), luau] * 5)
 
     def test_lua_and_ox_on_dovecot_2_4_use_whole_urls(self) -> None:
         self.assertEqual(
@@ -170,10 +170,10 @@ class RequestTests(DialectCase):
     def test_a_client_may_wait_for_a_100(self) -> None:
         waiting = HttpDialect()
         head, _, body = notify(b"Expect: 100-Continue").partition(b"\r\n\r\n")
-        self.assertEqual(waiting.feed(head + b"\r\n\r\n"), [CONTINUE])
+        self.assertEqual(waiting.feed(head + b"\r\n\r\n"), [Answer(100)])
         self.assertTrue(waiting.incomplete)
         self.assertEqual(waiting.feed(body), [Request(NEW_MAIL, for_plugin=True)])
-        self.assertEqual(waiting.go_on(), b"HTTP/1.1 100 Continue\r\n\r\n")
+        self.assertEqual(waiting.answer(Answer(100)), b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def test_http_1_0_never_gets_a_100(self) -> None:
         data = notify(b"Expect: 100-continue", line=b"POST /notify HTTP/1.0")
@@ -186,7 +186,7 @@ class RequestTests(DialectCase):
         without = b"GET /notify HTTP/1.1\r\n" + offer + b"\r\n"
         events = self.both_ways(with_length + in_chunks + without + NOTIFY)
         self.assertEqual(events[:2], [Request(NEW_MAIL, for_plugin=True)] * 2)
-        assert isinstance(events[2], Refusal)
+        assert isinstance(events[2], Answer)
         self.assertEqual(events[2].status, 405)
         self.assertEqual(events[3:], [Request(NEW_MAIL, for_plugin=True)])
 
@@ -255,7 +255,6 @@ class PropertyTests(DialectCase):
         for part in parts:
             for event in dialect.feed(part):
                 self.assertFalse(closed, "something came after the end")
-                if isinstance(event, Request | Refusal):
-                    closed = event.close
-                if isinstance(event, Refusal):
-                    self.assertTrue(dialect.refused(event).startswith(b"HTTP/1.1 "))
+                closed = event.close
+                if isinstance(event, Answer):
+                    self.assertTrue(dialect.answer(event).startswith(b"HTTP/1.1 "))

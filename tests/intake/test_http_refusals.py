@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 
+import attrs
+
 from tests.intake.case import (
     NOTICE,
     NOTIFY,
@@ -11,7 +13,7 @@ from tests.intake.case import (
     registration,
 )
 from tests.intake.http_case import BODY, LENGTH, NEW_MAIL, DialectCase, chunked, notify
-from xaps.intake.events import Event, Refusal, Request
+from xaps.intake.dialect import Answer, Request
 from xaps.intake.http import MAX_BODY, MAX_HEAD, HttpDialect
 
 
@@ -24,7 +26,7 @@ class RefusalTests(DialectCase):
         self.assertEqual(
             events,
             [
-                Refusal(400, "ApsDeviceToken is not hexadecimal"),
+                Answer(400, "ApsDeviceToken is not hexadecimal"),
                 Request(NEW_MAIL, for_plugin=True),
             ],
         )
@@ -43,7 +45,7 @@ class RefusalTests(DialectCase):
             self.assertEqual(
                 events,
                 [
-                    Refusal(404, "there is nothing here, only /register, /notify, /ox"),
+                    Answer(404, "there is nothing here, only /register, /notify, /ox"),
                     Request(NEW_MAIL, for_plugin=True),
                 ],
             )
@@ -52,14 +54,14 @@ class RefusalTests(DialectCase):
         for method in ("GET", "PUT", "DELETE", "OPTIONS", "PATCH", "NOTIFY"):
             refusal = self.refused(post("/notify", NOTICE, method=method))
             self.assertEqual(
-                refusal, Refusal(405, "/notify takes POST only", headers=(b"Allow: POST",))
+                refusal, Answer(405, "/notify takes POST only", headers=(b"Allow: POST",))
             )
         refusal = self.refused(post("/ox", NOTICE))
         self.assertEqual(refusal.headers, (b"Allow: PUT",))
 
     def test_the_answer_to_head_has_no_body(self) -> None:
         refusal = self.refused(b"HEAD /register HTTP/1.1\r\n\r\n")
-        answer = HttpDialect().refused(refusal)
+        answer = HttpDialect().answer(refusal)
         self.assertEqual(answer.partition(b"\r\n\r\n")[2], b"")
         self.assertIn(b"\r\nContent-Length: 26\r\n", answer)
 
@@ -68,7 +70,7 @@ class RefusalTests(DialectCase):
 
     def test_a_request_needs_a_length(self) -> None:
         events = self.both_ways(b"POST /notify HTTP/1.1\r\n\r\n" + NOTIFY)
-        self.assertEqual(events[0], Refusal(411, "the request has no Content-Length"))
+        self.assertEqual(events[0], Answer(411, "the request has no Content-Length"))
         self.assertEqual(events[1:], [Request(NEW_MAIL, for_plugin=True)])
         self.assertEqual(
             self.refused(post("/notify", b"")).reason, "the body is not JSON: it is empty"
@@ -144,7 +146,7 @@ class RefusalTests(DialectCase):
         ):
             events = self.feed(start, *[b"a" * 1000] * 40)
             self.assertEqual(
-                [event.status for event in events if isinstance(event, Refusal)], [431], start
+                [event.status for event in events if isinstance(event, Answer)], [431], start
             )
 
     def test_bodies_have_a_bound(self) -> None:
@@ -152,7 +154,7 @@ class RefusalTests(DialectCase):
         fits = [Request(NEW_MAIL, for_plugin=True)]
         self.assertEqual(self.feed(post("/notify", padded)), fits)
         self.assertEqual(self.feed(chunked(padded[:5], padded[5:])), fits)
-        refused = [Refusal(413, f"the body is larger than {MAX_BODY} bytes", close=True)]
+        refused = [Answer(413, f"the body is larger than {MAX_BODY} bytes", close=True)]
         self.assertEqual(self.feed(post("/notify", padded + b" ")), refused)
         self.assertEqual(self.feed(chunked(padded, b" ")), refused)
         only_head = b"POST /notify HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % (MAX_BODY + 1)
@@ -171,7 +173,7 @@ class RefusalTests(DialectCase):
         dialect = HttpDialect()
         dialect.feed(NOTIFY[:-1])
         self.assertEqual(
-            dialect.overdue(), Refusal(408, "the request was not finished in time", close=True)
+            dialect.overdue(), Answer(408, "the request was not finished in time", close=True)
         )
         self.assertEqual(dialect.feed(NOTIFY[-1:]), [])
         self.assertFalse(dialect.incomplete)
@@ -180,7 +182,7 @@ class RefusalTests(DialectCase):
 class SecretTests(DialectCase):
     """``authToken``."""
 
-    def ask(self, authorization: bytes | None) -> Event:
+    def ask(self, authorization: bytes | None) -> Request | Answer:
         headers = [] if authorization is None else [b"Authorization: " + authorization]
         return self.one(notify(*headers), secret="s:cret é")
 
@@ -207,10 +209,10 @@ class SecretTests(DialectCase):
             b"Basic " + base64.b64encode("user:s:cret é ".encode()),
         ):
             refusal = self.ask(wrong)
-            assert isinstance(refusal, Refusal), wrong
+            assert isinstance(refusal, Answer), wrong
             self.assertEqual(refusal.status, 401)
             self.assertNotIn("s:cret", refusal.reason)
-            answer = HttpDialect().refused(refusal)
+            answer = HttpDialect().answer(refusal)
             self.assertIn(b'\r\nWWW-Authenticate: Basic realm="xapsd"\r\n', answer)
 
     def test_an_empty_secret_lets_nobody_in(self) -> None:
@@ -223,61 +225,54 @@ class SecretTests(DialectCase):
 class AnswerTests(DialectCase):
     """The bytes that go back."""
 
-    plain = Request(NEW_MAIL)
-    old = Request(NEW_MAIL, keep_alive=True)
-
     def test_a_topic(self) -> None:
         self.assertEqual(
-            HttpDialect().registered(self.plain, b"topic\0\0", close=False),
+            HttpDialect().answer(Answer(200, body=b"topic\0\0")),
             b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 7\r\n\r\ntopic\0\0",
         )
 
     def test_the_largest_topic_fits_into_what_the_plugin_reads(self) -> None:
-        for request, close in ((self.plain, True), (self.old, False)):
-            answer = HttpDialect().registered(request, b"x" * 7900, close=close)
-            self.assertLessEqual(len(answer), 8192)
+        for close, keep_alive in ((True, False), (False, True)):
+            largest = Answer(200, body=b"x" * 7900, close=close, keep_alive=keep_alive)
+            self.assertLessEqual(len(HttpDialect().answer(largest)), 8192)
 
     def test_notices(self) -> None:
-        dialect = HttpDialect()
         ok = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
-        self.assertEqual(dialect.noticed(self.plain, 1, close=False), ok)
+        self.assertEqual(HttpDialect().answer(Answer(200)), ok)
         none = b"HTTP/1.1 204 No Content\r\n\r\n"
-        self.assertEqual(dialect.noticed(self.plain, 0, close=False), none)
+        self.assertEqual(HttpDialect().answer(Answer(204)), none)
 
     def test_connection_headers_say_what_will_happen(self) -> None:
-        dialect = HttpDialect()
-        for phones in (0, 1):
-            for request, close, header in (
-                (self.plain, False, None),
-                (self.plain, True, b"close"),
-                (self.old, False, b"keep-alive"),
-                (self.old, True, b"close"),
+        for answer in (Answer(200), Answer(204), Answer(200, body=b"x"), Answer(400, "no")):
+            for close, keep_alive, header in (
+                (False, False, None),
+                (True, False, b"close"),
+                (False, True, b"keep-alive"),
+                (True, True, b"close"),
             ):
-                for answer in (
-                    dialect.noticed(request, phones, close=close),
-                    dialect.registered(request, b"", close=close),
-                    dialect.refused(Refusal(400, "no", close, request.keep_alive)),
-                ):
-                    said = [
-                        line.partition(b": ")[2]
-                        for line in answer.partition(b"\r\n\r\n")[0].split(b"\r\n")
-                        if line.startswith(b"Connection: ")
-                    ]
-                    self.assertEqual(said, [] if header is None else [header])
+                sent = HttpDialect().answer(
+                    attrs.evolve(answer, close=close, keep_alive=keep_alive)
+                )
+                said = [
+                    line.partition(b": ")[2]
+                    for line in sent.partition(b"\r\n\r\n")[0].split(b"\r\n")
+                    if line.startswith(b"Connection: ")
+                ]
+                self.assertEqual(said, [] if header is None else [header])
 
     def test_a_204_has_neither_length_nor_body(self) -> None:
-        answer = HttpDialect().noticed(self.plain, 0, close=True)
+        answer = HttpDialect().answer(Answer(204, close=True))
         self.assertEqual(answer, b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n")
 
     def test_the_reason_is_the_phrase_and_the_body(self) -> None:
         self.assertEqual(
-            HttpDialect().refused(Refusal(400, "ApsDeviceToken is not hexadecimal")),
+            HttpDialect().answer(Answer(400, "ApsDeviceToken is not hexadecimal")),
             b"HTTP/1.1 400 ApsDeviceToken is not hexadecimal\r\nContent-Type: text/plain\r\n"
             b"Content-Length: 34\r\n\r\nApsDeviceToken is not hexadecimal\n",
         )
 
     def test_no_reason_breaks_out_of_the_status_line(self) -> None:
-        answer = HttpDialect().refused(Refusal(503, "disk full: /var/ä\r\nX-Evil: 1\r\n\r\n"))
+        answer = HttpDialect().answer(Answer(503, "disk full: /var/ä\r\nX-Evil: 1\r\n\r\n"))
         head = answer.partition(b"\r\n\r\n")[0]
         self.assertEqual(
             head.split(b"\r\n")[0],

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.intake.case import bytewise
-from xaps.intake.events import Event, Refusal, Request
+from xaps.intake.dialect import Answer, Request
 from xaps.intake.lines import MAX_LINE, LinesDialect, parse, speaks_http
 from xaps.intake.messages import RegisterRequest
 from xaps.model import Notice, Refused, RegistrationKey
@@ -35,11 +35,11 @@ def string(value: str) -> str:
 class Case(SynchronousTestCase):
     """Helpers."""
 
-    def feed(self, *parts: bytes) -> list[Event]:
+    def feed(self, *parts: bytes) -> list[Request | Answer]:
         dialect = LinesDialect()
         return [event for part in parts for event in dialect.feed(part)]
 
-    def both_ways(self, data: bytes) -> list[Event]:
+    def both_ways(self, data: bytes) -> list[Request | Answer]:
         events = self.feed(data)
         self.assertEqual(self.feed(*bytewise(data)), events)
         return events
@@ -143,29 +143,29 @@ class StreamTests(Case):
 
     def test_a_bad_line_costs_only_itself(self) -> None:
         events = self.both_ways(b"NOTIFY\n" + NOTIFY + b"\n")
-        self.assertEqual(events, [Refusal(400, "dovecot-username is missing"), Request(NEW_MAIL)])
+        self.assertEqual(events, [Answer(400, "dovecot-username is missing"), Request(NEW_MAIL)])
 
     def test_rubbish_ends_the_connection(self) -> None:
         events = self.both_ways(b"\x7fELF\x02\x01\n" + NOTIFY + b"\n")
         self.assertEqual(len(events), 1)
-        assert isinstance(events[0], Refusal)
+        assert isinstance(events[0], Answer)
         self.assertTrue(events[0].close)
 
     def test_a_quote_left_open_does_not_take_in_the_next_line(self) -> None:
         events = self.both_ways(NOTIFY[:-1] + b"\n" + NOTIFY + b"\n")
-        assert isinstance(events[0], Refusal)
+        assert isinstance(events[0], Answer)
         self.assertEqual(events[1:], [Request(NEW_MAIL)])
 
     def test_a_mailbox_name_with_a_newline_cannot_bring_in_a_command(self) -> None:
         name = 'x"\nNOTIFY dovecot-username="victim"\tdovecot-mailbox="INBOX"'
         line = f'NOTIFY dovecot-username="mallory"\tdovecot-mailbox={string(name)}\n'
         for event in self.both_ways(line.encode()):
-            self.assertIsInstance(event, Refusal)
+            self.assertIsInstance(event, Answer)
 
     def test_lines_have_a_bound(self) -> None:
         fits = NOTIFY + b"\t" * (MAX_LINE - len(NOTIFY))
         self.assertEqual(self.feed(fits + b"\r\n"), [Request(NEW_MAIL)])
-        refusal = Refusal(400, "the line is longer than 65536 bytes", close=True)
+        refusal = Answer(400, "the line is longer than 65536 bytes", close=True)
         self.assertEqual(self.feed(fits + b"\t\n" + NOTIFY + b"\n"), [refusal])
         self.assertEqual(self.feed(fits, b"\t", NOTIFY + b"\n"), [refusal])
         self.assertEqual(self.feed(b"x" * 1_000_000), [refusal])
@@ -175,18 +175,17 @@ class StreamTests(Case):
         dialect.feed(NOTIFY)
         self.assertEqual(
             dialect.overdue(),
-            Refusal(400, "the command was not finished in time", close=True),
+            Answer(400, "the command was not finished in time", close=True),
         )
         self.assertEqual(dialect.feed(b"\n"), [])
         self.assertFalse(dialect.incomplete)
 
     def test_answers(self) -> None:
         dialect = LinesDialect()
-        request = Request(NEW_MAIL)
-        self.assertEqual(dialect.registered(request, b"topic", close=False), b"OK topic\r\n")
-        self.assertEqual(dialect.noticed(request, 0, close=False), b"OK \r\n")
+        self.assertEqual(dialect.answer(Answer(200, body=b"topic")), b"OK topic\r\n")
+        self.assertEqual(dialect.answer(Answer(204)), b"OK \r\n")
         self.assertEqual(
-            dialect.refused(Refusal(503, "no\r\nOK topic")), b"ERROR no\\r\\nOK topic\r\n"
+            dialect.answer(Answer(503, "no\r\nOK topic")), b"ERROR no\\r\\nOK topic\r\n"
         )
 
 
@@ -242,5 +241,5 @@ class PropertyTests(Case):
         dialect = LinesDialect()
         for part in (new, b"\n", REGISTER[:at] + new + REGISTER[at + cut :], b"\n"):
             for event in dialect.feed(part):
-                if isinstance(event, Refusal):
-                    self.assertTrue(dialect.refused(event).startswith(b"ERROR "))
+                if isinstance(event, Answer):
+                    self.assertTrue(dialect.answer(event).startswith(b"ERROR "))

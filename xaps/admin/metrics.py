@@ -23,7 +23,7 @@ from twisted.internet.defer import Deferred
 import twisted
 from xaps import __version__
 from xaps.apns.status import ConnectionState, ConnectionStatus
-from xaps.intake.interface import Handler
+from xaps.intake.answers import Handler
 from xaps.model import CertificateCredential, Credential, Notice, Registration
 from xaps.system.stalls import StallWatch
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from ipaddress import IPv4Network, IPv6Network, ip_address
 
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.interfaces import IAddress
-from twisted.logger import Logger
+from twisted.logger import Logger, LogLevel
+
+from xaps.system.complaints import Complaints
 
 Network = IPv4Network | IPv6Network
 
 TCP_ADDRESSES = (IPv4Address, IPv6Address)
-
-_MAX_STRANGERS = 1000  # addresses that are remembered as having been logged
 
 
 def peer_name(peer: IAddress | None) -> str:
@@ -23,17 +23,20 @@ def peer_name(peer: IAddress | None) -> str:
     return "a client on the UNIX socket"
 
 
-class Door:
-    """Which peers may come in, by their address."""
+class AllowFrom:
+    """Which peers may connect, by their address.
+
+    :param networks: those of the peers that may; empty means all.
+    """
 
     _log = Logger()
 
-    def __init__(self, allow_from: Iterable[Network]) -> None:
-        self._networks = tuple(allow_from)
-        self._strangers: set[str] = set()
+    def __init__(self, networks: Iterable[Network], seconds: Callable[[], float]) -> None:
+        self._networks = tuple(networks)
+        self._complaints = Complaints(self._log, seconds)
 
     def admits(self, peer: IAddress | None) -> bool:
-        """Whether `peer` may come in; one that may not is logged, once."""
+        """Whether `peer` may connect; that one may not is logged."""
         if not self._networks or not isinstance(peer, TCP_ADDRESSES):
             return True
         address = ip_address(peer.host)
@@ -41,11 +44,9 @@ class Door:
             address = address.ipv4_mapped
         if any(address in network for network in self._networks):
             return True
-        if peer.host not in self._strangers and len(self._strangers) < _MAX_STRANGERS:
-            self._strangers.add(peer.host)
-            self._log.warn(
-                "{host} is turned away, it is in none of the networks of allowFrom; this is said "
-                "once for an address",
-                host=peer.host,
-            )
+        self._complaints.tell(
+            LogLevel.warn,
+            "{host} is turned away, it is in none of the networks of allowFrom",
+            host=peer.host,
+        )
         return False

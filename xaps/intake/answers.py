@@ -1,21 +1,129 @@
-"""What a registering client gets to read: the topic, alone or in the form of the Dovecot plugin."""
+"""How requests are answered: the handler is asked, and the client told in the form it needs."""
 
 from __future__ import annotations
 
-import attrs
+from collections.abc import Callable
+from typing import Protocol
 
+import attrs
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger, LogLevel
+from twisted.python.failure import Failure
+
+from xaps.intake.dialect import Answer, Request
 from xaps.intake.messages import RegisterRequest
 from xaps.mailboxes import INBOX, canonical
+from xaps.model import Notice, Refused, Registration
+from xaps.system.complaints import Complaints
 
 MIN_PLUGIN_BODY = 51
 """The plugin aborts the imap process when there is less."""
 MAX_PLUGIN_BODY = 7900
 """The plugin reads what its first look into a buffer of 8192 bytes shows it, headers included."""
 
+_DONE = Answer(200)
+_FOR_NOBODY = Answer(204)
+
+
+class Handler(Protocol):
+    """Takes what IMAP servers say.
+
+    Every method may refuse with :class:`xaps.model.Refused`, whose reason the IMAP server gets to
+    see; any other failure is logged by the intake and answered with a 500 (``ERROR``).
+    """
+
+    def topic(self) -> str:
+        """The topic that phones are to register with.
+
+        :raises xaps.model.Refused: temporarily, while there is no credential.
+        """
+
+    def register(self, registration: Registration) -> Deferred[None]:
+        """Add or renew a registration; fires when it is on disk."""
+
+    def notify(self, notice: Notice) -> Deferred[int]:
+        """Take a notice; fires with the number of phones that will be pushed because of it."""
+
+
+class Responder:
+    """Answers the requests of one listener.
+
+    :param wall: tells the time of day, for registrations.
+    :param folder_push: confirm mailboxes other than INBOX to phones behind the Dovecot plugin.
+    :ivar complaints: what clients give reason for, which can be thousands in a second.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        handler: Handler,
+        *,
+        wall: Callable[[], float],
+        folder_push: bool,
+    ) -> None:
+        self._handler = handler
+        self._wall = wall
+        self._folder_push = folder_push
+        self.complaints = Complaints(self._log, clock.seconds)
+
+    def respond(self, request: Request) -> Deferred[Answer]:
+        """Fires with the answer, a refusal it may be, and never fails. That to a registration comes
+        when it is on disk."""
+        content = request.content
+        if isinstance(content, Notice):
+            answer = maybeDeferred(self._handler.notify, content).addCallback(
+                lambda phones: _DONE if phones else _FOR_NOBODY
+            )
+        else:
+            answer = maybeDeferred(self._register, content, for_plugin=request.for_plugin)
+        return answer.addErrback(self._refusal)
+
+    def _register(self, request: RegisterRequest, *, for_plugin: bool) -> Deferred[Answer]:
+        # What is confirmed is part of what is stored, so the answer is made first.
+        topic = self._handler.topic().encode("ascii", "replace")
+        made = Confirmation(topic)
+        if for_plugin:
+            made = confirm(topic, request, folder_push=self._folder_push)
+        registration = request.registration(self._wall(), made.confirmed)
+        return self._handler.register(registration).addCallback(self._registered, request, made)
+
+    def _registered(self, _: None, request: RegisterRequest, made: Confirmation) -> Answer:
+        if made.left_out:
+            self._log.info(
+                "{user}: {count} of {all} mailboxes cannot be confirmed to the phone (their names "
+                "are too long in all or cannot be quoted), it will not be pushed for them",
+                user=request.key.user,
+                count=made.left_out,
+                all=len(request.mailboxes),
+            )
+        return Answer(200, body=made.body)
+
+    def _refusal(self, failure: Failure) -> Answer:
+        error = failure.value
+        if isinstance(error, Refused):
+            return Answer(503 if error.temporary else 400, error.reason)
+        self._log.failure("A request from an IMAP server could not be dealt with", failure)
+        return Answer(500, "internal error, see the log of xapsd")
+
+    def tell_refusal(self, peer: str, answer: Answer) -> None:
+        """Log why a request was refused; 5xx is for the administrator to put right."""
+        ours = answer.status >= 500
+        self.complaints.tell(
+            LogLevel.warn if ours else LogLevel.info,
+            "Refused a request from {peer}: {reason}",
+            # Reasons of 4xx hold what a client has sent, and so there is no end of them.
+            kind=answer.reason if ours else str(answer.status),
+            peer=peer,
+            reason=answer.reason,
+        )
+
 
 @attrs.frozen
-class Answer:
-    """A body, and what it promises to the phone."""
+class Confirmation:
+    """The body of the answer to a registration, and what it promises to the phone."""
 
     body: bytes
     confirmed: frozenset[str] = frozenset()
@@ -24,13 +132,8 @@ class Answer:
     """How many mailboxes could not be confirmed, for want of room or of a way to quote them."""
 
 
-def bare(topic: str) -> Answer:
-    """The answer to every client but the Dovecot plugin."""
-    return Answer(topic.encode("ascii", "replace"))
-
-
-def for_plugin(topic: str, request: RegisterRequest, *, folder_push: bool) -> Answer:
-    r"""The answer to dovecot-xaps-plugin 1.x.
+def confirm(topic: bytes, request: RegisterRequest, *, folder_push: bool) -> Confirmation:
+    r"""What dovecot-xaps-plugin 1.x is to be answered; every other client gets the topic alone.
 
     The plugin prints the body with ``%s`` between the quotes that end its
     ``* XAPPLEPUSHSERVICE aps-version "2" aps-topic "%s"``. It does not terminate it (hence
@@ -38,7 +141,7 @@ def for_plugin(topic: str, request: RegisterRequest, *, folder_push: bool) -> An
     begins lines of its own makes it send the ``"mailbox"`` lines that it has no code for; it adds
     the last closing quote itself.
     """
-    body = topic.encode("ascii", "replace")
+    body = topic
     confirmed: set[str] = set()
     if folder_push:
         mailboxes = zip(request.mailboxes, request.as_sent, strict=False)
@@ -46,13 +149,12 @@ def for_plugin(topic: str, request: RegisterRequest, *, folder_push: bool) -> An
         for mailbox, as_sent in sorted(mailboxes, key=lambda pair: canonical(pair[0]) != INBOX):
             # Quoted strings of IMAP (RFC 3501 section 9) hold ASCII without CR, LF and NUL.
             if as_sent.isascii() and as_sent.isprintable():
-                line = f'"\r\n* XAPPLEPUSHSERVICE "mailbox" "{_escaped(as_sent)}'.encode("ascii")
+                escaped = as_sent.replace("\\", "\\\\").replace('"', '\\"')
+                line = f'"\r\n* XAPPLEPUSHSERVICE "mailbox" "{escaped}'.encode("ascii")
                 if len(body) + len(line) < MAX_PLUGIN_BODY:
                     body += line
                     confirmed.add(mailbox)
     left_out = len(request.as_sent) - len(confirmed) if folder_push else 0
-    return Answer((body + b"\0").ljust(MIN_PLUGIN_BODY, b"\0"), frozenset(confirmed), left_out)
-
-
-def _escaped(name: str) -> str:
-    return name.replace("\\", "\\\\").replace('"', '\\"')
+    return Confirmation(
+        (body + b"\0").ljust(MIN_PLUGIN_BODY, b"\0"), frozenset(confirmed), left_out
+    )

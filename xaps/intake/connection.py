@@ -1,32 +1,30 @@
-"""One connection of an IMAP server: answers in order, deadlines and back-pressure."""
+"""One connection without TLS: answers in order, deadlines, back-pressure and the end."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
 from enum import Enum, auto
-from typing import Protocol as Structural
-from typing import cast
+from typing import Any
 
+import attrs
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import (
     IAddress,
     IDelayedCall,
-    INegotiated,
+    IHalfCloseableProtocol,
     IPushProducer,
-    IReactorTime,
-    ITCPTransport,
 )
-from twisted.internet.protocol import Protocol, connectionDone
+from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from xaps.intake.allow import TCP_ADDRESSES
-from xaps.intake.events import Dialect, Event, Refusal, Request
+from xaps.intake.allow import TCP_ADDRESSES, peer_name
+from xaps.intake.connections import Connections
+from xaps.intake.dialect import Answer, Dialect, Request
 from xaps.intake.http import HttpDialect
 from xaps.intake.lines import LinesDialect, speaks_http
-from xaps.intake.messages import RegisterRequest
-from xaps.intake.responder import Desk
 
 REQUEST_DEADLINE = 30.0
 """Seconds from the first byte of a request to its last."""
@@ -35,119 +33,105 @@ WRITE_DEADLINE = 30.0
 LINGER = 5.0
 """Seconds for a client to read a last answer and close, before the connection is cut."""
 
-_SLICE = 16 * 1024  # bytes parsed, and
-_TURN = 64  # requests dealt with before others get their turn
-
-
-class Transport(Structural):
-    """What is asked of the transports of TCP and UNIX sockets."""
-
-    def write(self, data: bytes) -> None: ...
-    def getPeer(self) -> IAddress: ...
-    def setTcpNoDelay(self, enabled: bool) -> None: ...
-    def registerProducer(self, producer: IPushProducer, streaming: bool) -> None: ...
-    def unregisterProducer(self) -> None: ...
-    def pauseProducing(self) -> None: ...
-    def resumeProducing(self) -> None: ...
-    def loseWriteConnection(self) -> None: ...
-    def loseConnection(self) -> None: ...
-    def abortConnection(self) -> None: ...
+_SLICE = 16 * 1024
+"""Bytes that are parsed before other connections have their turn."""
 
 
 class _State(Enum):
     OPEN = auto()
+    ENDING = auto()  # the client sends no more; what it has sent is answered
     STOPPING = auto()  # closes after the answer that is being waited for
     CLOSING = auto()  # everything has been said
     CLOSED = auto()
 
 
-@implementer(IPushProducer)
-class IntakeProtocol(Protocol):
+@implementer(IPushProducer, IHalfCloseableProtocol)
+class ClientConnection(Protocol):
     """One connection of an IMAP server.
 
     Requests are dealt with one after the other, so that their answers are in order. While one
     waits behind another, or the client does not read, nothing is read from the client.
 
+    Methods in Twisted's spelling are called by Twisted.
+
+    :param connections: those of the listener, of which this is one.
     :param dialect: ``None`` where the first bytes are to decide.
-    :param lost: called when the connection is gone.
     :param surplus: there are too many connections; this one is only to be told so.
     """
 
+    transport: Any
     _log = Logger()
 
-    def __init__(
-        self,
-        clock: IReactorTime,
-        desk: Desk,
-        dialect: Dialect | None,
-        peer: str,
-        lost: Callable[[IntakeProtocol], object],
-        *,
-        surplus: bool = False,
-    ) -> None:
-        self._clock = clock
-        self._desk = desk
+    def __init__(self, connections: Connections, dialect: Dialect | None, *, surplus: bool) -> None:
+        self._connections = connections
+        self._turns = connections.turns
+        self._responder = connections.responder
         self._dialect = dialect
-        self._peer = peer
-        self._lost = lost
         self._surplus = surplus
         self._state = _State.OPEN
-        self._start = b""  # what has not sufficed to tell the dialect
         self._input = b""
-        self._queue: deque[Event] = deque()
+        self._start = b""  # what has not sufficed to tell the dialect
+        self._queue: deque[Request | Answer] = deque()
         self._current: Request | None = None
-        self._running = False
         self._output_paused = False
         self._reading_paused = False
-        self._deadline: IDelayedCall | None = None
-        self._write_deadline: IDelayedCall | None = None
-        self._turn: IDelayedCall | None = None
+        self._timer: IDelayedCall | None = None
+        self._otherwise: Callable[[], None] | None = None
 
     # ------------------------------------------------------------ from the transport
 
     def connectionMade(self) -> None:
-        """Called by Twisted."""
-        transport = self._transport()
-        transport.registerProducer(self, True)
-        if isinstance(transport.getPeer(), TCP_ADDRESSES) and ITCPTransport.providedBy(transport):
+        self._connections.add(self)
+        self.transport.registerProducer(self, True)
+        if isinstance(self.transport.getPeer(), TCP_ADDRESSES):
             # 100 Continue and the answer are two small writes.
-            transport.setTcpNoDelay(True)
+            self.transport.setTcpNoDelay(True)
         if self._surplus:
-            self._write_deadline = self._clock.callLater(LINGER, self._abort)
+            self._expect(LINGER, self.cut_off)
 
     def dataReceived(self, data: bytes) -> None:
-        """Called by Twisted."""
         if self._state is _State.OPEN:
-            self._input = self._input + data if self._input else data
-            self._run()
+            if self._input:
+                self._pause_reading(pause=True)
+            self._input += data
+            self._turns.join(self)
+
+    def readConnectionLost(self) -> None:
+        """The client has closed its sending direction, or both."""
+        if self._state is _State.OPEN:
+            self._state = _State.ENDING
+            if not self._output_paused:
+                self._expect()
+            self._turns.join(self)
+        elif self._state is _State.CLOSING:
+            self.transport.loseConnection()
+
+    def writeConnectionLost(self) -> None:
+        """That is of our own doing."""
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Called by Twisted. A request that is being dealt with goes on: it was accepted."""
-        self._state = _State.CLOSED
-        self._forget_input()
-        self._end_write_deadline()
-        self._lost(self)
+        """A request that is being dealt with goes on: it was accepted."""
+        self._forget_input(_State.CLOSED)
+        self._expect()
+        self._connections.lost(self)
 
     def pauseProducing(self) -> None:
-        """Called by the transport: the client does not read."""
+        """The client does not read."""
         self._output_paused = True
-        if self._write_deadline is None:
-            self._write_deadline = self._clock.callLater(WRITE_DEADLINE, self._cut_off)
+        self._expect(WRITE_DEADLINE, self._unread)
 
     def resumeProducing(self) -> None:
-        """Called by the transport: the client has read everything."""
+        """The client has read everything."""
         self._output_paused = False
-        self._end_write_deadline()
-        self._run()
+        self._expect()
+        self._turns.join(self)
 
     def stopProducing(self) -> None:
-        """Called by the transport when the connection is lost."""
-
-    # ------------------------------------------------------------ from the factory
+        """`connectionLost` sees to that."""
 
     def stop(self) -> None:
         """Take nothing more; close now or, when a request is being dealt with, after its answer."""
-        if self._state is _State.OPEN:
+        if self._state in (_State.OPEN, _State.ENDING):
             if self._current is None:
                 self._close()
             else:
@@ -155,32 +139,29 @@ class IntakeProtocol(Protocol):
 
     # ------------------------------------------------------------ requests in, answers out
 
-    def _run(self) -> None:
-        """Deal with requests for as long as there are some and nothing must be waited for."""
-        if self._running or self._turn is not None:
-            return
-        self._running = True
-        left = _TURN
-        try:
-            while self._state is _State.OPEN and self._current is None and not self._output_paused:
-                if self._queue:
-                    if not left:
-                        self._turn = self._clock.callLater(0, self._next_turn)
-                        break
-                    left -= 1
-                    self._deal_with(self._queue.popleft())
-                elif self._input:
-                    self._parse()
-                else:
-                    break
-        finally:
-            self._running = False
-        if self._state is _State.OPEN:
-            self._settle()
+    def work(self) -> bool:
+        """Deal with one request, or look for requests in some of the input."""
+        if self._has_work():
+            if not self._queue:
+                self._parse()
+            elif isinstance(event := self._queue.popleft(), Answer):
+                self._answer(event)
+            else:
+                self._current = event
+                answer = self._responder.respond(event)
+                answer.addCallback(self._answered, event).addErrback(self._broken)
+        if self._has_work():
+            return True
+        self._settle()
+        return False
 
-    def _next_turn(self) -> None:
-        self._turn = None
-        self._run()
+    def _has_work(self) -> bool:
+        return (
+            self._state in (_State.OPEN, _State.ENDING)
+            and self._current is None
+            and not self._output_paused
+            and bool(self._queue or self._input)
+        )
 
     def _parse(self) -> None:
         data, self._input = self._input[:_SLICE], self._input[_SLICE:]
@@ -192,92 +173,58 @@ class IntakeProtocol(Protocol):
             self._dialect = HttpDialect() if http else LinesDialect()
             self._start = b""
         if self._surplus:
-            self._queue.append(Refusal(503, "too many connections from IMAP servers", close=True))
-            return
-        events = self._dialect.feed(data)
-        if events:
-            self._queue.extend(events)
-            # It was for a request that is complete now.
-            self._end_deadline()
+            self._queue.append(Answer(503, "too many connections from IMAP servers", close=True))
+        elif found := self._dialect.feed(data):
+            self._queue.extend(found)
+            # The time was for a request that is complete now.
+            self._expect()
 
     def _settle(self) -> None:
-        """Read on, or not; expect the rest of a request in time, or not."""
-        pause = self._output_paused or bool(self._queue or self._input)
-        if pause is not self._reading_paused:
-            self._reading_paused = pause
-            transport = self._transport()
-            if pause:
-                transport.pauseProducing()
-            else:
-                transport.resumeProducing()
+        """Read on, or not; expect the rest of a request in time, or not; or close."""
+        waiting = bool(self._queue or self._input)
+        if self._state is _State.ENDING and not waiting and self._current is None:
+            self._close()
+        if self._state is not _State.OPEN:
+            return
+        self._pause_reading(pause=waiting or self._output_paused)
         incomplete = self._dialect.incomplete if self._dialect else bool(self._start)
-        if not incomplete or pause:
-            self._end_deadline()
-        elif self._deadline is None:
-            self._deadline = self._clock.callLater(REQUEST_DEADLINE, self._overdue)
-
-    def _deal_with(self, event: Event) -> None:
-        if isinstance(event, Request):
-            self._current = event
-            content = event.content
-            if isinstance(content, RegisterRequest):
-                self._desk.register(content, for_plugin=event.for_plugin).addCallbacks(
-                    self._registered, self._failed, (event,), errbackArgs=(event,)
-                ).addErrback(self._broken)
-            else:
-                self._desk.notify(content).addCallbacks(
-                    self._noticed, self._failed, (event,), errbackArgs=(event,)
-                ).addErrback(self._broken)
-        elif isinstance(event, Refusal):
-            self._refuse(event)
+        if self._output_paused or self._surplus:
+            pass  # another time runs
+        elif incomplete and not waiting:
+            self._expect(REQUEST_DEADLINE, self._overdue)
         else:
-            self._write(self._spoken().go_on())
+            self._expect()
 
-    def _registered(self, topic: bytes, request: Request) -> None:
-        close = self._is_last(request)
-        self._answer(self._spoken().registered(request, topic, close=close), close=close)
-
-    def _noticed(self, phones: int, request: Request) -> None:
-        close = self._is_last(request)
-        self._answer(self._spoken().noticed(request, phones, close=close), close=close)
-
-    def _failed(self, failure: Failure, request: Request) -> None:
-        close = self._is_last(request)
-        refusal = self._desk.refusal(failure, close=close, keep_alive=request.keep_alive)
+    def _answered(self, answer: Answer, request: Request) -> None:
         self._current = None
-        if self._state is not _State.CLOSED:
-            self._refuse(refusal)
-            self._run()
+        close = request.close or self._state is _State.STOPPING
+        if close or request.keep_alive:
+            answer = attrs.evolve(answer, close=close, keep_alive=request.keep_alive)
+        if self._state not in (_State.CLOSING, _State.CLOSED):
+            self._answer(answer)
+        if self._has_work() or self._state is _State.ENDING:
+            self._turns.join(self)
 
-    def _answer(self, answer: bytes, *, close: bool) -> None:
-        self._current = None
-        if self._state is not _State.CLOSED:
-            self._write(answer)
-            if close:
-                self._close()
-            else:
-                self._run()
-
-    def _refuse(self, refusal: Refusal) -> None:
-        self._desk.tell_refusal(self._peer, refusal)
-        self._write(self._spoken().refused(refusal))
-        if refusal.close:
-            self._close(linger=True)
-
-    def _is_last(self, request: Request) -> bool:
-        return request.close or self._state is _State.STOPPING
+    def _answer(self, answer: Answer) -> None:
+        refused = answer.status >= 400
+        if refused:
+            self._responder.tell_refusal(self._peer_name(), answer)
+        assert self._dialect is not None
+        self.transport.write(self._dialect.answer(answer))
+        if answer.close:
+            self._close(linger=refused)
 
     def _overdue(self) -> None:
-        self._deadline = None
         self._start = b""
-        self._queue.append(self._spoken().overdue())
-        self._run()
+        self._dialect = self._dialect or LinesDialect()
+        self._queue.append(self._dialect.overdue())
+        self._turns.join(self)
 
     def _broken(self, failure: Failure) -> None:
         self._log.failure(
-            "An answer could not be given, {peer} is cut off", failure, peer=self._peer
+            "An answer could not be given, {peer} is cut off", failure, peer=self._peer_name()
         )
-        self._abort()
+        self.cut_off()
 
     # ------------------------------------------------------------ endings
 
@@ -285,61 +232,88 @@ class IntakeProtocol(Protocol):
         """Say no more.
 
         :param linger: the client may be sending still. Closing right away would reset the
-            connection, and the client would lose the answer that tells it why. (TLS has its own
-            goodbye, for which it waits.)
+            connection, and the client would lose the answer that tells it why.
         """
-        self._state = _State.CLOSING
-        self._forget_input()
-        transport = self._transport()
-        transport.unregisterProducer()
-        if linger and not INegotiated.providedBy(transport):
-            if self._reading_paused:
-                transport.resumeProducing()
-            transport.loseWriteConnection()
+        linger = linger and self._state is not _State.ENDING
+        self._forget_input(_State.CLOSING)
+        self.transport.unregisterProducer()
+        if linger:
+            self._pause_reading(pause=False)
+            self.transport.loseWriteConnection()
         else:
-            transport.loseConnection()
-        if self._write_deadline is None:
-            self._write_deadline = self._clock.callLater(LINGER, self._abort)
+            self.transport.loseConnection()
+        if not self._output_paused:
+            self._expect(LINGER, self.cut_off)
 
-    def _cut_off(self) -> None:
-        self._write_deadline = None
-        text = "{peer} does not read its answers and is cut off{more}"
-        self._desk.tell(LogLevel.info, "unread", text, peer=self._peer)
-        self._abort()
+    def _unread(self) -> None:
+        self._responder.complaints.tell(
+            LogLevel.info, "{peer} does not read its answers and is cut off", peer=self._peer_name()
+        )
+        self.cut_off()
 
-    def _abort(self) -> None:
-        self._write_deadline = None
+    def cut_off(self) -> None:
+        """End the connection at once."""
         if self._state is not _State.CLOSED:
-            self._transport().abortConnection()
+            self._forget_input(_State.CLOSING)
+            self._expect()
+            self.transport.abortConnection()
 
-    def _forget_input(self) -> None:
+    def _forget_input(self, state: _State) -> None:
+        self._state = state
         self._queue.clear()
         self._input = self._start = b""
-        self._end_deadline()
-        if self._turn is not None:
-            self._turn.cancel()
-            self._turn = None
 
-    # ------------------------------------------------------------ small helpers
+    def _expect(self, seconds: float = 0.0, otherwise: Callable[[], None] | None = None) -> None:
+        """Something must happen within so many seconds, or else; nothing is expected any more.
 
-    def _end_deadline(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
+        Time that is running for the same is not begun anew.
+        """
+        if otherwise != self._otherwise:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._otherwise = otherwise
+            self._timer = otherwise and self._connections.clock.callLater(seconds, self._in_vain)
 
-    def _end_write_deadline(self) -> None:
-        if self._write_deadline is not None:
-            self._write_deadline.cancel()
-            self._write_deadline = None
+    def _in_vain(self) -> None:
+        otherwise, self._otherwise, self._timer = self._otherwise, None, None
+        assert otherwise is not None
+        otherwise()
 
-    def _write(self, data: bytes) -> None:
-        self._transport().write(data)
+    def _pause_reading(self, *, pause: bool) -> None:
+        if pause is not self._reading_paused:
+            self._reading_paused = pause
+            if pause:
+                self.transport.pauseProducing()
+            else:
+                self.transport.resumeProducing()
 
-    def _spoken(self) -> Dialect:
-        if self._dialect is None:
-            self._dialect = LinesDialect()
-        return self._dialect
+    def _peer_name(self) -> str:
+        return peer_name(self.transport.getPeer())
 
-    def _transport(self) -> Transport:
-        assert self.transport is not None
-        return cast(Transport, self.transport)
+
+class ClientConnectionFactory(Factory):
+    """Makes the connections of a listener without TLS.
+
+    :param lines: the first bytes of a connection choose between HTTP and the line protocol.
+    """
+
+    noisy = False
+
+    def __init__(self, connections: Connections, *, lines: bool = False) -> None:
+        self._connections = connections
+        self._lines = lines
+
+    def buildProtocol(self, addr: IAddress | None) -> ClientConnection | None:
+        connections = self._connections
+        if not connections.admits(addr):
+            return None
+        secret = connections.auth_token if isinstance(addr, TCP_ADDRESSES) else None
+        dialect = None if self._lines else HttpDialect(secret)
+        return ClientConnection(connections, dialect, surplus=connections.full)
+
+    def close(self) -> Deferred[None]:
+        """Take no new request; fires when all connections are closed.
+
+        Those with a request that is being dealt with stay for its answer. Stop listening first.
+        """
+        return self._connections.close()

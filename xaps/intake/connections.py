@@ -1,55 +1,65 @@
-"""How many connections a listener has, and how they end together."""
+"""What the connections of one listener share: who may have one, how many, and how they end."""
 
 from __future__ import annotations
 
-from enum import Enum, auto
-from typing import Protocol
+from collections.abc import Iterable
 
 from twisted.internet.defer import Deferred
-from twisted.logger import Logger
+from twisted.internet.interfaces import IAddress, IReactorTime
+from twisted.logger import Logger, LogLevel
 
-_SURPLUS = 64  # connections over the limit that are told so
+from xaps.intake.allow import AllowFrom, Network
+from xaps.intake.answers import Responder
+from xaps.intake.turns import Connection, Turns
+from xaps.system.complaints import HOUR, Complaints
 
-
-class Room(Enum):
-    """What can be done with another connection."""
-
-    FREE = auto()
-    TOO_MANY = auto()  # it is told so and closed
-    NONE = auto()  # it is closed without a word
-
-
-class Connection(Protocol):
-    """What is asked of a connection."""
-
-    def stop(self) -> None:
-        """Take nothing more, and close as soon as what was taken is answered."""
+SURPLUS = 64
+"""Connections over the limit that are told so."""
+_FULL = "{limit} connections from IMAP servers are open, no more are served"
 
 
 class Connections:
-    """The connections of one listener, at most `limit` that are served."""
+    """The connections of one listener.
+
+    :param allow_from: networks of the peers that may connect by TCP; empty means all.
+    :param auth_token: when set, TCP peers must send it as the password of HTTP's Basic scheme.
+    :param limit: how many are served.
+    """
 
     _log = Logger()
 
-    def __init__(self, limit: int) -> None:
+    def __init__(
+        self,
+        clock: IReactorTime,
+        turns: Turns,
+        responder: Responder,
+        *,
+        allow_from: Iterable[Network] = (),
+        auth_token: str | None = None,
+        limit: int,
+    ) -> None:
+        self.clock = clock
+        self.turns = turns
+        self.responder = responder
+        self.auth_token = auth_token
+        self._allow_from = AllowFrom(allow_from, clock.seconds)
         self._limit = limit
         self._open: set[Connection] = set()
-        self._full = False
+        self._complaints = Complaints(self._log, clock.seconds)
         self._closed: Deferred[None] | None = None
 
-    def room(self) -> Room:
-        """Whether there is room for one more; that there is none any more is logged once."""
-        if self._closed is not None:
-            return Room.NONE
-        if len(self._open) < self._limit:
-            return Room.FREE
-        if not self._full:
-            self._full = True
-            self._log.warn(
-                "{limit} connections from IMAP servers are open, no more are served",
-                limit=self._limit,
-            )
-        return Room.TOO_MANY if len(self._open) < self._limit + _SURPLUS else Room.NONE
+    def admits(self, peer: IAddress | None) -> bool:
+        """Whether `peer` may connect, if only to be told that there are too many."""
+        if self._closed is not None or not self._allow_from.admits(peer):
+            return False
+        if self.full:
+            self._complaints.tell(LogLevel.warn, _FULL, every=HOUR, limit=self._limit)
+        return len(self._open) < self._limit + SURPLUS
+
+    @property
+    def full(self) -> bool:
+        """No more connections are served."""
+        return len(self._open) >= self._limit
 
     def add(self, connection: Connection) -> None:
         """Count a connection in."""
@@ -59,19 +69,16 @@ class Connections:
         """Count a connection out."""
         self._open.discard(connection)
         if len(self._open) < self._limit * 0.9:  # it is over, and not one that makes room for one
-            self._full = False
+            self._complaints.over(_FULL)
         self._check_closed()
 
     def close(self) -> Deferred[None]:
-        """Stop them all; fires when none is open."""
-        if self._closed is None:
-            self._closed = Deferred()
-            for connection in tuple(self._open):
-                connection.stop()
-            self._check_closed()
-        waiting: Deferred[None] = Deferred()
-        self._closed.addCallback(waiting.callback)
-        return waiting
+        """Stop them all; fires when none is open. To be called once."""
+        closed = self._closed = Deferred()
+        for connection in tuple(self._open):
+            connection.stop()
+        self._check_closed()
+        return closed
 
     def _check_closed(self) -> None:
         if self._closed is not None and not self._open and not self._closed.called:

@@ -6,20 +6,22 @@ bounds and everything else that decides about a request are here, so that both b
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import base64
+import binascii
+import hmac
+from collections.abc import Callable, Mapping
 from typing import NoReturn
 
 import attrs
 import httptools
 
-from xaps.intake.events import CONTINUE, Event, Refusal, Request
+from xaps.intake.dialect import Answer, Request
 from xaps.intake.messages import (
     RegisterRequest,
     notice_from_json,
     notice_from_ox,
     register_from_json,
 )
-from xaps.intake.secret import authorized
 from xaps.model import Notice, Refused
 
 MAX_HEAD = 16 * 1024
@@ -35,60 +37,94 @@ ROUTES: dict[bytes, tuple[bytes, Decoder]] = {
 }
 """Path to method and decoder of the body."""
 
-_WANTED = {
-    b"content-length",
-    b"transfer-encoding",
-    b"expect",
-    b"user-agent",
-    b"accept",
-    b"authorization",
-}
-_NOTICED = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
-_NOTICED_BY_NONE = b"HTTP/1.1 204 No Content\r\n\r\n"
+HEADERS = frozenset(
+    b"content-length transfer-encoding expect user-agent accept authorization".split()
+)
+"""Those that mean something here."""
+
 HEAD_TOO_LARGE = f"request line and headers are larger than {MAX_HEAD} bytes"
 BODY_TOO_LARGE = f"the body is larger than {MAX_BODY} bytes"
+OVERDUE = Answer(408, "the request was not finished in time", close=True)
+
+_PHRASES = {100: b"Continue", 200: b"OK", 204: b"No Content"}
 
 
-def find_route(method: bytes, path: bytes) -> tuple[Decoder, Refusal | None]:
-    """What decodes the body of a request, or the refusal of its method or path."""
-    try:
-        expected, decoder = ROUTES[path]
-    except KeyError:
-        known = ", ".join(known.decode("ascii") for known in ROUTES)
-        return notice_from_json, Refusal(404, f"there is nothing here, only {known}")
-    if method == expected:
-        return decoder, None
-    text = f"{path.decode('ascii')} takes {expected.decode('ascii')} only"
-    return decoder, Refusal(405, text, headers=(b"Allow: " + expected,))
+def judge(
+    method: bytes, target: bytes, headers: Mapping[bytes, bytes], secret: str | None
+) -> Decoder | Answer:
+    """What decodes the body of a request, or why it is refused by its head.
 
-
-def path_of(target: bytes) -> bytes:
-    """The path of a request's target, which may be a whole URL (as through a proxy)."""
+    :param headers: those of `HEADERS` that are there.
+    :param secret: what must be sent as a password (``authToken``), if any.
+    """
+    if secret is not None and not authorized(headers.get(b"authorization", b""), secret):
+        text = "the shared secret is missing or wrong (authToken in xapsd.yaml)"
+        return Answer(401, text, headers=(b'WWW-Authenticate: Basic realm="xapsd"',))
+    # The target may be a whole URL (as through a proxy).
     path = target.partition(b"?")[0]
     if not path.startswith(b"/"):
         path = b"/" + path.partition(b"://")[2].partition(b"/")[2]
-    return path
+    if path not in ROUTES:
+        known = ", ".join(known.decode("ascii") for known in ROUTES)
+        return Answer(404, f"there is nothing here, only {known}")
+    expected, decoder = ROUTES[path]
+    if method != expected:
+        text = f"{path.decode('ascii')} takes {expected.decode('ascii')} only"
+        return Answer(405, text, headers=(b"Allow: " + expected,))
+    if not headers.keys() & {b"content-length", b"transfer-encoding"}:
+        return Answer(411, "the request has no Content-Length")
+    return decoder
 
 
-def is_for_plugin(target: bytes, *, names_itself: bool) -> bool:
-    """Whether the answer has to be in the form of the Dovecot plugin.
+def understand(
+    decoder: Decoder, target: bytes, headers: Mapping[bytes, bytes], body: bytes
+) -> Request | Answer:
+    """The request that a body makes, or why it is refused.
 
     Dovecot's HTTP client sends neither ``User-Agent`` nor ``Accept``, every other one sends at
-    least one. There are plugins that do not bear that form; they have ``?bare`` in their URL.
-
-    :param names_itself: the request has one of the two.
+    least one: that tells the Dovecot plugin, whose answers need a form of their own. There are
+    plugins that do not bear that form; they have ``?bare`` in their URL.
     """
-    return not names_itself and target.partition(b"?")[2] != b"bare"
+    try:
+        content = decoder(body)
+    except Refused as error:
+        return Answer(400, error.reason)
+    names_itself = not headers.keys().isdisjoint({b"user-agent", b"accept"})
+    return Request(content, not names_itself and target.partition(b"?")[2] != b"bare")
 
 
-UNAUTHORIZED = Refusal(
-    401,
-    "the shared secret is missing or wrong (authToken in xapsd.yaml)",
-    headers=(b'WWW-Authenticate: Basic realm="xapsd"',),
-)
+def authorized(authorization: bytes, secret: str) -> bool:
+    """Whether an ``Authorization`` header holds the shared secret as its password.
+
+    ``http://user:secret@host/`` in the plugin's settings makes it so, with any user name.
+    """
+    scheme, _, encoded = authorization.partition(b" ")
+    try:
+        pair = base64.b64decode(encoded.strip(), validate=True)
+    except binascii.Error:
+        pair = b""
+    password = pair.partition(b":")[2]
+    # In a time that does not tell how much of it was right, which == would. No test sees that.
+    same = hmac.compare_digest(password, secret.encode("utf-8"))
+    return same and scheme.lower() == b"basic" and bool(secret)
 
 
-OVERDUE = Refusal(408, "the request was not finished in time", close=True)
+def response(answer: Answer) -> bytes:
+    """The bytes of an answer with HTTP/1."""
+    status, content = answer.status, answer.content
+    # The plugin logs the phrase and nothing else of a refusal.
+    phrase = answer.reason.encode("ascii") or _PHRASES[status]
+    lines = [b"HTTP/1.1 %d %s" % (status, phrase)]
+    if content:
+        lines.append(b"Content-Type: text/plain")
+    lines += answer.headers
+    if answer.close:
+        lines.append(b"Connection: close")
+    elif answer.keep_alive:
+        lines.append(b"Connection: keep-alive")
+    if status not in (100, 204):
+        lines.append(b"Content-Length: %d" % len(content))
+    return b"\r\n".join((*lines, b"", content if answer.with_body else b""))
 
 
 class _Stop(Exception):
@@ -96,7 +132,8 @@ class _Stop(Exception):
 
 
 class HttpDialect:
-    """One connection on which HTTP/1.0 or HTTP/1.1 is spoken.
+    """One connection on which HTTP/1.0 or HTTP/1.1 is spoken; see
+    :class:`xaps.intake.dialect.Dialect`.
 
     The methods named ``on_...`` are called by the parser.
 
@@ -107,39 +144,25 @@ class HttpDialect:
         self.incomplete = False
         self._secret = secret
         self._parser = httptools.HttpRequestParser(self)
-        self._events: list[Event] = []
+        self._events: list[Request | Answer] = []
         self._dead = False  # nothing more is taken
         self._muted = False  # the parser is told what it has forgotten, see _after_upgrade
         self._held = 0  # bytes that the parser may be holding on to, it gave none of them away
-        self._target = b""
-        self._headers: dict[bytes, bytes] = {}
-        self._in_head = False
-        self._head = 0
-        self._body: list[bytes] = []
-        self._size = 0
-        self._decoder: Decoder = notice_from_json
-        self._refusal: Refusal | None = None
-        self._close = False
-        self._keep_alive = False
-        self._body_withheld = False
+        self._body_withheld = False  # by the parser, see _after_upgrade
 
-    # ------------------------------------------------------------ bytes to events
-
-    def feed(self, data: bytes) -> list[Event]:
-        """See :class:`xaps.intake.events.Dialect`."""
+    def feed(self, data: bytes) -> list[Request | Answer]:
         events = self._events = []
         if not self._dead:
             self._held += len(data)
             try:
                 self._parse(data)
                 if self.incomplete and self._held > MAX_HEAD:
-                    self._end(431, HEAD_TOO_LARGE)
+                    self._end(Answer(431, HEAD_TOO_LARGE))
             except _Stop:
                 pass
         return events
 
-    def overdue(self) -> Refusal:
-        """See :class:`xaps.intake.events.Dialect`."""
+    def overdue(self) -> Answer:
         self._dead, self.incomplete = True, False
         return OVERDUE
 
@@ -154,7 +177,7 @@ class HttpDialect:
                 if not self._dead:  # otherwise it is a _Stop, wrapped by the parser
                     # llhttp sees to the version itself.
                     status = 505 if str(error) == "Invalid HTTP version" else 400
-                    self._end(status, f"malformed HTTP: {error}")
+                    self._end(Answer(status, f"malformed HTTP: {error}"))
                 return
             else:
                 return
@@ -170,14 +193,14 @@ class HttpDialect:
             self._parser.feed_data(b"POST / HTTP/1.1\r\n" + framing + b"\r\n\r\n")
             self._muted = self._body_withheld = False
 
-    def _end(self, status: int, reason: str) -> NoReturn:
-        self._end_with(Refusal(status, reason))
-
-    def _end_with(self, refusal: Refusal) -> NoReturn:
+    def _end(self, refusal: Answer) -> NoReturn:
         """Refuse at once, whatever is still to come of the request, and read nothing more."""
         self._dead, self.incomplete = True, False
         self._events.append(attrs.evolve(refusal, close=True))
         raise _Stop
+
+    def answer(self, answer: Answer) -> bytes:
+        return response(answer)
 
     # ------------------------------------------------------------ the parser's callbacks
 
@@ -189,9 +212,8 @@ class HttpDialect:
         self.incomplete = self._in_head = True
         self._held = self._head = self._size = 0
         self._target = b""
-        self._headers = {}
-        self._body = []
-        self._refusal = None
+        self._headers: dict[bytes, bytes] = {}
+        self._body: list[bytes] = []
 
     def on_url(self, part: bytes) -> None:
         if not self._muted:
@@ -204,7 +226,7 @@ class HttpDialect:
         self._count_head(len(name) + len(value) + 4)
         if self._in_head:  # a trailer is of no interest
             name = name.lower()
-            if name in _WANTED:
+            if name in HEADERS:
                 self._headers[name] = value.strip()
 
     def on_headers_complete(self) -> None:
@@ -217,21 +239,29 @@ class HttpDialect:
         self._keep_alive = version == "1.0" and not self._close
         chunked = b"transfer-encoding" in headers
         self._check_framing(version, chunked)
-        refusal = self._judge(self._parser.get_method(), chunked)
+        method = self._parser.get_method()
+        if method == b"CONNECT":
+            self._end(Answer(405, "this is not a proxy"))
+        length = int(headers.get(b"content-length", b"0"))
+        if length > MAX_BODY:
+            self._end(Answer(413, BODY_TOO_LARGE))
+        judgement = judge(method, self._target, headers, self._secret)
+        if isinstance(judgement, Answer) and method == b"HEAD":
+            judgement = attrs.evolve(judgement, with_body=False)
         if version != "1.0" and headers.get(b"expect", b"").lower() == b"100-continue":
-            if refusal:
-                self._end_with(refusal)
-            self._events.append(CONTINUE)
-        self._refusal = refusal
+            if isinstance(judgement, Answer):
+                self._end(judgement)
+            self._events.append(Answer(100))
+        self._judgement: Decoder | Answer = judgement
         if self._parser.should_upgrade():
-            self._body_withheld = chunked or int(headers.get(b"content-length", b"0")) > 0
+            self._body_withheld = chunked or length > 0
 
     def on_body(self, part: bytes) -> None:
         self._held = 0
         self._size += len(part)
         if self._size > MAX_BODY:
-            self._end(413, BODY_TOO_LARGE)
-        if not self._refusal:
+            self._end(Answer(413, BODY_TOO_LARGE))
+        if not isinstance(self._judgement, Answer):
             self._body.append(part)
 
     def on_message_complete(self) -> None:
@@ -239,97 +269,30 @@ class HttpDialect:
             return
         self.incomplete = False
         self._dead = self._close  # what follows on the last request is not looked at
-        if self._refusal:
-            self._events.append(
-                attrs.evolve(self._refusal, close=self._close, keep_alive=self._keep_alive)
-            )
-            return
-        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
-        self._body = []
-        try:
-            content = self._decoder(body)
-        except Refused as error:
-            self._events.append(Refusal(400, error.reason, self._close, self._keep_alive))
+        event: Request | Answer
+        if isinstance(self._judgement, Answer):
+            event = self._judgement
         else:
-            names_itself = b"user-agent" in self._headers or b"accept" in self._headers
-            for_plugin = is_for_plugin(self._target, names_itself=names_itself)
-            self._events.append(Request(content, for_plugin, self._close, self._keep_alive))
+            body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+            event = understand(self._judgement, self._target, self._headers, body)
+        self._body = []
+        if self._close or self._keep_alive:
+            event = attrs.evolve(event, close=self._close, keep_alive=self._keep_alive)
+        self._events.append(event)
 
     def _count_head(self, size: int) -> None:
         self._held = 0
         self._head += size
         if self._head > MAX_HEAD:
-            self._end(431, HEAD_TOO_LARGE)
+            self._end(Answer(431, HEAD_TOO_LARGE))
 
     def _check_framing(self, version: str, chunked: bool) -> None:
         """Nothing after a request whose end is in doubt can be trusted."""
         if version not in ("1.0", "1.1"):
-            self._end(505, "only HTTP/1.0 and HTTP/1.1 are spoken here")
+            self._end(Answer(505, "only HTTP/1.0 and HTTP/1.1 are spoken here"))
         if not chunked:
             return
         if b"content-length" in self._headers:
-            self._end(400, "Content-Length and Transfer-Encoding exclude each other")
+            self._end(Answer(400, "Content-Length and Transfer-Encoding exclude each other"))
         if self._headers[b"transfer-encoding"].lower() != b"chunked":
-            self._end(501, "the only transfer encoding understood is chunked")
-
-    def _judge(self, method: bytes, chunked: bool) -> Refusal | None:
-        """What is wrong with a request by its head; ends it where its body is not wanted."""
-        headers = self._headers
-        length = headers.get(b"content-length")
-        if method == b"CONNECT":
-            self._end(405, "this is not a proxy")
-        if length is not None and int(length) > MAX_BODY:
-            self._end(413, BODY_TOO_LARGE)
-        if self._secret is not None and not authorized(
-            headers.get(b"authorization", b""), self._secret
-        ):
-            return UNAUTHORIZED
-        self._decoder, refusal = find_route(method, path_of(self._target))
-        if refusal and method == b"HEAD":
-            return attrs.evolve(refusal, with_body=False)
-        if not refusal and length is None and not chunked:
-            return Refusal(411, "the request has no Content-Length")
-        return refusal
-
-    # ------------------------------------------------------------ answers to bytes
-
-    def registered(self, request: Request, topic: bytes, *, close: bool) -> bytes:
-        """See :class:`xaps.intake.events.Dialect`."""
-        headers = [b"Content-Type: text/plain"]
-        _add_connection(headers, close=close, keep_alive=request.keep_alive)
-        return _response(b"200 OK", headers, topic)
-
-    def noticed(self, request: Request, phones: int, *, close: bool) -> bytes:
-        """See :class:`xaps.intake.events.Dialect`."""
-        if not close and not request.keep_alive:
-            return _NOTICED if phones else _NOTICED_BY_NONE
-        headers: list[bytes] = []
-        _add_connection(headers, close=close, keep_alive=request.keep_alive)
-        if phones:
-            return _response(b"200 OK", headers, b"")
-        return b"\r\n".join((b"HTTP/1.1 204 No Content", *headers, b"", b""))
-
-    def refused(self, refusal: Refusal) -> bytes:
-        """See :class:`xaps.intake.events.Dialect`."""
-        reason = refusal.reason.encode("ascii")
-        headers = [b"Content-Type: text/plain", *refusal.headers]
-        _add_connection(headers, close=refusal.close, keep_alive=refusal.keep_alive)
-        # The plugin logs the phrase and nothing else; the body is for people and other programs.
-        response = _response(b"%d %s" % (refusal.status, reason), headers, reason + b"\n")
-        return response if refusal.with_body else response[: -len(reason) - 1]
-
-    def go_on(self) -> bytes:
-        """See :class:`xaps.intake.events.Dialect`."""
-        return b"HTTP/1.1 100 Continue\r\n\r\n"
-
-
-def _add_connection(headers: list[bytes], *, close: bool, keep_alive: bool) -> None:
-    if close:
-        headers.append(b"Connection: close")
-    elif keep_alive:
-        headers.append(b"Connection: keep-alive")
-
-
-def _response(status: bytes, headers: list[bytes], body: bytes) -> bytes:
-    lines = (b"HTTP/1.1 " + status, *headers, b"Content-Length: %d" % len(body), b"", body)
-    return b"\r\n".join(lines)
+            self._end(Answer(501, "the only transfer encoding understood is chunked"))

@@ -1,238 +1,245 @@
-"""The TLS listener: HTTP/2 by twisted.web, HTTP/1.1 as on the plain listener, chosen by ALPN."""
+"""The listener with TLS: HTTP/1.1 and HTTP/2 by twisted.web, requests judged as everywhere.
+
+TLS knows no half close: a client that ends its side of the connection gets no more answers.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import partial
+from io import BytesIO
 from typing import Any, cast
-from typing import Protocol as Structural
 
+import attrs
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import (
-    IAddress,
-    IDelayedCall,
-    IHandshakeListener,
-    IProtocolNegotiationFactory,
-    IReactorTime,
-)
-from twisted.internet.protocol import Factory, Protocol, connectionDone
-from twisted.logger import LogLevel
+from twisted.internet.interfaces import IAddress, IDelayedCall, ITransport
+from twisted.internet.protocol import connectionDone
+from twisted.internet.ssl import CertificateOptions
+from twisted.logger import Logger, LogLevel
+from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
+from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
-from twisted.web._http2 import H2Connection
-from zope.interface import implementer
+from twisted.web.http import Request as WebRequest
+from twisted.web.resource import Resource
+from twisted.web.server import Site
 
-from xaps.intake.allow import Door, Network, peer_name
-from xaps.intake.connection import LINGER, REQUEST_DEADLINE, IntakeProtocol, Transport
-from xaps.intake.connections import Connections, Room
-from xaps.intake.http import (
-    HttpDialect,
-)
-from xaps.intake.http2 import Http2Request
-from xaps.intake.interface import Handler
-from xaps.intake.responder import Desk
+from xaps.intake.allow import peer_name
+from xaps.intake.connection import LINGER, REQUEST_DEADLINE
+from xaps.intake.connections import Connections
+from xaps.intake.dialect import Answer, Request
+from xaps.intake.http import BODY_TOO_LARGE, HEADERS, MAX_BODY, OVERDUE, judge, response, understand
 
-_FLUSH = 0.2  # seconds
+IDLE = 600.0
+"""Seconds after which a connection is closed on which nothing happens."""
 
-
-class _TlsTransport(Transport, Structural):
-    negotiatedProtocol: bytes | None
+_SLICE = 16 * 1024
+"""Bytes that are deciphered and dealt with before other connections have their turn."""
+_FLUSH = 0.2
+"""Seconds for twisted.web to write what it was given; HTTP/2 takes some turns of the reactor."""
 
 
-@implementer(IProtocolNegotiationFactory)
-class TlsIntakeFactory(Factory):
-    """Makes the connections of a TLS listener; the parameters are those of
-    :class:`xaps.intake.factory.IntakeFactory`."""
+class HttpsFactory(WrappingFactory):
+    """Makes the connections of a listener with TLS."""
 
     noisy = False
 
-    def __init__(
-        self,
-        reactor: IReactorTime,
-        handler: Handler,
-        *,
-        folder_push: bool,
-        allow_from: Iterable[Network] = (),
-        auth_token: str | None = None,
-        max_connections: int = 10_000,
-    ) -> None:
-        self.clock = reactor
-        self.desk = Desk(reactor, handler, folder_push=folder_push)
-        self.auth_token = auth_token
-        self.connections = Connections(max_connections)
-        self._door = Door(allow_from)
+    def __init__(self, connections: Connections, options: CertificateOptions) -> None:
+        clock = connections.clock
+        site: Any = Site(Resource(), partial(_Request, self), timeout=IDLE, reactor=clock)
+        super().__init__(TLSMemoryBIOFactory(options, False, site))  # type: ignore[no-untyped-call]  # Twisted's
+        self.protocol: Any = _Connection
+        self.connections = connections
+        self.under_way: set[_Request] = set()
+        self._answered: Deferred[None] | None = None
 
-    def acceptableProtocols(self) -> list[bytes]:
-        """Called by Twisted: the protocols to offer, the best first."""
-        return [b"h2", b"http/1.1"]
+    def doStart(self) -> None:
+        """What is in Site's place: it would start a timer for an access log."""
 
-    def buildProtocol(self, addr: IAddress | None) -> _TlsConnection | _Rejected:
-        """Called by Twisted."""
-        room = self.connections.room()
-        if room is Room.NONE or not self._door.admits(addr):
-            return _Rejected()
-        connection = _TlsConnection(self, peer_name(addr), surplus=room is Room.TOO_MANY)
-        self.connections.add(connection)
-        return connection
+    doStop = doStart
+
+    def buildProtocol(self, addr: IAddress | None) -> _Connection | None:  # type: ignore[override]  # it may refuse
+        if not self.connections.admits(addr) or self.connections.full:
+            return None
+        return cast(_Connection, super().buildProtocol(addr))
+
+    def answered(self, request: _Request) -> None:
+        """A request is under way no more."""
+        self.under_way.discard(request)
+        if self._answered is not None and not self.under_way:
+            answered, self._answered = self._answered, None
+            self.connections.clock.callLater(_FLUSH, answered.callback, None)
 
     def close(self) -> Deferred[None]:
-        """As :meth:`xaps.intake.factory.IntakeFactory.close`."""
-        return self.connections.close()
+        """As that of :class:`xaps.intake.connection.ClientConnectionFactory`; requests that come
+        while the last answers are waited for are answered, too."""
+        if not self.under_way:
+            return self.connections.close()
+        self._answered = Deferred()
+        return self._answered.addCallback(lambda _: self.connections.close())
 
 
-class _Rejected(Protocol):
-    """A connection that is closed before the handshake. (Twisted's TLS does not bear a factory
-    that returns ``None``.)"""
+class _Connection(ProtocolWrapper):
+    """One connection, as ciphers: counts it, gives it its turns, and bounds its beginning and its
+    end. What is inside is Twisted's, and calls the methods in its spelling."""
 
-    def connectionMade(self) -> None:
-        """Called by Twisted."""
-        cast(_TlsTransport, self.transport).abortConnection()
+    factory: Any
+    transport: Any
+    wrappedProtocol: TLSMemoryBIOProtocol
 
-
-class _Http2Connection(H2Connection):
-    """Twisted's, which on errors closes the connection and leaves it to a timeout to end it: with
-    a producer, TLS does not say goodbye."""
-
-    def __init__(self, owner: _TlsConnection, clock: IReactorTime) -> None:
-        super().__init__(clock)  # type: ignore[no-untyped-call]  # Twisted's
-        self._owner = owner
-
-    def connectionLost(
-        self, reason: Failure = connectionDone, _cancelTimeouts: bool = True
-    ) -> None:
-        """Called by Twisted and, with ``_cancelTimeouts=False``, by the base class itself."""
-        super().connectionLost(reason, _cancelTimeouts)  # type: ignore[no-untyped-call]  # Twisted's
-        if not _cancelTimeouts:
-            self._owner.close()
-
-
-@implementer(IHandshakeListener)
-class _TlsConnection(Protocol):
-    """One connection; waits for the handshake and lets HTTP/1.1 or HTTP/2 have the rest."""
-
-    def __init__(self, factory: TlsIntakeFactory, peer: str, *, surplus: bool) -> None:
-        self.peer = peer
-        self._served_by = factory
-        self._surplus = surplus
-        self._chosen: IntakeProtocol | H2Connection | None = None
-        self._deadline: IDelayedCall | None = None
-        self._requests: set[Http2Request] = set()
+    def makeConnection(self, transport: ITransport) -> None:
+        self._held = b""
+        self._inside_pauses = False
         self._stopping = False
-
-    # ------------------------------------------------------------ from the transport
-
-    def connectionMade(self) -> None:
-        """Called by Twisted."""
-        self._deadline = self._served_by.clock.callLater(REQUEST_DEADLINE, self._no_handshake)
-
-    def handshakeCompleted(self) -> None:
-        """Called by Twisted."""
-        self._end_deadline()
-        transport = self._transport()
-        if transport.negotiatedProtocol != b"h2":
-            served_by = self._served_by
-            self._chosen = IntakeProtocol(
-                served_by.clock,
-                served_by.desk,
-                HttpDialect(served_by.auth_token),
-                self.peer,
-                lambda _: None,
-                surplus=self._surplus,
-            )
-            self._chosen.makeConnection(transport)  # type: ignore[no-untyped-call]  # Twisted's
-        elif self._surplus:
-            transport.abortConnection()
-        else:
-            self._chosen = self._http2()
-            self._chosen.makeConnection(transport)
-            transport.registerProducer(self._chosen, True)
-
-    def _http2(self) -> H2Connection:
-        served_by = self._served_by
-        connection = cast(Any, _Http2Connection)(self, served_by.clock)
-        connection.callLater = served_by.clock.callLater
-        connection.timeOut = None  # requests have a deadline, a connection may be idle
-        connection.requestFactory = partial(
-            Http2Request,
-            clock=served_by.clock,
-            desk=served_by.desk,
-            secret=served_by.auth_token,
-            connection=self,
-        )
-        connection.site = connection.factory = None
-        return cast(H2Connection, connection)
+        self._peer_name = peer_name(transport.getPeer())
+        connections = self.factory.connections
+        self._timer = connections.clock.callLater(REQUEST_DEADLINE, self._check_handshake)
+        connections.add(self)
+        super().makeConnection(transport)  # type: ignore[no-untyped-call]  # Twisted's
 
     def dataReceived(self, data: bytes) -> None:
-        """Called by Twisted."""
-        if self._chosen is not None:
-            self._chosen.dataReceived(data)
+        self._held += data
+        self._pause_or_resume()
+        self.factory.connections.turns.join(self)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Called by Twisted."""
-        self._stopping = False
-        self._end_deadline()
-        if self._chosen is not None:
-            self._chosen.connectionLost(reason)
-        self._served_by.connections.lost(self)
+        self._held = b""
+        _cancel(self._timer)
+        self.factory.connections.lost(self)
+        super().connectionLost(reason)  # type: ignore[no-untyped-call]  # Twisted's
 
-    # ------------------------------------------------------------ from the factory
+    def pauseProducing(self) -> None:
+        self._inside_pauses = True
+        self._pause_or_resume()
+
+    def resumeProducing(self) -> None:
+        self._inside_pauses = False
+        self._pause_or_resume()
+
+    def work(self) -> bool:
+        data, self._held = self._held[:_SLICE], self._held[_SLICE:]
+        if data:
+            self.wrappedProtocol.dataReceived(data)
+            self._pause_or_resume()
+            if self.wrappedProtocol.disconnecting:
+                self.stop()  # HTTP/2 would leave the end to a timeout
+        return bool(self._held)
 
     def stop(self) -> None:
-        """See :class:`xaps.intake.connections.Connection`."""
-        if isinstance(self._chosen, IntakeProtocol):
-            self._chosen.stop()
-        else:
+        if not self._stopping:
             self._stopping = True
-            self._close_if_done()
+            _cancel(self._timer)
+            # TLS does not say goodbye for as long as it has a producer, and waits for the client's.
+            self._timer = self.factory.connections.clock.callLater(LINGER, self.cut_off)
+            self.wrappedProtocol.unregisterProducer()
+            self.wrappedProtocol.loseConnection()
 
-    # ------------------------------------------------------------ from HTTP/2 requests
+    def cut_off(self) -> None:
+        self.transport.abortConnection()
 
-    def begun(self, request: Http2Request) -> None:
-        """A request is complete and is being dealt with."""
-        self._requests.add(request)
+    def _check_handshake(self) -> None:
+        if self.wrappedProtocol.getHandle().get_peer_finished() is None:
+            self.factory.connections.responder.complaints.tell(
+                LogLevel.info,
+                "{peer} does not finish the TLS handshake and is cut off",
+                peer=self._peer_name,
+            )
+            self.cut_off()
 
-    def ended(self, request: Http2Request) -> None:
-        """It has been answered, or nobody waits for its answer any more."""
-        self._requests.discard(request)
-        self._close_if_done()
+    def _pause_or_resume(self) -> None:
+        if self._held or self._inside_pauses:
+            self.transport.pauseProducing()
+        else:
+            self.transport.resumeProducing()
 
-    def _close_if_done(self) -> None:
-        if self._stopping and not self._requests:
-            # twisted.web needs some turns of the reactor to send what it was given.
-            self._end_deadline()
-            self._deadline = self._served_by.clock.callLater(_FLUSH, self._flushed)
 
-    def _flushed(self) -> None:
-        self._deadline = None
-        self.close()
+class _Request(WebRequest):
+    """One request; its public methods are called by Twisted."""
 
-    def close(self) -> None:
-        """HTTP/2 has said its last."""
-        self._end_deadline()
-        transport = self._transport()
-        transport.unregisterProducer()
-        transport.loseConnection()
-        # The goodbye of TLS waits for the peer's.
-        self._abort_after(LINGER)
+    _log = Logger()
 
-    # ------------------------------------------------------------ small helpers
+    def __init__(self, factory: HttpsFactory, channel: Any, queued: bool = False) -> None:
+        super().__init__(channel)
+        self._factory = factory
+        self._body = BytesIO()
+        self._received = 0
+        self._gone = False
+        self._deadline = factory.connections.clock.callLater(REQUEST_DEADLINE, self._overdue)
 
-    def _no_handshake(self) -> None:
-        text = "{peer} does not finish the TLS handshake and is cut off{more}"
-        self._served_by.desk.tell(LogLevel.info, "handshake", text, peer=self.peer)
-        self._abort()
+    def gotLength(self, length: int | None) -> None:
+        self.content = self._body  # and no temporary file
 
-    def _abort_after(self, seconds: float) -> None:
-        if self._deadline is None:
-            self._deadline = self._served_by.clock.callLater(seconds, self._abort)
+    def handleContentChunk(self, data: bytes) -> None:
+        self._received += len(data)
+        if self._received <= MAX_BODY:
+            super().handleContentChunk(data)  # type: ignore[no-untyped-call]  # Twisted's
 
-    def _abort(self) -> None:
-        self._deadline = None
-        self._transport().abortConnection()
+    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
+        _cancel(self._deadline)
+        # It can make Twisted take the body for a form.
+        self.requestHeaders.removeHeader(b"content-type")
+        super().requestReceived(command, path, version)  # type: ignore[no-untyped-call]  # Twisted's
 
-    def _end_deadline(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
+    def process(self) -> None:
+        self._factory.under_way.add(self)
+        understood = self._understood()
+        if isinstance(understood, Answer):
+            self._answer(understood)
+        else:
+            self._factory.connections.responder.respond(understood).addCallback(
+                self._answer
+            ).addErrback(partial(self._log.failure, "An answer could not be given"))
 
-    def _transport(self) -> _TlsTransport:
-        return cast(_TlsTransport, self.transport)
+    def _understood(self) -> Request | Answer:
+        headers = {name: value for name in HEADERS if (value := self.getHeader(name)) is not None}
+        if self.clientproto == b"HTTP/2":
+            headers.setdefault(b"content-length", b"%d" % self._received)
+        decoder = judge(self.method, self.uri, headers, self._factory.connections.auth_token)
+        if isinstance(decoder, Answer):
+            return decoder
+        if self._received > MAX_BODY:
+            return Answer(413, BODY_TOO_LARGE)
+        return understand(decoder, self.uri, headers, self._body.getvalue())
+
+    def connectionLost(self, reason: Failure) -> None:
+        self._gone = True
+        _cancel(self._deadline)
+        super().connectionLost(reason)  # type: ignore[no-untyped-call]  # Twisted's
+
+    def _answer(self, answer: Answer) -> None:
+        self._factory.answered(self)
+        if answer.status >= 400:
+            self._tell_refusal(answer)
+        if self._gone:
+            return
+        request: Any = self  # Twisted's methods carry no types
+        if self.clientproto == b"HTTP/2":
+            request.setResponseCode(answer.status)
+            for header in answer.headers:
+                name, _, value = header.partition(b": ")
+                request.setHeader(name, value)
+            if answer.status != 204:
+                request.setHeader(b"Content-Length", b"%d" % len(answer.content))
+            if answer.content:
+                request.setHeader(b"Content-Type", b"text/plain")
+                request.write(answer.content)
+        else:
+            # In one write, which older Twisted does not do, and the Dovecot plugin needs.
+            close = self.responseHeaders.hasHeader(b"connection")
+            answer = attrs.evolve(answer, close=close, with_body=self.method != b"HEAD")
+            self.startedWriting = 1
+            self.channel.write(response(answer))
+        request.finish()
+
+    def _overdue(self) -> None:
+        self._tell_refusal(OVERDUE)
+        # With HTTP/2, its stream alone.
+        cast(Any, self.transport or self.channel).abortConnection()
+
+    def _tell_refusal(self, answer: Answer) -> None:
+        self._factory.connections.responder.tell_refusal(
+            peer_name(cast(Any, self).getClientAddress()), answer
+        )
+
+
+def _cancel(call: IDelayedCall) -> None:
+    if call.active():
+        call.cancel()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from xaps.intake.events import Event, Refusal, Request
+from xaps.intake.dialect import Answer, Request
 from xaps.intake.messages import (
     FieldNames,
     RegisterRequest,
@@ -51,18 +51,16 @@ def speaks_http(start: bytes) -> bool | None:
 
 
 class LinesDialect:
-    """One connection on which the line protocol is spoken."""
+    """One connection on which the line protocol is spoken; see
+    :class:`xaps.intake.dialect.Dialect`."""
 
     def __init__(self) -> None:
         self.incomplete = False
         self._rest = bytearray()
         self._dead = False
 
-    # ------------------------------------------------------------ bytes to events
-
-    def feed(self, data: bytes) -> list[Event]:
-        """See :class:`xaps.intake.events.Dialect`."""
-        events: list[Event] = []
+    def feed(self, data: bytes) -> list[Request | Answer]:
+        events: list[Request | Answer] = []
         if self._dead:
             return events
         # A LF ends the command even in a string: no quote that is left open can take in the
@@ -80,42 +78,28 @@ class LinesDialect:
             except UnknownCommand as error:
                 return [*events, self._last(error.reason)]
             except Refused as error:
-                events.append(Refusal(400, error.reason))
+                events.append(Answer(400, error.reason))
         self._rest += rest
         if len(self._rest) > MAX_LINE:
             return [*events, self._too_long()]
         self.incomplete = bool(self._rest)
         return events
 
-    def overdue(self) -> Refusal:
-        """See :class:`xaps.intake.events.Dialect`."""
+    def overdue(self) -> Answer:
         return self._last("the command was not finished in time")
 
-    def _too_long(self) -> Refusal:
+    def _too_long(self) -> Answer:
         return self._last(f"the line is longer than {MAX_LINE} bytes")
 
-    def _last(self, reason: str) -> Refusal:
+    def _last(self, reason: str) -> Answer:
         self._dead, self.incomplete = True, False
         self._rest.clear()
-        return Refusal(400, reason, close=True)
+        return Answer(400, reason, close=True)
 
-    # ------------------------------------------------------------ answers to bytes
-
-    def registered(self, request: Request, topic: bytes, *, close: bool) -> bytes:
-        """See :class:`xaps.intake.events.Dialect`."""
-        return b"OK %s\r\n" % topic
-
-    def noticed(self, request: Request, phones: int, *, close: bool) -> bytes:
-        """See :class:`xaps.intake.events.Dialect`."""
-        return b"OK \r\n"
-
-    def refused(self, refusal: Refusal) -> bytes:
-        """See :class:`xaps.intake.events.Dialect`."""
-        return b"ERROR %s\r\n" % refusal.reason.encode("ascii")
-
-    def go_on(self) -> bytes:
-        """Nobody waits for this here."""
-        return b""
+    def answer(self, answer: Answer) -> bytes:
+        if answer.reason:
+            return b"ERROR %s\r\n" % answer.reason.encode("ascii")
+        return b"OK %s\r\n" % answer.body
 
 
 class UnknownCommand(Refused):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 
 import attrs
@@ -69,7 +70,6 @@ JSON_NAMES = FieldNames(
     mailbox="Mailbox",
     events="Events",
 )
-_OX = FieldNames(user="user", mailbox="folder", events="event")
 
 
 # ---------------------------------------------------------------- JSON bodies
@@ -95,29 +95,22 @@ def notice_from_ox(body: bytes) -> Notice:
     and the event is looked at.
     """
     fields = json_object(body)
-    user = _text(fields, _OX.user, MAX_USER)
-    mailbox = _mailbox(fields.get(_OX.mailbox), _OX.mailbox)
-    event = _text(fields, _OX.events, MAX_USER)
+    user = _text(fields, "user", MAX_USER)
+    mailbox = _mailbox(fields, "folder")
+    event = _text(fields, "event", MAX_USER)
     return Notice(user, mailbox, new_mail=event == "messageNew")
-
-
-class _NotJson(ValueError):
-    """What the decoder's hooks object to."""
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     fields = dict(pairs)
     if len(fields) != len(pairs):
-        seen: set[str] = set()
-        for name, _ in pairs:
-            if name in seen:
-                raise _NotJson(f"the key {quoted(name)} is there twice")
-            seen.add(name)
+        ((name, _),) = Counter(name for name, _ in pairs).most_common(1)
+        raise Refused(f"the body is not JSON: the key {quoted(name)} is there twice")
     return fields
 
 
 def _constant(name: str) -> object:
-    raise _NotJson(f"{name} is not a JSON number")
+    raise Refused(f"the body is not JSON: {name} is not a JSON number")
 
 
 _decode = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant).decode
@@ -135,8 +128,6 @@ def json_object(body: bytes) -> Mapping[str, object]:
         raise Refused(f"the body is not JSON: {reason}") from None
     except RecursionError:
         raise Refused("the body is not JSON: it is nested too deeply") from None
-    except _NotJson as error:
-        raise Refused(f"the body is not JSON: {error}") from None
     except ValueError:
         # Python bounds the digits of a number.
         raise Refused("the body is not JSON: a number in it is too long") from None
@@ -169,8 +160,10 @@ def register_request(fields: Mapping[str, object], names: FieldNames) -> Registe
 def notice(fields: Mapping[str, object], names: FieldNames) -> Notice:
     """Check the fields of a notice; one that names no event is about new mail."""
     user = _text(fields, names.user, MAX_USER)
-    mailbox = _mailbox(fields.get(names.mailbox), names.mailbox)
-    return Notice(user, mailbox, _new_mail(fields.get(names.events), names.events))
+    mailbox = _mailbox(fields, names.mailbox)
+    events = fields.get(names.events)
+    new_mail = events in (None, []) or NEW_MAIL_EVENT in _strings(events, names.events)
+    return Notice(user, mailbox, new_mail)
 
 
 def _mailboxes(value: object, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -186,9 +179,7 @@ def _mailboxes(value: object, name: str) -> tuple[tuple[str, ...], tuple[str, ..
         raise Refused(f"{name} has {len(entries)} entries, at most {MAX_MAILBOXES} are allowed")
     found: dict[str, tuple[str, str]] = {}
     for index, sent in enumerate(entries):
-        size = _utf8_size(sent, f"{name}[{index}]")
-        if size > MAX_MAILBOX:
-            raise Refused(f"{name}[{index}] has {size} bytes, at most {MAX_MAILBOX} are allowed")
+        _check_size(sent, f"{name}[{index}]")
         decoded = from_utf7(sent)
         if sent and not NOT_TEXT.search(sent) and not NOT_TEXT.search(decoded):
             key = canonical(decoded)
@@ -200,34 +191,25 @@ def _mailboxes(value: object, name: str) -> tuple[tuple[str, ...], tuple[str, ..
     )
 
 
-def _mailbox(value: object, name: str) -> str:
-    if type(value) is not str:
-        raise _wrong(value, name)
-    if not value:
-        raise Refused(f"{name} is empty")
-    if not value.isprintable():
-        _check_text(value, name)
-    if len(value) * 4 > MAX_MAILBOX and (size := _utf8_size(value, name)) > MAX_MAILBOX:
-        raise Refused(f"{name} has {size} bytes, at most {MAX_MAILBOX} are allowed")
+def _mailbox(fields: Mapping[str, object], name: str) -> str:
+    value = _text(fields, name)
+    _check_size(value, name)
     return canonical(value)
 
 
-def _new_mail(value: object, name: str) -> bool:
-    if value is None or value == []:
-        return True
-    return NEW_MAIL_EVENT in _strings(value, name)
-
-
-def _text(fields: Mapping[str, object], name: str, limit: int) -> str:
+def _text(fields: Mapping[str, object], name: str, limit: int | None = None) -> str:
     value = fields.get(name)
+    if value is None:
+        raise Refused(f"{name} is missing")
     if type(value) is not str:
-        raise _wrong(value, name)
+        raise Refused(f"{name} is not a string")
     if not value:
         raise Refused(f"{name} is empty")
-    if len(value) > limit:
+    if limit is not None and len(value) > limit:
         raise Refused(f"{name} has {len(value)} characters, at most {limit} are allowed")
-    if not value.isprintable():
-        _check_text(value, name)
+    if not value.isprintable() and (found := NOT_TEXT.search(value)):
+        surrogate = "\ud800" <= found[0] <= "\udfff"
+        raise Refused(f"{name} has a {'lone surrogate' if surrogate else 'control character'}")
     return value
 
 
@@ -240,21 +222,13 @@ def _strings(value: object, name: str) -> list[str]:
     return value
 
 
-def _check_text(value: str, name: str) -> None:
-    if found := NOT_TEXT.search(value):
-        surrogate = "\ud800" <= found[0] <= "\udfff"
-        raise Refused(f"{name} has a {'lone surrogate' if surrogate else 'control character'}")
-
-
-def _utf8_size(value: str, name: str) -> int:
+def _check_size(mailbox: str, name: str) -> None:
     try:
-        return len(value.encode("utf-8"))
+        size = len(mailbox.encode("utf-8"))
     except UnicodeEncodeError:
         raise Refused(f"{name} has a lone surrogate") from None
-
-
-def _wrong(value: object, name: str) -> Refused:
-    return Refused(f"{name} is missing" if value is None else f"{name} is not a string")
+    if size > MAX_MAILBOX:
+        raise Refused(f"{name} has {size} bytes, at most {MAX_MAILBOX} are allowed")
 
 
 # ---------------------------------------------------------------- reasons

@@ -21,10 +21,10 @@ from twisted.internet.protocol import ProcessProtocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from xaps.intake.answers import Handler
 from xaps.intake.cyrus import drain as cyrus_drain
 from xaps.intake.cyrus.events import Followers, Skipped, notices, read
 from xaps.intake.cyrus.names import CyrusSettings
-from xaps.intake.interface import Handler
 from xaps.listen.unix import SocketError, bind_unix
 from xaps.model import Refused, Registration
 from xaps.system.complaints import Repeated

@@ -1,0 +1,66 @@
+"""What HTTP and the line protocol have in common: bytes become requests, answers become bytes."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import attrs
+
+from xaps.intake.messages import RegisterRequest, one_line
+from xaps.model import Notice
+
+
+@attrs.frozen
+class Request:
+    """A request that could be understood."""
+
+    content: RegisterRequest | Notice
+    for_plugin: bool = False
+    """The client is the Dovecot plugin, which needs its answer in a form of its own."""
+    close: bool = False
+    """The client asked for the connection to be closed after the answer."""
+    keep_alive: bool = False
+    """The client (HTTP/1.0) must be told that the connection stays open."""
+
+
+@attrs.frozen
+class Answer:
+    """What a client is told: that its request was done, why it was refused, or (status 100) to go
+    on with the body."""
+
+    status: int
+    """An HTTP status; the line protocol has none and leaves it away."""
+    reason: str = attrs.field(default="", converter=one_line)
+    """Why the request was refused; empty when it was not."""
+    close: bool = False
+    """It is the last: nothing more is read."""
+    keep_alive: bool = False
+    """As in :class:`Request`."""
+    headers: tuple[bytes, ...] = ()
+    """Further header lines, without their CR LF."""
+    body: bytes = b""
+    """What was asked for."""
+    with_body: bool = True
+    """``False`` in the answer to HEAD."""
+
+    @property
+    def content(self) -> bytes:
+        """The body; that of a refusal is for people and for programs that hide the status line."""
+        return self.reason.encode("ascii") + b"\n" if self.reason else self.body
+
+
+class Dialect(Protocol):
+    """One side of a conversation. Knows no sockets and no time."""
+
+    incomplete: bool
+    """A request has begun and not ended: the client is expected to send the rest soon."""
+
+    def feed(self, data: bytes) -> list[Request | Answer]:
+        """Take what was received; what comes out is in order. An answer is to a request that is
+        refused, or that waits for a 100; nothing comes out after one that closes."""
+
+    def overdue(self) -> Answer:
+        """What to say to a client that did not finish its request in time."""
+
+    def answer(self, answer: Answer) -> bytes:
+        """The bytes of an answer."""
