@@ -14,7 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.peers.cyrus import TOPIC, Cyrus, quoted
 from tests.phone import ModelPhone
 from xaps.intake.cyrus.conf import ImapdConf, read_imapd_conf
-from xaps.intake.cyrus.events import Event, Followers, notices, read
+from xaps.intake.cyrus.events import Event, Followers, read
 from xaps.model import Notice, Registration, RegistrationKey
 
 ACCOUNT = "0715A26B-CA09-4730-A419-793000CA982E"
@@ -103,7 +103,7 @@ class CyrusTestCase(SynchronousTestCase):
                 self.followers.remember(found)
                 result.append(found)
             elif isinstance(found, Event):
-                result += notices(found, self.followers, self.conf)
+                result += self.followers.notices(found)
         return result
 
     def new(self, mailbox: str) -> Notice:

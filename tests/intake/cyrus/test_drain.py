@@ -20,18 +20,14 @@ PATIENCE = 20
 """Seconds for what should happen at once."""
 
 
-def frames(data: bytes) -> list[tuple[bytes, bytes | int]]:
-    """What was handed on: datagrams, and numbers of what else there is."""
-    result: list[tuple[bytes, bytes | int]] = []
+def frames(data: bytes) -> list[tuple[bytes, bytes]]:
+    """What was handed on, each with its kind."""
+    result: list[tuple[bytes, bytes]] = []
     at = 0
     while at < len(data):
-        kind, number = HEADER.unpack_from(data, at)
-        at += HEADER.size
-        if kind == DATAGRAM:
-            result.append((kind, data[at : at + number]))
-            at += number
-        else:
-            result.append((kind, number))
+        size, kind = HEADER.unpack_from(data, at)
+        result.append((kind, data[at + HEADER.size : at + 4 + size]))
+        at += 4 + size
     return result
 
 
@@ -72,7 +68,7 @@ class DrainTests(SynchronousTestCase):
         for each in datagrams:
             self.sender.sendto(each, self.path)
 
-    def rest(self, process: subprocess.Popen[bytes]) -> list[tuple[bytes, bytes | int]]:
+    def rest(self, process: subprocess.Popen[bytes]) -> list[tuple[bytes, bytes]]:
         """End it; what it had kept, and what was in the socket."""
         out, _ = process.communicate(timeout=PATIENCE)
         self.assertEqual(process.returncode, 0)
@@ -88,7 +84,7 @@ class DrainTests(SynchronousTestCase):
         process = self.start()
         self.send(b"one")
         assert process.stdout is not None
-        expected = HEADER.pack(DATAGRAM, 3) + b"one"
+        expected = HEADER.pack(4, DATAGRAM) + b"one"
         self.assertEqual(process.stdout.read(len(expected)), expected)
 
     def test_empty_datagrams_are_nothing(self) -> None:
@@ -127,7 +123,7 @@ class DrainTests(SynchronousTestCase):
         count = 2000
         self.send(*[b"x" * 95] * count)
         handed_on = self.rest(process)
-        lost = sum(number for kind, number in handed_on if kind == LOST and type(number) is int)
+        lost = sum(int(content) for kind, content in handed_on if kind == LOST)
         datagrams = [each for each in handed_on if each[0] == DATAGRAM]
         self.assertGreater(lost, 100)
         self.assertEqual(len(datagrams) + lost, count)
@@ -135,7 +131,7 @@ class DrainTests(SynchronousTestCase):
     def test_the_daemons_own_user_is_told_apart_from_others(self) -> None:
         for uid, expected in (
             (os.getuid(), (DATAGRAM, b"one")),
-            (os.getuid() + 1, (FOREIGN, os.getuid())),
+            (os.getuid() + 1, (FOREIGN, str(os.getuid()).encode())),
         ):
             process = self.start(uid=uid)
             self.send(b"one")
