@@ -7,8 +7,6 @@ import time
 from tests.endtoend.case import ACCOUNT, EndToEndTestCase
 
 ALICE, BOB, CAROL = ("aa" * 32, "bb" * 32, "cc" * 32)
-ON_DISK = 1.5
-"""Seconds after which what waits is written, if it can be."""
 
 
 class FullDiskTests(EndToEndTestCase):
@@ -24,7 +22,7 @@ class FullDiskTests(EndToEndTestCase):
         apns.hang()
         daemon.http_notify("carol")
         apns.wait_for(1)
-        time.sleep(ON_DISK)  # so that there is something to take back later
+        daemon.wait_for_flags(CAROL)  # so that there is something to take back later
         daemon.fill_disk(database.with_name(f"{database.name}-wal"), left=1000)
 
         # Who registers is told to come again, and the administrator what is wrong.
@@ -55,7 +53,7 @@ class FullDiskTests(EndToEndTestCase):
 
         daemon.free_disk()
         self.assertTrue(daemon.register("bob", ACCOUNT, BOB).startswith("OK "))
-        time.sleep(ON_DISK)
+        daemon.wait_for_flags(ALICE)
         daemon.kill()
         daemon.start()
         self.assertIn("Ready: 3 phones, 1 pushes waiting", daemon.wait_for_log("Ready: "))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.peers.child import PATIENCE
 from tests.peers.cyrus import TOPIC, Cyrus, quoted
 from tests.phone import ModelPhone
 from xaps.intake.cyrus.conf import ImapdConf, read_imapd_conf
@@ -20,8 +21,6 @@ from xaps.model import Notice, Registration, RegistrationKey
 ACCOUNT = "0715A26B-CA09-4730-A419-793000CA982E"
 TOKEN = "0102030405060708090a0b0c0d0e0f100102030405060708090a0b0c0d0e0f10"
 NOW = 1795490400.0
-PATIENCE = 20.0
-"""Seconds for what should happen at once."""
 FOLDER = "Entwürfe 日本語 & \U0001f600"
 NAMES = ("it's (1)*", "x@y.test", "a & b", "#1=+,:?[]", "_é-ü-")
 DEBIAN = "altnamespace: no\nunixhierarchysep: no\n"
