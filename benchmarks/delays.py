@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tests import pki
 from tests.peers.daemon import Daemon
@@ -49,7 +50,7 @@ def main() -> None:
         (dovecot_before_a_daemon_that_hangs, 2.0),
         (dovecot_session_before_a_daemon_that_hangs, 0.1),
     ):
-        longest = []
+        longest: list[float] = []
         while len(longest) < ROUNDS and (not longest or longest[-1] > bound):
             with tempfile.TemporaryDirectory(prefix="xaps-") as folder:
                 longest.append(measure(Path(folder)))
@@ -134,7 +135,7 @@ def flags(recorder: Recorder) -> float:
 
 
 @contextlib.contextmanager
-def running(folder: Path, **settings: object) -> Iterator[tuple[APNsProcess, Daemon]]:
+def running(folder: Path, **settings: Any) -> Iterator[tuple[APNsProcess, Daemon]]:
     """A stand-in for APNs, and a daemon before it."""
     authority = pki.Authority.create()
     (folder / "apns").mkdir()
