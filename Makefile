@@ -1,4 +1,5 @@
 # make try    shows a notice become a push          make test   runs the test suite
+#             (TESTS=tests.push for a part of it, JOBS=1 for one test after the other)
 # make check  ruff, mypy and the suite on both sets of dependencies (Debian 12's and PyPI's newest)
 # make bench  measures                              make clean  removes what these made
 # make soak   ten minutes of faults and SIGKILL     make soak-short  the same in one minute
@@ -12,6 +13,8 @@ BIN = $(VENV)/bin
 DEBIAN_PYTHON ?= /usr/bin/python3
 TRIAL = -m twisted.trial
 TESTS ?= tests
+# More than there are processors: many tests wait for a process or a deadline.
+JOBS ?= 4
 RUNS ?= 1000000
 
 .PHONY: try test lint types test-debian check bench soak soak-short fuzz deb clean
@@ -26,7 +29,7 @@ try: $(VENV)/ready
 	$(BIN)/python -m tests.try_it
 
 test: $(VENV)/ready
-	$(BIN)/python $(TRIAL) $(TESTS)
+	$(BIN)/python $(TRIAL) -j$(JOBS) $(TESTS)
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
@@ -36,7 +39,7 @@ types: $(VENV)/ready
 	$(BIN)/mypy
 
 test-debian:
-	$(DEBIAN_PYTHON) $(TRIAL) --temp-directory=_trial_temp_debian $(TESTS)
+	$(DEBIAN_PYTHON) $(TRIAL) -j$(JOBS) --temp-directory=_trial_temp_debian $(TESTS)
 
 check: lint types test test-debian
 
@@ -44,6 +47,7 @@ bench: $(VENV)/ready
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks.replace
 	$(BIN)/python -m benchmarks.registry
+	$(BIN)/python -m benchmarks.delays
 
 soak: $(VENV)/ready
 	$(BIN)/python -m benchmarks.soak --seconds 600

@@ -1,1 +1,12 @@
 """The test suite; run it with trial. It mirrors the package."""
+
+import sys
+
+if "twisted.trial" in sys.modules:  # and this is none of the programs that tests start
+    from hypothesis import HealthCheck, settings
+
+    # However slow the machine is: none of these is a bug of ours.
+    settings.register_profile(
+        "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    )
+    settings.load_profile("any machine")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import os
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -281,8 +282,20 @@ def make_key(kind: KeyKind = "ec") -> PrivateKey:
     if kind == "weak rsa":
         return rsa.generate_private_key(public_exponent=65537, key_size=1024)
     if kind == "rsa":
-        return rsa.generate_private_key(public_exponent=65537, key_size=2048)
+        return make_rsa_key()
     return ec.generate_private_key(ec.SECP256R1())
+
+
+def make_rsa_key() -> rsa.RSAPrivateKey:
+    """A key that is none of the six before it: a few are made, and handed out in turn."""
+    if len(_rsa_keys) < 7:
+        _rsa_keys.append(rsa.generate_private_key(public_exponent=65537, key_size=2048))
+    else:
+        _rsa_keys.rotate()
+    return _rsa_keys[-1]
+
+
+_rsa_keys: deque[rsa.RSAPrivateKey] = deque()
 
 
 def now() -> datetime.datetime:

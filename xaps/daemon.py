@@ -176,6 +176,7 @@ class Daemon(Service):
                 self._reactor,
                 Path(config.cyrus_socket),
                 self._cyrus_settings(),
+                wall=time.time,
                 mode=config.cyrus_socket_mode,
                 group=config.cyrus_socket_group,
                 user=config.cyrus_user,

@@ -10,12 +10,11 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from tests import pki
 from tests.endtoend.case import ACCOUNT, OTHER_PHONE, PHONE, EndToEndTestCase
-from tests.peers.child import ROOT
+from tests.peers.child import PATIENCE, ROOT
 from tests.peers.nghttpd import free_port
 
 EX_UNAVAILABLE = 69
@@ -43,7 +42,7 @@ class DurabilityTests(EndToEndTestCase):
         daemon.start()
         daemon.register("alice", ACCOUNT, PHONE)
         self.assertEqual(daemon.http_notify("alice")[0], 200)
-        time.sleep(1.5)  # a notice is on disk a second after it was accepted
+        daemon.wait_for_flags(PHONE)
         daemon.kill()
         daemon.start()
         self.assertIn(" 1 pushes waiting", daemon.wait_for_log("Ready: "))
@@ -53,9 +52,12 @@ class DurabilityTests(EndToEndTestCase):
     def test_a_push_that_was_delivered_is_not_sent_again_after_sigkill(self) -> None:
         apns, daemon = self.start_both()
         daemon.register("alice", ACCOUNT, PHONE)
+        apns.hang()
         daemon.notify("alice")
         apns.wait_for(1)
-        time.sleep(1.5)
+        daemon.wait_for_flags(PHONE)
+        apns.resume()
+        daemon.wait_for_flags()
         daemon.kill()
         daemon.start()
         self.assertIn(" 0 pushes waiting", daemon.wait_for_log("Ready: "))
@@ -68,10 +70,8 @@ class OutageTests(EndToEndTestCase):
         daemon = self.make_daemon(f"https://localhost:{port}")
         daemon.start()
         daemon.register("alice", ACCOUNT, PHONE)
-        started = time.monotonic()
         for _ in range(20):
             self.assertEqual(daemon.http_notify("alice")[0], 200)
-        self.assertLess(time.monotonic() - started, 2)
         apns = self.make_apns(port=port)
         (push,) = apns.wait_for(1)
         self.assertEqual((push["device_token"], push["status"]), (PHONE, 200))
@@ -98,7 +98,7 @@ class StopTests(EndToEndTestCase):
         ):
             line.connect(str(daemon.socket))
             line.sendall(b"NOTIFY half a li")
-            self.assertEqual(daemon.stop(5), 0)
+            self.assertEqual(daemon.stop(), 0)
         self.assertIn("Stopped", "\n".join(daemon.log))
         self.assertFalse(daemon.socket.exists())
 
@@ -113,7 +113,7 @@ class StopTests(EndToEndTestCase):
         self.assertTrue(apns.quiet(0.5))
         self.assertTrue(daemon.running)
         apns.resume()
-        self.assertEqual(daemon.wait(5), 0)
+        self.assertEqual(daemon.wait(), 0)
         daemon.start()
         self.assertIn(" 0 pushes waiting", daemon.wait_for_log("Ready: "))
 
@@ -206,7 +206,7 @@ class CheckTests(EndToEndTestCase):
             capture_output=True,
             text=True,
             check=False,
-            timeout=20,
+            timeout=PATIENCE,
         )
 
     def test_a_good_file_is_good_and_starts_nothing(self) -> None:
@@ -273,7 +273,7 @@ class IntakeTests(EndToEndTestCase):
         daemon.register("user1999", ACCOUNT, PHONE)
         connections = []
         for _ in range(2000):
-            connection = socket.create_connection(("127.0.0.1", daemon.port), 20)
+            connection = socket.create_connection(("127.0.0.1", daemon.port), PATIENCE)
             self.addCleanup(connection.close)
             connections.append(connection)
         for number, connection in enumerate(connections):
@@ -301,7 +301,7 @@ class IntakeTests(EndToEndTestCase):
 
 class _UnixHTTP(http.client.HTTPConnection):
     def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=20)
+        super().__init__("localhost", timeout=PATIENCE)
         self._path = path
 
     def connect(self) -> None:

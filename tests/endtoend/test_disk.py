@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import sqlite3
 import time
-from pathlib import Path
 
 from tests.endtoend.case import ACCOUNT, EndToEndTestCase
-from tests.peers.child import PATIENCE
 
 ALICE, BOB, CAROL = ("aa" * 32, "bb" * 32, "cc" * 32)
 
@@ -26,7 +22,7 @@ class FullDiskTests(EndToEndTestCase):
         apns.hang()
         daemon.http_notify("carol")
         apns.wait_for(1)
-        self.wait_until_owed(database, CAROL)  # so that there is something to take back later
+        daemon.wait_for_flags(CAROL)  # so that there is something to take back later
         daemon.fill_disk(database.with_name(f"{database.name}-wal"), left=1000)
 
         # Who registers is told to come again, and the administrator what is wrong.
@@ -57,20 +53,10 @@ class FullDiskTests(EndToEndTestCase):
 
         daemon.free_disk()
         self.assertTrue(daemon.register("bob", ACCOUNT, BOB).startswith("OK "))
-        self.wait_until_owed(database, ALICE)
+        daemon.wait_for_flags(ALICE)
         daemon.kill()
         daemon.start()
         self.assertIn("Ready: 3 phones, 1 pushes waiting", daemon.wait_for_log("Ready: "))
         before = len(apns.pushes)
         apns.resume()
         self.assertEqual(apns.wait_for(before + 1)[-1]["device_token"], ALICE)
-
-    def wait_until_owed(self, database: Path, phone: str) -> None:
-        """Until it is on disk that this phone alone is owed a push."""
-        deadline = time.monotonic() + PATIENCE
-        owed: list[tuple[str]] = []
-        with contextlib.closing(sqlite3.connect(database)) as connection:
-            while owed != [(phone,)] and time.monotonic() < deadline:
-                time.sleep(0.05)
-                owed = connection.execute("SELECT device_token FROM flags").fetchall()
-        self.assertEqual(owed, [(phone,)])

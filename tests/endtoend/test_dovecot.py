@@ -14,6 +14,8 @@ from tests.phone import Effect, ModelPhone, Refreshed
 from tests.standins.process import APNsProcess
 from xaps.mailboxes import to_utf7
 
+NEVER = 3600
+"""Seconds that what need not be pushed at once waits, longer than any test."""
 FOLDER = "Entwürfe/日本語 & more"
 
 
@@ -56,14 +58,12 @@ class DovecotEndToEndTestCase(EndToEndTestCase):
 
 
 class LuaScriptTests(DovecotEndToEndTestCase):
-    def test_mail_in_inbox_is_pushed_at_once_and_a_flag_after_the_delay(self) -> None:
+    def test_mail_in_inbox_is_pushed_and_a_flag_after_the_delay(self) -> None:
         apns, daemon, dovecot = self.start_all(delay=2)
         phone = self.register(daemon, "alice", ["INBOX"])
 
-        delivered = time.time()
         dovecot.deliver("alice")
         self.assertEqual(self.refreshed(apns, phone), [refreshes("INBOX")])
-        self.assertLess(apns.pushes[0]["received_at"] - delivered, 1.9)
 
         changed = time.time()
         with dovecot.login("alice") as session:
@@ -74,8 +74,8 @@ class LuaScriptTests(DovecotEndToEndTestCase):
         self.assertGreater(apns.pushes[1]["received_at"] - changed, 1.9)
         self.assertTrue(apns.quiet(2), "two changes are one push")
 
-    def test_the_folder_that_got_mail_is_refreshed_and_no_other(self) -> None:
-        apns, daemon, dovecot = self.start_all()
+    def test_the_folder_that_got_mail_is_refreshed_at_once_and_no_other(self) -> None:
+        apns, daemon, dovecot = self.start_all(delay=NEVER)
         phone = self.register(daemon, "alice", ["INBOX", FOLDER, "Notes"])
         dovecot.deliver("alice", FOLDER)
         self.assertEqual(self.refreshed(apns, phone), [refreshes(FOLDER)])
@@ -136,14 +136,12 @@ class LuaScriptTests(DovecotEndToEndTestCase):
 
 class OxDriverTests(DovecotEndToEndTestCase):
     def test_mail_in_inbox_is_pushed_at_once(self) -> None:
-        apns, daemon = self.start_both(delay=30)
+        apns, daemon = self.start_both(delay=NEVER)
         dovecot = self.start_dovecot(ox_notices(f"http://127.0.0.1:{daemon.port}/ox"))
         phone = self.register(daemon, "alice", ["INBOX", "Notes"])
         dovecot.opt_in("alice")
-        delivered = time.time()
         dovecot.deliver("alice")
         self.assertEqual(self.refreshed(apns, phone), [refreshes("INBOX")])
-        self.assertLess(apns.pushes[0]["received_at"] - delivered, 10)
         log = "\n".join(daemon.log)
         for mail in (SENDER, SUBJECT, TEXT):
             self.assertNotIn(mail, log)

@@ -15,8 +15,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 """Where the packages are."""
-PATIENCE = 20.0
-"""Seconds to wait for what should happen at once; the machine may be busy."""
+PATIENCE = 120.0
+"""Seconds to wait for what should happen at once; the machine may be ever so busy."""
 
 _alive: weakref.WeakSet[Child] = weakref.WeakSet()
 

@@ -29,7 +29,7 @@ from ruamel.yaml import YAML
 from twisted.mail import imap4  # registers the codec imap4-utf-7
 from twisted.trial.unittest import SkipTest
 
-from tests.peers.child import ROOT
+from tests.peers.child import PATIENCE, ROOT
 from tests.peers.dovecot import ImapSession
 from tests.peers.nghttpd import free_port
 
@@ -42,8 +42,6 @@ DOCUMENT = ROOT / "docs" / "cyrus.rst"
 _PROGRAMS = UNPACKED / "usr/lib/cyrus/bin"
 _LIBRARIES = UNPACKED / "usr/lib" / f"{os.uname().machine}-linux-gnu"
 _ADMIN = "admin"
-_PATIENCE = 20.0
-"""Seconds that the server gets to start."""
 
 _IMAPD = """\
 configdirectory: {folder}/config
@@ -247,7 +245,7 @@ class Cyrus:
 
     def _wait_until_it_listens(self) -> None:
         assert self._process is not None
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + PATIENCE
         for family, address in (
             (socket.AF_INET, ("127.0.0.1", self.imap_port)),
             (socket.AF_UNIX, str(self._lmtp)),

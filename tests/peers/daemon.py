@@ -11,6 +11,7 @@ Everything blocks, up to a deadline. A test reads like this::
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import re
@@ -18,7 +19,9 @@ import resource
 import shutil
 import signal
 import socket
+import sqlite3
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,9 @@ from tests.peers.child import PATIENCE, ChildError, PythonChild
 
 _TWISTD = "from twisted.scripts.twistd import run; run()"
 OTHERS = "because the machine was busy"
+LONG_STALL = 2000
+"""Milliseconds."""
+_STALL = re.compile(r"reactor was blocked for (\d+) ms")
 _TCP = re.compile(r"Listening on (?:127\.0\.0\.1|\[::1\]):(\d+)")
 
 
@@ -147,12 +153,14 @@ class Daemon:
     def close(self) -> None:
         """End it if it runs, and remove the socket's folder; the other files are kept.
 
-        Fails when the reactor was ever blocked, and not for want of a processor.
+        Fails when the reactor was ever blocked for seconds, and not for want of a processor. What
+        is shorter is for ``make soak`` to judge: here, the disk and the machine may be busy.
         """
         if self._child is not None:
             self._child.close()
         shutil.rmtree(self._short, ignore_errors=True)
-        assert not self.stalls, self.stalls
+        long = [line for line in self.stalls if int(_STALL.findall(line)[0]) >= LONG_STALL]
+        assert not long, long
 
     # ------------------------------------------------------------ what it says
 
@@ -185,6 +193,17 @@ class Daemon:
         :param since: look only at the lines from this one on; see `mark`.
         """
         return self._running.wait_for(text, since=since, timeout=timeout)
+
+    def wait_for_flags(self, *device_tokens: str) -> None:
+        """Wait until the pushes to these phones, and no others, are on disk as owed."""
+        deadline = time.monotonic() + PATIENCE
+        with contextlib.closing(sqlite3.connect(self.settings["databaseFile"])) as database:
+            while found := set(database.execute("SELECT device_token FROM flags")) ^ {
+                (token,) for token in device_tokens
+            }:
+                if time.monotonic() > deadline:
+                    raise ChildError(f"on disk, or not on disk: {found}")
+                time.sleep(0.02)
 
     @property
     def port(self) -> int:

@@ -30,6 +30,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.peers import missing
+from tests.peers.child import PATIENCE
+from tests.peers.nghttpd import free_port
 
 PASSWORD = "secret"
 """Every user name exists and has this password."""
@@ -50,8 +52,6 @@ _NEEDED = (
     "/usr/lib/dovecot/lmtp",
     "/usr/lib/dovecot/modules/lib90_sieve_plugin.so",
 )
-_PATIENCE = 10.0
-"""Seconds that the server gets to start, and to answer a command."""
 
 _FILING = """\
 require ["fileinto", "mailbox", "variables"];
@@ -163,7 +163,7 @@ class Dovecot:
     def _start(self, settings: str) -> None:
         account = pwd.getpwnam("nobody") if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
         self._account = account
-        self.imap_port, self.lmtp_port = _free_ports(2)
+        self.imap_port, self.lmtp_port = free_port(), free_port()
         # The settings come first: $mail_plugins means what was said of it before.
         configuration = settings.replace("{folder}", str(self.folder)) + _CONFIGURATION.format(
             folder=self.folder,
@@ -209,9 +209,9 @@ class Dovecot:
         return path.read_text() if path.exists() else ""
 
     def wait_for_log(self, text: str, times: int = 1) -> str:
-        """The log, when `text` is in it so often, or after `_PATIENCE`: what its processes say goes
+        """The log, when `text` is in it so often, or after `PATIENCE`: what its processes say goes
         through another one, which may be late."""
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + PATIENCE
         while (log := self.log()).count(text) < times and time.monotonic() < deadline:
             time.sleep(0.02)
         return log
@@ -250,7 +250,7 @@ class Dovecot:
 
     def _wait_until_it_listens(self) -> None:
         assert self._process is not None
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + PATIENCE
         for port in (self.imap_port, self.lmtp_port):
             while True:
                 try:
@@ -278,16 +278,7 @@ class ImapSession(imaplib.IMAP4):
         return list(data)
 
     def open(self, host: str = "", port: int = 143, timeout: float | None = None) -> None:
-        super().open(host, port, _PATIENCE if timeout is None else timeout)
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    try:
-        return [listener.getsockname()[1] for listener in sockets]
-    finally:
-        for listener in sockets:
-            listener.close()
+        super().open(host, port, PATIENCE if timeout is None else timeout)
 
 
 def _identity(account: pwd.struct_passwd) -> dict[str, Any]:

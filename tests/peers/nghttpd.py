@@ -6,6 +6,8 @@ token that it was given a file for, otherwise with 404. Its log tells what it re
 
 from __future__ import annotations
 
+import contextlib
+import random
 import re
 import shutil
 import socket
@@ -126,7 +128,9 @@ def parse(lines: Iterable[str]) -> list[NghttpdRequest]:
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nothing listens on, for programs that cannot take 0."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-    return port
+    """A port of 127.0.0.1 that nothing listens on, for programs that cannot take 0. It is none of
+    those that the kernel hands out, which another test could have been given meanwhile."""
+    while True:
+        port = random.randrange(10_000, 32_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port

@@ -15,6 +15,8 @@ from typing import Any
 
 import attrs
 
+from tests.peers.child import PATIENCE
+
 _LENGTH = re.compile(rb"(?im)^content-length: *(\d+)\r$")
 
 
@@ -69,7 +71,7 @@ class Recorder:
         for connection in self._connections:
             connection.close()
 
-    def requests(self, count: int, patience: float = 5.0) -> list[Request]:
+    def requests(self, count: int, patience: float = PATIENCE) -> list[Request]:
         """The first requests, as soon as there are `count`, or all there are after `patience`
         seconds; those beyond `count` are not held back."""
         deadline = time.monotonic() + patience

@@ -11,17 +11,16 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.peers.child import PATIENCE
 from tests.peers.cyrus import TOPIC, Cyrus, quoted
 from tests.phone import ModelPhone
 from xaps.intake.cyrus.conf import ImapdConf, read_imapd_conf
-from xaps.intake.cyrus.events import Event, Followers, notices, read
+from xaps.intake.cyrus.events import Event, Followers, read
 from xaps.model import Notice, Registration, RegistrationKey
 
 ACCOUNT = "0715A26B-CA09-4730-A419-793000CA982E"
 TOKEN = "0102030405060708090a0b0c0d0e0f100102030405060708090a0b0c0d0e0f10"
 NOW = 1795490400.0
-PATIENCE = 20.0
-"""Seconds for what should happen at once."""
 FOLDER = "Entwürfe 日本語 & \U0001f600"
 NAMES = ("it's (1)*", "x@y.test", "a & b", "#1=+,:?[]", "_é-ü-")
 DEBIAN = "altnamespace: no\nunixhierarchysep: no\n"
@@ -103,7 +102,7 @@ class CyrusTestCase(SynchronousTestCase):
                 self.followers.remember(found)
                 result.append(found)
             elif isinstance(found, Event):
-                result += notices(found, self.followers, self.conf)
+                result += self.followers.notices(found)
         return result
 
     def new(self, mailbox: str) -> Notice:

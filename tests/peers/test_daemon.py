@@ -55,7 +55,7 @@ class DaemonTests(SynchronousTestCase):
         daemon = Daemon(self.folder(), apns=self.standin().url, authority=self.authority)
         daemon.prelude = (
             "from time import sleep; from twisted.internet import reactor\n"
-            "reactor.addSystemEventTrigger('before', 'shutdown', sleep, 0.2)\n"
+            "reactor.addSystemEventTrigger('before', 'shutdown', sleep, 2.1)\n"
         )
         daemon.start()
         self.assertEqual(daemon.stalls, [])

@@ -30,6 +30,7 @@ class StandinProcess:
             self.folder,
             errors=self.folder / "standin.log",
         )
+        self._skipped = 0
         self._said: list[dict[str, Any]] = []
         self._pushes: list[dict[str, Any]] = []
         self._reading = threading.Lock()
@@ -54,10 +55,21 @@ class StandinProcess:
             raise ChildError(f"the stand-in refuses {text}: {answer}")
 
     @property
+    def running(self) -> bool:
+        return self._child.running
+
+    def start_again(self) -> None:
+        """Nothing that was said so far is told any more."""
+        self._skipped = len(self._child.lines)
+        with self._reading:
+            self._said.clear()
+            self._pushes.clear()
+
+    @property
     def said(self) -> list[dict[str, Any]]:
         """All that it has printed; not to be changed."""
         with self._reading:
-            for line in self._child.lines_since(len(self._said)):
+            for line in self._child.lines_since(self._skipped + len(self._said)):
                 fields = json.loads(line)
                 self._said.append(fields)
                 if "status" in fields:
@@ -194,3 +206,9 @@ class APNsProcess(StandinProcess):
 
     def drop_connections(self) -> None:
         self.command("drop")
+
+    def start_again(self) -> None:
+        self.forget_answers()
+        self.resume()
+        self.drop_connections()
+        super().start_again()

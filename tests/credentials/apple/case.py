@@ -13,7 +13,7 @@ from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, global
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests import pki
-from tests.rsakeys import next_key
+from tests.pki import make_rsa_key
 from tests.standins.appleid import AppleCertificates
 from xaps.credentials.apple.messages import MAIL, SERVICES, Account, Service
 from xaps.credentials.apple.source import AppleIdSource
@@ -63,7 +63,7 @@ class AppleCase(SynchronousTestCase):
             None,
             service=URL,
             ask=self.ask,
-            make_key=next_key,
+            make_key=make_rsa_key,
         )
 
     def ask(self, url: str, body: bytes) -> Deferred[bytes]:

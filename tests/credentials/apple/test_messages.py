@@ -17,7 +17,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests import pki
 from tests.credentials.test_certificate import mutated
-from tests.rsakeys import next_key
+from tests.pki import make_rsa_key
 from tests.standins.appleid import AppleCertificates, status
 from xaps.credentials.apple.messages import (
     MAIL,
@@ -42,7 +42,7 @@ IDENTITY = pki.Authority.create().intermediate().client(uid=False, key="rsa")
 
 
 def new_keys() -> Keys:
-    return {service: next_key() for service in SERVICES}
+    return {service: make_rsa_key() for service in SERVICES}
 
 
 def spki(key: CertificatePublicKeyTypes) -> bytes:

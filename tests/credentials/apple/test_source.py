@@ -22,7 +22,7 @@ from tests.credentials.apple.case import (
     URL,
     AppleCase,
 )
-from tests.rsakeys import next_key
+from tests.pki import make_rsa_key
 from xaps.config.reading import Config
 from xaps.credentials.apple.messages import MAIL, SERVICES, ServiceError
 from xaps.credentials.apple.source import RENEW_BEFORE, AppleIdSource
@@ -160,7 +160,7 @@ class RenewalTests(AppleCase):
             None,
             service=URL,
             ask=lambda url, body: succeed(cast(bytes, None)),
-            make_key=next_key,
+            make_key=make_rsa_key,
         )
         self.assertTrue(self.renew())
         self.assertIn("cannot be dealt with (TypeError). Next attempt at", self.logged[-1][1])
@@ -213,7 +213,7 @@ class IdentityTests(AppleCase):
 
     def test_an_identity_that_is_not_set_is_explained(self) -> None:
         self.source = AppleIdSource(
-            self.store, ACCOUNT, None, None, service=URL, ask=self.ask, make_key=next_key
+            self.store, ACCOUNT, None, None, service=URL, ask=self.ask, make_key=make_rsa_key
         )
         self.assertIn("serverIdentity: it is not set; Apple's certificate", self.why_not())
         self.assertIn("serverIdentity: it is not set", self.reason())
@@ -236,7 +236,7 @@ class IdentityTests(AppleCase):
             f"file:{secret}",
             service=f"{URL}/",
             ask=self.ask,
-            make_key=next_key,
+            make_key=make_rsa_key,
         )
         self.assertTrue(self.renew())
         self.assertEqual(self.urls, [f"{URL}/new"])

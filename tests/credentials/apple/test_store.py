@@ -25,7 +25,7 @@ from tests.credentials.apple.case import (
     AppleCase,
 )
 from tests.credentials.test_certificate import mutated
-from tests.rsakeys import next_key
+from tests.pki import make_rsa_key
 from xaps.credentials.apple.messages import MAIL, SERVICES
 from xaps.credentials.apple.source import AppleIdSource
 from xaps.credentials.apple.store import AppleStore, Issued, Schedule
@@ -64,7 +64,13 @@ class ScheduleTests(AppleCase):
 
         for _ in range(10):
             source = AppleIdSource(
-                self.store, ACCOUNT, self.identity, None, service=URL, ask=ask, make_key=next_key
+                self.store,
+                ACCOUNT,
+                self.identity,
+                None,
+                service=URL,
+                ask=ask,
+                make_key=make_rsa_key,
             )
             waiting = source.renew(self.clock.seconds())
             waiting.addErrback(lambda _: None)

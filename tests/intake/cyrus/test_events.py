@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from xaps.intake.cyrus.events import Event, Followers, Skipped, may_read, notices, read
+from xaps.intake.cyrus.events import Event, Followers, Skipped, may_read, read
 from xaps.intake.cyrus.names import CyrusSettings, Mailbox
 from xaps.model import Notice, Refused, Registration, RegistrationKey
 
@@ -196,7 +196,7 @@ class CapturesTests(SynchronousTestCase):
         for path in sorted((CAPTURES / name).iterdir()):
             said = read(path.read_bytes(), NOW, settings)
             if isinstance(said, Event):
-                result += notices(said, followers, settings)
+                result += followers.notices(said)
             elif said != Skipped('event "MailboxModseq"'):
                 result.append(said)
         return result
@@ -280,7 +280,7 @@ class NoticesTests(SynchronousTestCase):
 
     def test_the_owner_hears_by_the_owners_name(self) -> None:
         for settings, name in ((DEBIAN, "INBOX.Notes"), (ALT, "Notes")):
-            found = notices(self.notes, Followers(settings), settings)
+            found = Followers(settings).notices(self.notes)
             self.assertEqual(found, [Notice("alice", name, False)])
 
     def test_others_hear_by_the_name_that_they_registered(self) -> None:
@@ -288,7 +288,7 @@ class NoticesTests(SynchronousTestCase):
             followers = Followers(settings)
             followers.remember(registration("bob", "INBOX", theirs))
             followers.remember(registration("carol", theirs))
-            found = notices(self.notes, followers, settings)
+            found = followers.notices(self.notes)
             self.assertEqual(found[1:], [Notice("bob", theirs, False)])
 
     def test_a_shared_folder_concerns_those_who_registered_it_and_may_read_it(self) -> None:
@@ -296,7 +296,7 @@ class NoticesTests(SynchronousTestCase):
         for user in ("bob", "carol", "dave"):
             followers.remember(registration(user, "Shared Folders.news"))
         event = Event(Mailbox("", "", ("news",)), True, "anyone\tlrs\t-dave\tr\t")
-        found = notices(event, followers, ALT)
+        found = followers.notices(event)
         expected = [Notice(user, "Shared Folders.news", True) for user in ("bob", "carol")]
         self.assertEqual(found, expected)
 
@@ -304,25 +304,26 @@ class NoticesTests(SynchronousTestCase):
         followers = Followers(DEBIAN)
         followers.remember(registration("bob", "user.alice.Notes"))
         gone = attrs.evolve(self.notes, acl="carol\tlrs\t")
-        self.assertEqual(notices(gone, followers, DEBIAN), [])
+        self.assertEqual(followers.notices(gone), [])
 
     def test_without_an_access_control_list_the_registration_is_trusted(self) -> None:
         followers = Followers(DEBIAN)
         followers.remember(registration("bob", "user.alice.Notes"))
-        found = notices(attrs.evolve(self.notes, acl=None), followers, DEBIAN)
+        found = followers.notices(attrs.evolve(self.notes, acl=None))
         self.assertEqual([notice.user for notice in found], ["alice", "bob"])
 
     def test_unusual_spellings_of_ones_own_mailbox_are_heard_too(self) -> None:
         followers = Followers(DEBIAN)
         followers.remember(registration("alice", "inbox", "inbox.Notes", "INBOX.Notes"))
-        found = notices(self.notes, followers, DEBIAN)
+        found = followers.notices(self.notes)
         self.assertEqual([notice.mailbox for notice in found], ["INBOX.Notes", "inbox.Notes"])
 
     def test_mailboxes_of_ones_own_are_not_remembered(self) -> None:
         followers = Followers(DEBIAN)
         followers.remember(registration("alice", "INBOX", "inbox", "INBOX.Notes"))
-        for path in ((), ("Notes",)):
-            self.assertEqual(list(followers.of(Mailbox("alice", "", path))), [])
+        for path, name in (((), "INBOX"), (("Notes",), "INBOX.Notes")):
+            event = Event(Mailbox("alice", "", path), True, None)
+            self.assertEqual(followers.notices(event), [Notice("alice", name, True)])
 
     def test_over_the_limit_a_users_oldest_names_are_forgotten(self) -> None:
         followers = Followers(DEBIAN, limit=2)
@@ -330,7 +331,9 @@ class NoticesTests(SynchronousTestCase):
         followers.remember(registration("bob", "a", "b"))
         followers.remember(registration("bob", "a"))
         followers.remember(registration("bob", "c"))
+        events = {name: Event(Mailbox("", "", (name,)), True, None) for name in "abc"}
         heard = {
-            name: [user for user, _ in followers.of(Mailbox("", "", (name,)))] for name in "abc"
+            name: [notice.user for notice in followers.notices(event)]
+            for name, event in events.items()
         }
         self.assertEqual(heard, {"a": ["carol", "bob"], "b": [], "c": ["bob"]})

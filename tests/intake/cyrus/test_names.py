@@ -14,10 +14,8 @@ from xaps.intake.cyrus.names import (
     Mailbox,
     from_registered,
     from_uri,
-    is_own_name,
     own_name,
 )
-from xaps.mailboxes import canonical
 
 DEBIAN = CyrusSettings()
 ALT = CyrusSettings(altnamespace=True)
@@ -138,25 +136,6 @@ class OwnNameTests(SynchronousTestCase):
         settings, mailbox = case
         name = own_name(mailbox, settings)
         self.assertEqual(from_registered(name, mailbox.owner, settings), mailbox)
-
-
-class IsOwnNameTests(SynchronousTestCase):
-    @given(theirs())
-    def test_own_names_are_that(self, case: tuple[CyrusSettings, Mailbox]) -> None:
-        settings, mailbox = case
-        name = own_name(mailbox, settings)
-        if settings.altnamespace and name.upper().startswith(("INBOX.", "INBOX/", "ALT FOLDERS")):
-            # They are rare, and taking them for others' only costs time.
-            return
-        self.assertTrue(is_own_name(name, settings))
-
-    @given(st.text("INBOXinbox./^ab") | st.text(), settings)
-    def test_what_is_that_is_no_other_mailbox(self, name: str, settings: CyrusSettings) -> None:
-        if is_own_name(name, settings):
-            mailbox = from_registered(name, "alice", settings)
-            if mailbox is not None:
-                self.assertEqual(mailbox.owner, "alice")
-                self.assertEqual(own_name(mailbox, settings), canonical(name))
 
 
 class FromRegisteredTests(SynchronousTestCase):

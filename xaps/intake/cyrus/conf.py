@@ -64,46 +64,41 @@ def read_imapd_conf(path: Path, socket: str) -> ImapdConf:
                 f"{first.path}:{first.line}; Cyrus does not start so: remove one"
             )
         options[name] = option
-    aps_topic = options.get("aps_topic")
-    return ImapdConf(
-        _settings(options),
-        None if aps_topic is None else aps_topic.value,
-        tuple(_problems(path, options, socket)),
-    )
+    values = {name: option.value for name, option in options.items()}
+    problems = tuple(_problems(path, values, socket))
+    return ImapdConf(_settings(options), values.get("aps_topic"), problems)
 
 
 def _settings(options: Mapping[str, _Option]) -> CyrusSettings:
     # What is not in the file has the default that is compiled in, not that of Debian's file.
-    def switch(name: str, default: bool) -> bool:
+    def switch(name: str, default: bool = False) -> bool:
         return options[name].switch() if name in options else default
 
     def text(name: str, default: str) -> str:
         return from_utf7(options[name].value) if name in options else default
 
-    virt_domains = options.get("virtdomains")
     return CyrusSettings(
         altnamespace=switch("altnamespace", True),
         unix_hierarchy_sep=switch("unixhierarchysep", True),
-        virt_domains=virt_domains is not None
-        and (virt_domains.value == "userid" or virt_domains.switch()),
+        virt_domains=text("virtdomains", "") == "userid" or switch("virtdomains"),
         user_prefix=text("userprefix", "Other Users"),
         shared_prefix=text("sharedprefix", "Shared Folders"),
         alt_prefix=text("altprefix", "Alt Folders"),
         default_domain=text("defaultdomain", "internal"),
-        cross_domains=switch("crossdomains", False),
-        cross_domains_only_other=switch("crossdomains_onlyother", False),
+        cross_domains=switch("crossdomains"),
+        cross_domains_only_other=switch("crossdomains_onlyother"),
     )
 
 
-def _problems(path: Path, options: Mapping[str, _Option], socket: str) -> Iterator[str]:
-    if "aps_topic" not in options:
+def _problems(path: Path, values: Mapping[str, str], socket: str) -> Iterator[str]:
+    if "aps_topic" not in values:
         yield f"{path}: aps_topic is missing: phones are not offered push; set it to the topic"
-    if "event_notifier" not in options:
+    if "event_notifier" not in values:
         yield f"{path}: event_notifier is missing: Cyrus tells of no events; set it to xapsd"
-    groups = options["event_groups"].value.split() if "event_groups" in options else ["message"]
+    groups = values.get("event_groups", "message").split()
     if missing := [group for group in _EVENT_GROUPS if group not in groups]:
         yield f"{path}: event_groups lacks {' and '.join(missing)}; add it"
-    notify = options["notifysocket"].value if "notifysocket" in options else "its default"
+    notify = values.get("notifysocket", "its default")
     if notify != socket:
         yield f"{path}: notifysocket is {notify}, but cyrusSocket is {socket}: make them the same"
 
@@ -116,7 +111,12 @@ def _options(path: Path, seen: set[Path]) -> Iterator[tuple[str, _Option]]:
         lines = path.read_text("utf-8", "replace").split("\n")
     except OSError as error:
         raise ImapdConfError(f"{path}: cannot be read: {error.strerror}") from error
-    for number, line in _joined(lines):
+    begun = ""
+    for number, part in enumerate(lines, 1):
+        line, begun = begun + part.removesuffix("\\"), ""
+        if part.endswith("\\") and number < len(lines):  # the next one continues it
+            begun = line
+            continue
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         found = _OPTION.fullmatch(line)
@@ -129,16 +129,3 @@ def _options(path: Path, seen: set[Path]) -> Iterator[tuple[str, _Option]]:
             raise ImapdConfError(f"{path}:{number}: {name} is no directive that Cyrus knows")
         else:
             yield name, _Option(value, path, number)
-
-
-def _joined(lines: list[str]) -> Iterator[tuple[int, str]]:
-    """Each line with its number, continued lines as one."""
-    begun = ""
-    for number, line in enumerate(lines, 1):
-        if line.endswith("\\"):
-            begun += line[:-1]
-            continue
-        yield number, begun + line
-        begun = ""
-    if begun:
-        yield len(lines), begun

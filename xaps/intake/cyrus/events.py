@@ -6,19 +6,13 @@ can carry mail content if Cyrus is configured so; nothing of it is looked at.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import attrs
 
-from xaps.intake.cyrus.names import (
-    CyrusSettings,
-    Mailbox,
-    from_registered,
-    from_uri,
-    is_own_name,
-    own_name,
-)
+from xaps.intake.cyrus.names import CyrusSettings, Mailbox, from_registered, from_uri, own_name
 from xaps.intake.messages import FieldNames, json_object, quoted, register_request
+from xaps.mailboxes import canonical
 from xaps.model import Notice, Refused, Registration, lower
 
 _REGISTRATION = "ApplePushService"
@@ -77,8 +71,9 @@ def read(datagram: bytes, now: float, settings: CyrusSettings) -> Registration |
         return _registration(fields, now)
     if name != _NEW_MAIL and name not in _CHANGES:
         return Skipped(f"event {quoted(name)}")
-    kind_of_mailbox = _optional(fields, "vnd.cmu.mbtype")
-    if kind_of_mailbox is not None and not _holds_mail(kind_of_mailbox):
+    # A letter for the type and others for flags: "e" holds mail, "d" is deleted.
+    kind_of_mailbox = _optional(fields, "vnd.cmu.mbtype") or "e"
+    if not kind_of_mailbox.startswith("e") or "d" in kind_of_mailbox:
         return Skipped(f"a mailbox of type {quoted(kind_of_mailbox)}")
     uri = _optional(fields, "uri")
     if uri is None:
@@ -86,8 +81,7 @@ def read(datagram: bytes, now: float, settings: CyrusSettings) -> Registration |
     mailbox = from_uri(uri, settings)
     if mailbox is None:
         raise Refused(f"uri {quoted(uri)} names no mailbox")
-    acl = _optional(fields, "vnd.cmu.mailboxACL")
-    return Event(mailbox, name == _NEW_MAIL, acl)
+    return Event(mailbox, name == _NEW_MAIL, _optional(fields, "vnd.cmu.mailboxACL"))
 
 
 def _unpacked(datagram: bytes) -> tuple[bytes, bytes]:
@@ -106,12 +100,11 @@ def _unpacked(datagram: bytes) -> tuple[bytes, bytes]:
 
 def _registration(fields: Mapping[str, object], now: float) -> Registration:
     request = register_request(fields, _FIELDS)
-    if fields.get("mailboxes") == []:
-        # Not one of the names that the phone sent is a mailbox.
-        return Registration(request.key, (), registered_at=now)
+    # With an empty list, not one of the names that the phone sent is a mailbox.
+    mailboxes = () if fields.get("mailboxes") == [] else request.mailboxes
     # Cyrus has answered the phone already, with a "mailbox" line for each; but version 1 has none.
-    has_lines = fields.get("apsVersion") != 1
-    return request.registration(now, frozenset(request.mailboxes if has_lines else ()))
+    confirmed = () if fields.get("apsVersion") == 1 else mailboxes
+    return Registration(request.key, mailboxes, now, frozenset(confirmed))
 
 
 def _optional(fields: Mapping[str, object], name: str) -> str | None:
@@ -119,11 +112,6 @@ def _optional(fields: Mapping[str, object], name: str) -> str | None:
     if value is not None and not isinstance(value, str):
         raise Refused(f"{name} is not a string")
     return value
-
-
-def _holds_mail(kind: str) -> bool:
-    # A letter for the type and others for flags: "d" is deleted, "l" an older layout on disk.
-    return kind.startswith("e") and "d" not in kind
 
 
 # ---------------------------------------------------------------- whom it concerns
@@ -141,10 +129,9 @@ def may_read(acl: str, user: str) -> bool:
     for identifier, rights in zip(fields[::2], fields[1::2], strict=False):
         if "r" not in rights:
             continue
-        if identifier.startswith("-"):
-            if identifier.startswith("-group:") or _is_meant(identifier[1:], user):
+        if identifier.startswith("-group:") or _is_meant(identifier.removeprefix("-"), user):
+            if identifier.startswith("-"):
                 return False
-        elif _is_meant(identifier, user):
             granted = True
     return granted
 
@@ -173,38 +160,32 @@ class Followers:
         goes: a notice too many finds no phone."""
         user = registration.key.user
         for name in registration.mailboxes:
-            if is_own_name(name, self._settings):
-                continue
             mailbox = from_registered(name, user, self._settings)
-            if mailbox is None or own_name(mailbox, self._settings) == name:
+            if mailbox is None or own_name(mailbox, self._settings) == canonical(name):
                 continue
             theirs = self._by_user.setdefault(user, {})
             theirs.pop((mailbox, name), None)
             theirs[mailbox, name] = None
             self._by_mailbox.setdefault(mailbox, {})[user, name] = None
             if len(theirs) > self._limit:
-                self._forget(user, *next(iter(theirs)))
+                self._forget_oldest(user)
 
-    def of(self, mailbox: Mailbox) -> Iterator[tuple[str, str]]:
-        """Each user who registered `mailbox`, with the name they gave it."""
-        return iter(self._by_mailbox.get(mailbox, ()))
-
-    def _forget(self, user: str, mailbox: Mailbox, name: str) -> None:
-        del self._by_user[user][mailbox, name]
-        there = self._by_mailbox[mailbox]
-        del there[user, name]
-        if not there:
+    def _forget_oldest(self, user: str) -> None:
+        mailbox, name = oldest = next(iter(self._by_user[user]))
+        del self._by_user[user][oldest]
+        followers = self._by_mailbox[mailbox]
+        del followers[user, name]
+        if not followers:
             del self._by_mailbox[mailbox]
 
-
-def notices(event: Event, followers: Followers, settings: CyrusSettings) -> list[Notice]:
-    """The notices that an event makes: one for each user whom it may concern and who may read the
-    mailbox, with the user's own name for it."""
-    concerned = list(followers.of(event.mailbox))
-    if event.mailbox.owner:
-        concerned.insert(0, (event.mailbox.owner, own_name(event.mailbox, settings)))
-    return [
-        Notice(user, name, event.new_mail)
-        for user, name in concerned
-        if event.acl is None or may_read(event.acl, user)
-    ]
+    def notices(self, event: Event) -> list[Notice]:
+        """The notices that an event makes: one for each user whom it may concern and who may read
+        the mailbox, with the user's own name for it."""
+        concerned = list(self._by_mailbox.get(event.mailbox, ()))
+        if event.mailbox.owner:
+            concerned.insert(0, (event.mailbox.owner, own_name(event.mailbox, self._settings)))
+        return [
+            Notice(user, name, event.new_mail)
+            for user, name in concerned
+            if event.acl is None or may_read(event.acl, user)
+        ]

@@ -86,26 +86,21 @@ def from_registered(name: str, user: str, settings: CyrusSettings) -> Mailbox | 
         # A special use (\Sent): only the server knows which folder has it.
         return None
     local_part, domain = _split_user(user, settings)
-    parts = _parts(name, settings)
-    if not parts:
-        return None
-    top, below = parts[0], tuple(parts[1:])
+    top, *below = parts = _parts(name, settings) or [""]
     is_inbox = canonical(top) == INBOX
     if not settings.altnamespace:
         if is_inbox:
-            return Mailbox(local_part, domain, below)
+            return Mailbox(local_part, domain, tuple(below))
         if top == "user":
-            return _other_users(below, domain, settings)
-        return Mailbox("", domain, tuple(parts))
+            return _elsewhere(below, domain, settings, shared=False)
+        return Mailbox("", domain, tuple(parts)) if top else None
+    if top in (settings.user_prefix, settings.shared_prefix):
+        return _elsewhere(below, domain, settings, shared=top == settings.shared_prefix)
     if top == settings.alt_prefix:
-        return Mailbox(local_part, domain, below)
-    if top == settings.user_prefix:
-        return _other_users(below, domain, settings)
-    if top == settings.shared_prefix:
-        return _shared(below, domain, settings)
-    if is_inbox:
-        return Mailbox(local_part, domain, (INBOX, *below) if below else ())
-    return Mailbox(local_part, domain, tuple(parts))
+        parts = below
+    elif is_inbox:
+        parts = [INBOX, *below] if below else []
+    return Mailbox(local_part, domain, tuple(parts)) if top else None
 
 
 def own_name(mailbox: Mailbox, settings: CyrusSettings) -> str:
@@ -118,21 +113,6 @@ def own_name(mailbox: Mailbox, settings: CyrusSettings) -> str:
     if not settings.unix_hierarchy_sep:
         path = [name.replace(".", "^") for name in path]
     return settings.separator.join(path)
-
-
-def is_own_name(name: str, settings: CyrusSettings) -> bool:
-    """Whether `name`, registered by anybody, is :func:`own_name` of a mailbox of theirs (or of none
-    at all). Quicker than to go by that: it is asked for all names when the daemon starts."""
-    separator = settings.separator
-    if name.endswith(separator) or separator * 2 in name:
-        return False
-    if not settings.altnamespace:
-        return name.startswith(INBOX + separator) or canonical(name) == INBOX
-    top, has_children, _ = name.partition(separator)
-    if canonical(top) == INBOX:
-        return not has_children
-    special = ("", settings.user_prefix, settings.shared_prefix, settings.alt_prefix)
-    return top not in special and not name.startswith("\\")
 
 
 def _is_hidden(path: Sequence[str], settings: CyrusSettings) -> bool:
@@ -159,24 +139,19 @@ def _split_user(user: str, settings: CyrusSettings) -> tuple[str, str]:
     return local_part, "" if domain == settings.default_domain else domain
 
 
-def _other_users(below: tuple[str, ...], domain: str, settings: CyrusSettings) -> Mailbox | None:
-    if not below:
+def _elsewhere(
+    path: Sequence[str], domain: str, settings: CyrusSettings, *, shared: bool
+) -> Mailbox | None:
+    """The mailbox of another user or, `shared`, of nobody.
+
+    :param domain: of the user who names it; if users share with other domains, names carry one.
+    """
+    if not path:
         return None
-    owner, domain = _across(below[0], domain, settings)
-    return Mailbox(owner, domain, below[1:])
-
-
-def _shared(below: tuple[str, ...], domain: str, settings: CyrusSettings) -> Mailbox | None:
-    if not below:
-        return None
-    top, domain = _across(below[0], domain, settings)
-    return Mailbox("", domain, (top, *below[1:]))
-
-
-def _across(name: str, own_domain: str, settings: CyrusSettings) -> tuple[str, str]:
-    """Split off the domain that names carry if users share with other domains."""
-    if not settings.cross_domains:
-        return name, own_domain
-    if "@" in name:
-        return _split_user(name, settings)
-    return name, own_domain if settings.cross_domains_only_other else ""
+    top, *below = path
+    if settings.cross_domains:
+        if "@" in top:
+            top, domain = _split_user(top, settings)
+        elif not settings.cross_domains_only_other:
+            domain = ""
+    return Mailbox("", domain, (top, *below)) if shared else Mailbox(top, domain, tuple(below))
