@@ -27,8 +27,7 @@ from xaps.push import dispatcher as dispatch
 from xaps.push import flags as waiting
 from xaps.push import holds
 from xaps.registry import opening, sqlite
-from xaps.system import complaints as alarm
-from xaps.system import log, stalls
+from xaps.system import complaints, log, stalls
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -126,8 +125,8 @@ LIMITS = {
     "File with a certificate, a key or a password": size(reading.MAX_FILE),
     "Path of a socket": size(kinds._SOCKET_PATH_MAX),
     "Line in the log": characters(log._LONGEST),
-    "Time between two lines about the same": period(alarm.REPEAT_INTERVAL),
-    "Time between two lines about trouble that lasts": period(alarm.ALARM_INTERVAL),
+    "Time between two lines about the same": period(complaints.MINUTE),
+    "Time between two lines about trouble that lasts": period(complaints.HOUR),
     "Time that everything may wait for one thing": period(stalls.LIMIT),
     "Phones whose last push ``xapsctl devices`` can tell": number(pushlog.MAX_PHONES),
     "Reasons of Apple's that are counted by themselves in the metrics": number(pushlog.MAX_REASONS),
