@@ -1,8 +1,13 @@
 """The test suite; run it with trial. It mirrors the package."""
 
+import codecs
 import sys
 
 if "twisted.trial" in sys.modules:  # and this is none of the programs that tests start
+    # Python remembers for good that a codec could not be loaded. A test that gives up root's rights
+    # may be the first to want this one, and unable to read the interpreter's files.
+    codecs.lookup("idna")
+
     from hypothesis import HealthCheck, settings
 
     # However slow the machine is: none of these is a bug of ours.
