@@ -359,6 +359,16 @@ class DiskTests(SynchronousTestCase):
         fresh.restore(saved, self.alice, 10, EPOCH + START)
         self.assertIsNotNone(first_due(fresh, 10))
 
+    def test_what_happened_during_the_push_that_succeeded_at_last_waits_as_long_as_ever(
+        self,
+    ) -> None:
+        self.table.failed(self.take(), START + 2, START + 2)
+        flag = self.take()
+        self.table.notice(self.alice, "Notes", new_mail=False, now=START + 2)
+        self.table.answered(flag, START + 2)
+        (saved,) = self.saved(3)
+        self.assertEqual(saved.due, EPOCH + START + 32)
+
     def test_the_first_event_of_all_is_when_a_restored_flag_waits_since(self) -> None:
         (saved,) = self.saved(1)
         for noticed in (False, True):
