@@ -162,7 +162,8 @@ class Daemon(Service):
         self._writer.start()
         self._client.start(self._dispatcher.pump)
         self._keeper.start()
-        self._housekeeping = LoopingCall(self._dispatcher.expire)
+        # A loop ends at the first failure that it sees.
+        self._housekeeping = LoopingCall(lambda: self._dispatcher.expire().addErrback(self._broken))
         self._housekeeping.clock = self._reactor
         self._reactor.callWhenRunning(self._handle_signals)
         Deferred.fromCoroutine(self._get_ready()).addErrback(self._not_ready)
@@ -300,7 +301,7 @@ class Daemon(Service):
         self._end()
 
     def _broken(self, failure: Failure) -> None:
-        self._log.failure("Housekeeping has ended", failure)
+        self._log.failure("Housekeeping failed", failure)
 
     # -------------------------------------------------------------- running
 
