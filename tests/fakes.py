@@ -49,7 +49,7 @@ class MemoryRegistry:
 
     # ---------------------------------------------------------- IRegistry
 
-    def register(self, registration: Registration) -> Deferred[tuple[RegistrationKey, ...]]:
+    def register(self, registration: Registration) -> Deferred[tuple[RegistrationKey, ...] | None]:
         return self._slowly(lambda: self._register(registration))
 
     def registrations(self, user: str) -> Deferred[Sequence[Registration]]:
@@ -95,13 +95,14 @@ class MemoryRegistry:
         keys = sorted(each for each in found if key is None or each > key)
         return [found[each] for each in keys[: self._page]]
 
-    def _register(self, registration: Registration) -> tuple[RegistrationKey, ...]:
+    def _register(self, registration: Registration) -> tuple[RegistrationKey, ...] | None:
         key = registration.key
         if not _is_unicode(registration):
             raise RegistryError(f"{key!r} is not valid Unicode")
         known = self._registrations.get(key)
-        if known is None or not registration.registered_at < known.registered_at <= self._wall():
-            self._registrations[key] = registration
+        if known and registration.registered_at < known.registered_at <= self._wall():
+            return None
+        self._registrations[key] = registration
         others = [other for other in self._of_user(key.user) if other.key != key]
         others.sort(key=lambda other: (other.registered_at, other.key))
         dropped = tuple(

@@ -234,6 +234,20 @@ class NoticeTests(DispatcherTestCase):
             self.failureResultOf(self.dispatcher.notify(Notice("a", "INBOX", True)), Refused)
         self.assertEqual(self.levels().count(LogLevel.error), 2)
 
+    def test_a_registration_that_comes_too_late_changes_nothing(self) -> None:
+        """It was tried again, and its phone has registered meanwhile."""
+        both = frozenset(["INBOX", "Notes"])
+        self.register(mailboxes=("INBOX", "Notes"), confirmed=both)
+        self.notify(mailbox="Notes", new_mail=False)
+        self.register(at=self.wall() - 1)
+        self.turn(30)
+        (push,) = self.sender.pushes
+        self.assertEqual(push.hashes, (digest("Notes"),))
+        self.sender.answer(BAD)
+        self.register(at=self.wall() - 31)
+        self.turn(1)
+        self.assertEqual(len(self.sender.pushes), 1, "it is still suspended")
+
     def test_a_registration_is_answered_when_it_is_stored_and_not_before(self) -> None:
         self.registry.held = True
         registration = Registration(RegistrationKey("a", "b", TOKEN), ("INBOX",), NOW)

@@ -150,10 +150,15 @@ class Dispatcher:
             errbackArgs=("Registration of {key} refused: {error}", registration.key),
         )
 
-    def _registered(self, dropped: Iterable[RegistrationKey], registration: Registration) -> None:
+    def _registered(
+        self, dropped: Iterable[RegistrationKey] | None, registration: Registration
+    ) -> None:
+        key = registration.key
+        if dropped is None:
+            self._log.debug("{key} has registered again meanwhile", key=key)
+            return
         for other in dropped:
             self._forget(other)
-        key = registration.key
         self.flags.registered(registration)
         if self.holds.forget(key):
             self.flags.hasten([key], self._clock.seconds())

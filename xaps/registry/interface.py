@@ -24,13 +24,14 @@ class IRegistry(Protocol):
     be too much for one turn of the reactor.
     """
 
-    def register(self, registration: Registration) -> Deferred[tuple[RegistrationKey, ...]]:
+    def register(self, registration: Registration) -> Deferred[tuple[RegistrationKey, ...] | None]:
         """Add or renew; fires when it is on disk. Over the bound of registrations for a user the
         least recently renewed ones go; fires with the keys of these.
 
-        One that was registered later is left as it is: this one was tried again, and its phone has
-        registered meanwhile. But what is kept with a time in the future, by a clock that was wrong,
-        is replaced by any: else the phone was locked out until then."""
+        Fires with ``None``, and nothing is changed, where one is kept that was registered later:
+        this one was tried again, and its phone has registered meanwhile. But what is kept with a
+        time in the future, by a clock that was wrong, is replaced by any: else the phone was locked
+        out until then."""
 
     def registrations(self, user: str) -> Deferred[Sequence[Registration]]:
         """All of a user's registrations (`user` is compared lower-cased)."""

@@ -158,23 +158,24 @@ class SQLiteRegistry:
 
     # ----------------------------------------------------------------- writes
 
-    def register(self, registration: Registration) -> Deferred[tuple[RegistrationKey, ...]]:
-        now = self._wall()
+    def register(self, registration: Registration) -> Deferred[tuple[RegistrationKey, ...] | None]:
+        values = (*rows.registration_columns(registration), self._wall())
 
-        def register(connection: sqlite3.Connection) -> list[RegistrationKey]:
-            connection.execute(REGISTER, (*rows.registration_columns(registration), now))
-            return _trim(connection, registration.key, self._max_per_user)
+        def register(connection: sqlite3.Connection) -> tuple[RegistrationKey, ...] | None:
+            if not connection.execute(REGISTER, values).rowcount:
+                return None
+            return tuple(_trim(connection, registration.key, self._max_per_user))
 
-        return self._writer.write(register).addCallback(self._trimmed)
+        def tell(dropped: tuple[RegistrationKey, ...] | None) -> tuple[RegistrationKey, ...] | None:
+            for key in dropped or ():
+                self._log.warn(
+                    "Dropped {key}: user {key.user} has more than {bound} phones registered",
+                    key=key,
+                    bound=self._max_per_user,
+                )
+            return dropped
 
-    def _trimmed(self, keys: Sequence[RegistrationKey]) -> tuple[RegistrationKey, ...]:
-        for key in keys:
-            self._log.warn(
-                "Dropped {key}: user {key.user} has more than {bound} phones registered",
-                key=key,
-                bound=self._max_per_user,
-            )
-        return tuple(keys)
+        return self._writer.write(register).addCallback(tell)
 
     def add(self, registrations: Iterable[Registration]) -> Deferred[int]:
         """Add what is not there or is older there, all or nothing; fires with the number of
