@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import re
-from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime, timedelta
+from collections.abc import Iterable
+from datetime import UTC, datetime
 from typing import Any
 
 import attrs
@@ -28,9 +29,8 @@ from xaps.model import (
     short_token,
 )
 
-_EPOCH = datetime.fromtimestamp(0, UTC)
-_NO_TIME = (datetime(1, 1, 1, tzinfo=UTC) - _EPOCH).total_seconds()
-"""Go writes a time that was never set as 0001-01-01T00:00:00Z."""
+_NEVER = datetime(1, 1, 1, tzinfo=UTC)
+"""What Go writes for a time that was never set."""
 
 _TIME = re.compile(r"[\d-]{10}T[\d:]{8}(\.\d+)?(Z|[+-]\d\d:\d\d)", re.ASCII)
 
@@ -83,22 +83,28 @@ def parse(data: bytes, *, now: float, oldest: float) -> GoData:
     """
     document = _document(data)
     users = document.get("Users")
-    certificates = document.get("AppleCerts")
     if not isinstance(users, dict | None):
         raise GoDataError('"Users" is not an object')
     if document and not {"Users", "AppleCerts"} & document.keys():
         raise GoDataError('there is no "Users" in it: it is not a database of the Go daemon')
     found: dict[RegistrationKey, Registration] = {}
     problems = []
-    for entry in _entries(users or {}, now, oldest):
-        if isinstance(entry, str):
-            problems.append(entry)
+    for user, value in (users or {}).items():
+        accounts = value.get("Accounts") if isinstance(value, dict) else value
+        if not isinstance(accounts, dict | None):
+            problems.append(f"user {user!r}: the accounts are not an object")
             continue
-        # The Go daemon tells Alice from alice.
-        known = found.get(entry.key)
-        if known is None or known.registered_at < entry.registered_at:
-            found[entry.key] = entry
-    return GoData(tuple(found.values()), tuple(problems), _certificates(certificates))
+        for account_id, account in (accounts or {}).items():
+            try:
+                each = _registration(user, account_id, account, now, oldest)
+            except ValueError as error:
+                problems.append(f"user {user!r}, account {account_id!r}: {error}")
+                continue
+            # The Go daemon tells Alice from alice.
+            if found.setdefault(each.key, each).registered_at < each.registered_at:
+                found[each.key] = each
+    certificates = _certificates(document.get("AppleCerts"))
+    return GoData(tuple(found.values()), tuple(problems), certificates)
 
 
 def _document(data: bytes) -> dict[str, Any]:
@@ -121,57 +127,33 @@ def _document(data: bytes) -> dict[str, Any]:
     return document
 
 
-def _entries(users: dict[str, Any], now: float, oldest: float) -> Iterator[Registration | str]:
-    """The registrations, and lines about what cannot be used."""
-    for user, value in users.items():
-        accounts = value.get("Accounts") if isinstance(value, dict) else value
-        if accounts is None:
-            continue
-        if not isinstance(accounts, dict):
-            yield f"user {user!r}: the accounts are not an object"
-            continue
-        for account_id, account in accounts.items():
-            try:
-                yield _registration(user, account_id, account, now, oldest)
-            except _Unusable as error:
-                yield f"user {user!r}, account {account_id!r}: {error}"
-
-
-class _Unusable(Exception):
-    """An entry is left out."""
-
-
 def _registration(
     user: str, account_id: str, account: Any, now: float, oldest: float
 ) -> Registration:
+    """:raises ValueError: it is left out."""
     if not _is_name(user, MAX_USER):
-        raise _Unusable("this is no user name")
+        raise ValueError("this is no user name")
     if not _is_name(account_id, MAX_ACCOUNT_ID) or not account_id.isascii():
-        raise _Unusable("this is no account id")
+        raise ValueError("this is no account id")
     if not isinstance(account, dict):
-        raise _Unusable("the account is not an object")
+        raise ValueError("the account is not an object")
     token = account.get("DeviceToken")
-    if token is None or token == "":
-        raise _Unusable("it has no DeviceToken")
+    if token in (None, ""):
+        raise ValueError("it has no DeviceToken")
     if (
         not isinstance(token, str)
         or not HEXADECIMAL.fullmatch(token)
         or not MIN_TOKEN <= len(token) <= MAX_TOKEN
     ):
-        raise _Unusable("the DeviceToken is not hexadecimal")
+        raise ValueError("the DeviceToken is not hexadecimal")
     phone = short_token(token.lower())
-    registered_at = _time(account.get("RegistrationTime"), phone)
-    if registered_at is None or registered_at > now:
-        registered_at = now
+    registered_at = min(_time(account.get("RegistrationTime"), phone), now)
     if registered_at < oldest:
-        raise _Unusable(
+        raise ValueError(
             f"phone {phone} registered last at {account['RegistrationTime']}, which is too long ago"
         )
-    return Registration(
-        RegistrationKey(user, account_id, token),
-        _mailboxes(account.get("Mailboxes"), phone),
-        registered_at,
-    )
+    mailboxes = _mailboxes(account.get("Mailboxes"), phone)
+    return Registration(RegistrationKey(user, account_id, token), mailboxes, registered_at)
 
 
 def _is_name(text: str, longest: int) -> bool:
@@ -180,46 +162,43 @@ def _is_name(text: str, longest: int) -> bool:
 
 
 def _mailboxes(value: Any, phone: str) -> tuple[str, ...]:
-    if value is None or value == []:
-        return (INBOX,)
-    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-        raise _Unusable(f"phone {phone}: Mailboxes is not a list of names")
+    names = [INBOX] if value is None or value == [] else value
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"phone {phone}: Mailboxes is not a list of names")
     found: dict[str, str] = {}
-    for name in map(from_utf7, value):
+    for name in map(from_utf7, names):
         # What no mailbox can be named is left out; it costs the phone nothing.
         if name and not NOT_TEXT.search(name):
             found.setdefault(canonical(name), name)
     return tuple(found.values())
 
 
-def _time(value: Any, phone: str) -> float | None:
-    """RFC 3339 as Go writes it: up to nine digits after the point, any offset from UTC."""
+def _time(value: Any, phone: str) -> float:
+    """RFC 3339 as Go writes it: up to nine digits after the point, any offset from UTC; where none
+    was kept, infinity."""
     if value is None:
-        return None
-    if not isinstance(value, str) or not _TIME.fullmatch(value):
-        raise _Unusable(f"phone {phone}: RegistrationTime {value!r:.60} is not a time")
+        return math.inf
     try:
-        seconds = (datetime.fromisoformat(value) - _EPOCH).total_seconds()
-    except ValueError as error:
-        raise _Unusable(f"phone {phone}: RegistrationTime {value!r:.60}: {error}") from error
-    return None if seconds == _NO_TIME else seconds
+        if not _TIME.fullmatch(value):
+            raise ValueError
+        time = datetime.fromisoformat(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"phone {phone}: RegistrationTime {value!r:.60} is not a time") from None
+    return math.inf if time == _NEVER else time.timestamp()
 
 
 def _certificates(value: Any) -> AppleCertificates | None:
     if not isinstance(value, dict):
         return None
-    chains = [
-        entry.get("Certificate") if isinstance(entry, dict) else None
-        for entry in _list(value.get("Signature"))
-    ]
     return AppleCertificates(
-        tuple(tuple(map(_der, _list(chain))) for chain in chains),
-        tuple(map(_der, _list(value.get("Keys")))),
+        tuple(tuple(map(_der, _list(each, "Certificate"))) for each in _list(value, "Signature")),
+        tuple(map(_der, _list(value, "Keys"))),
     )
 
 
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
+def _list(value: Any, key: str) -> list[Any]:
+    found = value.get(key) if isinstance(value, dict) else None
+    return found if isinstance(found, list) else []
 
 
 def _der(value: Any) -> bytes:
@@ -234,16 +213,12 @@ def _der(value: Any) -> bytes:
 
 def export(registrations: Iterable[Registration]) -> GoExport:
     """Write a ``database.json`` that the Go daemon can read."""
-    newest: dict[tuple[str, str], Registration] = {}
-    left_out = []
-    for each in sorted(registrations, key=lambda each: (each.registered_at, each.key)):
-        account = (each.key.user, each.key.account_id)
-        if account in newest:
-            left_out.append(newest[account])
-        newest[account] = each
+    oldest_first = sorted(registrations, key=lambda each: (each.registered_at, each.key))
+    newest = {(each.key.user, each.key.account_id): each for each in oldest_first}
+    left_out = set(oldest_first).difference(newest.values())
     users: dict[str, dict[str, dict[str, object]]] = {}
     for (user, account_id), each in sorted(newest.items()):
-        registered_at = _EPOCH.replace(tzinfo=None) + timedelta(seconds=each.registered_at)
+        registered_at = datetime.fromtimestamp(each.registered_at, UTC).replace(tzinfo=None)
         users.setdefault(user, {"Accounts": {}})["Accounts"][account_id] = {
             "DeviceToken": each.key.device_token,
             "Mailboxes": [to_utf7(name) for name in each.mailboxes],
