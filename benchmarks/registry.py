@@ -94,7 +94,6 @@ class Benchmark:
             folder / "registrations.sqlite3",
             run=partial(deferToThreadPool, reactor, self._worker),
             wall=time.time,
-            lifetime=REGISTRATION_LIFETIME,
         )
 
     async def run(self) -> None:

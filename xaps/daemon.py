@@ -44,7 +44,7 @@ from xaps.intakes import Intake, connections_each, open_intakes
 from xaps.listen.ports import ListenError, Listeners
 from xaps.listen.tls import TLSError
 from xaps.listen.unix import SocketError
-from xaps.model import REGISTRATION_LIFETIME, Credential, Refused
+from xaps.model import Credential, Refused
 from xaps.push.dispatcher import Dispatcher
 from xaps.registry.godata import AppleCertificates
 from xaps.registry.interface import RegistryError
@@ -129,7 +129,6 @@ class Daemon(Service):
             config.database_file,
             run=partial(deferToThreadPool, self._reactor, self._writer),
             wall=time.time,
-            lifetime=REGISTRATION_LIFETIME,
             on_certificates=self._take_over,
         )
         self._client = self._make_client()

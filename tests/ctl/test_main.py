@@ -505,9 +505,7 @@ class ExportAndImportTests(CtlTestCase):
     def test_a_daemon_without_sockets_keeps_what_it_has_and_can_be_looked_at(self) -> None:
         data = go_data()
         self.ctl("import", self.write(data))
-        registry = open_registry(
-            self.folder / "registrations.sqlite3", run=execute, wall=time.time, lifetime=1e6
-        )
+        registry = open_registry(self.folder / "registrations.sqlite3", run=execute, wall=time.time)
         self.addCleanup(registry.close)
         self.assertEqual(self.ctl("import", self.write(go_data(DeviceToken="cd" * 32))), UNUSABLE)
         self.assertIn(f"another xapsd (pid {os.getpid()}) uses it; stop that one", self.err)

@@ -21,8 +21,8 @@ from tests.registry.contract import ALICE, ALICE_2, BOB, everything, flag, regis
 from xaps.model import Registration, RegistrationKey, WaitingFlag
 from xaps.registry.interface import RegistryError
 from xaps.registry.opening import open_registry, read_registrations
-from xaps.registry.rows import MAX_TOLD
-from xaps.registry.sqlite import PAGE, SQLiteRegistry
+from xaps.registry.rows import MAX_TOLD, PAGE
+from xaps.registry.sqlite import SQLiteRegistry
 
 NOT_A_LIST = (
     "''",
@@ -77,7 +77,7 @@ class DamageTestCase(SynchronousTestCase):
         self.path = self.folder / "phones.sqlite3"
 
     def open(self) -> SQLiteRegistry:
-        registry = open_registry(self.path, run=execute, wall=time.time, lifetime=1.0)
+        registry = open_registry(self.path, run=execute, wall=time.time)
         self.addCleanup(registry.close)
         return registry
 

@@ -29,7 +29,7 @@ from pathlib import Path
 from twisted.internet.defer import execute
 from xaps.registry.opening import open_registry
 
-registry = open_registry(Path(sys.argv[1]), run=execute, wall=lambda: 0.0, lifetime=1.0)
+registry = open_registry(Path(sys.argv[1]), run=execute, wall=lambda: 0.0)
 print("open", flush=True)
 if sys.argv[2:]:
     # As careless as can be: it gets every file descriptor that may be inherited.
@@ -53,9 +53,7 @@ class LockTestCase(SynchronousTestCase):
     def open(
         self, path: Path | None = None, *, run: Run = execute, patience: float = 0.0
     ) -> SQLiteRegistry:
-        registry = open_registry(
-            path or self.path, run=run, wall=time.time, lifetime=1.0, busy_timeout=patience
-        )
+        registry = open_registry(path or self.path, run=run, wall=time.time, busy_timeout=patience)
         self.addCleanup(registry.close)
         return registry
 

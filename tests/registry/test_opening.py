@@ -19,7 +19,7 @@ from xaps.registry import opening
 from xaps.registry.database import APPLICATION_ID, MIGRATIONS, open_writer
 from xaps.registry.interface import RegistryError
 from xaps.registry.opening import open_registry
-from xaps.registry.sqlite import SQLiteRegistry
+from xaps.registry.sqlite import MAX_PER_USER, SQLiteRegistry
 
 NOW = 1_800_000_000.0
 DAY = 86400.0
@@ -40,13 +40,11 @@ class OpeningTestCase(SynchronousTestCase):
         Path(folder.name).chmod(0o755)
         self.path = self.folder / "phones.sqlite3"
 
-    def open(self, path: Path | None = None, *, max_per_user: int = 100) -> SQLiteRegistry:
+    def open(self, path: Path | None = None) -> SQLiteRegistry:
         registry = open_registry(
             path or self.path,
             run=execute,
             wall=lambda: NOW,
-            lifetime=30 * DAY,
-            max_per_user=max_per_user,
             busy_timeout=0.05,
         )
         self.addCleanup(registry.close)
@@ -277,12 +275,15 @@ class ImportTests(OpeningTestCase):
 
     def test_the_bound_for_a_user_keeps_the_newest(self) -> None:
         accounts = {
-            f"A{day}": {"DeviceToken": TOKEN, "RegistrationTime": f"2027-01-{day:02}T00:00:00Z"}
-            for day in (3, 5, 1, 4, 2)
+            f"A{minute:02}": {
+                "DeviceToken": TOKEN,
+                "RegistrationTime": f"2027-01-15T0{minute // 60}:{minute % 60:02}:00Z",
+            }
+            for minute in reversed(range(MAX_PER_USER + 2))
         }
         self.json.write_bytes(go_file(**accounts))
-        found = self.all(self.open(self.json, max_per_user=2))
-        self.assertEqual([each.key.account_id for each in found], ["A4", "A5"])
+        found = self.all(self.open(self.json))
+        self.assertEqual({each.key.account_id for each in found}, accounts.keys() - {"A00", "A01"})
 
     def test_json_that_cannot_be_parsed_is_refused_with_line_and_column(self) -> None:
         self.json.write_bytes(b'{"Users": {\n  "alice": }}')

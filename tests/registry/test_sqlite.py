@@ -36,7 +36,7 @@ from xaps.registry import sqlite
 from xaps.registry.database import open_reader, open_writer
 from xaps.registry.groupcommit import Run
 from xaps.registry.interface import RegistryError
-from xaps.registry.rows import FLAGS, REGISTRATIONS
+from xaps.registry.rows import AFTER, FLAGS, PAGE, REGISTRATIONS
 from xaps.registry.sqlite import SQLiteRegistry
 
 T = TypeVar("T")
@@ -122,7 +122,7 @@ class SQLiteRegistryContractTests(RegistryContract, InFolder):
         return self.open(max_per_user=max_per_user, wall=lambda: self.now)
 
 
-PAGES = [sqlite.AFTER.format(table) for table in (FLAGS, REGISTRATIONS)]
+PAGES = [AFTER.format(table) for table in (FLAGS, REGISTRATIONS)]
 
 
 class LookupTests(InFolder):
@@ -216,17 +216,17 @@ class FileTests(InFolder):
 
     def test_more_than_a_page_of_rows_is_read_and_expired_in_slices(self) -> None:
         registry = self.open()
-        keys = [RegistrationKey(f"user{n:05}", "A", "aa") for n in range(2 * sqlite.PAGE + 1)]
+        keys = [RegistrationKey(f"user{n:05}", "A", "aa") for n in range(2 * PAGE + 1)]
         self.successResultOf(registry.add(map(registration, reversed(keys))))
         self.successResultOf(registry.save_flags(map(flag, keys), []))
         self.assertEqual(self.keys_in(registry), keys)
         flags = self.successResultOf(Deferred.fromCoroutine(everything(registry.flags)))
         self.assertEqual([each.key for each in flags], keys)
         page = self.results(registry.page(keys[0]))
-        self.assertEqual([each.key for each in page], keys[1 : sqlite.PAGE + 1])
-        self.assertEqual(len(self.results(registry.flags())), sqlite.PAGE)
+        self.assertEqual([each.key for each in page], keys[1 : PAGE + 1])
+        self.assertEqual(len(self.results(registry.flags())), PAGE)
         dropped = [self.results(registry.expire(2000.0)) for _ in range(4)]
-        self.assertEqual(list(map(len, dropped)), [sqlite.PAGE, sqlite.PAGE, 1, 0])
+        self.assertEqual(list(map(len, dropped)), [PAGE, PAGE, 1, 0])
         self.assertEqual(sorted(chain.from_iterable(dropped)), keys)
 
 
@@ -442,7 +442,7 @@ from twisted.internet.defer import execute
 from tests.registry.contract import ALICE, flag, registration
 from xaps.registry.opening import open_registry
 
-registry = open_registry(Path(sys.argv[1]), run=execute, wall=time.time, lifetime=1.0)
+registry = open_registry(Path(sys.argv[1]), run=execute, wall=time.time)
 registry.register(registration(ALICE))
 registry.save_flags([flag(ALICE, "INBOX")], []).addCallback(lambda _: print("done", flush=True))
 sys.stdin.read()

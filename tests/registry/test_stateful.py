@@ -23,7 +23,8 @@ from tests.fakes import MemoryRegistry
 from xaps.model import Registration, RegistrationKey, WaitingFlag
 from xaps.registry.database import open_writer
 from xaps.registry.interface import IRegistry
-from xaps.registry.sqlite import PAGE, SQLiteRegistry
+from xaps.registry.rows import PAGE
+from xaps.registry.sqlite import SQLiteRegistry
 
 MAX_PER_USER = 3
 

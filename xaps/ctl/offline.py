@@ -150,7 +150,6 @@ def _opened(config: Config) -> Iterator[SQLiteRegistry]:
         config.database_file,
         run=execute,
         wall=time.time,
-        lifetime=REGISTRATION_LIFETIME,
         busy_timeout=PATIENCE,
     )
     try:

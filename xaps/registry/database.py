@@ -18,42 +18,40 @@ from xaps.registry.rows import FLAGS, REGISTRATIONS
 APPLICATION_ID = 0x78617073
 """Marks the file as ours (``xaps`` in ASCII), so that no other program's database is taken over."""
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (
-    (
-        """
-        CREATE TABLE registrations (
-            user TEXT NOT NULL,
-            account_id TEXT NOT NULL,
-            device_token TEXT NOT NULL,
-            mailboxes TEXT NOT NULL,  -- a JSON array of names
-            confirmed TEXT NOT NULL,  -- a JSON array of those that were confirmed
-            registered_at REAL NOT NULL,
-            PRIMARY KEY (user, account_id, device_token)
-        ) STRICT, WITHOUT ROWID
-        """,
-        "CREATE INDEX registrations_by_age ON registrations (registered_at)",
-        """
-        CREATE TABLE flags (
-            user TEXT NOT NULL,
-            account_id TEXT NOT NULL,
-            device_token TEXT NOT NULL,
-            noticed_at REAL NOT NULL,
-            due REAL NOT NULL,
-            mailboxes TEXT NOT NULL,  -- a JSON array of names
-            PRIMARY KEY (user, account_id, device_token),
-            FOREIGN KEY (user, account_id, device_token) REFERENCES registrations
-                ON DELETE CASCADE
-        ) STRICT, WITHOUT ROWID
-        """,
-        "CREATE TABLE imports (source TEXT PRIMARY KEY) STRICT, WITHOUT ROWID",
-    ),
+MIGRATIONS = (
+    """
+    CREATE TABLE registrations (
+        user TEXT NOT NULL,
+        account_id TEXT NOT NULL,
+        device_token TEXT NOT NULL,
+        mailboxes TEXT NOT NULL,  -- a JSON array of names
+        confirmed TEXT NOT NULL,  -- a JSON array of those that were confirmed
+        registered_at REAL NOT NULL,
+        PRIMARY KEY (user, account_id, device_token)
+    ) STRICT, WITHOUT ROWID;
+
+    CREATE INDEX registrations_by_age ON registrations (registered_at);
+
+    CREATE TABLE flags (
+        user TEXT NOT NULL,
+        account_id TEXT NOT NULL,
+        device_token TEXT NOT NULL,
+        noticed_at REAL NOT NULL,
+        due REAL NOT NULL,
+        mailboxes TEXT NOT NULL,  -- a JSON array of names
+        PRIMARY KEY (user, account_id, device_token),
+        FOREIGN KEY (user, account_id, device_token) REFERENCES registrations ON DELETE CASCADE
+    ) STRICT, WITHOUT ROWID;
+
+    CREATE TABLE imports (source TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
+    """,
 )
 """What makes each version of the schema out of the one before; ``PRAGMA user_version`` counts
 them. What was released is never changed: a later version is one more entry."""
 
 _DAMAGED = (
-    "put a backup in its place, or move it and its -wal file away: phones register again within a"
-    " day"
+    "it is damaged ({error}); put a backup in its place, or move it and its -wal file away: phones"
+    " register again within a day"
 )
 _ADVICE = {
     sqlite3.SQLITE_FULL: "the disk is full; make room in {folder}",
@@ -61,7 +59,9 @@ _ADVICE = {
     sqlite3.SQLITE_READONLY: "it may not be written; look at the permissions of {folder} and of"
     " what is in it, and whether the file system is mounted read-only",
     sqlite3.SQLITE_IOERR: "it could not be read or written ({name}); is the disk full or failing?",
-    sqlite3.SQLITE_CORRUPT: f"it is damaged; {_DAMAGED}",
+    sqlite3.SQLITE_CORRUPT: _DAMAGED,
+    # A table or a column is not there: the statements are always the same.
+    sqlite3.SQLITE_ERROR: _DAMAGED,
     sqlite3.SQLITE_NOTADB: "it is not an SQLite database; databaseFile names the wrong file, or it"
     " is damaged and is to be moved away: phones register again within a day",
     sqlite3.SQLITE_CANTOPEN: "it or the files beside it cannot be opened; look at the permissions"
@@ -79,9 +79,9 @@ def explaining(path: Path) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         # The low byte is the general code, the whole one says more.
-        advice = _ADVICE.get(getattr(error, "sqlite_errorcode", 0) & 0xFF)
+        advice = _ADVICE.get(getattr(error, "sqlite_errorcode", 0) & 0xFF, "{error}")
         name = getattr(error, "sqlite_errorname", "")
-        reason = advice.format(path=path, folder=path.parent, name=name) if advice else error
+        reason = advice.format(path=path, folder=path.parent, name=name, error=error)
         raise RegistryError(f"the registry {path}: {reason}") from error
     except UnicodeError as error:
         # A lone surrogate, which JSON can smuggle in.
@@ -106,12 +106,11 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
 class _LockedConnection(sqlite3.Connection):
     """Others may open the file when this is closed."""
 
-    lock: IO[bytes] | None = None
+    lock: IO[bytes]
 
     def close(self) -> None:
         super().close()
-        if self.lock is not None:
-            self.lock.close()
+        self.lock.close()
 
 
 def open_writer(path: Path, *, busy_timeout: float) -> sqlite3.Connection:
@@ -134,8 +133,8 @@ def open_writer(path: Path, *, busy_timeout: float) -> sqlite3.Connection:
             check_same_thread=False,
             factory=_LockedConnection,
         )
-        if_it_fails.callback(connection.close)
         connection.lock = held
+        if_it_fails.callback(connection.close)
         connection.text_factory = _text
         _check_content(connection, path)
         _set_up(connection, path)
@@ -165,28 +164,27 @@ def _check_files(path: Path) -> None:
     be wrong with that."""
     folder = path.parent
     us = f"the daemon's user (uid {os.geteuid()})"
+    wrong = ""
     if not folder.is_dir():
-        raise RegistryError(
-            f"the registry {path}: there is no folder {folder}; make it, writable for the user"
-            " that the daemon runs as, or change databaseFile"
+        wrong = (
+            f"there is no folder {folder}; make it, writable for the user that the daemon runs as,"
+            " or change databaseFile"
         )
-    if path.is_dir():
-        raise RegistryError(
-            f"the registry {path}: it is a folder; databaseFile names a file in a folder"
-        )
+    elif path.is_dir():
+        wrong = "it is a folder; databaseFile names a file in a folder"
     # SQLite makes two files beside the database.
-    if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
-        raise RegistryError(
-            f"the registry {path}: the folder {folder} is not writable for {us}; change its owner"
-            " or permissions"
-        )
-    try:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-    except OSError as error:
-        raise RegistryError(
-            f"the registry {path}: it cannot be opened for writing by {us}: {error.strerror};"
-            " change its owner or permissions"
-        ) from error
+    elif not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
+        wrong = f"the folder {folder} is not writable for {us}; change its owner or permissions"
+    else:
+        try:
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        except OSError as error:
+            wrong = (
+                f"it cannot be opened for writing by {us}: {error.strerror}; change its owner or"
+                " permissions"
+            )
+    if wrong:
+        raise RegistryError(f"the registry {path}: {wrong}")
 
 
 def _check_content(connection: sqlite3.Connection, path: Path) -> None:
@@ -207,13 +205,8 @@ def _check_content(connection: sqlite3.Connection, path: Path) -> None:
         )
     for (verdict,) in connection.execute("PRAGMA quick_check"):
         if verdict != "ok" and not _OF_ONE_VALUE.fullmatch(verdict):
-            raise _damaged(path, verdict)
-
-
-def _damaged(path: Path, how: str) -> RegistryError:
-    return RegistryError(
-        f"the registry {path}: it is damaged ({' '.join(how.split())}); {_DAMAGED}"
-    )
+            reason = _DAMAGED.format(error=" ".join(verdict.split()))
+            raise RegistryError(f"the registry {path}: {reason}")
 
 
 def _set_up(connection: sqlite3.Connection, path: Path) -> None:
@@ -230,20 +223,15 @@ def _set_up(connection: sqlite3.Connection, path: Path) -> None:
     # Begun even if there is nothing to change: it shows that the file can be written.
     with transaction(connection):
         (version,) = connection.execute("PRAGMA user_version").fetchone()
-        for statements in MIGRATIONS[version:]:
-            for statement in statements:
-                connection.execute(statement)
+        for statement in ";".join(MIGRATIONS[version:]).split(";"):
+            connection.execute(statement)
         if version < len(MIGRATIONS):
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+    # Somebody may have changed the tables.
     for columns in (
         f"{REGISTRATIONS.columns} FROM registrations",
         f"{FLAGS.columns} FROM flags",
         "source FROM imports",
     ):
-        try:
-            connection.execute(f"SELECT {columns} LIMIT 0")
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_ERROR:
-                raise
-            raise _damaged(path, str(error)) from error
+        connection.execute(f"SELECT {columns} LIMIT 0")

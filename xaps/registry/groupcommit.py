@@ -11,7 +11,6 @@ from typing import Any, Protocol, TypeVar
 
 from twisted.internet.defer import Deferred, DeferredLock, fail, succeed
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
 from xaps.registry.database import explaining, transaction
 from xaps.registry.interface import RegistryError
@@ -50,13 +49,13 @@ class GroupCommit:
         self._max_pending = max_pending
         self._queue: list[tuple[Work[Any], Deferred[Any]]] = []
         self._one_by_one = DeferredLock()
-        self._closed = False
+        self._closed: RegistryError | None = None
 
     def write(self, work: Work[T]) -> Deferred[T]:
         """Fires with what `work` returned, when it is on disk. What `work` did is undone if it
         raises, and fails nobody else's write."""
         if self._closed:
-            return fail(self._closed_error())
+            return fail(self._closed)
         if len(self._queue) >= self._max_pending:
             return fail(
                 RegistryError(
@@ -67,7 +66,7 @@ class GroupCommit:
         answer: Deferred[T] = Deferred()
         self._queue.append((work, answer))
         if len(self._queue) == 1:  # else the commit that was asked for then takes this, too
-            self._one_by_one.run(self._commit_queue).addErrback(
+            self._one_by_one.run(Deferred.fromCoroutine, self._commit_queue()).addErrback(
                 lambda failure: self._log.failure("The registry's writer failed", failure)
             )
         return answer
@@ -75,27 +74,24 @@ class GroupCommit:
     def read(self, work: Work[T]) -> Deferred[T]:
         """Fires with what `work` returned; for reads that take too long for the reactor."""
         if self._closed:
-            return fail(self._closed_error())
+            return fail(self._closed)
         return self._run(partial(self._read, work))
 
     def close(self) -> Deferred[None]:
         """Fires when all that was asked for is done and the connection is closed."""
         if self._closed:
             return succeed(None)
-        self._closed = True
+        self._closed = RegistryError(f"the registry {self._path} is closed")
         return self._one_by_one.run(self._run, self._connection.close)
 
-    def _commit_queue(self) -> Deferred[None]:
+    async def _commit_queue(self) -> None:
         batch, self._queue = self._queue, []
-
-        def tell(answers: Sequence[Callable[[], None]]) -> None:
-            for answer in answers:
-                answer()
-
-        def fail_all(failure: Failure) -> None:
-            tell([partial(answer.errback, failure.value) for _, answer in batch])
-
-        return self._run(partial(self._commit, batch)).addCallbacks(tell, fail_all)
+        try:
+            answers: Sequence[Callable[[], None]] = await self._run(partial(self._commit, batch))
+        except Exception as error:
+            answers = [partial(answer.errback, error) for _, answer in batch]
+        for answer in answers:
+            answer()
 
     # -------------------------------------------------- in the worker thread
 
@@ -126,9 +122,6 @@ class GroupCommit:
     def _read(self, work: Work[T]) -> T:
         with explaining(self._path):
             return work(self._connection)
-
-    def _closed_error(self) -> RegistryError:
-        return RegistryError(f"the registry {self._path} is closed")
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
 from twisted.logger import Logger
 
-from xaps.model import Registration
+from xaps.model import REGISTRATION_LIFETIME, Registration
 from xaps.registry.database import explaining, open_reader, open_writer, transaction
-from xaps.registry.godata import AppleCertificates, GoData, GoDataError, parse
+from xaps.registry.godata import AppleCertificates, GoDataError, parse
 from xaps.registry.groupcommit import Run
 from xaps.registry.interface import RegistryError
-from xaps.registry.rows import REGISTRATIONS, DamageReport
-from xaps.registry.sqlite import (
-    BUSY_TIMEOUT,
-    MAX_PER_USER,
-    SQLiteRegistry,
-    add_if_newer,
-    page_after,
-)
+from xaps.registry.rows import REGISTRATIONS, RowReader
+from xaps.registry.sqlite import BUSY_TIMEOUT, MAX_PER_USER, SQLiteRegistry, add_if_newer
 
 BESIDE = "database.sqlite3"
 """The registry's name where ``databaseFile`` names a file of the Go daemon."""
@@ -38,8 +31,6 @@ def open_registry(
     *,
     run: Run,
     wall: Callable[[], float],
-    lifetime: float,
-    max_per_user: int = MAX_PER_USER,
     busy_timeout: float = BUSY_TIMEOUT,
     on_certificates: Callable[[AppleCertificates], None] = lambda _: None,
 ) -> SQLiteRegistry:
@@ -55,7 +46,6 @@ def open_registry(
     the process has become a daemon (neither locks nor threads survive a fork).
 
     :param wall: the time of day: seconds since the epoch.
-    :param lifetime: seconds after which a registration that was not renewed counts no more.
     :param on_certificates: gets what Apple issued to the Go daemon, when its file is imported.
     :raises xaps.registry.lock.RegistryInUse: another process has opened it.
     :raises RegistryError: a file cannot be used; nothing was imported then.
@@ -63,19 +53,10 @@ def open_registry(
     path = _registry_path(database_file)
     connection = open_writer(path, busy_timeout=busy_timeout)
     try:
-        with explaining(path):
-            found = None
-            if path != database_file and not _was_imported(connection, database_file):
-                found = _read(database_file, now=wall(), lifetime=lifetime)
-            if found is not None:
-                if found.certificates is not None:
-                    on_certificates(found.certificates)
-                with transaction(connection):
-                    added = add_if_newer(connection, found.registrations, max_per_user)
-                    note = "INSERT INTO imports (source) VALUES (?)"
-                    connection.execute(note, (database_file.name,))
-                _report(database_file, found, added, path)
-        return SQLiteRegistry(connection, path, run=run, wall=wall, max_per_user=max_per_user)
+        if path != database_file:
+            with explaining(path):
+                _import(connection, path, database_file, wall(), on_certificates)
+        return SQLiteRegistry(connection, path, run=run, wall=wall)
     except BaseException:
         connection.close()
         raise
@@ -87,15 +68,12 @@ def read_registrations(database_file: Path) -> list[Registration]:
     :raises RegistryError: it cannot be read.
     """
     path = _registry_path(database_file)
-    report = DamageReport(path)
+    rows = RowReader(path)
     found: list[Registration] = []
     with explaining(path), contextlib.closing(open_reader(path)) as connection:
-        while True:
-            page, damaged = page_after(connection, REGISTRATIONS, found[-1].key if found else None)
-            report.tell(damaged)
-            if not page:
-                return found
+        while page := rows.page(connection, REGISTRATIONS, found[-1].key if found else None):
             found += page
+    return found
 
 
 def _registry_path(database_file: Path) -> Path:
@@ -109,38 +87,39 @@ def _registry_path(database_file: Path) -> Path:
     return database_file
 
 
-def _was_imported(connection: sqlite3.Connection, source: Path) -> bool:
-    known = "SELECT 1 FROM imports WHERE source = ?"
-    return connection.execute(known, (source.name,)).fetchone() is not None
-
-
-def _read(source: Path, *, now: float, lifetime: float) -> GoData | None:
-    """What is in the file; ``None`` if there is none."""
+def _import(
+    connection: sqlite3.Connection,
+    path: Path,
+    source: Path,
+    now: float,
+    on_certificates: Callable[[AppleCertificates], None],
+) -> None:
+    """Import `source`, if it is there and never was imported."""
+    if connection.execute("SELECT 1 FROM imports WHERE source = ?", (source.name,)).fetchone():
+        return
     try:
-        with source.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > MAX_JSON:
-                raise RegistryError(
-                    f"{source}: it has {size} bytes, which no Go daemon's file has; change"
-                    " databaseFile"
-                )
-            data = file.read()
+        size = source.stat().st_size
+        if size > MAX_JSON:
+            raise RegistryError(
+                f"{source}: it has {size} bytes, which no Go daemon's file has; change databaseFile"
+            )
+        found = parse(source.read_bytes(), now=now, oldest=now - REGISTRATION_LIFETIME)
     except FileNotFoundError:
-        return None
+        return
     except OSError as error:
         raise RegistryError(
             f"{source}: it cannot be read: {error.strerror}; change its owner or permissions, or"
             " move it away to begin without its registrations"
         ) from error
-    try:
-        return parse(data, now=now, oldest=now - lifetime)
     except GoDataError as error:
         raise RegistryError(
             f"{source}: {error}; repair it, or move it away to begin without its registrations"
         ) from error
-
-
-def _report(source: Path, found: GoData, added: int, path: Path) -> None:
+    if found.certificates is not None:
+        on_certificates(found.certificates)
+    with transaction(connection):
+        added = add_if_newer(connection, found.registrations, MAX_PER_USER)
+        connection.execute("INSERT INTO imports (source) VALUES (?)", (source.name,))
     for problem in found.problems:
         _log.warn("{source}: not imported: {problem}", source=str(source), problem=problem)
     _log.info(

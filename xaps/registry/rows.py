@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sqlite3
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +17,10 @@ from xaps.model import Registration, RegistrationKey, WaitingFlag, short_token
 
 T = TypeVar("T")
 
+PAGE = 250
+"""Rows that are read or expired in one go. Between two pages the worker thread can commit, and what
+the reactor's thread does with one takes it few milliseconds."""
+
 SHORT = 500
 """Characters of a list of mailboxes, as JSON, that is kept once for all phones that have it."""
 
@@ -25,17 +30,30 @@ END_OF_TIME = 253_402_300_800.0
 MAX_TOLD = 100
 """Damaged rows that are named in the log."""
 
-
 _SURROGATES = re.compile("[\ud800-\udfff]")
 """From JSON, or for a byte that is not UTF-8."""
 
 
-class DamagedError(Exception):
-    """The row is not one that was written here; the message says why."""
+@attrs.frozen
+class Table(Generic[T]):
+    """One of the tables."""
+
+    name: str
+    columns: str
+    """Those that are used, in the order in which rows are read and written; the key's first."""
+    value: Callable[..., T]
+    """These as a value; :exc:`ValueError` says why they are none."""
 
 
-class DamageReport:
-    """Warns once of each damaged row."""
+AFTER = """
+    SELECT {0.columns} FROM {0.name} WHERE (user, account_id, device_token) > (?, ?, ?)
+    ORDER BY user, account_id, device_token
+"""
+"""Read as far as is needed: who knows how many rows are damaged?"""
+
+
+class RowReader:
+    """Reads rows of one file, in any thread, and warns once of each damaged one."""
 
     _log = Logger()
 
@@ -43,81 +61,73 @@ class DamageReport:
         self._path = path
         self._told: set[str] = set()
 
-    def tell(self, damaged: Iterable[str]) -> None:
-        """Warn of those that were not seen before.
+    def page(
+        self, connection: sqlite3.Connection, table: Table[T], after: RegistrationKey | None
+    ) -> list[T]:
+        """The next ones in the order of keys; none after the last."""
+        # No user is named by an empty text.
+        key = ("", "", "") if after is None else key_columns(after)
+        return self.good(table, connection.execute(AFTER.format(table), key))
 
-        :param damaged: what :func:`describe` says of each.
-        """
-        for row in damaged:
-            if len(self._told) >= MAX_TOLD or row in self._told:
-                continue
-            self._told.add(row)
-            self._log.warn(
-                "{path}: {row}. The phone repairs it when it registers again; if it does not "
-                "within a day, delete the row{further}",
-                path=str(self._path),
-                row=row,
-                further="" if len(self._told) < MAX_TOLD else ". Further ones are not named",
-            )
+    def good(self, table: Table[T], rows: sqlite3.Cursor) -> list[T]:
+        """The values of the good rows, a page of them at most."""
+        values: list[T] = []
+        for row in rows:
+            try:
+                values.append(table.value(*row))
+            except ValueError as error:
+                self._warn(table, row, error)
+            if len(values) == PAGE:
+                break
+        rows.close()
+        return values
 
-
-def describe(table: str, row: tuple[Any, ...], error: DamagedError) -> str:
-    """A damaged row in words, that can be logged."""
-    user, account_id, token = row[:3]
-    phone = short_token(token) if isinstance(token, str) else token
-    return (
-        f"a row of the table {table} is damaged and left out: {error} (user {user!r:.80}, account "
-        f"{account_id!r:.80}, phone {phone!r:.80})"
-    )
+    def _warn(self, table: Table[T], row: tuple[Any, ...], error: ValueError) -> None:
+        user, account_id, token = row[:3]
+        phone = short_token(token) if isinstance(token, str) else token
+        described = (
+            f"a row of the table {table.name} is damaged and left out: {error} (user {user!r:.80},"
+            f" account {account_id!r:.80}, phone {phone!r:.80})"
+        )
+        if len(self._told) >= MAX_TOLD or described in self._told:
+            return
+        self._told.add(described)
+        self._log.warn(
+            "{path}: {row}. The phone repairs it when it registers again; if it does not within a"
+            " day, delete the row{further}",
+            path=str(self._path),
+            row=described,
+            further="" if len(self._told) < MAX_TOLD else ". Further ones are not named",
+        )
 
 
 # ------------------------------------------------------------------------ reading
 
 
-def _registration(row: tuple[Any, ...]) -> Registration:
-    user, account_id, device_token, mailboxes, confirmed, registered_at = row
-    return Registration(
-        key(user, account_id, device_token),
-        _names(mailboxes, "mailboxes")[0],
-        _time(registered_at, "registered_at"),
-        _names(confirmed, "confirmed")[1],
-    )
-
-
-def _flag(row: tuple[Any, ...]) -> WaitingFlag:
-    user, account_id, device_token, noticed_at, due, mailboxes = row
-    return WaitingFlag(
-        key(user, account_id, device_token),
-        _time(noticed_at, "noticed_at"),
-        _time(due, "due"),
-        _names(mailboxes, "mailboxes")[1],
-    )
-
-
 def key(user: object, account_id: object, device_token: object) -> RegistrationKey:
     """From the first three columns of each.
 
-    :raises DamagedError: it is none.
+    :raises ValueError: it is none.
     """
     found = RegistrationKey(
         _text(user, "user"), _text(account_id, "account_id"), _text(device_token, "device_token")
     )
     if found.user != user or found.device_token != device_token:
-        raise DamagedError("user or device_token has capital letters")
+        raise ValueError("user or device_token has capital letters")
     return found
 
 
 def _text(value: object, column: str) -> str:
     if not isinstance(value, str):
-        raise DamagedError(f"{column} is {'NULL' if value is None else 'no text'}")
+        raise ValueError(f"{column} is {'NULL' if value is None else 'no text'}")
     if _SURROGATES.search(value):
-        raise DamagedError(f"{column} is not valid UTF-8")
+        raise ValueError(f"{column} is not valid UTF-8")
     return value
 
 
 def _time(value: object, column: str) -> float:
     if not isinstance(value, float) or not 0.0 <= value < END_OF_TIME:
-        raise DamagedError(f"{column} is no time")
+        raise ValueError(f"{column} is no time")
     return value
 
 
@@ -127,7 +137,7 @@ def _names(value: object, column: str) -> tuple[tuple[str, ...], frozenset[str]]
     try:
         return _shared(array) if len(array) <= SHORT else _parsed(array)
     except (ValueError, RecursionError):
-        raise DamagedError(f"{column} is no JSON array of names") from None
+        raise ValueError(f"{column} is no JSON array of names") from None
 
 
 def _parsed(array: str) -> tuple[tuple[str, ...], frozenset[str]]:
@@ -143,24 +153,26 @@ _shared = lru_cache(1000)(_parsed)
 """The same few lists come again and again. Sharing them saves half of the memory that 100,000
 registrations take, and most of the time that a full garbage collection stops everything."""
 
-
-@attrs.frozen
-class Table(Generic[T]):
-    """One of the tables."""
-
-    name: str
-    columns: str
-    """Those that are used, in the order in which rows are read and written; the key's first."""
-    value: Callable[[tuple[Any, ...]], T]
-    """A row as a value; :class:`DamagedError` says why it is none."""
-
-
 REGISTRATIONS = Table(
     "registrations",
     "user, account_id, device_token, mailboxes, confirmed, registered_at",
-    _registration,
+    lambda user, account_id, token, mailboxes, confirmed, registered_at: Registration(
+        key(user, account_id, token),
+        _names(mailboxes, "mailboxes")[0],
+        _time(registered_at, "registered_at"),
+        _names(confirmed, "confirmed")[1],
+    ),
 )
-FLAGS = Table("flags", "user, account_id, device_token, noticed_at, due, mailboxes", _flag)
+FLAGS = Table(
+    "flags",
+    "user, account_id, device_token, noticed_at, due, mailboxes",
+    lambda user, account_id, token, noticed_at, due, mailboxes: WaitingFlag(
+        key(user, account_id, token),
+        _time(noticed_at, "noticed_at"),
+        _time(due, "due"),
+        _names(mailboxes, "mailboxes")[1],
+    ),
+)
 
 
 # ------------------------------------------------------------------------ writing

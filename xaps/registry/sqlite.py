@@ -6,7 +6,6 @@ import contextlib
 import math
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +16,7 @@ from xaps.model import Registration, RegistrationKey, WaitingFlag, lower
 from xaps.registry import rows
 from xaps.registry.database import explaining, open_reader
 from xaps.registry.groupcommit import GroupCommit, Run
-from xaps.registry.rows import FLAGS, REGISTRATIONS, Table
+from xaps.registry.rows import FLAGS, PAGE, REGISTRATIONS, RowReader, Table
 
 MAX_PER_USER = 100
 """Phones that one user can have registered."""
@@ -28,14 +27,7 @@ MAX_PENDING = 10_000
 BUSY_TIMEOUT = 4.0
 """Seconds to wait for another process's lock; the Dovecot plugin waits 5 s for its answer."""
 
-PAGE = 250
-"""Rows that are read or expired in one go. Between two pages the worker thread can commit, and what
-the reactor's thread does with one takes it few milliseconds."""
-
 T = TypeVar("T")
-
-Page = tuple[Sequence[T], Sequence[str]]
-"""The good rows that were read in one go, and what is to be told of the damaged ones among them."""
 
 # Column names and conditions are written once; nothing else is ever put into a statement.
 _COLUMNS = REGISTRATIONS.columns
@@ -45,11 +37,7 @@ OF_USER = f"""
     SELECT {_COLUMNS} FROM registrations WHERE user = ? ORDER BY account_id, device_token
 """
 ONE = f"SELECT {_COLUMNS} FROM registrations WHERE {_KEY}"
-# Read as far as is needed: who knows how many rows of a page are damaged?
-AFTER = """
-    SELECT {0.columns} FROM {0.name} WHERE (user, account_id, device_token) > (?, ?, ?)
-    ORDER BY user, account_id, device_token
-"""
+COUNT = "SELECT count(*) FROM registrations"
 _ADD = f"""
     INSERT INTO registrations ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)
     ON CONFLICT (user, account_id, device_token) DO UPDATE SET
@@ -63,25 +51,21 @@ REGISTER = f"""
         AND registrations.registered_at <= ?) IS NOT TRUE
 """
 ADD_IF_NEWER = f"{_ADD} WHERE excluded.registered_at > registrations.registered_at"
-TRIM = """
-    DELETE FROM registrations
-    WHERE (user, account_id, device_token) IN (
-        SELECT user, account_id, device_token FROM registrations
-        WHERE user = ? AND NOT (account_id = ? AND device_token = ?)
+_DROP = """
+    DELETE FROM registrations WHERE (user, account_id, device_token) IN (
+        SELECT user, account_id, device_token FROM registrations WHERE {}
+    )
+    RETURNING user, account_id, device_token
+"""
+TRIM = _DROP.format(
+    """
+        user = ? AND NOT (account_id = ? AND device_token = ?)
         ORDER BY registered_at, account_id, device_token
         LIMIT max(0, (SELECT count(*) FROM registrations WHERE user = ?) - ?)
-    )
-    RETURNING user, account_id, device_token
-"""
+    """
+)
 REMOVE = f"DELETE FROM registrations WHERE {_KEY} AND registered_at <= ?"
-EXPIRE = f"""
-    DELETE FROM registrations
-    WHERE (user, account_id, device_token) IN (
-        SELECT user, account_id, device_token FROM registrations
-        WHERE registered_at < ? ORDER BY registered_at LIMIT {PAGE}
-    )
-    RETURNING user, account_id, device_token
-"""
+EXPIRE = _DROP.format(f"registered_at < ? ORDER BY registered_at LIMIT {PAGE}")
 CLEAR_FLAG = f"DELETE FROM flags WHERE {_KEY}"
 SAVE_FLAG = f"""
     INSERT OR REPLACE INTO flags ({FLAGS.columns})
@@ -117,7 +101,7 @@ class SQLiteRegistry:
         self._wall = wall
         self._max_per_user = max_per_user
         self._reader = open_reader(path)
-        self._damage = rows.DamageReport(path)
+        self._rows = RowReader(path)
         self._writer = GroupCommit(connection, path, run=run, max_pending=max_pending)
 
     # -------------------------------------------- reads in the calling thread
@@ -131,30 +115,21 @@ class SQLiteRegistry:
 
     def _select(self, statement: str, *parameters: str) -> Sequence[Registration]:
         with explaining(self._path):
-            cursor = self._reader.execute(statement, parameters)
-            return self._good(_read(cursor, REGISTRATIONS))
-
-    def _good(self, page: Page[T]) -> Sequence[T]:
-        values, damaged = page
-        self._damage.tell(damaged)
-        return values
+            return self._rows.good(REGISTRATIONS, self._reader.execute(statement, parameters))
 
     # ------------------------------------------- reads in the worker thread
 
     def page(self, after: RegistrationKey | None = None) -> Deferred[Sequence[Registration]]:
-        read = partial(page_after, table=REGISTRATIONS, key=after)
-        return self._writer.read(read).addCallback(self._good)
+        return self._page(REGISTRATIONS, after)
 
     def flags(self, after: RegistrationKey | None = None) -> Deferred[Sequence[WaitingFlag]]:
-        read = partial(page_after, table=FLAGS, key=after)
-        return self._writer.read(read).addCallback(self._good)
+        return self._page(FLAGS, after)
+
+    def _page(self, table: Table[T], after: RegistrationKey | None) -> Deferred[Sequence[T]]:
+        return self._writer.read(lambda connection: self._rows.page(connection, table, after))
 
     def count(self) -> Deferred[int]:
-        def read(connection: sqlite3.Connection) -> int:
-            (count,) = connection.execute("SELECT count(*) FROM registrations").fetchone()
-            return int(count)
-
-        return self._writer.read(read)
+        return self._writer.read(lambda connection: connection.execute(COUNT).fetchone()[0])
 
     # ----------------------------------------------------------------- writes
 
@@ -221,35 +196,11 @@ class SQLiteRegistry:
         return self._writer.close()
 
 
-def _read(cursor: sqlite3.Cursor, table: Table[T]) -> Page[T]:
-    """At most a page of good rows, and the damaged ones among them."""
-    values: list[T] = []
-    damaged = []
-    for row in cursor:
-        try:
-            values.append(table.value(row))
-        except rows.DamagedError as error:
-            damaged.append(rows.describe(table.name, row, error))
-        if len(values) == PAGE:
-            break
-    cursor.close()
-    return values, damaged
-
-
-def page_after(
-    connection: sqlite3.Connection, table: Table[T], key: RegistrationKey | None
-) -> Page[T]:
-    """The next rows in the order of keys; none after the last."""
-    # No user is named by an empty text.
-    after = ("", "", "") if key is None else rows.key_columns(key)
-    return _read(connection.execute(AFTER.format(table), after), table)
-
-
 def _keys(found: Iterable[tuple[Any, ...]]) -> list[RegistrationKey]:
     """Those of the good ones among the rows that were deleted."""
     keys = []
     for row in found:
-        with contextlib.suppress(rows.DamagedError):
+        with contextlib.suppress(ValueError):
             keys.append(rows.key(*row))
     return sorted(keys)
 
