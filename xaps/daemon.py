@@ -31,24 +31,29 @@ from xaps.admin.web import control_site, metrics_site
 from xaps.apns.client import Client
 from xaps.apns.tls import authority, tls_endpoint, trust_root
 from xaps.config.reading import Config
+from xaps.config.table import KEYS
 from xaps.credentials.apple.client import AppleService
 from xaps.credentials.apple.store import AppleStore
 from xaps.credentials.keeper import CredentialKeeper
 from xaps.credentials.sources import source_from_config
 from xaps.intake.allow import AllowFrom
-from xaps.intake.answers import Handler
+from xaps.intake.answers import Handler, Responder
+from xaps.intake.connection import ClientConnectionFactory
+from xaps.intake.connections import Connections
 from xaps.intake.cyrus.conf import ImapdConfError, read_imapd_conf
 from xaps.intake.cyrus.listener import CyrusListener
 from xaps.intake.cyrus.names import CyrusSettings
-from xaps.intakes import Intake, connections_each, open_intakes
+from xaps.intake.https import HttpsFactory
+from xaps.intake.turns import Turns
 from xaps.listen.ports import ListenError, Listeners
-from xaps.listen.tls import TLSError
+from xaps.listen.tls import TLSError, server_options
 from xaps.listen.unix import SocketError
 from xaps.model import Credential, Refused
 from xaps.push.dispatcher import Dispatcher
 from xaps.registry.godata import AppleCertificates
 from xaps.registry.interface import RegistryError
 from xaps.registry.opening import open_registry
+from xaps.system.files import careless
 from xaps.system.stalls import StallWatch
 from xaps.system.systemd import Supervision
 
@@ -58,6 +63,15 @@ STEP = DRAIN + 5.0
 """Seconds that one step of the stop may take before the next one."""
 HOUSEKEEPING = 3600.0
 """Seconds between two looks for registrations and flags that are too old."""
+MAX_CONNECTIONS = 10_000
+"""Connections of IMAP servers on one listener; fewer if the process may open fewer files."""
+SPARE_FILES = 400
+"""Open files that are kept for everything but those connections: those of administrators, and
+those that are only to be told that they are too many, among them."""
+
+Intake = ClientConnectionFactory | HttpsFactory
+
+_log = Logger()
 
 
 def raise_open_files() -> int:
@@ -70,8 +84,67 @@ def raise_open_files() -> int:
     return hard
 
 
+def connections_each(open_files: int) -> int:
+    """How many connections each of the three listeners for IMAP servers may have in a process that
+    may have so many open files."""
+    return max(100, min(MAX_CONNECTIONS, (open_files - SPARE_FILES) // 3))
+
+
 class StartError(Exception):
     """The daemon cannot start; the message is one line and says why and what to do."""
+
+
+def listen_to_imap_servers(
+    reactor: Any,
+    config: Config,
+    listeners: Listeners,
+    handler: Callable[[str], Handler],
+    max_connections: int,
+) -> list[Intake]:
+    """Open the listeners that the configuration asks for; returns what holds the connections.
+
+    :param handler: makes what takes registrations and notices, for the setting that opens the
+        listener.
+    :param max_connections: for each listener.
+    """
+    turns = Turns(reactor)
+    risk = "" if config.allow_from else "register phones and send notices here; set allowFrom"
+    opened: list[Intake] = []
+
+    def connections(key: str) -> Connections:
+        return Connections(
+            reactor,
+            turns,
+            Responder(reactor, handler(key), wall=time.time, folder_push=config.folder_push),
+            # Neither concerns peers on the UNIX socket, which have no address.
+            allow_from=config.allow_from,
+            auth_token=config.auth_token,
+            limit=max_connections,
+        )
+
+    def tcp(key: str, address: str, port: int, factory: Intake, risk: str) -> None:
+        by_default = KEYS[key].attribute not in config.written
+        listeners.tcp(key, address, port, factory, risk=risk, by_default=by_default)
+        opened.append(factory)
+
+    if path := config.socket:
+        plain = ClientConnectionFactory(connections("socket"), lines=True)
+        listeners.unix("socket", path, plain, mode=config.socket_mode, group=config.socket_group)
+        opened.append(plain)
+    if address := config.listen_addr:
+        plain = ClientConnectionFactory(connections("listenAddr"))
+        tcp("listenAddr", address, config.port, plain, risk)
+    if config.tls_certfile is not None and config.tls_keyfile is not None:
+        options = server_options(config.tls_certfile, config.tls_keyfile, config.tls_client_ca)
+        for problem in careless(config.tls_keyfile, "private key"):
+            _log.warn("tlsKeyfile: {problem}", problem=problem)
+        if config.tls_client_ca is not None:
+            risk = ""
+        elif risk:
+            risk += " or tlsClientCA"
+        secure = HttpsFactory(connections("tlsListenAddr"), options)
+        tcp("tlsListenAddr", config.tls_listen_addr, config.tls_port, secure, risk)
+    return opened
 
 
 _MISCONFIGURED = (StartError, ImapdConfError, TLSError)
@@ -149,13 +222,8 @@ class Daemon(Service):
             wall=time.time,
             run=deferToThread,
         )
-        self._intakes = open_intakes(
-            self._reactor,
-            config,
-            self._listeners,
-            self._handler,
-            connections_each(open_files),
-            wall=time.time,
+        self._intakes = listen_to_imap_servers(
+            self._reactor, config, self._listeners, self._handler, connections_each(open_files)
         )
         self._listen_for_administrators()
         self._writer.start()

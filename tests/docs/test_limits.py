@@ -9,7 +9,7 @@ from h2.connection import H2Connection
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.http import HTTPChannel
 
-from xaps import daemon, intakes, model
+from xaps import daemon, model
 from xaps.admin import history as pushlog
 from xaps.admin import web as controlweb
 from xaps.apns import connection as apns_connection
@@ -79,10 +79,10 @@ LIMITS = {
     "Requests at a time on any other connection": "1",
     "Time for all these requests before everything else has its turn": period(turns.TURN),
     "Connections of each of ``socket``, ``listenAddr`` and ``tlsListenAddr``": number(
-        intakes.MAX_CONNECTIONS
+        daemon.MAX_CONNECTIONS
     ),
     "Connections beyond those that are told so": number(connections.SURPLUS),
-    "Open files that are kept for everything else": number(intakes.SPARE_FILES),
+    "Open files that are kept for everything else": number(daemon.SPARE_FILES),
     "Connections that wait to be accepted": number(listeners.BACKLOG),
     "Connections of ``controlSocket``, and of ``metricsAddr``": number(controlweb.MAX_CONNECTIONS),
     "Request on one of these": size(controlweb.MAX_BODY),

@@ -12,9 +12,9 @@ from twisted.logger import LogLevel, capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from tests import pki
-from tests.intake.case import NOW, RecordingHandler
+from tests.intake.case import RecordingHandler
 from xaps.config.reading import Config
-from xaps.intakes import MAX_CONNECTIONS, connections_each, open_intakes
+from xaps.daemon import MAX_CONNECTIONS, connections_each, listen_to_imap_servers
 from xaps.listen.ports import Listeners
 
 ALL = "0.0.0.0"  # of this machine's addresses
@@ -49,8 +49,8 @@ class OpenTests(TestCase):
         self.addCleanup(listeners.stop)
         self.handlers.clear()
         with capturedLogs() as events:
-            opened = open_intakes(
-                reactor, Config(**settings), listeners, self.handler, 10, wall=lambda: NOW
+            opened = listen_to_imap_servers(
+                reactor, Config(**settings), listeners, self.handler, 10
             )
         self.assertEqual(len(opened), len(listeners.addresses))
         self.assertEqual(len(opened), len(self.handlers))
