@@ -45,9 +45,9 @@ from xaps.intake.cyrus.listener import CyrusListener
 from xaps.intake.cyrus.names import CyrusSettings
 from xaps.intake.https import HttpsFactory
 from xaps.intake.turns import Turns
-from xaps.listen.ports import ListenError, Listeners
+from xaps.listen.ports import Listeners
 from xaps.listen.tls import TLSError, server_options
-from xaps.listen.unix import SocketError
+from xaps.listen.unix import ListenError
 from xaps.model import Credential, Refused
 from xaps.push.dispatcher import Dispatcher
 from xaps.registry.godata import AppleCertificates
@@ -148,7 +148,7 @@ def listen_to_imap_servers(
 
 
 _MISCONFIGURED = (StartError, ImapdConfError, TLSError)
-_UNAVAILABLE = (ListenError, RegistryError, SocketError)
+_UNAVAILABLE = (ListenError, RegistryError)
 
 
 class Daemon(Service):

@@ -26,7 +26,7 @@ from xaps.listen import ports as listeners
 from xaps.push import dispatcher as dispatch
 from xaps.push import flags as waiting
 from xaps.push import holds
-from xaps.registry import opening, sqlite
+from xaps.registry import interface, opening, sqlite
 from xaps.system import complaints, log, stalls
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -92,7 +92,7 @@ LIMITS = {
     "Events that wait for the disk": number(cyrus_listener.WINDOW),
     "Time between two tries while the disk takes nothing": period(cyrus_listener.LONGEST_RETRY),
     "Time for the events that are left at the stop": period(cyrus_listener.STOP_PATIENCE),
-    "Phones of one user": number(sqlite.MAX_PER_USER),
+    "Phones of one user": number(interface.MAX_PER_USER),
     "Age of a registration that the phone has not renewed": period(model.REGISTRATION_LIFETIME),
     "Writes that wait for the disk": number(sqlite.MAX_PENDING),
     "Time that a write waits for another program's lock on the database": period(

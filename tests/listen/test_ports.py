@@ -14,7 +14,8 @@ from twisted.trial.unittest import TestCase
 
 from tests.conditions import without_ipv6
 from tests.coroutines import as_deferred
-from xaps.listen.ports import ListenError, Listeners
+from xaps.listen.ports import Listeners
+from xaps.listen.unix import ListenError
 
 
 class ListenersTests(TestCase):

@@ -11,7 +11,7 @@ from pathlib import Path
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from tests.conditions import without_root
-from xaps.listen.unix import SocketError, bind_unix, group_id
+from xaps.listen.unix import ListenError, bind_unix, group_id
 
 
 class BindTests(SynchronousTestCase):
@@ -35,7 +35,7 @@ class BindTests(SynchronousTestCase):
         return bound
 
     def refusal(self, group: str | None = None) -> str:
-        error = self.assertRaises(SocketError, self.bind, 0o660, group)
+        error = self.assertRaises(ListenError, self.bind, 0o660, group)
         return str(error)
 
     def test_the_socket_has_the_mode_whatever_the_umask(self) -> None:
@@ -91,7 +91,7 @@ class BindTests(SynchronousTestCase):
 
     def test_the_datagram_socket_of_a_living_daemon_is_left_alone(self) -> None:
         self.bind(kind=socket.SOCK_DGRAM)
-        error = self.assertRaises(SocketError, self.bind, kind=socket.SOCK_DGRAM)
+        error = self.assertRaises(ListenError, self.bind, kind=socket.SOCK_DGRAM)
         self.assertIn("another daemon is listening", str(error))
 
     def test_a_file_that_is_no_socket_is_left_alone(self) -> None:

@@ -17,9 +17,9 @@ from tests.conditions import without_root
 from tests.peers.child import PATIENCE, ROOT, PythonChild
 from tests.registry.contract import ALICE, registration
 from tests.registry.test_sqlite import HeldWorker
+from xaps.registry.database import RegistryInUse, lock
 from xaps.registry.groupcommit import Run
 from xaps.registry.interface import RegistryError
-from xaps.registry.lock import RegistryInUse, lock
 from xaps.registry.opening import open_registry, read_registrations
 from xaps.registry.sqlite import SQLiteRegistry
 

@@ -17,9 +17,9 @@ from tests.registry.contract import ALICE, BOB, everything, registration
 from xaps.model import Registration, RegistrationKey
 from xaps.registry import opening
 from xaps.registry.database import APPLICATION_ID, MIGRATIONS, open_writer
-from xaps.registry.interface import RegistryError
+from xaps.registry.interface import MAX_PER_USER, RegistryError
 from xaps.registry.opening import open_registry
-from xaps.registry.sqlite import MAX_PER_USER, SQLiteRegistry
+from xaps.registry.sqlite import SQLiteRegistry
 
 NOW = 1_800_000_000.0
 DAY = 86400.0

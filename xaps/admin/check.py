@@ -15,9 +15,9 @@ from xaps.credentials.certificate import utc_text
 from xaps.credentials.loading import SET_ONE
 from xaps.credentials.sources import source_from_config
 from xaps.intake.cyrus.conf import ImapdConfError, read_imapd_conf
-from xaps.listen.ports import ListenError, usable
+from xaps.listen.ports import usable
 from xaps.listen.tls import TLSError, server_options
-from xaps.listen.unix import SocketError, group_id, join
+from xaps.listen.unix import ListenError, group_id, join
 from xaps.registry.opening import BESIDE
 from xaps.system.files import careless, let_read
 
@@ -126,7 +126,7 @@ def _groups(config: Config) -> Iterator[str]:
         if group is not None:
             try:
                 number = group_id(key, group)
-            except SocketError as error:
+            except ListenError as error:
                 yield str(error)
             else:
                 if os.geteuid() != 0 and number not in (os.getegid(), *os.getgroups()):

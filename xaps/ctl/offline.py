@@ -20,9 +20,9 @@ from xaps.credentials.report import Report, report_files, report_source
 from xaps.credentials.sources import source_from_config
 from xaps.ctl.client import CtlError, DaemonClient
 from xaps.model import REGISTRATION_LIFETIME, Registration, RegistrationKey
+from xaps.registry.database import RegistryInUse
 from xaps.registry.godata import GoData, GoDataError, GoExport, export, parse
 from xaps.registry.interface import RegistryError
-from xaps.registry.lock import RegistryInUse
 from xaps.registry.opening import MAX_JSON, open_registry, read_registrations
 from xaps.registry.sqlite import SQLiteRegistry
 

@@ -16,14 +16,10 @@ from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory
 from twisted.logger import Logger
 
-from xaps.listen.unix import UnixPort, bind_unix
+from xaps.listen.unix import ListenError, UnixPort, bind_unix
 
 BACKLOG = 1024
 """Connections that may wait to be accepted; a large IMAP server opens thousands at its start."""
-
-
-class ListenError(Exception):
-    """A listener cannot be opened; the message is one line and says which, why and what to do."""
 
 
 class Listeners:
@@ -86,8 +82,7 @@ class Listeners:
     ) -> None:
         """Listen on a UNIX socket, perhaps one that systemd has opened (``systemd:``).
 
-        :raises ListenError: systemd's socket cannot be had.
-        :raises xaps.listen.unix.SocketError: the path cannot be had.
+        :raises ListenError: it cannot be had.
         """
         if path.startswith("systemd:"):
             opened = self._inherited(key, path, factory)
@@ -109,10 +104,7 @@ class Listeners:
     def _inherited(
         self, key: str, description: str, factory: IProtocolFactory
     ) -> IListeningPort | UnixPort:
-        """Listen on a socket that systemd passed.
-
-        :raises ListenError: there is no such socket.
-        """
+        """Listen on a socket that systemd passed."""
         try:
             endpoint = serverFromString(self._reactor, description)
             assert isinstance(endpoint, AdoptedStreamServerEndpoint)
@@ -135,9 +127,8 @@ class Listeners:
         host = listening.getHost()
         local = True
         if isinstance(host, (IPv4Address, IPv6Address)):
-            number = ipaddress.ip_address(host.host.partition("%")[0])
             address = _place(host.host, host.port)
-            local = number.is_loopback
+            local = ipaddress.ip_address(host.host.partition("%")[0]).is_loopback
         else:
             address = os.fsdecode(cast(Any, host).name)
         self.addresses.append(address)
@@ -183,14 +174,11 @@ def _place(number: str, port: int) -> str:
 
 
 def _why_not(key: str, number: str, port: int, error: OSError) -> str:
-    where = f"{key}: {_place(number, port)}"
-    if error.errno == errno.EADDRINUSE:
-        return (
-            f"{where}: another program listens there (find it with: ss -ltnp 'sport = :{port}'); "
-            "stop it or choose another port"
-        )
-    if error.errno == errno.EACCES:
-        return f"{where}: ports below 1024 are for root; choose another"
-    if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
-        return f"{where}: this machine has no such address; try 127.0.0.1"
-    return f"{where}: {error.strerror or error}"
+    reason = {
+        errno.EADDRINUSE: f"another program listens there (find it with: ss -ltnp 'sport = :{port}'"
+        "); stop it or choose another port",
+        errno.EACCES: "ports below 1024 are for root; choose another",
+        errno.EADDRNOTAVAIL: "this machine has no such address; try 127.0.0.1",
+        errno.EAFNOSUPPORT: "this machine has no such address; try 127.0.0.1",
+    }.get(error.errno or 0, error.strerror or str(error))
+    return f"{key}: {_place(number, port)}: {reason}"

@@ -22,8 +22,8 @@ _PAUSE = 1.0
 """Seconds to wait when the process may open no more files."""
 
 
-class SocketError(Exception):
-    """A socket cannot be bound; the message is one line and says which, why and what to do."""
+class ListenError(Exception):
+    """A listener cannot be opened; the message is one line and says which, why and what to do."""
 
 
 def bind_unix(
@@ -36,15 +36,13 @@ def bind_unix(
 
     :param key: the setting that errors name; that of its group is called the same and ``Group``.
     :param group: a name or a number; ``None`` leaves the process's own.
-    :raises SocketError: somebody else is listening there, or the file cannot be made.
+    :raises ListenError: somebody else is listening there, or the file cannot be made.
     """
     where = f"{key}: {path}"
     gid = -1 if group is None else group_id(f"{key}Group", group)
     if len(os.fsencode(path)) > 107:
-        raise SocketError(
-            f"{where}: cannot be made: the path is longer than the 107 bytes that UNIX sockets "
-            "allow"
-        )
+        reason = "the path is longer than the 107 bytes that UNIX sockets allow"
+        raise ListenError(f"{where}: cannot be made: {reason}")
     _remove_stale(where, path, kind)
     bound = socket.socket(socket.AF_UNIX, kind)
     bound.setblocking(False)
@@ -54,7 +52,7 @@ def bind_unix(
         bound.bind(os.fspath(path))
     except OSError as error:
         bound.close()
-        raise SocketError(f"{where}: cannot be made: {_reason(error, path)}") from error
+        raise ListenError(f"{where}: cannot be made: {_reason(error, path)}") from error
     finally:
         os.umask(umask)
     try:
@@ -64,7 +62,7 @@ def bind_unix(
         bound.close()
         with contextlib.suppress(OSError):
             path.unlink()
-        raise SocketError(
+        raise ListenError(
             f"{key}Group: {path}: cannot be given to group {group}: {error.strerror}; {join(group)}"
         ) from error
     return bound
@@ -85,14 +83,14 @@ def group_id(key: str, group: str) -> int:
     """The number of a group given by name or number.
 
     :param key: the setting that names it.
-    :raises SocketError: there is no such group.
+    :raises ListenError: there is no such group.
     """
     if group.isdecimal():
         return int(group)
     try:
         return grp.getgrnam(group).gr_gid
     except KeyError as error:
-        raise SocketError(
+        raise ListenError(
             f"{key}: there is no group {group!r} on this machine; correct the name, or create it "
             f"with groupadd --system {group}"
         ) from error
@@ -102,50 +100,48 @@ def _remove_stale(where: str, path: Path, kind: socket.SocketKind) -> None:
     try:
         found = path.lstat()
     except FileNotFoundError:
-        return
+        return None
     except OSError as error:
-        raise SocketError(f"{where}: {_reason(error, path)}") from error
+        raise ListenError(f"{where}: {_reason(error, path)}") from error
     if not stat.S_ISSOCK(found.st_mode):
-        raise SocketError(
+        raise ListenError(
             f"{where}: exists and is not a socket; move it away or choose another path"
         )
     with socket.socket(socket.AF_UNIX, kind) as probe:
         probe.setblocking(False)
         failed = probe.connect_ex(os.fspath(path))
-    if failed in (0, errno.EAGAIN):  # or its queue is full
-        raise SocketError(
-            f"{where}: another daemon is listening there, or systemd for this one (xapsd.socket "
-            "tells what to set); stop it or choose another path"
+    if failed in (errno.ECONNREFUSED, errno.ENOENT):
+        try:
+            return path.unlink(missing_ok=True)
+        except OSError as error:
+            why = _reason(error, path)
+            wrong = f"left behind by another daemon, and cannot be removed: {why}"
+    elif failed in (0, errno.EAGAIN):  # or its queue is full
+        wrong = (
+            "another daemon is listening there, or systemd for this one (xapsd.socket tells what to"
+            " set); stop it or choose another path"
         )
-    if failed == errno.EACCES:
-        raise SocketError(
-            f"{where}: another user's daemon listens there, or has left it behind; stop it, "
-            "and remove this file"
+    elif failed == errno.EACCES:
+        wrong = (
+            "another user's daemon listens there, or has left it behind; stop it, and remove this"
+            " file"
         )
-    if failed not in (errno.ECONNREFUSED, errno.ENOENT):
-        raise SocketError(f"{where}: {os.strerror(failed)}")
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        raise SocketError(
-            f"{where}: left behind by another daemon, and cannot be removed: {_reason(error, path)}"
-        ) from error
+    else:
+        wrong = os.strerror(failed)
+    raise ListenError(f"{where}: {wrong}")
 
 
 def _reason(error: OSError, path: Path) -> str:
     folder = path.parent
-    if isinstance(error, FileNotFoundError):
-        return (
-            f"the folder {folder} does not exist; make it for the daemon's user, or choose another"
-        )
-    if isinstance(error, PermissionError):
-        return f"the daemon's user may not write to the folder {folder}; choose another"
-    if error.errno == errno.EROFS:
-        return (
-            f"the folder {folder} is read-only here; the systemd unit lets the daemon write to "
-            "/run/xapsd, and elsewhere where its ReadWritePaths= says so"
-        )
-    return error.strerror or str(error)
+    forbidden = f"the daemon's user may not write to the folder {folder}; choose another"
+    return {
+        errno.ENOENT: f"the folder {folder} does not exist; make it for the daemon's user, or"
+        " choose another",
+        errno.EACCES: forbidden,
+        errno.EPERM: forbidden,
+        errno.EROFS: f"the folder {folder} is read-only here; the systemd unit lets the daemon"
+        " write to /run/xapsd, and elsewhere where its ReadWritePaths= says so",
+    }.get(error.errno or 0, error.strerror or str(error))
 
 
 class UnixPort(FileDescriptor):

@@ -31,7 +31,7 @@ from xaps.model import (
 from xaps.push.flags import Flag, Flags
 from xaps.push.holds import Holds, Reason
 from xaps.push.saving import FlagSaver
-from xaps.registry.interface import IRegistry, RegistryError
+from xaps.registry.interface import MAX_PER_USER, IRegistry, RegistryError
 from xaps.system.complaints import Complaints
 
 RENEWAL = 2 * 24 * 3600.0
@@ -159,6 +159,11 @@ class Dispatcher:
             return
         for other in dropped:
             self._forget(other)
+            self._log.warn(
+                "Dropped {key}: user {key.user} has more than {bound} phones registered",
+                key=other,
+                bound=MAX_PER_USER,
+            )
         self.flags.registered(registration)
         if self.holds.forget(key):
             self.flags.hasten([key], self._clock.seconds())

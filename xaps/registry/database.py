@@ -1,18 +1,19 @@
-"""Opens the SQLite file: finds out what is wrong with it, and brings its tables up to date."""
+"""Opens the SQLite file for this process alone, and brings its tables up to date."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 from urllib.parse import quote
 
 from xaps.registry.interface import RegistryError
-from xaps.registry.lock import lock
 from xaps.registry.rows import FLAGS, REGISTRATIONS
 
 APPLICATION_ID = 0x78617073
@@ -68,6 +69,9 @@ _ADVICE = {
     " of {folder}",
 }
 
+LOOK_EVERY = 0.05
+"""Seconds between two tries."""
+
 _OF_ONE_VALUE = re.compile(r"(?:NULL|NUMERIC|TEXT|non-[A-Z]+) value in \w+\.\w+")
 """What ``PRAGMA quick_check`` says of a row that is damaged; the others can be used."""
 
@@ -103,6 +107,63 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
                 connection.execute("ROLLBACK")
 
 
+class RegistryInUse(RegistryError):
+    """Another process has opened it: a second daemon would push everything twice, and neither would
+    hear of the phones that the other one drops."""
+
+
+def lock(path: Path, *, patience: float) -> IO[bytes]:
+    """A lock file beside the registry, locked until it is closed.
+
+    The system lets go of it when the process ends, however it does. What it starts does not get
+    the file descriptor. The file stays: to remove it would be a race with whom it is to stop.
+
+    :param path: the registry.
+    :param patience: seconds to wait; ``xapsctl export`` needs it for a moment.
+    :raises RegistryInUse: another process has it.
+    :raises RegistryError: the lock file cannot be used.
+    """
+    # The one of the file itself, by whatever name it is opened.
+    file = Path(f"{os.path.realpath(path)}.lock")
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        held = open(os.open(file, flags, 0o600), "r+b", buffering=0)  # noqa: PTH123, SIM115
+    except OSError as error:
+        raise RegistryError(
+            f"the registry {path}: {file} cannot be opened by uid {os.geteuid()}:"
+            f" {error.strerror}; change its owner, or remove it if no daemon runs"
+        ) from error
+    try:
+        _wait_for(held, path, patience)
+        with contextlib.suppress(OSError):  # the disk is full; it is only for people
+            held.truncate(0)
+            held.write(b"%d\n" % os.getpid())
+    except BaseException:
+        held.close()
+        raise
+    return held
+
+
+def _wait_for(file: IO[bytes], path: Path, patience: float) -> None:
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                pid = file.read(20).strip()
+                named = f" (pid {pid.decode()})" if pid.isdigit() else ""
+                raise RegistryInUse(
+                    f"the registry {path}: another xapsd{named} uses it; stop that one first"
+                ) from None
+        except OSError as error:
+            raise RegistryError(
+                f"the registry {path}: it cannot be locked: {error.strerror}; put it on a local"
+                " disk"
+            ) from error
+        time.sleep(LOOK_EVERY)
+
+
 class _LockedConnection(sqlite3.Connection):
     """Others may open the file when this is closed."""
 
@@ -119,7 +180,7 @@ def open_writer(path: Path, *, busy_timeout: float) -> sqlite3.Connection:
     It may be used in any one thread at a time. Transactions are begun and ended by hand.
 
     :param busy_timeout: seconds to wait for other processes' locks.
-    :raises xaps.registry.lock.RegistryInUse: another process has opened it.
+    :raises RegistryInUse: another process has opened it.
     :raises RegistryError: the file cannot be used.
     """
     _check_files(path)

@@ -9,6 +9,9 @@ from twisted.internet.defer import Deferred
 
 from xaps.model import Registration, RegistrationKey, WaitingFlag
 
+MAX_PER_USER = 100
+"""Phones that one user can have registered."""
+
 
 class RegistryError(Exception):
     """The registry could not be read or written; the message is one line for people, names the

@@ -13,9 +13,9 @@ from xaps.model import REGISTRATION_LIFETIME, Registration
 from xaps.registry.database import explaining, open_reader, open_writer, transaction
 from xaps.registry.godata import AppleCertificates, GoDataError, parse
 from xaps.registry.groupcommit import Run
-from xaps.registry.interface import RegistryError
+from xaps.registry.interface import MAX_PER_USER, RegistryError
 from xaps.registry.rows import REGISTRATIONS, RowReader
-from xaps.registry.sqlite import BUSY_TIMEOUT, MAX_PER_USER, SQLiteRegistry, add_if_newer
+from xaps.registry.sqlite import BUSY_TIMEOUT, SQLiteRegistry, add_if_newer
 
 BESIDE = "database.sqlite3"
 """The registry's name where ``databaseFile`` names a file of the Go daemon."""
@@ -47,7 +47,7 @@ def open_registry(
 
     :param wall: the time of day: seconds since the epoch.
     :param on_certificates: gets what Apple issued to the Go daemon, when its file is imported.
-    :raises xaps.registry.lock.RegistryInUse: another process has opened it.
+    :raises xaps.registry.database.RegistryInUse: another process has opened it.
     :raises RegistryError: a file cannot be used; nothing was imported then.
     """
     path = _registry_path(database_file)

@@ -10,16 +10,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred, execute
-from twisted.logger import Logger
 
 from xaps.model import Registration, RegistrationKey, WaitingFlag, lower
 from xaps.registry import rows
 from xaps.registry.database import explaining, open_reader
 from xaps.registry.groupcommit import GroupCommit, Run
+from xaps.registry.interface import MAX_PER_USER
 from xaps.registry.rows import FLAGS, PAGE, REGISTRATIONS, RowReader, Table
-
-MAX_PER_USER = 100
-"""Phones that one user can have registered."""
 
 MAX_PENDING = 10_000
 """Writes that can wait for the disk."""
@@ -80,8 +77,6 @@ class SQLiteRegistry:
     what writes, and what reads every row, is done in the worker thread.
     """
 
-    _log = Logger()
-
     def __init__(
         self,
         connection: sqlite3.Connection,
@@ -141,16 +136,7 @@ class SQLiteRegistry:
                 return None
             return tuple(_trim(connection, registration.key, self._max_per_user))
 
-        def tell(dropped: tuple[RegistrationKey, ...] | None) -> tuple[RegistrationKey, ...] | None:
-            for key in dropped or ():
-                self._log.warn(
-                    "Dropped {key}: user {key.user} has more than {bound} phones registered",
-                    key=key,
-                    bound=self._max_per_user,
-                )
-            return dropped
-
-        return self._writer.write(register).addCallback(tell)
+        return self._writer.write(register)
 
     def add(self, registrations: Iterable[Registration]) -> Deferred[int]:
         """Add what is not there or is older there, all or nothing; fires with the number of

@@ -29,7 +29,7 @@ from xaps.intake.cyrus.listener import (
     CyrusListener,
 )
 from xaps.intake.cyrus.names import CyrusSettings
-from xaps.listen.unix import SocketError
+from xaps.listen.unix import ListenError
 from xaps.model import Notice, Refused, Registration, RegistrationKey
 
 
@@ -490,7 +490,7 @@ class CyrusListenerTests(SynchronousTestCase):
     def test_a_socket_that_is_in_use_is_left_alone(self) -> None:
         self.start()
         other = self.listener()
-        refused = self.assertRaises(SocketError, other.start)
+        refused = self.assertRaises(ListenError, other.start)
         self.assertIn("another daemon is listening there", str(refused))
 
     def test_a_dead_daemons_socket_is_replaced(self) -> None:
@@ -500,7 +500,7 @@ class CyrusListenerTests(SynchronousTestCase):
         self.assertEqual(self.drain.socket.getsockname(), str(self.path))
 
     def test_a_user_that_does_not_exist_is_told_at_the_start(self) -> None:
-        refused = self.assertRaises(SocketError, self.start, user="no-such-user")
+        refused = self.assertRaises(ListenError, self.start, user="no-such-user")
         self.assertEqual(
             str(refused), "there is no user 'no-such-user' on this machine (cyrusUser)"
         )

@@ -26,7 +26,7 @@ from xaps.intake.answers import Handler
 from xaps.intake.cyrus import drain
 from xaps.intake.cyrus.events import Followers, Skipped, read
 from xaps.intake.cyrus.names import CyrusSettings
-from xaps.listen.unix import SocketError, bind_unix
+from xaps.listen.unix import ListenError, bind_unix
 from xaps.model import Notice, Refused, Registration
 from xaps.system.complaints import Complaints
 
@@ -101,7 +101,7 @@ class CyrusListener:
     def start(self) -> None:
         """Open the socket and begin to drain it; nothing is worked off before :meth:`begin`.
 
-        :raises xaps.listen.unix.SocketError: it cannot be opened.
+        :raises xaps.listen.unix.ListenError: it cannot be opened.
         """
         self._uid = None if self._user is None else _user_id(self._user)
         self._socket = bind_unix(
@@ -361,4 +361,4 @@ def _user_id(user: str) -> int:
     try:
         return pwd.getpwnam(user).pw_uid
     except KeyError:
-        raise SocketError(f"there is no user {user!r} on this machine (cyrusUser)") from None
+        raise ListenError(f"there is no user {user!r} on this machine (cyrusUser)") from None
