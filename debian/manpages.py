@@ -5,7 +5,7 @@ Usage: ``manpages.py FOLDER SECONDS``, with the date of the pages in seconds sin
 
 from __future__ import annotations
 
-import argparse
+import inspect
 import re
 import sys
 import time
@@ -14,7 +14,8 @@ from pathlib import Path
 
 from xaps import __version__
 from xaps.config.table import DEFAULT_PATH, KEYS, Key
-from xaps.ctl.parser import parser
+from xaps.ctl.commands import ARGUMENTS, COMMANDS, Command
+from xaps.ctl.main import ABOUT, EXAMPLES, EXIT, OPTIONS
 
 
 def main(folder: Path, seconds: int) -> None:
@@ -110,8 +111,6 @@ _NUMBERS: dict[int | str | None, str] = {None: "{}", "?": "[{}]", "*": "[{} ...]
 
 
 def _control() -> Iterator[str]:
-    top = parser()
-    about, _, examples = (top.description or "").partition("Most often:\n")
     yield r""".SH NAME
 xapsctl \- ask and command a running xapsd
 .SH SYNOPSIS
@@ -120,22 +119,21 @@ xapsctl \- ask and command a running xapsd
 .I command
 .RI [ argument ...]
 .SH DESCRIPTION"""
-    yield _text(about)
+    yield _text(ABOUT)
     yield ".SH OPTIONS"
-    for action in top._actions:
-        if action.option_strings:
-            yield from _entry(action)
+    yield from _entry("-h, --help", "", "show this help message and exit")
+    for option, (value, text) in OPTIONS.items():
+        yield from _entry(option, value, text)
+    yield from _entry("--version", "", "print the version and exit")
     yield ".SH COMMANDS"
-    for action in top._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            for name, command in action.choices.items():
-                yield from _command(name, command)
-    exits, *others = reversed((top.epilog or "").strip().split("\n\n"))
-    del others  # how to get help
+    for name, command in COMMANDS.items():
+        yield from _command(name, command)
     yield ".SH EXIT STATUS"
-    yield from _exits(exits)
+    for part in " ".join(EXIT.split()).removeprefix("Exit status: ").rstrip(".").split("; "):
+        status, _, meaning = part.partition(" ")
+        yield f".TP\n.B {status}\n{_text(meaning)}."
     yield ".SH EXAMPLES"
-    for line in examples.strip().splitlines():
+    for line in EXAMPLES.splitlines():
         words, _, meaning = line.strip().partition("  ")
         yield f'.TP\n.B "{_escaped(words)}"\n{_text(meaning)}'
     yield r""".SH FILES
@@ -147,37 +145,26 @@ The control socket, for root and members of the group xapsd.
 .BR xapsd.yaml (5)"""
 
 
-def _command(name: str, command: argparse.ArgumentParser) -> Iterator[str]:
+def _command(name: str, command: Command) -> Iterator[str]:
     arguments = []
-    for action in command._get_positional_actions():
-        arguments.append(_NUMBERS[action.nargs].format(action.metavar))
-    own = [
-        action
-        for action in command._actions
-        if action.option_strings
-        and not {"--help", "--json", "--config", "--socket"} & set(action.option_strings)
-    ]
-    arguments += [f"[{action.option_strings[-1]} {action.metavar}]" for action in own]
+    about = []
+    for argument, settings in ARGUMENTS.get(command.__name__, ()):
+        value = settings["metavar"]
+        option = argument.startswith("-")
+        form = f"[{argument} {value}]" if option else _NUMBERS[settings.get("nargs")].format(value)
+        arguments.append(form)
+        if "help" in settings:
+            what = argument if option else value
+            about.append(f".br\n.IR {_escaped(what)} :\n{_text(settings['help'])}")
     yield f".TP\n.BI {name}{_argument(' ' + _escaped(' '.join(arguments)) if arguments else '')}"
-    yield ".br\n".join(
-        _text(paragraph) + "\n" for paragraph in (command.description or "").split("\n\n")
-    ).rstrip()
-    for action in [*command._get_positional_actions(), *own]:
-        if action.help:
-            what = action.option_strings[-1] if action.option_strings else action.metavar
-            yield f".br\n.IR {_escaped(str(what))} :\n{_text(action.help)}"
+    paragraphs = (inspect.getdoc(command) or "").split("\n\n")
+    yield "\n.br\n".join(map(_text, paragraphs))
+    yield from about
 
 
-def _entry(action: argparse.Action) -> Iterator[str]:
-    names = ", ".join(rf"\fB{_escaped(name)}\fR" for name in action.option_strings)
-    value = rf" \fI{action.metavar}\fR" if action.metavar and action.nargs != 0 else ""
-    yield f".TP\n{names}{value}\n{_text(action.help or '')}"
-
-
-def _exits(text: str) -> Iterator[str]:
-    for part in " ".join(text.split()).removeprefix("Exit status: ").rstrip(".").split("; "):
-        status, _, meaning = part.partition(" ")
-        yield f".TP\n.B {status}\n{_text(meaning)}."
+def _entry(names: str, value: str, text: str) -> Iterator[str]:
+    bold = ", ".join(rf"\fB{_escaped(name)}\fR" for name in names.split(", "))
+    yield f".TP\n{bold}" + (rf" \fI{value}\fR" if value else "") + f"\n{_text(text)}"
 
 
 # ---------------------------------------------------------------- roff

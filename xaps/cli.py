@@ -57,10 +57,7 @@ def xapsd() -> None:
 
 
 def run_twistd(arguments: Sequence[str]) -> int:
-    """Do what ``twistd`` does with these arguments, in this process, until the daemon ends.
-
-    :returns: the exit status.
-    """
+    """Do what ``twistd`` does with these arguments, in this process, until the daemon ends."""
     # Imported late, so that --help, --version and -pass answer at once.
     from twisted.scripts import twistd  # noqa: PLC0415 - importing it installs the reactor
 
@@ -78,12 +75,9 @@ def main(
     run: Callable[[Sequence[str]], int] = run_twistd,
     ask: Callable[[str], str] = getpass.getpass,
 ) -> int:
-    """The command without its surroundings.
+    """The command without its surroundings; returns the exit status.
 
-    :param argv: the arguments, without the command's own name.
-    :param run: runs ``twistd`` with these arguments and returns the exit status.
     :param ask: asks for a password on the terminal, without echo.
-    :returns: the exit status.
     """
     try:
         values, switches = _parse(argv)
@@ -154,33 +148,27 @@ def _file(values: Mapping[str, str]) -> Path:
 
 
 def _password(stdin: TextIO, ask: Callable[[str], str]) -> bytes:
-    password = _asked(ask) if stdin.isatty() else _line(stdin)
+    """What is typed twice at a terminal, or one line; in UTF-8, which Apple's hash is of."""
+    try:
+        if stdin.isatty():
+            first = ask("Password of the Apple ID: ")
+            if first and ask("The same again: ") != first:
+                raise UsageError("the two passwords differ; try again")
+            password = first.encode()
+        else:
+            password = stdin.buffer.readline(_PASSWORD_MAX + 1)
+            if len(password) > _PASSWORD_MAX:
+                raise UsageError(f"the password is longer than {_PASSWORD_MAX} bytes")
+            password.decode()
+            password = password.removesuffix(b"\n").removesuffix(b"\r")
+    except EOFError:
+        password = b""
+    except OSError as error:
+        raise UsageError(f"standard input cannot be read: {error.strerror}") from None
+    except UnicodeEncodeError:
+        raise UsageError("the password cannot be read in the terminal's encoding") from None
+    except UnicodeDecodeError:
+        raise UsageError("the password on standard input is not UTF-8") from None
     if not password:
         raise UsageError("the password is empty; type it, or give it on one line of standard input")
     return password
-
-
-def _asked(ask: Callable[[str], str]) -> bytes:
-    try:
-        first = ask("Password of the Apple ID: ")
-        if first and ask("The same again: ") != first:
-            raise UsageError("the two passwords differ; try again")
-        return first.encode()
-    except EOFError:
-        return b""
-    except UnicodeError:
-        raise UsageError("the password cannot be read in the terminal's encoding") from None
-
-
-def _line(stdin: TextIO) -> bytes:
-    """One line, without its end, as the bytes that it has in UTF-8, which Apple's hash is of."""
-    try:
-        line = stdin.buffer.readline(_PASSWORD_MAX + 1)
-        if len(line) > _PASSWORD_MAX:
-            raise UsageError(f"the password is longer than {_PASSWORD_MAX} bytes")
-        line.decode()
-    except OSError as error:
-        raise UsageError(f"standard input cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UsageError("the password on standard input is not UTF-8") from None
-    return line.removesuffix(b"\n").removesuffix(b"\r")

@@ -25,8 +25,10 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 _SOCKET_PATH_MAX = 107
 """Bytes in a UNIX socket's address, without the NUL at its end (unix(7))."""
 
-_HOST_NAME = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9])?"
-                        r"(\.[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9])?)*\.?")  # fmt: skip
+_LABEL = "[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9])?"
+
+# Of numbers and dots alone it is an IPv4 address gone wrong, not a name.
+_HOST_NAME = rf"(?![0-9.]+\Z)(?=.{{1,253}}\Z){_LABEL}(\.{_LABEL})*\.?"
 
 
 class Unfit(ValueError):
@@ -40,7 +42,8 @@ class Kind(Generic[T]):
     expected: str
     """The values that fit, in words that go on after "expected"."""
     parse: Callable[[str, Path], T]
-    """Text, and the folder that relative paths start from, to the value; raises :class:`Unfit`."""
+    """Text, and the folder that relative paths start from, to the value; raises ``ValueError``,
+    and :class:`Unfit` to give advice."""
     secret: bool = False
     """The text is shown nowhere."""
     many: bool = False
@@ -73,16 +76,8 @@ class HostPort:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-# ---------------------------------------------------------------- words, numbers and secrets
-
-
 def matching(
-    pattern: str,
-    expected: str,
-    value: Callable[[str], T],
-    *,
-    advice: str = "",
-    secret: bool = False,
+    pattern: str, expected: str, value: Callable[[str], T], advice: str = "", secret: bool = False
 ) -> Kind[T]:
     """A text of some form, and what it becomes."""
 
@@ -106,12 +101,12 @@ def choice(words: str, aliases: Mapping[str, str] = {}) -> Kind[str]:
 def whole_number(least: int, most: int, what: str) -> Kind[int]:
     """A whole number in decimal digits."""
 
-    def parse(text: str, folder: Path) -> int:
-        if not re.fullmatch(r"[0-9]{1,9}", text) or not least <= int(text) <= most:
+    def number(text: str) -> int:
+        if not least <= int(text) <= most:
             raise Unfit
         return int(text)
 
-    return Kind(f"{what} from {least} to {most}", parse)
+    return matching("[0-9]{1,9}", f"{what} from {least} to {most}", number)
 
 
 def seconds(*, zero: bool) -> Kind[float]:
@@ -173,9 +168,6 @@ TOKEN = matching(
 )
 
 
-# ---------------------------------------------------------------- files and sockets
-
-
 def _path(text: str, folder: Path) -> Path:
     if not text:
         raise Unfit
@@ -207,19 +199,11 @@ SOCKET = Kind("the path of a socket, systemd:... or '' for none", _socket)
 DATAGRAM_SOCKET = Kind("the path of a socket, or '' for none", _datagram_socket)
 
 
-# ---------------------------------------------------------------- the network
-
-
 def _host(text: str) -> str:
-    """An IP address, also in brackets, or a host name."""
-    bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
-    try:
-        return str(ipaddress.ip_address(bare))
-    except ValueError:
-        # Only numbers and dots: an IPv4 address gone wrong, not a name.
-        if bare != text or not _HOST_NAME.fullmatch(text) or re.fullmatch(r"[0-9.]+", text):
-            raise Unfit from None
+    """A host name, or an IP address, which may be in brackets."""
+    if re.fullmatch(_HOST_NAME, text):
         return text
+    return str(ipaddress.ip_address(re.sub(r"^\[(.*)\]$", r"\1", text)))
 
 
 def _listen_address(text: str, folder: Path) -> str:
@@ -227,46 +211,34 @@ def _listen_address(text: str, folder: Path) -> str:
         return text
     if text in ("*", "any"):
         raise Unfit("'::' listens on all addresses")
-    try:
-        return _host(text)
-    except Unfit:
-        if re.fullmatch(r"(\[.*\]|[^:]*):[0-9]+", text):
-            raise Unfit("the port has a key of its own") from None
-        raise
+    if re.fullmatch(r"(\[.*\]|[^:]*):[0-9]+", text):
+        raise Unfit("the port has a key of its own")
+    return _host(text)
 
 
 def _optional_host_port(text: str, folder: Path) -> HostPort | None:
     if not text:
         return None
-    host, colon, port = text.rpartition(":")
+    host, _, port = text.rpartition(":")
     if ":" in host and not host.startswith("["):
         raise Unfit("put an IPv6 address in brackets: '[::1]:9119'")
-    if not colon or not host:
-        raise Unfit
     return HostPort(_host(host), PORT.parse(port, folder))
 
 
 def _server(text: str, folder: Path) -> HostPort:
-    try:
-        url = urlsplit(text)
-        host, port = url.hostname, 443 if url.port is None else url.port
-    except ValueError:
-        raise Unfit from None
+    url = urlsplit(text)
+    port = 443 if url.port is None else url.port
     if url.scheme != "https":
         raise Unfit("Apple's push service is reached over TLS only")
-    if not host or not port or url.path not in ("", "/") or re.search(r"[?#@]", text):
+    if not url.hostname or not port or url.path not in ("", "/") or re.search(r"[?#@]", text):
         raise Unfit("write the host and the port alone")
-    return HostPort(_host(host), port)
+    return HostPort(_host(url.hostname), port)
 
 
 def _url(text: str, folder: Path) -> str:
-    try:
-        url = urlsplit(text)
-        host = _host(url.hostname or "")
-        port = url.port
-    except ValueError:
-        raise Unfit from None
-    if url.scheme not in ("https", "http") or port == 0 or re.search(r"[\s?#@]", text):
+    url = urlsplit(text)
+    host = _host(url.hostname or "")
+    if url.scheme not in ("https", "http") or url.port == 0 or re.search(r"[\s?#@]", text):
         raise Unfit
     if url.scheme == "http" and host not in ("localhost", "127.0.0.1", "::1"):
         raise Unfit("the password's hash is sent there, so it has to be https")
@@ -275,19 +247,13 @@ def _url(text: str, folder: Path) -> str:
 
 def _networks(text: str, folder: Path) -> tuple[Network, ...]:
     networks: list[Network] = []
-    for word in re.split(r"[\s,]+", text.strip(" ,")) if text.strip(" ,") else ():
+    for word in re.findall(r"[^\s,]+", text):
+        around = ipaddress.ip_network(word, strict=False)
         try:
             networks.append(ipaddress.ip_network(word))
         except ValueError:
-            raise Unfit(_network_advice(word)) from None
+            raise Unfit(f"write {around}, or the address alone") from None
     return tuple(networks)
-
-
-def _network_advice(word: str) -> str:
-    try:
-        return f"write {ipaddress.ip_network(word, strict=False)}, or the address alone"
-    except ValueError:
-        return ""
 
 
 LISTEN_ADDRESS = Kind(

@@ -6,7 +6,7 @@ import difflib
 import io
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +14,31 @@ import attrs
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
+from ruamel.yaml.reader import ReaderError
 
 from xaps.config.kinds import Unfit
-from xaps.config.table import DEFAULT_PATH, KEYS, Config, Cyrus, Key
+from xaps.config.table import DEFAULT_PATH, KEYS, Config, Cyrus
 from xaps.system.console import one_line
 from xaps.system.files import careless
 
-__all__ = ["DEFAULT_PATH", "Config", "ConfigError", "Problem", "careless_secrets", "load"]
+__all__ = ["DEFAULT_PATH", "Config", "ConfigError", "careless_secrets", "load"]
 
 _SIZE_MAX = 1024 * 1024
 """Bytes of a configuration file."""
 
 _NAMES = {name.lower(): name for name in KEYS} | {"cyrus": "cyrus"}
 
-_NOT_YAML = re.compile(r"[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-
 _MISTAKES = {
+    r"""<block end>.* after []}'"]$""": (
+        "found text after the closing {} of a value; put the whole value in quotes, "
+        "and look for a quote that is not closed further up"
+    ),
     r"'\\t'": "found a tab where YAML takes spaces alone; replace it by spaces",
     "could not find expected ':'": (
         "found no colon with a space after it; expected key: value, or # before a comment"
     ),
     "end of stream": "found a quote here that nothing closes; close it",
-    "flow": ("found a bracket here that is not closed; close it, or put the whole value in quotes"),
+    "flow": "found a bracket here that is not closed; close it, or put the whole value in quotes",
     "mapping values": (
         "found a colon too many; put a space after the colon of each key (look at the line "
         "above, too), start all keys in the first column, and quote values that have ': '"
@@ -44,7 +47,8 @@ _MISTAKES = {
         "found a line that does not go with those above it; start all keys in the first column"
     ),
 }
-"""What the parser says of a mistake in the syntax (a pattern), and what we say of it."""
+"""What the parser says of a mistake in the syntax and what is in front of it (a pattern), and what
+we say of it. The parser's own words may quote the file: perhaps a password."""
 
 _FURTHER_UP = ("could not find expected ':'", "end of stream", "flow")
 """The mistakes that stand further up than where the parser could not go on."""
@@ -62,44 +66,41 @@ _NEEDED = (
 )
 """A key, another one that it is nothing without, and why."""
 
+_ALTERNATIVES = (
+    (("certificateFileP12", "certificateFilePem", "keyFileP8"), "one credential"),
+    *(
+        (("cyrus.imapdConf", name), "one of them")
+        for name in KEYS
+        if name.startswith("cyrus.") and name != "cyrus.imapdConf"
+    ),
+)
+"""Keys of which at most one may have a value, and what is expected."""
 
-# ---------------------------------------------------------------- errors
+_NULL = "tag:yaml.org,2002:null"
+
+_FOUND = {"scalar": "a text", "sequence": "a list", "mapping": "keys and values"}
+"""A YAML node, by its id, in words."""
 
 
-@attrs.frozen
-class Problem:
-    """One thing that is wrong."""
-
-    line: int | None
-    """From 1; ``None`` when it is the whole file."""
-    key: str | None
-    text: str
+Problem = tuple[int, str | None, str]
+"""The line, or 0 for the whole file; the key, if it is one's; and what is wrong."""
 
 
 class ConfigError(Exception):
     """The configuration cannot be used: all that is wrong with it, one line each."""
 
-    def __init__(self, path: Path, problems: Sequence[Problem]) -> None:
-        super().__init__(path, problems)
-        self.path = path
-        self.problems = tuple(problems)
-
-    def __str__(self) -> str:
+    def __init__(self, path: Path, problems: Iterable[Problem]) -> None:
         lines = []
-        for problem in self.problems:
-            place = str(self.path) if problem.line is None else f"{self.path}:{problem.line}"
-            parts = (place, problem.key, problem.text)
+        for line, key, text in problems:
+            parts = (f"{path}:{line}" if line else str(path), key, text)
             lines.append(": ".join(one_line(part) for part in parts if part))
-        return "\n".join(lines)
+        super().__init__("\n".join(lines))
 
 
 def _shown(text: str) -> str:
     """A text as errors quote it: short, and without the password of a URL."""
     text = re.sub(r"//[^/@]*@", "//...@", text)
     return f"'{text[:60]}...'" if len(text) > 60 else f"'{text}'"
-
-
-# ---------------------------------------------------------------- reading
 
 
 def load(path: Path) -> Config:
@@ -111,14 +112,16 @@ def load(path: Path) -> Config:
     file = _File(path.absolute().parent)
     if isinstance(root, MappingNode):
         file.mapping(root)
-    elif root is not None and not _is_null(root):
+    elif root is not None and root.tag != _NULL:
         expected = "expected lines such as port: 11619, with a space after the colon"
-        file.problem(1, None, f"found {_what(root)}, {expected}")
+        file.problems.append((1, None, f"found {_FOUND[root.id]}, {expected}"))
     file.check_combinations()
     if file.problems:
-        raise ConfigError(path, sorted(file.problems, key=lambda problem: problem.line or 0))
-    cyrus = Cyrus(**file.cyrus)
-    return Config(**file.values, cyrus=cyrus, written=frozenset(file.values))
+        raise ConfigError(path, sorted(file.problems, key=lambda problem: problem[0]))
+    values: dict[bool, dict[str, Any]] = {True: {}, False: {}}
+    for name, value in file.values.items():
+        values[name.startswith("cyrus.")][KEYS[name].attribute] = value
+    return Config(**values[False], cyrus=Cyrus(**values[True]), written=frozenset(values[False]))
 
 
 def careless_secrets(path: Path, config: Config) -> list[str]:
@@ -129,7 +132,7 @@ def careless_secrets(path: Path, config: Config) -> list[str]:
 
 
 def _read(path: Path) -> str:
-    line = None
+    line = 0
     try:
         with path.open("rb") as file:
             content = file.read(_SIZE_MAX + 1)
@@ -147,171 +150,125 @@ def _read(path: Path) -> str:
         text = "found bytes that are not UTF-8; save the file in that encoding"
     except ValueError as error:  # the path has a NUL in it
         text = f"cannot be read: {error}"
-    raise ConfigError(path, [Problem(line, None, text)])
+    raise ConfigError(path, [(line, None, text)])
 
 
 def _compose(path: Path, text: str) -> Any:
     """The YAML node of the whole document, or ``None``; nodes know their lines and sources."""
+    line = 0
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they quote the file, which has secrets in it
             return YAML(typ="safe", pure=True).compose(io.StringIO(text))
     except MarkedYAMLError as error:
-        mark, reason = _explained(error, text)
-        line = mark.line + 1 if mark else None
-    except (YAMLError, RecursionError, ValueError) as error:
-        bad = _NOT_YAML.search(text)
-        line = text.count("\n", 0, bad.start()) + 1 if bad else None
-        what = "lists within lists, too deep" if isinstance(error, RecursionError) else "no YAML"
-        reason = "a control character; remove it" if bad else f"{what}, expected key: value lines"
-        reason = f"found {reason}"
-    raise ConfigError(path, [Problem(line, None, reason)])
+        line, reason = _explained(error, text)
+    except ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        reason = "found a control character; remove it"
+    except RecursionError:
+        reason = "found lists within lists, too deep, expected key: value lines"
+    except (YAMLError, ValueError):
+        reason = "found no YAML, expected key: value lines"
+    raise ConfigError(path, [(line, None, reason)])
 
 
-def _explained(error: MarkedYAMLError, text: str) -> tuple[Any, str]:
-    """Where a mistake in the syntax is, and what it is."""
-    problem = error.problem or ""
-    mark = error.problem_mark or error.context_mark
-    before = text[: mark.index].rstrip()[-1:] if mark else ""
-    if "<block end>" in problem and before in ("]", "}", "'", '"'):
-        return mark, (
-            f"found text after the closing {before} of a value; put the whole value in quotes, "
-            "and look for a quote that is not closed further up"
-        )
+def _explained(error: MarkedYAMLError, text: str) -> tuple[int, str]:
+    """The line of a mistake in the syntax, and what it is."""
+    mark = error.problem_mark
+    before = text[: mark.index].rstrip()[-1:]
     for pattern, explanation in _MISTAKES.items():
-        if re.search(pattern, f"{error.context} {problem}"):
-            return (pattern in _FURTHER_UP and error.context_mark) or mark, explanation
-    # What the parser says more about it quotes the file: perhaps a password.
-    return mark, "found what is not YAML; expected key: value lines, text in quotes"
-
-
-def _is_null(node: Any) -> bool:
-    return (
-        isinstance(node, ScalarNode)
-        and node.style not in ("'", '"', "|", ">")
-        and node.value in ("", "~", "null", "Null", "NULL")
-    )
-
-
-def _what(node: Any) -> str:
-    if isinstance(node, SequenceNode):
-        return "a list"
-    return "keys and values" if isinstance(node, MappingNode) else "a text"
+        if re.search(pattern, f"{error.context} {error.problem} after {before}"):
+            mark = (pattern in _FURTHER_UP and error.context_mark) or mark
+            return mark.line + 1, explanation.format(before)
+    return mark.line + 1, "found what is not YAML; expected key: value lines, text in quotes"
 
 
 @attrs.define
 class _File:
-    """A file as far as it has been read."""
+    """A file as far as it has been read; the keys in it are named as they are documented."""
 
     folder: Path
     values: dict[str, Any] = attrs.field(factory=dict)
-    cyrus: dict[str, Any] = attrs.field(factory=dict)
     problems: list[Problem] = attrs.field(factory=list)
     lines: dict[str, int] = attrs.field(factory=dict)
     """Where each key stands."""
     given: set[str] = attrs.field(factory=set)
     """The keys that have a value, a wrong one too."""
 
-    def problem(self, line: int, key: str | None, text: str) -> None:
-        self.problems.append(Problem(line, key, text))
-
     def mapping(self, node: MappingNode, prefix: str = "") -> None:
-        for key_node, value in node.value:
-            line = key_node.start_mark.line + 1
-            if not isinstance(key_node, ScalarNode):
-                self.problem(line, None, f"found {_what(key_node)} as a key, expected a name")
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if not isinstance(key, ScalarNode):
+                self.problems.append(
+                    (line, None, f"found {_FOUND[key.id]} as a key, expected a name")
+                )
                 continue
-            name = _NAMES.get(prefix + key_node.value.lower())
-            if name is None or "." in key_node.value:
-                self.problem(line, *_unknown(prefix, key_node.value))
+            name = _NAMES.get(prefix + key.value.lower())
+            if name is None or "." in key.value:
+                self.problems.append((line, *_unknown(prefix, key.value)))
             elif name in self.lines:
                 text = f"found again, but it is set in line {self.lines[name]}; remove one of them"
-                self.problem(line, name, text)
+                self.problems.append((line, name, text))
             else:
                 self.lines[name] = line
-                self.value(name, value, line)
+                if name == "cyrus" and isinstance(value, MappingNode):
+                    self.mapping(value, "cyrus.")
+                elif value.tag != _NULL:
+                    self.value(name, value, line)
 
     def value(self, name: str, node: Any, line: int) -> None:
-        if _is_null(node):
-            return
         if name == "cyrus":
-            if isinstance(node, MappingNode):
-                self.mapping(node, "cyrus.")
-            else:
-                expected = "expected indented lines such as altnamespace: no"
-                self.problem(line, name, f"found {_what(node)}, {expected}")
+            expected = "expected indented lines such as altnamespace: no"
+            self.problems.append((line, name, f"found {_FOUND[node.id]}, {expected}"))
             return
-        key = KEYS[name]
-        text = self.text(key, node, line)
-        if text is None:
-            return
+        kind = KEYS[name].kind
+        is_list = isinstance(node, SequenceNode)
+        nodes = node.value if is_list and kind.many else [node]
+        scalars = all(isinstance(item, ScalarNode) for item in nodes)
+        text = " ".join(item.value for item in nodes) if scalars else ""
+        if text or not scalars:
+            self.given.add(name)
         try:
-            value = key.kind.parse(text, self.folder)
-        except Unfit as unfit:
-            found = "something else (not shown, it is secret)" if key.kind.secret else _shown(text)
-            self.refuse(line, key, found, str(unfit))
-        else:
-            values = self.cyrus if name.startswith("cyrus.") else self.values
-            values[key.attribute] = value
-
-    def text(self, key: Key, node: Any, line: int) -> str | None:
-        """The text of a value; ``None`` when it has none, which is reported."""
-        nodes = node.value if key.kind.many and isinstance(node, SequenceNode) else [node]
-        if not all(isinstance(item, ScalarNode) for item in nodes):
-            self.given.add(key.name)
-            # The usual list is [::1] without its quotes.
-            bare = isinstance(node, SequenceNode) and not key.kind.many
-            self.refuse(line, key, _what(node), "put it in quotes" if bare else "")
-            return None
-        text = " ".join(item.value for item in nodes)
-        if text:
-            self.given.add(key.name)
-        if not text.isprintable():
-            self.refuse(line, key, "line ends or other control characters", "remove them")
-            return None
-        return text
-
-    def refuse(self, line: int, key: Key, found: str, advice: str) -> None:
-        more = f"; {advice}" if advice else ""
-        self.problem(line, key.name, f"found {found}, expected {key.kind.expected}{more}")
-
-    # ------------------------------------------------------------ what goes together
+            if not scalars:
+                found = _FOUND[node.id]
+                # The usual list is [::1] without its quotes.
+                raise Unfit("put it in quotes" if is_list and not kind.many else "")
+            if not text.isprintable():
+                found = "line ends or other control characters"
+                raise Unfit("remove them")
+            found = "something else (not shown, it is secret)" if kind.secret else _shown(text)
+            self.values[name] = kind.parse(text, self.folder)
+        except ValueError as error:
+            advice = f"; {error}" if isinstance(error, Unfit) and str(error) else ""
+            self.problems.append((line, name, f"found {found}, expected {kind.expected}{advice}"))
 
     def check_combinations(self) -> None:
-        credentials = ("certificateFileP12", "certificateFilePem", "keyFileP8")
-        self.at_most_one(credentials, "one credential")
         for name, needed, why in _NEEDED:
             if name in self.given and needed not in self.given:
                 text = f"found without {needed}, expected both: {why}"
-                self.problem(self.lines[name], name, text)
-        for name in KEYS:
-            if name.startswith("cyrus.") and name != "cyrus.imapdConf":
-                self.at_most_one(("cyrus.imapdConf", name), "one of them")
-        if "keyFileP8" in self.given:  # the Go daemon's own file has placeholders without it
-            self.ten_characters("keyFileKeyId", self.values.get("key_file_key_id"))
-            self.ten_characters("keyFileTeamId", self.values.get("key_file_team_id"))
-        self.different_sockets()
-
-    def at_most_one(self, names: Sequence[str], expected: str) -> None:
-        found = sorted((self.lines[name], name) for name in names if name in self.given)
-        if len(found) > 1:
-            text = " and ".join(f"{name} (line {line})" for line, name in found)
-            line, name = found[-1]
-            self.problem(line, name, f"found {text}, expected {expected}; remove the other")
-
-    def ten_characters(self, name: str, value: str | None) -> None:
-        if value and not re.fullmatch(r"[A-Z0-9]{10}", value):
-            text = f"found {_shown(value)}, expected 10 capital letters and digits"
-            self.problem(self.lines[name], name, f"{text}, as the developer portal shows them")
-
-    def different_sockets(self) -> None:
+                self.problems.append((self.lines[name], name, text))
+        for names, expected in _ALTERNATIVES:
+            found = sorted((self.lines[name], name) for name in names if name in self.given)
+            if len(found) > 1:
+                text = " and ".join(f"{name} (line {line})" for line, name in found)
+                self.problems.append(
+                    (*found[-1], f"found {text}, expected {expected}; remove the other")
+                )
+        for name in ("keyFileKeyId", "keyFileTeamId"):
+            value = self.values.get(name)
+            # The Go daemon's own file has placeholders when there is no keyFileP8.
+            if value and "keyFileP8" in self.given and not re.fullmatch("[A-Z0-9]{10}", value):
+                text = f"found {_shown(value)}, expected 10 capital letters and digits"
+                self.problems.append(
+                    (self.lines[name], name, f"{text}, as the developer portal shows them")
+                )
         seen: dict[str, str] = {}
         for name in ("socket", "cyrusSocket", "controlSocket"):
-            path = self.values.get(KEYS[name].attribute, KEYS[name].default)
+            path = self.values.get(name, KEYS[name].default)
             if path and path in seen:
                 line = max(self.lines.get(name, 0), self.lines.get(seen[path], 0))
                 text = f"found {_shown(path)} for {seen[path]} too, expected a socket of its own"
-                self.problem(line, name, text)
+                self.problems.append((line, name, text))
             seen[path] = name
 
 

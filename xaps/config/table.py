@@ -228,9 +228,6 @@ KEYS = {key.name: key for key in _keys(Config)}
 """Every setting by its documented name, in the order of the sample file."""
 
 
-# ---------------------------------------------------------------- the sample file
-
-
 _HEAD = """\
 # Configuration of xapsd, which tells iPhones and iPads about new mail.
 #

@@ -57,21 +57,20 @@ def status(answer: Answer) -> Iterator[str]:
     yield f"xapsd is {answer['health']}"
     for reason in answer["why"]:
         yield f"  ! {one_line(reason)}"
-    yield from fields(
-        {
-            "Version": answer["version"],
-            "Uptime": f"{duration(now - answer['started_at'])} (process {answer['pid']})",
-            "Topic": answer["topic"] or "-",
-            "Credential": credential(answer["credential"], now),
-            "APNs": _connection(answer["connection"], now),
-            "Last hour": ", ".join(f"{n} {name}" for name, n in answer["last_hour"].items()),
-            "Waiting": (
-                f"{_count(answer['waiting'], 'push', 'es')}, and {answer['in_flight']} in flight"
-            ),
-            "Phones": str(answer["phones"]),
-            "Stalls": f"{answer['reactor_stalls']} since the start",
-        }
-    )
+    waiting = _count(answer["waiting"], "push", "es")
+    values = {
+        "Version": answer["version"],
+        "Uptime": f"{duration(now - answer['started_at'])} (process {answer['pid']})",
+        "Topic": answer["topic"] or "-",
+        "Credential": credential(answer["credential"], now),
+        "APNs": _connection(answer["connection"], now),
+        "Last hour": ", ".join(f"{n} {name}" for name, n in answer["last_hour"].items()),
+        "Waiting": f"{waiting}, and {answer['in_flight']} in flight",
+        "Phones": str(answer["phones"]),
+        "Stalls": f"{answer['reactor_stalls']} since the start",
+    }
+    for name, value in values.items():
+        yield f"  {name:10}  {one_line(value)}"
 
 
 def _connection(connection: Answer, now: float) -> str:
@@ -101,22 +100,17 @@ def credential(found: Answer | None, now: float) -> str:
 
 
 def devices(phones: Sequence[Answer]) -> Iterator[str]:
-    """A table of phones."""
-    head = ("USER", "PHONE", "ACCOUNT ID", "MAILBOXES", "REGISTERED", "LAST PUSH")
-    yield from table(
-        head,
-        [
-            (
-                phone["user"],
-                phone["device_token"],
-                phone["account_id"],
-                _mailboxes(phone["mailboxes"]),
-                moment(phone["registered_at"]),
-                _last_push(phone),
-            )
-            for phone in phones
-        ],
-    )
+    """A table of phones, whose columns are as wide as what is in them."""
+    lines = [["USER", "PHONE", "ACCOUNT ID", "MAILBOXES", "REGISTERED", "LAST PUSH"]]
+    for phone in phones:
+        cells = [phone["user"], phone["device_token"], phone["account_id"]]
+        cells.append(_mailboxes(phone["mailboxes"]))
+        cells += [moment(phone["registered_at"]), _last_push(phone)]
+        lines.append(list(map(one_line, cells)))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = [f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)]
+        yield "  ".join(cells).rstrip()
 
 
 def _mailboxes(names: Sequence[str]) -> str:
@@ -129,20 +123,17 @@ def _mailboxes(names: Sequence[str]) -> str:
 
 
 def _last_push(phone: Answer) -> str:
-    last = phone["last_push"]
     text = "-"
-    if last is not None:
-        text = f"{moment(last['at'])} {last['outcome']}"
-        if last["reason"]:
-            text += f" ({last['reason']})"
+    if (last := phone["last_push"]) is not None:
+        reason = f" ({last['reason']})" if last["reason"] else ""
+        text = f"{moment(last['at'])} {last['outcome']}{reason}"
     return f"{text}, one waits" if phone["waiting"] else text
 
 
-def pushes(answers: Sequence[Answer]) -> Iterator[str]:
+def pushes(found: Sequence[Answer]) -> Iterator[str]:
     """A line for each push."""
-    for answer in answers:
-        words = in_words(answer["outcome"], answer["reason"])
-        yield f"{name(answer)}: {one_line(words)}"
+    for answer in found:
+        yield f"{name(answer)}: {one_line(in_words(answer['outcome'], answer['reason']))}"
 
 
 def name(phone: Answer) -> str:
@@ -159,25 +150,6 @@ def in_words(outcome: str, reason: str) -> str:
         return f"Apple says {reason}: {_REASONS[word[0]]}"
     text = _OUTCOMES.get(outcome, outcome)
     return f"{text}: {reason}" if reason else text
-
-
-# ---------------------------------------------------------------- forms
-
-
-def fields(values: Mapping[str, str]) -> Iterator[str]:
-    """Names and values, one a line."""
-    width = max(map(len, values))
-    for name, value in values.items():
-        yield f"  {name:{width}}  {one_line(value)}"
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Columns as wide as what is in them."""
-    lines = [head, *([one_line(cell) for cell in row] for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    for line in lines:
-        cells = (f"{cell:{width}}" for cell, width in zip(line, widths, strict=True))
-        yield "  ".join(cells).rstrip()
 
 
 def moment(seconds: float) -> str:

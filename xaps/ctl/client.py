@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import grp
+import contextlib
 import http.client
 import json
 import os
 import socket
+import stat
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -33,30 +34,30 @@ class CtlError(Exception):
 
 class DaemonClient:
     """A daemon, by the path of its control socket. Every method blocks and raises
-    :class:`CtlError`."""
+    :class:`CtlError`; arguments that are ``None`` are left out."""
 
     def __init__(self, path: Path, timeout: float = TIMEOUT) -> None:
         self._path = path
         self._timeout = timeout
 
-    def get(self, path: str, **query: str) -> Any:
+    def get(self, path: str, **query: str | None) -> Any:
         """The answer to a question."""
         # What a terminal sent need not be UTF-8.
-        return json.loads(self.text(f"{path}?{urlencode(query, errors='surrogateescape')}"))
+        given = urlencode(_without_none(query), errors="surrogateescape")
+        return json.loads(self.ask(f"{path}?{given}"))
 
-    def text(self, path: str) -> str:
-        """The answer to a question, as it is."""
-        return self._request("GET", path, None)
-
-    def post(self, path: str, **order: object) -> Any:
+    def post(self, path: str, **order: str | None) -> Any:
         """The answer to an order."""
-        given = {name: value for name, value in order.items() if value is not None}
-        return json.loads(self._request("POST", path, json.dumps(given)))
+        return json.loads(self.ask(path, json.dumps(_without_none(order))))
 
-    def _request(self, method: str, path: str, body: str | None) -> str:
-        connection = _UnixConnection(self._path, self._timeout)
+    def ask(self, path: str, order: str | None = None) -> str:
+        """The answer as it is."""
+        connection = http.client.HTTPConnection("xapsd")
+        connection.sock = socket.socket(socket.AF_UNIX)
         try:
-            connection.request(method, path, body)
+            connection.sock.settimeout(self._timeout)
+            connection.sock.connect(str(self._path))
+            connection.request("GET" if order is None else "POST", path, order)
             answer = connection.getresponse()
             content = answer.read()
         except (OSError, http.client.HTTPException) as error:
@@ -68,15 +69,8 @@ class DaemonClient:
         return content.decode()
 
 
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: Path, timeout: float) -> None:
-        super().__init__("xapsd", timeout=timeout)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self._path))
+def _without_none(values: dict[str, str | None]) -> dict[str, str]:
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _error(status: int, content: bytes) -> str:
@@ -103,18 +97,11 @@ def _why(path: Path, error: Exception) -> str:
             "systemctl start xapsd starts it"
         )
     if isinstance(error, PermissionError):
-        group = _group(path)
-        member = f", or join the group {group} (adduser USER {group})" if group else ""
-        return f"you may not use this socket. Run xapsctl as root{member}"
+        text = "you may not use this socket. Run xapsctl as root"
+        with contextlib.suppress(OSError, KeyError):  # the group cannot be told
+            status = path.stat()
+            if status.st_gid and status.st_mode & stat.S_IWGRP:
+                group = path.group()
+                text += f", or join the group {group} (adduser USER {group})"
+        return text
     return str(error)
-
-
-def _group(path: Path) -> str:
-    """The name of the socket's group; empty if that cannot be told, or does not help."""
-    try:
-        status = path.stat()
-        if status.st_gid and status.st_mode & 0o20:
-            return grp.getgrgid(status.st_gid).gr_name
-    except (OSError, KeyError):
-        pass
-    return ""

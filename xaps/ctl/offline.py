@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import socket
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from twisted.internet.defer import Deferred, execute
 from twisted.python.failure import Failure
@@ -25,11 +26,6 @@ from xaps.registry.godata import GoData, GoDataError, GoExport, export, parse
 from xaps.registry.interface import RegistryError
 from xaps.registry.opening import MAX_JSON, open_registry, read_registrations
 from xaps.registry.sqlite import SQLiteRegistry
-
-T = TypeVar("T")
-
-PATIENCE = 1.0
-"""Seconds to wait for another process that uses the registry."""
 
 
 def check_config(file: Path) -> tuple[bool, list[str]]:
@@ -58,22 +54,14 @@ def certificate_reports(file: Path, paths: Sequence[Path], now: float) -> list[R
     return report_files(paths, password, now)
 
 
-# ---------------------------------------------------------------- the Go daemon's JSON
-
-
 def running(config: Config) -> bool:
     """Whether a daemon listens on one of the configuration's sockets."""
     for path in (config.control_socket, config.socket):
-        if not path or path.startswith("systemd:"):
-            continue
-        with socket.socket(socket.AF_UNIX) as probe:
-            try:
-                probe.connect(path)
-                return True
-            except PermissionError:
-                return True  # as far as one can tell; better not to touch its database
-            except OSError:
-                continue
+        if path and not path.startswith("systemd:"):
+            with socket.socket(socket.AF_UNIX) as probe:
+                # Who may not connect cannot tell: better not to touch the daemon's database.
+                if probe.connect_ex(path) in (0, errno.EACCES, errno.EPERM):
+                    return True
     return False
 
 
@@ -94,29 +82,36 @@ def export_stopped(config: Config) -> GoExport:
     with _as_daemon(config):
         # Opening it takes over the Go daemon's file. A daemon that uses it all the same, without a
         # socket, harms nobody.
-        with contextlib.suppress(RegistryInUse), _opened(config):
-            pass
+        with contextlib.suppress(RegistryInUse):
+            _now(_opened(config).close())
         return export(read_registrations(config.database_file))
 
 
 def import_stopped(config: Config, file: Path) -> tuple[GoData, int]:
-    """Add what is in `file` to the registry that no daemon uses, unless it knows something newer.
+    """Add what is in `file` to the registry, unless it knows something newer.
 
     :returns: what was in the file, and the number of registrations that were added.
     """
+    if running(config):
+        raise CtlError(
+            "xapsd is running, and nothing was imported; stop it (systemctl stop xapsd), "
+            "import, and start it again"
+        )
+    now = time.time()
     try:
         if file.stat().st_size > MAX_JSON:
             raise CtlError(f"{file}: this is too large for a file of the Go daemon")
-        data = file.read_bytes()
+        found = parse(file.read_bytes(), now=now, oldest=now - REGISTRATION_LIFETIME)
     except OSError as error:
         raise CtlError(f"{file}: {error.strerror}") from None
-    now = time.time()
-    try:
-        found = parse(data, now=now, oldest=now - REGISTRATION_LIFETIME)
     except GoDataError as error:
         raise CtlError(f"{file}: {error}") from None
-    with _as_daemon(config), _opened(config) as registry:
-        return found, _now(registry.add(found.registrations))
+    with _as_daemon(config):
+        registry = _opened(config)
+        try:
+            return found, _now(registry.add(found.registrations))
+        finally:
+            _now(registry.close())
 
 
 @contextlib.contextmanager
@@ -143,26 +138,20 @@ def _as_daemon(config: Config) -> Iterator[None]:
             os.setegid(group)
 
 
-@contextlib.contextmanager
-def _opened(config: Config) -> Iterator[SQLiteRegistry]:
+def _opened(config: Config) -> SQLiteRegistry:
     """The registry, opened as the daemon opens it."""
-    registry = open_registry(
+    return open_registry(
         config.database_file,
         run=execute,
         wall=time.time,
-        busy_timeout=PATIENCE,
+        busy_timeout=1.0,  # seconds to wait for another process that uses it
     )
-    try:
-        yield registry
-    finally:
-        _now(registry.close())
 
 
-def _now(deferred: Deferred[T]) -> T:
+def _now(deferred: Deferred[Any]) -> Any:
     """The result of something that does not wait for a reactor."""
     results: list[Any] = []
     deferred.addBoth(results.append)
     if isinstance(results[0], Failure):
         results[0].raiseException()
-    result: T = results[0]
-    return result
+    return results[0]

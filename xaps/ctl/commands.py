@@ -1,0 +1,253 @@
+"""The commands of ``xapsctl``: what each does, and, as its docstring, the help that teaches it."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from xaps.config.reading import DEFAULT_PATH, Config, load
+from xaps.ctl import answers
+from xaps.ctl.client import BAD, CtlError, DaemonClient
+from xaps.system.files import replace_file
+
+Command = Callable[["Commands"], int]
+
+DEFAULT_SOCKET = Path(Config().control_socket)
+
+ARGUMENTS: dict[str, list[tuple[str, dict[str, Any]]]] = {}
+"""What a command takes, by the method's name: the name and, as argparse has it, what it is."""
+
+
+def _argument(name: str, **settings: Any) -> Callable[[Command], Command]:
+    def declared(command: Command) -> Command:
+        ARGUMENTS.setdefault(command.__name__, []).insert(0, (name, settings))
+        return command
+
+    return declared
+
+
+class Commands:
+    """A command line. Each public method is a command; it prints and returns the exit status.
+
+    What only some import, they import late: it takes longer than the others do altogether.
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._options = options
+        self._file: Path = options.config or DEFAULT_PATH
+
+    def status(self) -> int:
+        """Show on one screen whether all is well.
+
+        'good': pushes go out. 'starting': the first connection to APNs is being made.
+        'degraded': pushes go out or wait, but something needs a look, such as a certificate
+        that expires in less than 14 days. 'failing': no mail is pushed. What is wrong is said
+        below, after an exclamation mark. Exits with 0 only if it is good.
+        """
+        answer = self._daemon().get("/status")
+        self._tell(answer, answers.status(answer))
+        return 0 if answer["health"] == "good" else BAD
+
+    @_argument("user", metavar="USER", nargs="?", help="only this user's")
+    def devices(self) -> int:
+        """List the registered phones.
+
+        Device tokens are shortened, since whoever has a credential can push to them. The last
+        push is remembered since the daemon was started.
+        """
+        user = self._options.user
+        phones = self._daemon().get("/devices", user=user)
+        if phones or self._options.json:
+            self._tell(phones, answers.devices(phones))
+        elif not user:
+            print("No phone is registered.")
+        return self._found(phones) if user else 0
+
+    @_argument("user", metavar="USER")
+    @_argument(
+        "token",
+        metavar="TOKEN",
+        nargs="?",
+        help="only the phone whose device token begins so, as 'xapsctl devices' shows it",
+    )
+    def forget(self) -> int:
+        """Drop a user's phones now.
+
+        A phone that still has the account registers again within a day, or when Mail is opened;
+        to be rid of it, remove the account from the phone, or close it on the IMAP server.
+        """
+        token = self._options.token
+        phones = self._daemon().post("/forget", user=self._options.user, token=token)
+        self._tell(phones, (f"Forgot {answers.name(phone)}" for phone in phones))
+        return self._found(phones, f" whose token begins with {token}" if token else "")
+
+    @_argument("user", metavar="USER")
+    @_argument(
+        "--mailbox", metavar="MAILBOX", default="INBOX", help="what has new mail (default: INBOX)"
+    )
+    def push(self) -> int:
+        """Push to a user's phones now and tell what APNs says.
+
+        What APNs takes need not reach a phone that is switched off, or has Push switched off in
+        Settings, Mail, Accounts, Fetch New Data. Exits with 0 only if APNs took all pushes.
+        """
+        options = self._options
+        found = self._daemon().post("/push", user=options.user, mailbox=options.mailbox)
+        self._tell(found, answers.pushes(found))
+        if not all(answer["outcome"] == "delivered" for answer in found):
+            return BAD
+        return self._found(found)
+
+    @_argument(
+        "file", metavar="FILE", nargs="?", type=Path, help="where to; if not given, standard output"
+    )
+    def export(self) -> int:
+        """Write all registrations as the Go daemon's database.json.
+
+        The file holds the phones' device tokens: keep it to yourself. The format has room for
+        one phone for each account id; what is left out is named. The daemon may be running.
+        """
+        from xaps.ctl import offline  # noqa: PLC0415
+
+        config = None if self._options.socket else load(self._file)
+        if config is None or offline.running(config):
+            exported = offline.export_running(self._daemon())
+        else:
+            exported = offline.export_stopped(config)
+        file: Path | None = self._options.file
+        if file is None:
+            self._print_utf8(exported.data.decode())
+        else:
+            try:
+                replace_file(file, exported.data)
+            except OSError as error:
+                raise CtlError(f"{file}: {error.strerror}") from None
+        for phone in exported.left_out:
+            why = "since the format has room for one phone for each account id"
+            print(f"xapsctl: left out: {phone.key}, {why}", file=sys.stderr)
+        return 0
+
+    @_argument("file", metavar="FILE", type=Path)
+    def import_(self) -> int:
+        """Take over registrations from a database.json of the Go daemon.
+
+        Registrations that xapsd knows a newer state of stay as they are. The daemon must not be
+        running: systemctl stop xapsd; xapsctl import FILE; systemctl start xapsd.
+        """
+        from xaps.ctl import offline  # noqa: PLC0415
+
+        found, added = offline.import_stopped(load(self._file), self._options.file)
+        count = len(found.registrations)
+        self._tell(
+            {"added": added, "usable": count, "problems": list(found.problems)},
+            [
+                *(f"Not imported: {problem}" for problem in found.problems),
+                f"{added} of {count} registrations were added; the others are known already",
+            ],
+        )
+        return BAD if found.problems else 0
+
+    def check(self) -> int:
+        """Check the configuration and what it points to.
+
+        Needs no running daemon. Run it as the daemon's user, so that permissions are checked too:
+        runuser -u xapsd -- xapsctl check
+        """
+        from xaps.ctl import offline  # noqa: PLC0415
+
+        bad, lines = offline.check_config(self._file)
+        self._tell({"good": not bad, "lines": lines}, lines)
+        return BAD if bad else 0
+
+    @_argument("paths", metavar="PATH", nargs="*", type=Path, help="files to look at instead")
+    def certificate(self) -> int:
+        """Tell about the push credential.
+
+        Topic, environment, validity and whether key and certificate match: of the configured
+        credential, or of the files that are named. Needs no running daemon. Exits with 0 if all
+        is good, with 1 within 30 days of expiry, and with 2 if nothing can be pushed with it.
+        """
+        from xaps.credentials.report import exit_status  # noqa: PLC0415
+        from xaps.ctl import offline  # noqa: PLC0415
+
+        found = offline.certificate_reports(self._file, self._options.paths, time.time())
+        lines = (line for report in found for line in report.lines())
+        self._tell([report.as_json() for report in found], lines)
+        return exit_status(found)
+
+    def reload(self) -> int:
+        """Take up changed certificates and keys now.
+
+        The daemon looks at them every minute anyway. Other settings need a restart, which keeps
+        what the daemon has accepted; IMAP servers do not repeat what they tell it meanwhile.
+        """
+        answer = self._daemon().post("/reload")
+        found = answer["credential"]
+        text = f"No credential can be used: {answer['problem']}"
+        if found is not None:
+            text = f"In use: {answers.credential(found, answer['now'])}"
+        self._tell(answer, [text])
+        return BAD if found is None else 0
+
+    def metrics(self) -> int:
+        """Print what Prometheus gets."""
+        self._print_utf8(self._daemon().ask("/metrics"))
+        return 0
+
+    def completion(self) -> int:
+        """Print the completion for bash.
+
+        Needs argcomplete (python3-argcomplete):
+        xapsctl completion > /etc/bash_completion.d/xapsctl
+        """
+        try:
+            from argcomplete.shell_integration import shellcode  # noqa: PLC0415 - may be missing
+        except ImportError:
+            raise CtlError(
+                "completion needs argcomplete, which is not installed: apt install "
+                "python3-argcomplete, or pip install 'xaps[completion]'"
+            ) from None
+        print(shellcode(["xapsctl"]))
+        return 0
+
+    def _daemon(self) -> DaemonClient:
+        """By its control socket, which need not be for those who may read the configuration."""
+        options = self._options
+        if options.socket is not None:
+            return DaemonClient(options.socket)
+        if options.config is None and not os.access(self._file, os.R_OK):
+            return DaemonClient(DEFAULT_SOCKET)
+        path = load(self._file).control_socket
+        if not path:
+            raise CtlError(f"{self._file}: controlSocket is empty, so xapsd cannot be asked")
+        return DaemonClient(DEFAULT_SOCKET if path.startswith("systemd:") else Path(path))
+
+    def _found(self, phones: Sequence[Any], which: str = "") -> int:
+        if phones:
+            return 0
+        print(f"xapsctl: no phone of {self._options.user}'s{which} is registered", file=sys.stderr)
+        return BAD
+
+    def _tell(self, answer: Any, lines: Iterable[str]) -> None:
+        for line in [json.dumps(answer, indent=2)] if self._options.json else lines:
+            print(line)
+
+    def _print_utf8(self, text: str) -> None:
+        """Print what is UTF-8 in any locale."""
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(encoding="utf-8")
+        sys.stdout.write(text)
+
+
+COMMANDS: dict[str, Command] = {
+    name.removesuffix("_"): command
+    for name, command in vars(Commands).items()
+    if not name.startswith("_")
+}
