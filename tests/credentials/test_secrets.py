@@ -46,14 +46,16 @@ class AppleIdTests(AppleCase):
             self.apple.behaviour = behaviour
             self.clock.advance(340 * DAY)
             self.clock.advance(60)
+        stored = json.loads(self.store.path.read_bytes())["certificates"]
         self.store.path.write_bytes(b"damaged")
         self.clock.advance(60)
         self.identity.write_bytes(b"damaged")
         self.clock.advance(DAY)
         keeper.stop()
         secrets = [HASH, PASSWORD, "PRIVATE KEY", "PasswordHash"]
-        for entry in json.loads(self.store.previous_path.read_bytes())["certificates"]:
-            secrets += lines_of(entry["key"].encode())
+        for entry in stored:
+            key = entry["certificate"].partition("-----BEGIN PRIVATE KEY-----")[2]
+            secrets += lines_of(key.encode())
         secrets += lines_of(IDENTITY.key_pem)
         self.assertGreater(len(secrets), 100)
         self.assertGreater(len(events), 10)

@@ -13,13 +13,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import attrs
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 from OpenSSL import SSL, crypto
 from pyasn1.codec.der import decoder
-from pyasn1.error import PyAsn1Error
 from pyasn1.type import char, univ
 
 from xaps.model import CertificateCredential
@@ -48,22 +46,6 @@ MAIL_TOPIC_PREFIXES = ("com.apple.mail.", "com.apple.mobilemail.push.")
 """iOS Mail listens to no other topics."""
 
 _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,200}")
-
-# What cryptography raises for certificates that are not what they should be; some of it only
-# when a field is looked at.
-PARSE_ERRORS = (
-    ValueError,
-    TypeError,
-    LookupError,
-    OverflowError,
-    UnsupportedAlgorithm,
-    x509.DuplicateExtension,
-    x509.UnsupportedGeneralNameType,
-    x509.InvalidVersion,
-)
-
-# Hostile DER makes pyasn1 fail in ways that are not errors of its own.
-_PYASN1_ERRORS = (PyAsn1Error, ValueError, TypeError, LookupError, OverflowError, RecursionError)
 
 
 class CredentialError(Exception):
@@ -137,6 +119,12 @@ class CertificateInfo:
     def chain_pem(self) -> tuple[bytes, ...]:
         """`chain`, one PEM text each."""
         return tuple(c.public_bytes(serialization.Encoding.PEM) for c in self.chain)
+
+    @property
+    def pem(self) -> bytes:
+        """`chain` and `key`, which there is, in one text."""
+        assert self.key is not None
+        return b"".join((*self.chain_pem, key_pem(self.key)))
 
     def errors(self, now: float) -> list[CredentialError]:
         """Why this certificate cannot push at the time `now`, the gravest first."""
@@ -244,14 +232,19 @@ def certificate_info(
             key_matches=None if key is None else _spki(key.public_key()) == spki,
             not_presented=_not_presented(chain),
         )
-    except PARSE_ERRORS as error:
-        raise damaged_certificate(source, reason_of(error)) from None
+    except CredentialError:
+        raise
+    except Exception as error:  # some damage is found only when a field is looked at
+        raise damaged_certificate(source, error) from None
 
 
-def damaged_certificate(source: str, reason: str) -> CredentialError:
-    """What is said of a certificate that cannot be read."""
-    what = f"the certificate is damaged ({reason})"
-    return CredentialError(source, what, "export or copy it again")
+def damaged_certificate(source: str, error: Exception) -> CredentialError:
+    """What is said of a certificate that cannot be read, with a library's reason for that."""
+    text = " ".join(str(error).split()) if isinstance(error, ValueError) else ""
+    reason = f"{type(error).__name__}: {text[:100]}" if text else type(error).__name__
+    return CredentialError(
+        source, f"the certificate is damaged ({reason})", "export or copy it again"
+    )
 
 
 def key_pem(key: PrivateKey) -> bytes:
@@ -266,12 +259,6 @@ def ascii_line(text: str, longest: int = 100) -> str:
     return "".join(c if " " <= c <= "~" else "?" for c in text[:longest])
 
 
-def reason_of(error: Exception) -> str:
-    """A library's error in a few words and one line."""
-    text = " ".join(str(error).split()) if isinstance(error, ValueError) else ""
-    return f"{type(error).__name__}: {text[:100]}" if text else type(error).__name__
-
-
 def _spki(key: CertificatePublicKeyTypes) -> bytes:
     return key.public_bytes(
         serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
@@ -283,20 +270,14 @@ def _order(source: str, certificates: Sequence[x509.Certificate]) -> tuple[x509.
     if not distinct:
         what = "there is no certificate"
         raise CredentialError(source, what, "it must hold the push certificate")
-    leaves = distinct
-    if len(distinct) > 1:
-        leaves = [c for c in distinct if not _is_authority(c)]
-    if len(leaves) != 1:
+    chain = [c for c in distinct if len(distinct) == 1 or not _is_authority(c)]
+    if len(chain) != 1:
         what = "there are only certificates of authorities, no push certificate"
-        if leaves:
-            what = f"there are {len(leaves)} certificates that could be the push certificate"
+        if chain:
+            what = f"there are {len(chain)} certificates that could be the push certificate"
         raise CredentialError(source, what, "leave one push certificate and its chain")
-    chain = leaves
-    rest = [c for c in distinct if c is not leaves[0]]
-    while rest:
-        issuer = next((c for c in rest if c.subject == chain[-1].issuer), None)
-        if issuer is None:
-            break
+    rest = [c for c in distinct if c is not chain[0]]
+    while issuer := next((c for c in rest if c.subject == chain[-1].issuer), None):
         rest.remove(issuer)
         chain.append(issuer)
     return tuple(chain)
@@ -350,6 +331,6 @@ def parse_topics(der: bytes) -> tuple[str, ...] | None:
             for item in map(bytes, sequence)
             if item[:1] == _UTF8_STRING
         ]
-    except _PYASN1_ERRORS:
+    except Exception:  # hostile DER makes pyasn1 fail in any way
         return None
     return None if rest else tuple(topics)

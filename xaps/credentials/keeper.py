@@ -13,7 +13,7 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger, LogLevel
 
 from xaps.credentials.certificate import DAY, CredentialError, ascii_line, utc_text
-from xaps.credentials.loading import SET_ONE, LoadResult, RenewalError, Run, Source
+from xaps.credentials.loading import SET_ONE, LoadResult, Run, Source
 from xaps.model import CertificateCredential, Credential
 from xaps.system.complaints import Complaints
 
@@ -74,24 +74,20 @@ class CredentialKeeper:
         self._reading = False  # a thread is, perhaps that of an earlier look
         self._renewing: Deferred[bool] | None = None
         self._stopped = False
-        self._loop = LoopingCall(self._begin_check, patient=True)
+        self._loop = LoopingCall(self._check, patient=True)
         self._loop.clock = clock
-        self._bad_content: bytes | None = None
-        self._refused = ""
+        self._bad: tuple[str, int] | None = None  # what was at the last look, if it was bad
         self._warned_days: int | None = None
         self._last_topic: str | None = None
 
     def start(self) -> None:
         """Look for a credential at once and once a minute from now on.
 
-        This reads files and may take a while: nothing depends on the reactor yet.
+        The first look is over when this returns: nothing depends on the reactor yet.
         """
-        if self._source is not None:
-            try:
-                self._take(self._source.load(self._wall()), patient=False)
-            except Exception:
-                self._tell_failure()
+        run, self._run = self._run, maybeDeferred
         self._loop.start(INTERVAL)
+        self._run = run
 
     def stop(self) -> None:
         """Look no more. What is under way is cancelled."""
@@ -105,34 +101,25 @@ class CredentialKeeper:
     def check_now(self) -> Deferred[None]:
         """Look at once, as the administrator asks for it. Fires when that is done, which is in a
         minute at the most; never fails."""
-        return self._begin_check(patient=False)
+        return self._check(patient=False)
 
     # -------------------------------------------------------------- looking
 
-    def _begin_check(self, patient: bool) -> Deferred[None]:
-        return Deferred.fromCoroutine(self._check(patient))
-
-    async def _check(self, patient: bool) -> None:
+    def _check(self, patient: bool) -> Deferred[None]:
         """Look, and get a new credential if one is due. Never fails, for that would end the
         LoopingCall for good."""
-        await self._look(patient)
-        if self._source is not None and self._renewing is None and not self._stopped:
-            # That may take minutes: nobody waits for it. It never fails either.
-            Deferred.fromCoroutine(self._renew(self._source, patient))
+        return self._lock.run(self._look, patient).addCallback(lambda _: self._begin_renewal())
 
     async def _look(self, patient: bool) -> None:
-        await self._lock.acquire()
+        if self._stopped:
+            return
         try:
-            if self._stopped:
-                return
             if self._source is None:
                 self._tell_problem("no push credential is configured", SET_ONE)
             else:
                 self._take(await self._read(self._source), patient)
         except Exception:
             self._tell_failure()
-        finally:
-            self._lock.release()
 
     async def _read(self, source: Source) -> LoadResult:
         """What a source holds, or that it does not say so in time."""
@@ -141,13 +128,12 @@ class CredentialKeeper:
             self._looking = self._run(partial(self._load, source, self._wall()))
             with contextlib.suppress(TimeoutError):
                 return await self._looking.addTimeout(LOOK_TIMEOUT, self._clock)
-        return LoadResult.failed(
-            CredentialError(
-                source.name,
-                f"its files cannot be read: no answer within {LOOK_TIMEOUT:.0f} s",
-                "see whether the file system that they are on works",
-            )
+        error = CredentialError(
+            source.name,
+            f"its files cannot be read: no answer within {LOOK_TIMEOUT:.0f} s",
+            "see whether the file system that they are on works",
         )
+        return LoadResult(errors=(error,))
 
     def _load(self, source: Source, now: float) -> LoadResult:
         try:
@@ -155,17 +141,20 @@ class CredentialKeeper:
         finally:
             self._reading = False
 
-    async def _renew(self, source: Source, patient: bool) -> None:
+    def _begin_renewal(self) -> None:
+        """That may take minutes: nobody waits for it. It never fails either."""
+        if self._source is not None and self._renewing is None and not self._stopped:
+            Deferred.fromCoroutine(self._renew(self._source))
+
+    async def _renew(self, source: Source) -> None:
         try:
             self._renewing = source.renew(self._wall())
-            tried = await self._renewing
-        except RenewalError as error:
+            if await self._renewing:
+                await self._lock.run(self._look, False)
+        except CredentialError as error:
             self._tell_daily("{error}", kind=str(error), error=error)
         except Exception:
             self._tell_failure()
-        else:
-            if tried:
-                await self._look(patient)
         finally:
             self._renewing = None
 
@@ -178,60 +167,54 @@ class CredentialKeeper:
     def _take(self, result: LoadResult, patient: bool) -> None:
         """Draw the conclusions from a look at the source.
 
-        :param patient: content that is bad may be half written: it is reported only if it is
-            still the same at the next look.
+        :param patient: content that is bad may be half written: while there is a credential it is
+            reported only if it is still as bad at the next look.
         """
         if result.credential is not None:
-            self._bad_content = None
-            self._complaints.over(self._refused)
+            if self._bad is not None:
+                self._complaints.over(self._bad[0])
+            self._bad = None
             if result.credential != self.credential:
                 self._use(result.credential)
             self._tell_warnings(result.warnings)
             self._warn_of_expiry()
             return
-        half_written = patient and self._bad_content != result.fingerprint
-        self._bad_content = result.fingerprint
-        expired = self._drop_expired()
-        self._warn_of_expiry()
-        if half_written and not expired:
-            return
-        self._tell_warnings(result.warnings)
         error = result.errors[0]
+        bad = (str(error), result.content)
+        half_written = patient and self._bad != bad
+        self._bad = bad
+        credential = self.credential
+        if isinstance(credential, CertificateCredential) and self._wall() >= credential.not_after:
+            self.credential = None
+            self._on_change(None)
+        self._warn_of_expiry()
         if self.credential is None:
+            self._tell_warnings(result.warnings)
             self._tell_problem(f"{error.file}: {error.what}", error.remedy)
-            return
-        self._refused = str(error)
-        self._tell_daily(
-            "Refused: {error}. The credential from {source} stays in use",
-            kind=self._refused,
-            error=error,
-            source=self.credential.source,
-        )
+        elif not half_written:
+            self._tell_warnings(result.warnings)
+            self._tell_daily(
+                "Refused: {error}. The credential from {source} stays in use",
+                kind=str(error),
+                error=error,
+                source=self.credential.source,
+            )
 
     def _use(self, credential: Credential) -> None:
-        former, self.credential = self.credential, credential  # whom it tells may look at it
-        try:
-            self._on_change(credential)
-        except BaseException:
-            self.credential = former
-            raise
+        self._on_change(credential)
+        self.credential = credential
         self.problem = None
         self._warned_days = None
         if isinstance(credential, CertificateCredential):
-            self._log.info(
-                "Certificate valid until {until}: topic {topic}, from {source}",
-                until=utc_text(credential.not_after),
-                topic=credential.topic,
-                source=credential.source,
-            )
+            what = f"Certificate valid until {utc_text(credential.not_after)}"
         else:
-            self._log.info(
-                "Token key {key_id} of team {team_id}: topic {topic}, from {source}",
-                key_id=credential.key_id,
-                team_id=credential.team_id,
-                topic=credential.topic,
-                source=credential.source,
-            )
+            what = f"Token key {credential.key_id} of team {credential.team_id}"
+        self._log.info(
+            "{what}: topic {topic}, from {source}",
+            what=what,
+            topic=credential.topic,
+            source=credential.source,
+        )
         if self._last_topic not in (None, credential.topic):
             self._log.warn(
                 "The topic has changed from {old} to {new}: phones register again within a day,"
@@ -240,14 +223,6 @@ class CredentialKeeper:
                 new=credential.topic,
             )
         self._last_topic = credential.topic
-
-    def _drop_expired(self) -> bool:
-        credential = self.credential
-        if not isinstance(credential, CertificateCredential) or self._wall() < credential.not_after:
-            return False
-        self.credential = None
-        self._on_change(None)
-        return True
 
     # -------------------------------------------------------------- telling
 

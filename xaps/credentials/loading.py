@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import stat
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -27,16 +26,10 @@ SET_ONE = "set certificateFilePem, certificateFileP12 or keyFileP8 (README: Cred
 """What to do where no credential is configured."""
 
 
-class RenewalError(Exception):
-    """A new credential cannot be asked for; the message is one line for the administrator."""
-
-
 @attrs.frozen
 class LoadResult:
     """What a source holds: a credential, or why there is none."""
 
-    fingerprint: bytes
-    """The same for the same content."""
     parsed: Parsed | None = None
     """``None`` when the content could not be read."""
     errors: tuple[CredentialError, ...] = ()
@@ -44,28 +37,17 @@ class LoadResult:
     warnings: tuple[str, ...] = ()
     credential: Credential | None = None
     """``None`` if and only if there are errors."""
+    content: int = 0
+    """Tells what could not be read from other content with the same error."""
 
     @classmethod
-    def of(
-        cls,
-        fingerprint: bytes,
-        parsed: Parsed | CredentialError,
-        warnings: Sequence[str],
-        now: float,
-    ) -> LoadResult:
+    def of(cls, parsed: Parsed, warnings: Sequence[str], now: float) -> LoadResult:
         """With the credential if what was read can be used at the time `now`."""
-        if isinstance(parsed, CredentialError):
-            return cls(fingerprint, None, (parsed,), tuple(warnings))
         if isinstance(parsed, TokenCredential):
-            return cls(fingerprint, parsed, (), tuple(warnings), parsed)
+            return cls(parsed, (), tuple(warnings), parsed)
         errors = tuple(parsed.errors(now))
         credential = None if errors else parsed.credential(now)
-        return cls(fingerprint, parsed, errors, (*warnings, *parsed.warnings()), credential)
-
-    @classmethod
-    def failed(cls, error: CredentialError) -> LoadResult:
-        """There is nothing to be read."""
-        return cls(str(error).encode(), errors=(error,))
+        return cls(parsed, errors, (*warnings, *parsed.warnings()), credential)
 
     @property
     def expires(self) -> float | None:
@@ -87,7 +69,7 @@ class Source(Protocol):
 
     def renew(self, now: float) -> Deferred[bool]:
         """Get a new credential if one is due. Fires with whether that was tried, so that
-        :meth:`load` may find something else now; fails with :class:`RenewalError`."""
+        :meth:`load` may find something else now; fails with :class:`CredentialError`."""
 
 
 class FileSource:
@@ -109,44 +91,31 @@ class FileSource:
         self.name = name
         self._files = files
         self._password = password
-
         # Checking an RSA key takes tens of milliseconds: once for each content.
-        @lru_cache(maxsize=1)
-        def parse(*blobs: Blob, password: bytes | None) -> Parsed | CredentialError:
-            try:
-                return read(*blobs, password=password)
-            except CredentialError as error:
-                return error
-
-        self._parse = parse
+        self._read = lru_cache(maxsize=1)(read)
 
     def load(self, now: float) -> LoadResult:
-        blobs, warnings = [], []
+        warnings: list[str] = []
+        blobs: list[Blob] = []
         try:
             for path in self._files:
-                blob, careless_modes = read_file(path)
-                blobs.append(blob)
-                warnings += careless_modes
-            password, careless_modes = read_password(self._password)
+                blobs.append(read_file(path))
+                warnings += careless(path, "private key") if blobs[-1].has_key else []
+            password = read_password(self._password)
+            if (file := password_file(self._password)) is not None:
+                warnings += careless(file, "password")
+            parsed = self._read(*blobs, password=password)
         except CredentialError as error:
-            return LoadResult.failed(error)
-        content = repr([password, *(blob.data for blob in blobs)]).encode()
-        return LoadResult.of(
-            hashlib.sha256(content).digest(),
-            self._parse(*blobs, password=password),
-            [*warnings, *careless_modes],
-            now,
-        )
+            content = hash(tuple(blobs))
+            return LoadResult(errors=(error,), warnings=tuple(warnings), content=content)
+        return LoadResult.of(parsed, warnings, now)
 
     def renew(self, now: float) -> Deferred[bool]:
         return succeed(False)
 
 
-def read_file(path: Path) -> tuple[Blob, list[str]]:
-    """A file's content, and what is careless about it.
-
-    :raises CredentialError: it cannot be read, is empty or too large.
-    """
+def read_file(path: Path) -> Blob:
+    """:raises CredentialError: it cannot be read, is empty or too large."""
     name = str(path)
     try:
         # A FIFO would block for ever.
@@ -154,35 +123,35 @@ def read_file(path: Path) -> tuple[Blob, list[str]]:
             raise CredentialError(name, "this is not a file")
         with path.open("rb") as file:
             data = file.read(MAX_FILE + 1)
-    except FileNotFoundError:
-        raise CredentialError(
-            name, "there is no such file", "put it there or correct the configuration"
-        ) from None
-    except PermissionError:
-        raise CredentialError(
-            name, "it cannot be read: permission denied", let_read(path)
-        ) from None
     except OSError as error:
-        raise CredentialError(name, f"it cannot be read: {error.strerror}") from None
+        what, remedy = f"it cannot be read: {error.strerror}", ""
+        if isinstance(error, FileNotFoundError):
+            what, remedy = "there is no such file", "put it there or correct the configuration"
+        elif isinstance(error, PermissionError):
+            what, remedy = "it cannot be read: permission denied", let_read(path)
+        raise CredentialError(name, what, remedy) from None
     if not data:
         raise CredentialError(name, "the file is empty", "copy it again")
     if len(data) > MAX_FILE:
         raise CredentialError(
             name, f"the file has more than {MAX_FILE} bytes", "is it the right one?"
         )
-    blob = Blob(name, data)
-    return blob, careless(path, "private key") if blob.has_key else []
+    return Blob(name, data)
 
 
-def read_password(setting: str | None) -> tuple[bytes | None, list[str]]:
-    """The password, which is the setting itself or in the file that ``file:`` names, and what is
-    careless about that file.
+def password_file(setting: str | None) -> Path | None:
+    """The file that holds the password, if ``certificatePassword`` names one with ``file:``."""
+    if setting is None or not setting.startswith("file:"):
+        return None
+    return Path(setting.removeprefix("file:"))
+
+
+def read_password(setting: str | None) -> bytes | None:
+    """The password, which is in the file or the setting itself.
 
     :raises CredentialError: the file cannot be read.
     """
-    if setting is None:
-        return None, []
-    if not setting.startswith("file:"):
-        return setting.encode(), []
-    path = Path(setting.removeprefix("file:"))
-    return read_file(path)[0].data.rstrip(b"\r\n"), careless(path, "password")
+    file = password_file(setting)
+    if file is not None:
+        return read_file(file).data.rstrip(b"\r\n")
+    return None if setting is None else setting.encode()

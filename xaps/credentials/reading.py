@@ -1,14 +1,14 @@
 """PEM, PKCS#12 and ``.p8`` bytes become certificates and keys; pure.
 
 All of it raises :class:`CredentialError` for administrators: which file, what is wrong, what to do.
-Nothing in that comes from a key or a password.
+Nothing in that comes from a key or a password. What cryptography raises for damaged ones is of any
+class.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-import contextlib
 import re
 import textwrap
 from collections.abc import Iterator
@@ -20,7 +20,6 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key, p
 
 from xaps.credentials.certificate import (
     MAIL_TOPIC_PREFIXES,
-    PARSE_ERRORS,
     CertificateInfo,
     CredentialError,
     PrivateKey,
@@ -29,7 +28,6 @@ from xaps.credentials.certificate import (
     damaged_certificate,
     is_mail_topic,
     key_pem,
-    reason_of,
 )
 from xaps.model import TokenCredential
 
@@ -41,6 +39,7 @@ _MAX_KEY_BLOCK = 4096
 _MAX_CERTIFICATES = 20
 
 _BEGIN = re.compile(rb"-----BEGIN ([A-Z0-9 ]{1,40})-----")
+_MARKS = re.compile(rb"-----[^-]*-----")
 _KEY_LABELS = frozenset(
     (b"PRIVATE KEY", b"ENCRYPTED PRIVATE KEY", b"RSA PRIVATE KEY", b"EC PRIVATE KEY")
 )
@@ -82,7 +81,7 @@ def read_pem(
     """
     blocks = list(_pem_blocks(certificate))
     certificates = _certificates(certificate.name, blocks)
-    if key is None and not any(block.label in _KEY_LABELS for block in blocks):
+    if key is None and not any(label in _KEY_LABELS for label, _ in blocks):
         return certificate_info(certificate.name, certificates, None)
     holder = key or certificate
     private = read_key(holder, password, "it must hold the certificate's private key")
@@ -96,30 +95,36 @@ def read_key(
 
     :param remedy: what to do if there is none.
     """
-    keys = [block for block in _pem_blocks(file) if block.label in _KEY_LABELS]
+    keys = [text for label, text in _pem_blocks(file) if label in _KEY_LABELS]
     if not keys:
         raise CredentialError(file.name, "there is no private key", remedy)
     if len(keys) > 1:
         raise CredentialError(file.name, "there are several private keys", "leave one")
-    return _pem_key(file.name, keys[0].text, password)
+    return _pem_key(file.name, keys[0], password)
 
 
 def read_pkcs12(file: Blob, password: bytes | None = None) -> CertificateInfo:
     """A certificate with its key from PKCS#12 (``.p12``, ``.pfx``)."""
-    kind = guess_format(file.data)
-    if kind != "PKCS#12":
-        remedy = _WRONG_FOR_PKCS12.get(kind, "export the certificate and its key again")
-        raise CredentialError(file.name, f"this is not PKCS#12 but {kind}", remedy)
+    _expect("PKCS#12", file)
     _check_rounds(file.name, file.data)
     # No password and an empty one are two things in PKCS#12, but not to people.
     for attempt in [password] if password else [None, b""]:
         try:
             bundle = pkcs12.load_pkcs12(file.data, attempt)
             break
-        except PARSE_ERRORS:
+        except Exception:  # noqa: S112 - the next one is tried, or it is told below
             continue
     else:
-        raise _pkcs12_refusal(file, password)
+        what, remedy = "it needs a password", "give its password in certificatePassword"
+        if password:
+            what, remedy = "it cannot be opened with this password", "correct certificatePassword"
+        if _RC2_OID in file.data:
+            remedy += (
+                "; if it is right, the file uses the old RC2 encryption that this OpenSSL may lack,"
+                " then convert it: openssl pkcs12 -legacy -in FILE -nodes -out FILE.pem, and name"
+                " that in certificateFilePem"
+            )
+        raise CredentialError(file.name, f"{what}, or it is damaged", remedy)
     if bundle.key is None:
         raise CredentialError(
             file.name, "there is no private key", "export the certificate together with its key"
@@ -189,37 +194,31 @@ def guess_format(data: bytes) -> str:
     return "something else"
 
 
-_WRONG_FOR_PKCS12 = {
+_REMEDIES = {
     "PEM": "name it in certificateFilePem",
-    "a DER certificate": "it has no key; export the certificate together with its key",
-}
-
-_WRONG_FOR_PEM = {
     "PKCS#12": "name it in certificateFileP12",
-    "a DER certificate": "convert it: openssl x509 -inform DER -in FILE -out FILE.pem",
+    "a DER certificate": "it has no key; export the certificate together with its key, or convert"
+    " it: openssl x509 -inform DER -in FILE -out FILE.pem",
     "DER": "convert it to PEM with openssl",
     "UTF-16 text": "save it as plain ASCII text",
+    "something else": "is it the right file? if so, export it again; PEM begins with"
+    " -----BEGIN CERTIFICATE----- or the like",
 }
+
+
+def _expect(kind: str, file: Blob) -> None:
+    found = guess_format(file.data)
+    if found != kind:
+        raise CredentialError(file.name, f"this is not {kind} but {found}", _REMEDIES[found])
 
 
 # ---------------------------------------------------------------- PEM
 
 
-@attrs.frozen
-class _Block:
-    label: bytes
-    text: bytes = attrs.field(repr=False)
-    """With its BEGIN and END lines."""
-    body: bytes = attrs.field(repr=False)
-
-
-def _pem_blocks(file: Blob) -> Iterator[_Block]:
-    """The blocks of a PEM text; what stands between them is nobody's business."""
+def _pem_blocks(file: Blob) -> Iterator[tuple[bytes, bytes]]:
+    """The labels and whole texts of the blocks; what stands between them is nobody's business."""
+    _expect("PEM", file)
     data = file.data
-    kind = guess_format(data)
-    if kind != "PEM":
-        remedy = _WRONG_FOR_PEM.get(kind, "PEM begins with -----BEGIN CERTIFICATE----- or the like")
-        raise CredentialError(file.name, f"this is not PEM but {kind}", remedy)
     position = 0
     while begin := _BEGIN.search(data, position):
         label = begin.group(1)
@@ -227,18 +226,15 @@ def _pem_blocks(file: Blob) -> Iterator[_Block]:
         end = data.find(ending, begin.end())
         following = data.find(b"-----BEGIN", begin.end())
         if end == -1 or (following != -1 and following < end):
-            raise CredentialError(
-                file.name,
-                f"the {label.decode().lower()} in it is cut off",
-                "copy the whole file again",
-            )
+            what = f"the {label.decode().lower()} in it is cut off"
+            raise CredentialError(file.name, what, "copy the whole file again")
         position = end + len(ending)
-        yield _Block(label, data[begin.start() : position], data[begin.end() : end])
+        yield label, data[begin.start() : position]
 
 
-def _certificates(name: str, blocks: list[_Block]) -> list[x509.Certificate]:
-    texts = [b for b in blocks if b.label in (b"CERTIFICATE", b"X509 CERTIFICATE")]
-    if not texts and any(b.label == b"TRUSTED CERTIFICATE" for b in blocks):
+def _certificates(name: str, blocks: list[tuple[bytes, bytes]]) -> list[x509.Certificate]:
+    texts = [text for label, text in blocks if label in (b"CERTIFICATE", b"X509 CERTIFICATE")]
+    if not texts and any(label == b"TRUSTED CERTIFICATE" for label, _ in blocks):
         raise CredentialError(
             name,
             "the certificate is one with OpenSSL's notes on trust (TRUSTED CERTIFICATE)",
@@ -249,21 +245,23 @@ def _certificates(name: str, blocks: list[_Block]) -> list[x509.Certificate]:
         raise CredentialError(
             name, f"there are {len(texts)} certificates", "leave the push certificate and its chain"
         )
-    certificates = []
-    for block in texts:
-        try:
-            der = base64.b64decode(b"".join(block.body.split()), validate=True)
-        except binascii.Error:
-            raise damaged_certificate(name, "not base64") from None
-        certificates.append(_certificate(name, der))
-    return certificates
+    return [_certificate(name, _body(text)) for text in texts]
+
+
+def _body(text: bytes) -> bytes:
+    """What is in a PEM block; nothing if that is not base64."""
+    lines = [line for line in _MARKS.sub(b"", text).splitlines() if b":" not in line]
+    try:
+        return base64.b64decode(b"".join(lines))
+    except binascii.Error:
+        return b""
 
 
 def _certificate(name: str, der: bytes) -> x509.Certificate:
     try:
         return x509.load_der_x509_certificate(der)
-    except PARSE_ERRORS as error:
-        raise damaged_certificate(name, reason_of(error)) from None
+    except Exception as error:
+        raise damaged_certificate(name, error) from None
 
 
 def _pem_key(name: str, text: bytes, password: bytes | None) -> PrivateKey:
@@ -271,27 +269,21 @@ def _pem_key(name: str, text: bytes, password: bytes | None) -> PrivateKey:
         raise CredentialError(
             name, "the private key has more than 4096 bits", "Apple's have 2048: use that key"
         )
-    encrypted = b"ENCRYPTED" in text
-    if encrypted and not password:
+    if b"ENCRYPTED" not in text:
+        password = None
+        what, remedy = "is damaged", "copy it again"
+    elif password:
+        what, remedy = "cannot be decrypted with this password", "correct certificatePassword"
+        _check_rounds(name, _body(text))
+    else:
         raise CredentialError(
             name, "the private key is encrypted", "give its password in certificatePassword"
         )
-    if encrypted:
-        lines = [line for line in text.splitlines() if b"-" not in line and b":" not in line]
-        with contextlib.suppress(binascii.Error):
-            _check_rounds(name, base64.b64decode(b"".join(lines)))
     try:
-        key = load_pem_private_key(text, password if encrypted else None)
-    except PARSE_ERRORS as error:
-        if encrypted:
-            raise CredentialError(
-                name,
-                "the private key cannot be decrypted with this password",
-                "correct certificatePassword",
-            ) from None
-        raise CredentialError(
-            name, f"the private key is damaged ({type(error).__name__})", "copy it again"
-        ) from None
+        key = load_pem_private_key(text, password)
+    except Exception as error:
+        what = f"the private key {what} ({type(error).__name__})"
+        raise CredentialError(name, what, remedy) from None
     return _rsa_or_ec(name, key)
 
 
@@ -310,16 +302,3 @@ def _check_rounds(name: str, der: bytes) -> None:
     found = _SALT_AND_ROUNDS.findall(der)
     if sum(int.from_bytes(value[: size[0]], "big") for size, value in found) > _MAX_ROUNDS:
         raise CredentialError(name, "the password's protection is beyond all measure")
-
-
-def _pkcs12_refusal(file: Blob, password: bytes | None) -> CredentialError:
-    what, remedy = "it needs a password", "give its password in certificatePassword"
-    if password:
-        what, remedy = "it cannot be opened with this password", "correct certificatePassword"
-    if _RC2_OID in file.data:
-        remedy += (
-            "; if it is right, the file uses the old RC2 encryption that this OpenSSL may lack,"
-            " then convert it: openssl pkcs12 -legacy -in FILE -nodes -out FILE.pem, and name that"
-            " in certificateFilePem"
-        )
-    return CredentialError(file.name, f"{what}, or it is damaged", remedy)

@@ -124,7 +124,7 @@ def report_source(source: Source | None, now: float) -> Report:
     """The configured credential."""
     if source is None:
         error = CredentialError("the configuration", "it names no push credential", SET_ONE)
-        return Report("no credential", LoadResult.failed(error), now)
+        return Report("no credential", LoadResult(errors=(error,)), now)
     return Report(source.name, source.load(now), now)
 
 
@@ -162,7 +162,7 @@ def exit_status(reports: Iterable[Report]) -> int:
 
 def _is_key_alone(path: Path) -> bool:
     try:
-        blob, _ = read_file(path)
+        blob = read_file(path)
     except CredentialError:
         return False
     return (
@@ -187,17 +187,17 @@ def _read_certificate(blob: Blob, *keys: Blob, password: bytes | None) -> Certif
     :raises CredentialError: none belongs to it, as far as they can be read, and one cannot be.
     """
     info = read_any(blob, password)
-    if info.key is not None:
-        return info
-    found: list[CertificateInfo] = []
-    unreadable: list[CredentialError] = []
-    for file in keys:
+    unreadable: CredentialError | None = None
+    for file in keys if info.key is None else ():
         try:
             key = read_key(file, password)
-            found.append(certificate_info(info.source, info.chain, key, file.name))
+            found = certificate_info(info.source, info.chain, key, file.name)
         except CredentialError as error:
-            unreadable.append(error)
-    matching = [candidate for candidate in found if candidate.key_matches]
-    if unreadable and not matching:
-        raise unreadable[0]
-    return next(iter((*matching, *found, info)))
+            unreadable = unreadable or error
+            continue
+        if found.key_matches:
+            return found
+        info = found if info.key is None else info
+    if unreadable is not None:
+        raise unreadable
+    return info

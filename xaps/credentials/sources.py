@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from twisted.logger import Logger
 from xaps.credentials.apple.messages import Account
 from xaps.credentials.apple.source import AppleIdSource, Ask
 from xaps.credentials.apple.store import AppleStore
-from xaps.credentials.loading import FileSource, Run, Source
+from xaps.credentials.loading import FileSource, Parsed, Run, Source
 from xaps.credentials.reading import read_p8, read_pem, read_pkcs12
 
 if TYPE_CHECKING:
@@ -53,21 +54,22 @@ def source_from_config(
 
 
 def _file_source(config: Config) -> Source | None:
-    password = config.certificate_password
-    pem, key = config.certificate_file_pem, config.certificate_file_pem_key
-    if pem is not None:
-        files = [pem] if key is None else [pem, key]
-        return FileSource(f"certificateFilePem {pem}", files, read_pem, password)
-    p12 = config.certificate_file_p12
-    if p12 is not None:
-        return FileSource(f"certificateFileP12 {p12}", [p12], read_pkcs12, password)
-    p8 = config.key_file_p8
-    if p8 is not None:
+    read: Callable[..., Parsed]
+    if config.certificate_file_pem is not None:
+        name, read = "certificateFilePem", read_pem
+        files = [config.certificate_file_pem]
+        if config.certificate_file_pem_key is not None:
+            files.append(config.certificate_file_pem_key)
+    elif config.certificate_file_p12 is not None:
+        name, read, files = "certificateFileP12", read_pkcs12, [config.certificate_file_p12]
+    elif config.key_file_p8 is not None:
+        name, files = "keyFileP8", [config.key_file_p8]
         read = partial(
             read_p8,
             topic=config.key_file_topic or "",
             key_id=config.key_file_key_id or "",
             team_id=config.key_file_team_id or "",
         )
-        return FileSource(f"keyFileP8 {p8}", [p8], read, password)
-    return None
+    else:
+        return None
+    return FileSource(f"{name} {files[0]}", files, read, config.certificate_password)

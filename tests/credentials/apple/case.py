@@ -17,8 +17,9 @@ from tests.pki import make_rsa_key
 from tests.standins.appleid import AppleCertificates
 from xaps.credentials.apple.messages import MAIL, SERVICES, Account, Service
 from xaps.credentials.apple.source import AppleIdSource
-from xaps.credentials.apple.store import AppleStore, Generation, Issued, decode
-from xaps.credentials.loading import RenewalError
+from xaps.credentials.apple.store import AppleStore
+from xaps.credentials.certificate import CertificateInfo, CredentialError
+from xaps.credentials.reading import Blob, read_pem
 from xaps.model import CertificateCredential
 
 HOUR = 3600.0
@@ -82,12 +83,13 @@ class AppleCase(SynchronousTestCase):
     def why_not(self) -> str:
         """Why the service cannot be asked."""
         return str(
-            self.failureResultOf(self.source.renew(self.clock.seconds()), RenewalError).value
+            self.failureResultOf(self.source.renew(self.clock.seconds()), CredentialError).value
         )
 
-    def stored(self) -> Generation:
+    def stored(self) -> dict[Service, CertificateInfo]:
         """What is kept at the moment."""
-        return decode("f", self.store.path.read_bytes())
+        kept = self.store.read().certificates
+        return {service: read_pem(Blob("f", pem)) for service, pem in kept.items()}
 
     def credential(self) -> CertificateCredential:
         result = self.source.load(self.clock.seconds())
@@ -103,13 +105,13 @@ class AppleCase(SynchronousTestCase):
         self.assertEqual(self.apple.wrong, [])
 
 
-def generation() -> dict[Service, Issued]:
+def generation() -> dict[Service, bytes]:
     authority = pki.Authority.create()
-    result = {}
-    for service in SERVICES:
-        issued = authority.client(pki.MAIL_TOPIC if service is MAIL else "com.apple.other")
-        result[service] = Issued(issued.cert_pem, issued.key_pem)
-    return result
+    return {
+        service: authority.client(pki.MAIL_TOPIC if service is MAIL else "com.apple.other").pem
+        for service in SERVICES
+    }
 
 
 GENERATION = generation()
+"""What the service has issued."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+import json
 import tempfile
 from pathlib import Path
 
@@ -28,8 +29,7 @@ from tests.credentials.test_certificate import mutated
 from tests.pki import make_rsa_key
 from xaps.credentials.apple.messages import MAIL, SERVICES
 from xaps.credentials.apple.source import AppleIdSource
-from xaps.credentials.apple.store import AppleStore, Issued, Schedule
-from xaps.model import CertificateCredential
+from xaps.credentials.apple.store import AppleStore, Schedule, Stored
 from xaps.system.files import replace_file
 
 
@@ -83,7 +83,7 @@ class ScheduleTests(AppleCase):
         self.attempts(30)
         self.apple.behaviour = "good"
         self.attempts(30)
-        schedule, _ = self.store.read_schedule(self.clock.seconds())
+        schedule = self.store.read().schedule
         self.assertEqual((schedule.failures, schedule.reason), (0, ""))
 
     def test_the_reason_of_the_last_failure_is_told_across_restarts(self) -> None:
@@ -98,8 +98,8 @@ class ScheduleTests(AppleCase):
         self.apple.behaviour = "error 1"
         self.attempts(10)
         self.source = self.make_source(attrs.evolve(ACCOUNT, apple_id="bob@example.org"))
-        schedule, _ = self.store.read_schedule(self.clock.seconds())
-        self.assertGreater(schedule.next, self.clock.seconds() + HOUR)
+        schedule = self.store.read().schedule
+        self.assertGreater(schedule.next(schedule.settings), self.clock.seconds() + HOUR)
         before = len(self.urls)
         self.renew()
         self.renew()
@@ -113,30 +113,39 @@ class ScheduleTests(AppleCase):
         self.assertEqual(len(self.urls), before + 2)
         self.apple.wrong.clear()  # these accounts are not known there
 
-    def test_after_a_damaged_schedule_an_hour_passes(self) -> None:
-        for damaged in (b"", b"{", b"[]", b'{"last": "x"}', b'{"last": NaN}', b"\xff"):
-            self.store.schedule_path.write_bytes(damaged)
-            self.urls.clear()
-            self.renew()
-            self.clock.advance(HOUR - 1)
-            self.renew()
-            self.assertEqual(self.urls, [], damaged)
-            self.apple.behaviour = "error 1"
-            self.clock.advance(1)
-            self.renew()
-            self.assertEqual(len(self.urls), 1, damaged)
+    def test_a_schedule_that_is_missing_or_damaged_is_no_reason_to_ask_often(
+        self,
+    ) -> None:
+        self.apple.behaviour = "error 1"
+        start = b'{"version": 1, "certificates": []'
+        for damaged in (
+            b', "schedule": []}',
+            b', "schedule": {"asked": "x"}}',
+            b', "schedule": 7}',
+        ):
+            self.store.path.write_bytes(start + damaged)
+            self.assertIn("the stored certificates are damaged", self.why_not())
+        self.store.path.write_bytes(start + b', "schedule": {"asked": NaN, "failures": 1}}')
+        self.renew()
+        self.assertEqual(self.urls, [])
+        self.assertEqual(self.attempts(8), [0, 1, 3])
+        self.store.path.write_bytes(start + b"}")
+        self.assertEqual(self.attempts(8), [0, 1, 3, 7])
 
-    def test_a_schedule_made_by_a_clock_that_was_ahead_costs_a_day(self) -> None:
+    def test_a_schedule_made_by_a_clock_that_was_ahead_holds_from_now_on(self) -> None:
         self.clock.advance(5000 * DAY)
         self.apple.behaviour = "error 1"
         self.renew()
         self.clock = Clock()
         self.clock.advance(BEGIN)
         self.urls.clear()
-        for _ in range(25):
-            self.renew()
-            self.clock.advance(HOUR)
-        self.assertEqual(len(self.urls), 1)
+        self.clock.advance(600)
+        self.renew()
+        self.clock.advance(HOUR - 1)
+        self.renew()
+        self.assertEqual(self.urls, [])
+        self.clock.advance(1)
+        self.assertEqual(self.attempts(8), [0, 2, 6])
 
     def test_without_a_place_for_the_schedule_nothing_is_asked(self) -> None:
         self.store = AppleStore(self.folder / "missing")
@@ -162,51 +171,34 @@ class ScheduleTests(AppleCase):
         now, last, schedule = BEGIN, -1e18, Schedule()
         for number, (seconds, good) in enumerate(steps):
             settings = f"{number // 5}"
-            if schedule.allows(now, settings):
+            if now >= schedule.next(settings):
                 self.assertGreaterEqual(now - last, HOUR)
-                last, schedule = now, schedule.asked(now, settings)
+                last, schedule = now, schedule.attempt(now, settings)
                 if good:
-                    schedule = schedule.succeeded()
-            self.assertLessEqual(schedule.next - last, DAY)
+                    schedule = attrs.evolve(schedule, failures=0)
+            self.assertLessEqual(schedule.next(settings) - schedule.asked, DAY)
             now += seconds
 
 
 class StoreTests(AppleCase):
-    def test_a_damaged_file_gives_way_to_the_generation_before(self) -> None:
-        self.renew()
-        first = self.credential()
-        self.clock.advance(340 * DAY)
-        self.renew()
-        for damage in (
-            b"",
-            b"{}",
-            b'{"version": 2}',
-            b"\xff",
-            b'{"version": 1, "certificates": []}',
-        ):
-            self.store.path.write_bytes(damage)
-            finding = self.source.load(self.clock.seconds())
-            assert isinstance(finding.credential, CertificateCredential)
-            self.assertEqual(finding.credential.not_after, first.not_after)
-            [warning] = finding.warnings
-            self.assertIn(f"{self.store.path}: ", warning)
-            self.assertIn("The generation before it is used", warning)
-
     def test_what_cannot_be_read_is_not_overwritten_and_nothing_is_asked(self) -> None:
         self.renew()
         self.clock.advance(340 * DAY)
-        self.renew()
-        self.clock.advance(340 * DAY)
-        good, before = self.store.path.read_bytes(), self.store.previous_path.read_bytes()
-        for damaged in (b"damaged", b"", good.replace(b'"version": 1', b'"version": 2')):
+        good = self.store.path.read_bytes()
+        for damaged in (
+            b"damaged",
+            b"",
+            b"{}",
+            b"\xff",
+            good.replace(b'"version": 1', b'"version": 2'),
+        ):
             self.store.path.write_bytes(damaged)
             self.assertIn(f"cannot be asked: {self.store.path}: ", self.why_not())
             self.assertEqual(self.store.path.read_bytes(), damaged)
-            self.assertEqual(self.store.previous_path.read_bytes(), before)
+            self.assertIn(f"{self.store.path}: ", self.reason())
         self.store.path.write_bytes(good)
         self.assertTrue(self.renew())
-        self.assertEqual(self.store.previous_path.read_bytes(), good)
-        self.assertEqual(self.urls, [f"{URL}/new", f"{URL}/renew", f"{URL}/renew"])
+        self.assertEqual(self.urls, [f"{URL}/new", f"{URL}/renew"])
 
     def test_what_is_damaged_can_be_moved_away(self) -> None:
         self.renew()
@@ -219,17 +211,23 @@ class StoreTests(AppleCase):
         self.assertEqual(self.urls, [f"{URL}/new"] * 2)
         self.credential()
 
-    def test_without_a_certificate_for_mail_a_new_one_is_asked_for_and_the_file_is_kept(
-        self,
-    ) -> None:
+    def test_what_an_earlier_version_has_kept_is_read(self) -> None:
+        authority = pki.Authority.create().client()
+        entry = {
+            "service": MAIL.service_type,
+            "certificate": authority.cert_pem.decode(),
+            "key": authority.key_pem.decode(),
+        }
+        self.store.path.write_text(json.dumps({"version": 1, "certificates": [entry]}))
+        self.assertEqual(self.credential().key_pem, authority.key_pem)
+
+    def test_without_a_certificate_for_mail_a_new_one_is_asked_for(self) -> None:
         others = {service: kept for service, kept in GENERATION.items() if service is not MAIL}
-        damaged = {**GENERATION, MAIL: Issued(b"-----BEGIN CERTIFICATE-----", b"")}
-        for generation in (others, damaged):
-            self.store.write(generation)
-            before = self.store.path.read_bytes()
+        damaged = {**GENERATION, MAIL: b"-----BEGIN CERTIFICATE-----"}
+        for certificates in (others, damaged):
+            self.store.write(Stored(certificates))
             self.assertTrue(self.renew())
             self.assertEqual(self.urls.pop(), f"{URL}/new")
-            self.assertEqual(self.store.previous_path.read_bytes(), before)
             self.credential()
             self.clock.advance(DAY)
 
@@ -241,7 +239,7 @@ class StoreTests(AppleCase):
             attrs.evolve(authority.client(), key=authority.client().key),
             authority.client(key="weak rsa"),
         ):
-            self.store.write({MAIL: Issued(issued.cert_pem, issued.key_pem)})
+            self.store.write(Stored({MAIL: issued.pem}))
             self.reason()
             self.apple.serials = {f"{issued.certificate.serial_number:x}"}
             self.assertTrue(self.renew())
@@ -250,7 +248,7 @@ class StoreTests(AppleCase):
             self.clock.advance(DAY)
         begins = datetime.datetime.fromtimestamp(self.clock.seconds(), datetime.UTC)
         early = authority.client(not_before=begins + datetime.timedelta(days=2))
-        self.store.write({MAIL: Issued(early.cert_pem, early.key_pem)})
+        self.store.write(Stored({MAIL: early.pem}))
         self.assertIn("is not valid before", self.reason())
         self.assertFalse(self.renew())
 
@@ -271,8 +269,7 @@ class StoreTests(AppleCase):
         self.renew()
         kept = set(self.folder.iterdir())
         others = [self.folder / name for name in (".x.json.1.new", "apple-schedule.json.new")]
-        for path in (self.store.path, self.store.previous_path, self.store.schedule_path):
-            (self.folder / f".{path.name}.abcd.new").write_bytes(b"secret")
+        (self.folder / f".{self.store.path.name}.abcd.new").write_bytes(b"secret")
         for path in others:
             path.touch()
         self.assertFalse(self.renew())
@@ -282,8 +279,14 @@ class StoreTests(AppleCase):
         self.renew()
         first = self.credential()
         self.clock.advance(340 * DAY)
-        folder = self.store.previous_path
-        folder.mkdir()  # in the way
+        answer = self.apple.answer
+
+        def answer_to_a_full_disk(path: str, body: bytes) -> bytes:
+            self.store.path.unlink()
+            self.store.path.mkdir()  # in the way
+            return answer(path, body)
+
+        self.apple.answer = answer_to_a_full_disk  # type: ignore[method-assign]
         self.assertTrue(self.renew())
         self.assertIn(
             "do not stop the daemon", next(t for level, t in self.logged if level == "error")
@@ -292,7 +295,7 @@ class StoreTests(AppleCase):
         self.assertGreater(second.not_after, first.not_after)
         self.clock.advance(60)
         self.why_not()
-        folder.rmdir()
+        self.store.path.rmdir()
         self.clock.advance(60)
         self.assertFalse(self.renew())
         self.assertEqual(len(self.urls), 2)
@@ -304,7 +307,7 @@ class StoreTests(AppleCase):
     def test_any_damage_ends_in_a_credential_or_a_reason(self, data: st.DataObject) -> None:
         with tempfile.TemporaryDirectory() as name:
             store = AppleStore(Path(name))
-            store.write(GENERATION)
+            store.write(Stored(GENERATION))
             replace_file(store.path, mutated(data, store.path.read_bytes()) or b"{}")
             source = AppleIdSource(store, None, None, None, service=URL, ask=None)
             finding = source.load(BEGIN)

@@ -72,8 +72,7 @@ class AppleService:
         except Exception as error:
             # A connection that was ended for this can fail with an error of its own.
             late = self._reactor.seconds() >= began + TIMEOUT
-            reason = "did not answer in time" if late else _reason(error)
-            raise ServiceError(f"Apple's certificate service {reason}") from None
+            raise ServiceError("did not answer in time" if late else _reason(error)) from None
         finally:
             connection.abort()
 
@@ -84,7 +83,7 @@ class AppleService:
         )
         if response.code != 200:
             where = "is out of order" if response.code >= 500 else "refused"
-            raise ServiceError(f"Apple's certificate service {where}: HTTP status {response.code}")
+            raise ServiceError(f"{where}: HTTP status {response.code}")
         collector = _Collector()
         response.deliverBody(collector)
         return await collector.done
@@ -143,9 +142,7 @@ class _Collector(Protocol):
         self._size += len(data)
         if self._size > MAX_ANSWER:
             self._parts.clear()
-            self.done.errback(
-                ServiceError(f"Apple's certificate service sent more than {MAX_ANSWER} bytes")
-            )
+            self.done.errback(ServiceError(f"sent more than {MAX_ANSWER} bytes"))
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         if self.done.called:
@@ -164,7 +161,7 @@ class _Connection:
     def __init__(self, reactor: Any, trust_root: Any) -> None:
         self._reactor = reactor
         self._trust_root = trust_root
-        self._made: list[ProtocolWrapper] = []
+        self._connections: WrappingFactory | None = None
 
     def endpointForURI(self, uri: URI) -> IStreamClientEndpoint:
         plain = HostnameEndpoint(self._reactor, uri.host, uri.port, timeout=CONNECT_TIMEOUT)
@@ -177,17 +174,13 @@ class _Connection:
     def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
         factory: Any = WrappingFactory(protocolFactory)
         factory.protocol = _HeaderRepair
-        return self._endpoint.connect(factory).addCallback(self._connected)
-
-    def _connected(self, connection: Any) -> IProtocol:
-        self._made.append(connection)
-        protocol: IProtocol = connection.wrappedProtocol
-        return protocol
+        self._connections = factory
+        return self._endpoint.connect(factory).addCallback(lambda made: made.wrappedProtocol)
 
     def abort(self) -> None:
         """End it, whatever the service thinks of that: a TLS connection that is only closed waits
         for the other side, and goes on delivering meanwhile."""
-        for connection in self._made:
+        for connection in list(self._connections.protocols) if self._connections else ():
             connection.abortConnection()
 
 

@@ -10,7 +10,6 @@ import plistlib
 import re
 from collections.abc import Mapping
 from typing import Any, TypeAlias
-from xml.parsers.expat import ExpatError
 
 import attrs
 from cryptography import x509
@@ -30,7 +29,13 @@ _CODE = re.compile("-?[0-9]{1,18}", re.ASCII)
 
 
 class ServiceError(Exception):
-    """The service gave no certificate; the message is one line for the administrator."""
+    """The service gave no certificate; the message is one line for the administrator.
+
+    :param what: goes on after the service's name.
+    """
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"Apple's certificate service {what}")
 
 
 @attrs.frozen
@@ -109,14 +114,22 @@ def request_body(
     :param keys: the new ones, which the certificates are for.
     :param serials: of the certificates to be renewed, in hex; empty for the first issue.
     """
+    entries = []
+    for service in SERVICES:
+        entry = {
+            "CSR": signing_request(service.common_name, keys[service]).decode(),
+            "CertRequestNo": service.number,
+            "Description": f"{host_name} - apns:{service.description}",
+            "ServiceType": service.service_type,
+        }
+        if service in serials:
+            entry["CertificateSerialNumber"] = serials[service]
+        entries.append(entry)
     inner = plistlib.dumps(
         {
             "Header": _HEADER,
             "Request": {
-                "CertRequestList": [
-                    _entry(service, host_name, keys[service], serials.get(service))
-                    for service in SERVICES
-                ],
+                "CertRequestList": entries,
                 "ProfileType": "Production",
                 "RequesterType": "XServer",
                 "User": {"AccountName": account.apple_id, "PasswordHash": account.password_hash},
@@ -124,33 +137,20 @@ def request_body(
         }
     )
     assert isinstance(identity.key, rsa.RSAPrivateKey)
-    # SHA-1 is what the service verifies.
-    signature = identity.key.sign(inner, padding.PKCS1v15(), hashes.SHA1())  # noqa: S303 - Apple's choice
+    chain = [c.public_bytes(serialization.Encoding.DER) for c in identity.chain]
     return plistlib.dumps(
         {
-            "PushCertCertificateChain": b"".join(
-                certificate.public_bytes(serialization.Encoding.DER)
-                for certificate in identity.chain
-            ),
+            "PushCertCertificateChain": b"".join(chain),
             "PushCertRequestPlist": inner,
-            "PushCertSignature": signature,
+            "PushCertSignature": _sign(identity.key, inner),
             "PushCertSignedRequest": True,
         }
     )
 
 
-def _entry(
-    service: Service, host_name: str, key: rsa.RSAPrivateKey, serial: str | None
-) -> dict[str, object]:
-    entry: dict[str, object] = {
-        "CSR": signing_request(service.common_name, key).decode(),
-        "CertRequestNo": service.number,
-        "Description": f"{host_name} - apns:{service.description}",
-        "ServiceType": service.service_type,
-    }
-    if serial is not None:
-        entry["CertificateSerialNumber"] = serial
-    return entry
+def _sign(key: rsa.RSAPrivateKey, content: bytes) -> bytes:
+    # SHA-1 is what the service verifies.
+    return key.sign(content, padding.PKCS1v15(), hashes.SHA1())  # noqa: S303 - Apple's choice
 
 
 _SHA1_WITH_RSA = bytes.fromhex("300d06092a864886f70d0101050500")
@@ -162,17 +162,12 @@ def signing_request(common_name: str, key: rsa.RSAPrivateKey) -> bytes:
 
     cryptography refuses to make these by now, so its request is signed anew.
     """
-    name = x509.Name(
-        [
-            x509.NameAttribute(NameOID.COUNTRY_NAME, "US"),
-            x509.NameAttribute(NameOID.COMMON_NAME, common_name),
-        ]
-    )
-    modern = x509.CertificateSigningRequestBuilder().subject_name(name).sign(key, hashes.SHA256())
-    content = modern.tbs_certrequest_bytes
-    signature = key.sign(content, padding.PKCS1v15(), hashes.SHA1())  # noqa: S303 - Apple's choice
-    der = _der(0x30, content + _SHA1_WITH_RSA + _der(0x03, b"\x00" + signature))
-    return as_pem("CERTIFICATE REQUEST", der)
+    names = ((NameOID.COUNTRY_NAME, "US"), (NameOID.COMMON_NAME, common_name))
+    subject = x509.Name([x509.NameAttribute(oid, value) for oid, value in names])
+    builder = x509.CertificateSigningRequestBuilder().subject_name(subject)
+    content = builder.sign(key, hashes.SHA256()).tbs_certrequest_bytes
+    signature = _der(0x03, b"\x00" + _sign(key, content))
+    return as_pem("CERTIFICATE REQUEST", _der(0x30, content + _SHA1_WITH_RSA + signature))
 
 
 def _der(tag: int, content: bytes) -> bytes:
@@ -184,61 +179,40 @@ def _der(tag: int, content: bytes) -> bytes:
 # ---------------------------------------------------------------- the answer
 
 
-# What plistlib lets through for damaged property lists, beside its own errors.
-_PLIST_ERRORS = (
-    ExpatError,
-    plistlib.InvalidFileException,
-    ValueError,
-    TypeError,
-    AttributeError,
-    LookupError,
-    OverflowError,
-    RecursionError,
-)
-
-
 def read_answer(body: bytes) -> list[tuple[Service, bytes]]:
     """The certificates (PEM) in the service's answer, in whichever order they are; those that
     nobody can tell what they are for are left out.
 
     :raises ServiceError: it refused, or the answer cannot be understood.
     """
-    response = _response(body)
-    _check_status(response.get("Status"))
-    entries = response.get("Certificates")
-    if not isinstance(entries, list):
-        raise ServiceError("Apple's certificate service sent no certificates")
-    certificates = []
-    for entry in entries:
-        service = _service(entry) if isinstance(entry, dict) else None
-        if service is None:
-            continue
-        pem = entry.get("Certificate")
-        if isinstance(pem, str):
-            pem = pem.encode("utf-8", "replace")
-        if isinstance(pem, bytes):
-            certificates.append((service, pem))
-    return certificates
-
-
-def _response(body: bytes) -> dict[str, Any]:
     start = body[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if start.startswith((b"<!doctype html", b"<html")):
         raise ServiceError(
-            "Apple's certificate service answered with a web page, not a property list;"
-            " something is in between, or the service is out of order"
+            "answered with a web page, not a property list; something is in between, or the"
+            " service is out of order"
         )
     try:
-        document = plistlib.loads(body, fmt=plistlib.FMT_XML)
-    except _PLIST_ERRORS as error:
+        document: Any = plistlib.loads(body, fmt=plistlib.FMT_XML)
+    except Exception as error:  # damaged ones make it fail in any way
         raise ServiceError(
-            f"Apple's certificate service sent no property list, or a damaged one"
-            f" ({type(error).__name__})"
+            f"sent no property list, or a damaged one ({type(error).__name__})"
         ) from None
     response = document.get("Response") if isinstance(document, dict) else None
     if not isinstance(response, dict):
-        raise ServiceError("Apple's certificate service sent a property list without a Response")
-    return response
+        raise ServiceError("sent a property list without a Response")
+    _check_status(response.get("Status"))
+    entries = response.get("Certificates")
+    if not isinstance(entries, list):
+        raise ServiceError("sent no certificates")
+    certificates = []
+    for entry in entries:
+        service = _service(entry) if isinstance(entry, dict) else None
+        pem = entry.get("Certificate") if service is not None else None
+        if isinstance(pem, str):
+            pem = pem.encode("utf-8", "replace")
+        if service is not None and isinstance(pem, bytes):
+            certificates.append((service, pem))
+    return certificates
 
 
 def _check_status(status: Any) -> None:
@@ -247,7 +221,7 @@ def _check_status(status: Any) -> None:
     except (TypeError, LookupError, ValueError):  # Python prints no number of thousands of digits
         code = ""
     if not isinstance(status, dict) or not _CODE.fullmatch(code):
-        raise ServiceError("Apple's certificate service sent an answer without an ErrorCode")
+        raise ServiceError("sent an answer without an ErrorCode")
     if int(code) == 0:
         return
     words = [status.get(name) for name in ("ErrorMessage", "ErrorDescription")]
@@ -258,7 +232,7 @@ def _check_status(status: Any) -> None:
             ": since late 2024 Apple issues and renews no certificates for macOS Server, so a"
             " certificate for a topic com.apple.mobilemail.push... is needed (certificateFilePem)"
         )
-    raise ServiceError(f"Apple's certificate service refused with error {code} ({said}){explained}")
+    raise ServiceError(f"refused with error {code} ({said}){explained}")
 
 
 def _service(entry: Mapping[str, object]) -> Service | None:
