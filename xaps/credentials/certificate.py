@@ -45,7 +45,7 @@ _MAX_TOPICS_EXTENSION = 65536
 MAIL_TOPIC_PREFIXES = ("com.apple.mail.", "com.apple.mobilemail.push.")
 """iOS Mail listens to no other topics."""
 
-_TOPIC = re.compile(r"[A-Za-z0-9._-]{1,200}")
+_TOPIC = re.compile(rf"({'|'.join(map(re.escape, MAIL_TOPIC_PREFIXES))})[A-Za-z0-9._-]{{1,170}}")
 
 
 class CredentialError(Exception):
@@ -65,9 +65,7 @@ class CredentialError(Exception):
 
 def is_mail_topic(topic: str) -> bool:
     """Whether iOS Mail can be pushed under `topic`."""
-    return _TOPIC.fullmatch(topic) is not None and any(
-        topic.startswith(prefix) and topic != prefix for prefix in MAIL_TOPIC_PREFIXES
-    )
+    return _TOPIC.fullmatch(topic) is not None
 
 
 def utc_text(time: float) -> str:
@@ -270,7 +268,12 @@ def _order(source: str, certificates: Sequence[x509.Certificate]) -> tuple[x509.
     if not distinct:
         what = "there is no certificate"
         raise CredentialError(source, what, "it must hold the push certificate")
-    chain = [c for c in distinct if len(distinct) == 1 or not _is_authority(c)]
+    chain = [
+        certificate
+        for certificate in distinct
+        if len(distinct) == 1
+        or not any(getattr(entry.value, "ca", False) for entry in certificate.extensions)
+    ]
     if len(chain) != 1:
         what = "there are only certificates of authorities, no push certificate"
         if chain:
@@ -295,7 +298,7 @@ def _not_presented(chain: Sequence[x509.Certificate]) -> tuple[str, str] | None:
         try:
             context = SSL.Context(SSL.TLS_METHOD)
             context.use_certificate(crypto.X509.from_cryptography(certificate))
-        except SSL.Error as error:
+        except (SSL.Error, crypto.Error) as error:
             whose = ""
             remedy = "request another one, for an RSA key of 2048 bits and signed with SHA-256"
             if certificate is not chain[0]:
@@ -303,14 +306,7 @@ def _not_presented(chain: Sequence[x509.Certificate]) -> tuple[str, str] | None:
                 remedy = "take it out of the file: Apple knows its own authorities"
             words = openssl_words(error)
             return f"OpenSSL does not present the certificate{whose} to servers ({words})", remedy
-        except crypto.Error:
-            return "OpenSSL cannot read the certificate", "export or copy it again"
     return None
-
-
-def _is_authority(certificate: x509.Certificate) -> bool:
-    values = [extension.value for extension in certificate.extensions]
-    return any(isinstance(value, x509.BasicConstraints) and value.ca for value in values)
 
 
 def _seconds(certificate: Any, field: str) -> float:

@@ -108,18 +108,18 @@ class CredentialKeeper:
     def _check(self, patient: bool) -> Deferred[None]:
         """Look, and get a new credential if one is due. Never fails, for that would end the
         LoopingCall for good."""
-        return self._lock.run(self._look, patient).addCallback(lambda _: self._begin_renewal())
+        looking = Deferred.fromCoroutine(self._look(patient))
+        return looking.addCallback(lambda _: self._begin_renewal())
 
     async def _look(self, patient: bool) -> None:
-        if self._stopped:
-            return
-        try:
-            if self._source is None:
-                self._tell_problem("no push credential is configured", SET_ONE)
-            else:
-                self._take(await self._read(self._source), patient)
-        except Exception:
-            self._tell_failure()
+        async with self._lock:
+            try:
+                if self._source is None:
+                    self._tell_problem("no push credential is configured", SET_ONE)
+                elif not self._stopped:
+                    self._take(await self._read(self._source), patient)
+            except Exception:
+                self._tell_failure()
 
     async def _read(self, source: Source) -> LoadResult:
         """What a source holds, or that it does not say so in time."""
@@ -150,7 +150,7 @@ class CredentialKeeper:
         try:
             self._renewing = source.renew(self._wall())
             if await self._renewing:
-                await self._lock.run(self._look, False)
+                await self._look(patient=False)
         except CredentialError as error:
             self._tell_daily("{error}", kind=str(error), error=error)
         except Exception:

@@ -69,9 +69,6 @@ class Blob:
         return b"PRIVATE KEY-----" in self.data or guess_format(self.data) == "PKCS#12"
 
 
-# ---------------------------------------------------------------- what an administrator names
-
-
 def read_pem(
     certificate: Blob, key: Blob | None = None, password: bytes | None = None
 ) -> CertificateInfo:
@@ -210,9 +207,6 @@ def _expect(kind: str, file: Blob) -> None:
     found = guess_format(file.data)
     if found != kind:
         raise CredentialError(file.name, f"this is not {kind} but {found}", _REMEDIES[found])
-
-
-# ---------------------------------------------------------------- PEM
 
 
 def _pem_blocks(file: Blob) -> Iterator[tuple[bytes, bytes]]:

@@ -161,7 +161,7 @@ class _Connection:
     def __init__(self, reactor: Any, trust_root: Any) -> None:
         self._reactor = reactor
         self._trust_root = trust_root
-        self._connections: WrappingFactory | None = None
+        self._connections: dict[Any, int] = {}
 
     def endpointForURI(self, uri: URI) -> IStreamClientEndpoint:
         plain = HostnameEndpoint(self._reactor, uri.host, uri.port, timeout=CONNECT_TIMEOUT)
@@ -174,13 +174,14 @@ class _Connection:
     def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
         factory: Any = WrappingFactory(protocolFactory)
         factory.protocol = _HeaderRepair
-        self._connections = factory
-        return self._endpoint.connect(factory).addCallback(lambda made: made.wrappedProtocol)
+        self._connections = factory.protocols
+        made: Deferred[Any] = self._endpoint.connect(factory)
+        return made.addCallback(lambda connection: connection.wrappedProtocol)
 
     def abort(self) -> None:
         """End it, whatever the service thinks of that: a TLS connection that is only closed waits
         for the other side, and goes on delivering meanwhile."""
-        for connection in list(self._connections.protocols) if self._connections else ():
+        for connection in list(self._connections):
             connection.abortConnection()
 
 

@@ -87,9 +87,6 @@ def read_server_identity(file: Blob, password: bytes | None = None) -> Certifica
     raise CredentialError(file.name, what, wanted)
 
 
-# ---------------------------------------------------------------- the request
-
-
 _HEADER = {
     "ClientApplicationCredential": "1",
     "ClientApplicationName": "XServer",
@@ -174,9 +171,6 @@ def _der(tag: int, content: bytes) -> bytes:
     size = len(content).to_bytes((len(content).bit_length() + 7) // 8, "big")
     assert len(content) > 127  # else the length takes another form
     return bytes([tag, 0x80 | len(size)]) + size + content
-
-
-# ---------------------------------------------------------------- the answer
 
 
 def read_answer(body: bytes) -> list[tuple[Service, bytes]]:
