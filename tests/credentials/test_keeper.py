@@ -60,7 +60,7 @@ class FakeSource:
 
     def load(self, now: float) -> LoadResult:
         self.loads += 1
-        if self.result.expires is not None and now >= self.result.expires:
+        if now >= getattr(self.result.credential, "not_after", float("inf")):
             return bad("it has expired")
         return self.result
 

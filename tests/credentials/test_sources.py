@@ -75,17 +75,15 @@ class FileTests(SynchronousTestCase):
                 assert isinstance(credential, CertificateCredential), result.errors
                 self.assertEqual(credential.source, str(file))
                 self.assertEqual(credential.topic, pki.MAIL_TOPIC)
-                self.assertEqual(result.expires, credential.not_after)
                 self.assertEqual(result.warnings, ())
 
-    def test_a_token_key_gives_its_credential_and_does_not_expire(self) -> None:
+    def test_a_token_key_gives_its_credential(self) -> None:
         path = SIGNING.write(self.folder / "AuthKey.p8")
         source = p8_source(path, topic=pki.MAIL_TOPIC, key_id="ABC123DEFG", team_id="DEF123GHIJ")
         result = source.load(NOW)
         assert isinstance(result.credential, TokenCredential)
         ids = (result.credential.key_id, result.credential.team_id)
         self.assertEqual(ids, ("ABC123DEFG", "DEF123GHIJ"))
-        self.assertIsNone(result.expires)
         self.assertEqual(source.name, f"keyFileP8 {path}")
 
     def test_a_file_that_cannot_be_read_is_named_with_the_reason(self) -> None:
@@ -164,8 +162,9 @@ class FileTests(SynchronousTestCase):
         self.assertIsNotNone(self.source.load(NOW).credential)
 
     def test_the_same_content_is_judged_anew_as_time_passes(self) -> None:
-        ends = self.source.load(NOW).expires
-        assert ends is not None
+        credential = self.source.load(NOW).credential
+        assert isinstance(credential, CertificateCredential)
+        ends = credential.not_after
         self.assertIsNotNone(self.source.load(ends - 0.5).credential)
         self.assertIn("expired on", self.reason(self.source.load(ends)))
         self.assertIn("not valid before", self.reason(self.source.load(NOW - 2 * DAY)))

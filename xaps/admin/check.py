@@ -18,6 +18,7 @@ from xaps.intake.cyrus.conf import ImapdConfError, read_imapd_conf
 from xaps.listen.ports import usable
 from xaps.listen.tls import TLSError, server_options
 from xaps.listen.unix import ListenError, group_id, join
+from xaps.model import CertificateCredential
 from xaps.registry.opening import BESIDE
 from xaps.system.files import careless, let_read
 
@@ -64,10 +65,11 @@ def _credential(config: Config, out: TextIO) -> Iterator[str]:
     for error in finding.errors:
         # The error names the file.
         yield f"{source.name.partition(' ')[0]}: {error}"
-    if finding.credential is not None:
-        out.write(f"Topic: {finding.credential.topic}\n")
-        if finding.expires is not None:
-            out.write(f"Certificate valid until {utc_text(finding.expires)}\n")
+    credential = finding.credential
+    if credential is not None:
+        out.write(f"Topic: {credential.topic}\n")
+        if isinstance(credential, CertificateCredential):
+            out.write(f"Certificate valid until {utc_text(credential.not_after)}\n")
 
 
 def _tls(config: Config, out: TextIO) -> Iterator[str]:

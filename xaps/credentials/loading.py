@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred, succeed
 
 from xaps.credentials.certificate import CertificateInfo, CredentialError
 from xaps.credentials.reading import MAX_FILE, Blob
-from xaps.model import CertificateCredential, Credential, TokenCredential
+from xaps.model import Credential, TokenCredential
 from xaps.system.files import careless, let_read
 
 Parsed = CertificateInfo | TokenCredential
@@ -48,13 +48,6 @@ class LoadResult:
         errors = tuple(parsed.errors(now))
         credential = None if errors else parsed.credential(now)
         return cls(parsed, errors, (*warnings, *parsed.warnings()), credential)
-
-    @property
-    def expires(self) -> float | None:
-        """When the credential ends; token keys do not."""
-        if isinstance(self.credential, CertificateCredential):
-            return self.credential.not_after
-        return None
 
 
 class Source(Protocol):

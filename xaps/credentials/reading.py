@@ -40,9 +40,7 @@ _MAX_CERTIFICATES = 20
 
 _BEGIN = re.compile(rb"-----BEGIN ([A-Z0-9 ]{1,40})-----")
 _MARKS = re.compile(rb"-----[^-]*-----")
-_KEY_LABELS = frozenset(
-    (b"PRIVATE KEY", b"ENCRYPTED PRIVATE KEY", b"RSA PRIVATE KEY", b"EC PRIVATE KEY")
-)
+_KEY_LABELS = (b"PRIVATE KEY", b"ENCRYPTED PRIVATE KEY", b"RSA PRIVATE KEY", b"EC PRIVATE KEY")
 _RC2_OID = bytes.fromhex("2a864886f70d010c01") + b"\x06"
 """The end of pbeWithSHAAnd40BitRC2-CBC (RFC 7292, appendix C), which macOS and older OpenSSL
 encrypt certificates with and newer OpenSSL reads only with its legacy provider."""

@@ -98,11 +98,10 @@ class Report:
         if isinstance(parsed, TokenCredential):
             yield "Key", f"{parsed.key_id} of team {parsed.team_id}, does not expire"
             return
-        if parsed.allowed_topics is None:
-            yield "Allowed topics", "unreadable"
-        else:
-            allowed = ", ".join(ascii_line(topic) for topic in parsed.allowed_topics)
-            yield "Allowed topics", allowed or "none listed"
+        allowed = "unreadable"
+        if parsed.allowed_topics is not None:
+            allowed = ", ".join(map(ascii_line, parsed.allowed_topics)) or "none listed"
+        yield "Allowed topics", allowed
         yield "Environment", parsed.environment
         yield "Serial number", parsed.serial
         yield "Valid from", utc_text(parsed.not_before)
