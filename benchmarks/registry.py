@@ -116,7 +116,10 @@ class Benchmark:
         await self._measure("a notice for each, and all flags saved", self._notice, dispatcher)
         await dispatcher.stop()
         dispatcher = self._dispatcher(self._reactor)  # and the one before is no more
+        gc.disable()  # as the daemon does until it is ready
         await self._measure("take up the flags at the start", dispatcher.start)
+        gc.freeze()
+        gc.enable()
         ahead = Ahead(self._reactor)
         later = self._dispatcher(ahead)
         await later.expire()  # which drops nobody so soon after the start

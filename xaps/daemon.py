@@ -193,6 +193,7 @@ class Daemon(Service):
     def _start(self) -> None:
         config = self._config
         self._log.info("xapsd {version} starts", version=xaps.__version__)
+        gc.disable()  # what is made now is kept: looking through it again and again takes long
         open_files = raise_open_files()
         # Until there is a credential to look at again, and so that it does not end the daemon.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -354,6 +355,7 @@ class Daemon(Service):
         )
         self._supervision.ready()
         gc.freeze()  # what is there now lives on: no search for garbage need look at it again
+        gc.enable()
         self._stalls.start()
 
     def _not_ready(self, failure: Failure) -> None:

@@ -18,8 +18,8 @@ from xaps.admin.control import DAY, Control
 from xaps.admin.history import PushLog
 from xaps.admin.metrics import Metrics
 from xaps.apns.status import ConnectionState
+from xaps.credentials.keeper import CredentialKeeper
 from xaps.model import (
-    Credential,
     Delivered,
     Gone,
     Misconfigured,
@@ -27,9 +27,11 @@ from xaps.model import (
     Refused,
     Registration,
     RegistrationKey,
+    Rejected,
     TokenCredential,
 )
 from xaps.push.dispatcher import Dispatcher
+from xaps.push.holds import FIRST_SUSPENSION
 from xaps.registry.interface import RegistryError
 from xaps.system.stalls import StallWatch
 
@@ -39,12 +41,12 @@ PHONE = "aa" * 32
 TABLET = "ab" * 32
 
 
-class FakeKeeper:
+class FakeKeeper(CredentialKeeper):
     """Has the credential that the test gives it."""
 
     def __init__(self) -> None:
-        self.credential: Credential | None = attrs.evolve(CERTIFICATE, not_after=NOW + 100 * DAY)
-        self.problem: str | None = None
+        self.credential = attrs.evolve(CERTIFICATE, not_after=NOW + 100 * DAY)
+        self.problem = None
         self.remedy = ""
         self.looks = 0
 
@@ -271,6 +273,7 @@ class DevicesTests(ControlTestCase):
                     "confirmed": ["Sent"],
                     "registered_at": NOW,
                     "waiting": False,
+                    "held": None,
                     "last_push": None,
                 }
             ],
@@ -295,6 +298,25 @@ class DevicesTests(ControlTestCase):
         (phone,) = self.devices()
         self.assertFalse(phone["waiting"])
         self.assertEqual(phone["last_push"], {"at": NOW, "outcome": "delivered", "reason": ""})
+
+    def test_why_a_push_is_held_is_told_and_until_when(self) -> None:
+        self.register()
+        self.register(token=TABLET)
+        self.notify()
+        self.sender.answer(Rejected("DeviceTokenNotForTopic", until_registered=True))
+        self.sender.answer(Delivered())
+        held, other = self.devices()
+        self.assertTrue(held["waiting"])
+        self.assertEqual(
+            held["held"],
+            {"why": "APNs says DeviceTokenNotForTopic", "until": NOW + FIRST_SUSPENSION},
+        )
+        self.assertIsNone(other["held"])
+        self.sender.capacity = 0
+        self.register()  # which frees it
+        held = self.devices()[0]["held"]
+        self.assertEqual(held["until"], None)
+        self.assertIn("nothing can be sent", held["why"])
 
 
 class ForgetTests(ControlTestCase):
@@ -364,8 +386,7 @@ class PushTests(ControlTestCase):
         self.sender.answer(Gone("Unregistered"))
         told = [(each["outcome"], each["reason"]) for each in self.successResultOf(pushing)]
         self.assertEqual(told, [("delivered", ""), ("gone", "Unregistered")])
-        last = self.pushes.last(key)
-        assert last is not None
+        last = self.pushes.last[key]
         self.assertEqual((last.outcome, last.reason), ("gone", "Unregistered"))
         count = self.metrics.registry.get_sample_value("xapsd_push_duration_seconds_count")
         self.assertEqual(count, 0, "no notice was the reason of it")

@@ -89,7 +89,7 @@ class TimeTests(PushLogTestCase):
 
     def test_what_was_not_delivered_and_tests_have_no_such_time(self) -> None:
         self.record(RetryAfter("Shutdown"), Gone("Unregistered"))
-        self.log.tested(KEY, Delivered())
+        self.log.record(KEY, Delivered())
         self.assertEqual(self.times("count"), 0)
 
 
@@ -115,22 +115,16 @@ class LastHourTests(PushLogTestCase):
 
 class LastPushTests(PushLogTestCase):
     def test_the_last_push_of_a_phone_is_remembered(self) -> None:
-        self.assertIsNone(self.log.last(KEY))
+        self.assertIsNone(self.log.last.get(KEY))
         self.record(Delivered(), RetryAfter("Shutdown (status 503)"))
         expected = LastPush(1_800_000_000, "retry", "Shutdown (status 503)")
-        self.assertEqual(self.log.last(KEY), expected)
-
-    def test_a_phone_that_is_forgotten_is_forgotten(self) -> None:
-        self.record(Delivered())
-        self.log.forget(KEY)
-        self.log.forget(KEY)
-        self.assertIsNone(self.log.last(KEY))
+        self.assertEqual(self.log.last.get(KEY), expected)
 
     def test_over_the_bound_the_one_that_was_pushed_longest_ago_is_dropped(self) -> None:
         keys = [RegistrationKey("alice", str(n), "aa" * 32) for n in range(MAX_PHONES + 1)]
         for key in keys[:-1]:
-            self.log.tested(key, Delivered())
-        self.log.tested(keys[0], Delivered())
-        self.log.tested(keys[-1], Delivered())
-        remembered = [self.log.last(keys[n]) is not None for n in (0, 1, 2, MAX_PHONES)]
+            self.log.record(key, Delivered())
+        self.log.record(keys[0], Delivered())
+        self.log.record(keys[-1], Delivered())
+        remembered = [keys[n] in self.log.last for n in (0, 1, 2, MAX_PHONES)]
         self.assertEqual(remembered, [True, False, True, True])

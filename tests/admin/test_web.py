@@ -285,16 +285,23 @@ class OrderTests(WebTestCase):
 
 
 class BoundTests(WebTestCase):
-    def test_a_body_over_the_bound_ends_the_connection_and_does_nothing(self) -> None:
+    def test_a_body_over_the_bound_is_refused_and_does_nothing(self) -> None:
         self.register()
-        body = json.dumps({"user": "alice", "filler": "x" * MAX_BODY}).encode()
-        for head in (b"Content-Length: %d\r\n\r\n" % len(body), b"Transfer-Encoding: chunked\r\n"):
+        body = json.dumps({"user": "alice", "filler": "x" * (3 * MAX_BODY)}).encode()
+        for head, end in (
+            (b"Content-Length: %d\r\n\r\n" % len(body), b""),
+            (b"Transfer-Encoding: chunked\r\n\r\n%x\r\n" % len(body), b"\r\n0\r\n\r\n"),
+        ):
             protocol, transport = self.connect()
             protocol.dataReceived(b"POST /forget HTTP/1.1\r\nHost: x\r\n" + head)
-            if b"chunked" in head:
-                protocol.dataReceived(b"\r\n%x\r\n" % len(body))
-            protocol.dataReceived(body)
-            self.assertTrue(transport.aborted)
+            for start in range(0, len(body), 5000):
+                protocol.dataReceived(body[start : start + 5000])
+                held = [request.content.tell() for request in protocol.requests]
+                self.assertLessEqual(sum(held), MAX_BODY + 5000)
+
+            protocol.dataReceived(end)
+            self.assertTrue(transport.value().startswith(b"HTTP/1.1 400 "))
+            self.assertIn(b"the request has more than 65536 bytes", transport.value())
         self.assertEqual(len(self.keys()), 1)
 
     def test_connections_over_the_bound_are_shut_out_and_that_is_told_once(self) -> None:

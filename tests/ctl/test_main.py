@@ -308,6 +308,15 @@ class TableTests(SynchronousTestCase):
         row = self.rows(self.phone(last_push=last, waiting=True))[1]
         self.assertTrue(row.endswith(" retry (Shutdown), one waits"), row)
 
+    def test_why_a_push_is_held(self) -> None:
+        held: dict[str, Any] = {"why": "APNs says BadDeviceToken", "until": None}
+        row = self.rows(self.phone(waiting=True, held=held))[1]
+        self.assertTrue(row.endswith(" -, one is held: APNs says BadDeviceToken"), row)
+        held["until"] = 1_800_000_000.0
+        row = self.rows(self.phone(waiting=True, held=held))[1]
+        told = f" -, one is held until {answers.moment(held['until'])}: APNs says BadDeviceToken"
+        self.assertTrue(row.endswith(told), row)
+
     def test_of_many_mailboxes_some_are_shown(self) -> None:
         names = [f"Folder {number}" for number in range(1000)]
         row = self.rows(self.phone(mailboxes=["INBOX", *names]))[1]

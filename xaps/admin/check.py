@@ -26,53 +26,53 @@ RUNTIME = Path(Config().socket).parent
 """The folder of the sockets where nothing else is said, which systemd makes."""
 
 
+class Remark(str):
+    """What is not wrong, and still worth telling."""
+
+
+def _warning(text: str) -> Remark:
+    return Remark(f"Warning: {text}")
+
+
 def check(path: Path, config: Config, out: TextIO) -> bool:
     """Tell `out` what is wrong, or that nothing is; returns whether something is wrong.
 
     :param path: the configuration file, to be named.
     """
-    problems = [
-        *_credential(config, out),
-        *_tls(config, out),
-        *_trust_roots(config),
-        *_addresses(config, out),
-        *_groups(config),
-        *_database(config),
-        *_cyrus(config, out),
-    ]
-    for warning in (*careless_secrets(path, config), *_sockets(config)):
-        out.write(f"Warning: {warning}\n")
+    checks = (_credential, _tls, _trust_roots, _addresses, _groups, _database, _cyrus, _sockets)
+    found = [text for each in checks for text in each(config)]
+    found += map(_warning, careless_secrets(path, config))
     if os.geteuid() == 0:
-        out.write(
-            "Warning: root may read everything, so this was not checked for the daemon's user: "
-            "runuser -u xapsd -- xapsd --check\n"
+        found.append(
+            _warning(
+                "root may read everything, so this was not checked for the daemon's user: "
+                "runuser -u xapsd -- xapsd --check"
+            )
         )
-    for problem in problems:
-        out.write(f"{path}: {problem}\n")
-    if not problems:
-        out.write(f"{path}: no problems found\n")
+    problems = [text for text in found if not isinstance(text, Remark)]
+    out.writelines(f"{text}\n" for text in found if isinstance(text, Remark))
+    out.writelines(f"{path}: {text}\n" for text in problems or ["no problems found"])
     return bool(problems)
 
 
-def _credential(config: Config, out: TextIO) -> Iterator[str]:
+def _credential(config: Config) -> Iterator[str]:
     source = source_from_config(config)
     if source is None:
         yield f"no push credential is configured: {SET_ONE}"
         return
     finding = source.load(time.time())
-    for warning in finding.warnings:
-        out.write(f"Warning: {warning}\n")
+    yield from map(_warning, finding.warnings)
     for error in finding.errors:
         # The error names the file.
         yield f"{source.name.partition(' ')[0]}: {error}"
     credential = finding.credential
     if credential is not None:
-        out.write(f"Topic: {credential.topic}\n")
+        yield Remark(f"Topic: {credential.topic}")
         if isinstance(credential, CertificateCredential):
-            out.write(f"Certificate valid until {utc_text(credential.not_after)}\n")
+            yield Remark(f"Certificate valid until {utc_text(credential.not_after)}")
 
 
-def _tls(config: Config, out: TextIO) -> Iterator[str]:
+def _tls(config: Config) -> Iterator[str]:
     if config.tls_certfile is None or config.tls_keyfile is None:
         return
     try:
@@ -80,7 +80,7 @@ def _tls(config: Config, out: TextIO) -> Iterator[str]:
     except TLSError as error:
         yield str(error)
     for problem in careless(config.tls_keyfile, "private key"):
-        out.write(f"Warning: tlsKeyfile: {problem}\n")
+        yield _warning(f"tlsKeyfile: {problem}")
 
 
 def _trust_roots(config: Config) -> Iterator[str]:
@@ -97,9 +97,8 @@ def _trust_roots(config: Config) -> Iterator[str]:
         yield f"apnsTrustRoots: {file}: {error}"
 
 
-def _addresses(config: Config, out: TextIO) -> Iterator[str]:
-    """Whether this machine has them; whether the port is free does not count, since the daemon can
-    be running."""
+def _addresses(config: Config) -> Iterator[str]:
+    # Whether the port is free does not count: the daemon can be running.
     listened = [("listenAddr", config.listen_addr, config.port)]
     if config.tls_certfile is not None:
         listened.append(("tlsListenAddr", config.tls_listen_addr, config.tls_port))
@@ -108,31 +107,25 @@ def _addresses(config: Config, out: TextIO) -> Iterator[str]:
     for key, address, port in listened:
         if not address or address.startswith("systemd:"):
             continue
+        by_default = KEYS[key].attribute not in config.written
         try:
-            _, remarks = usable(
-                key, address, port, by_default=KEYS[key].attribute not in config.written
-            )
+            yield from map(_warning, usable(key, address, port, by_default=by_default)[1])
         except ListenError as error:
             yield str(error)
-        else:
-            for remark in remarks:
-                out.write(f"Warning: {remark}\n")
 
 
 def _groups(config: Config) -> Iterator[str]:
-    for key, group in (
-        ("socketGroup", config.socket_group),
-        ("cyrusSocketGroup", config.cyrus_socket_group),
-        ("controlSocketGroup", config.control_socket_group),
-    ):
-        if group is not None:
-            try:
-                number = group_id(key, group)
-            except ListenError as error:
-                yield str(error)
-            else:
-                if os.geteuid() != 0 and number not in (os.getegid(), *os.getgroups()):
-                    yield f"{key}: {group}: {join(group)}"
+    for key in ("socketGroup", "cyrusSocketGroup", "controlSocketGroup"):
+        group = getattr(config, KEYS[key].attribute)
+        if group is None:
+            continue
+        try:
+            ours = group_id(key, group) in (os.getegid(), *os.getgroups())
+        except ListenError as error:
+            yield str(error)
+        else:
+            if os.geteuid() != 0 and not ours:
+                yield f"{key}: {group}: {join(group)}"
 
 
 def _database(config: Config) -> Iterator[str]:
@@ -150,36 +143,32 @@ def _database(config: Config) -> Iterator[str]:
             yield f"databaseFile: {file} belongs to another user: chown xapsd:xapsd {file}"
 
 
-def _cyrus(config: Config, out: TextIO) -> Iterator[str]:
+def _cyrus(config: Config) -> Iterator[str]:
     if not config.cyrus_socket or config.cyrus.imapd_conf is None:
         return
     try:
         found = read_imapd_conf(config.cyrus.imapd_conf, config.cyrus_socket)
     except ImapdConfError as error:
         yield f"cyrus.imapdConf: {error}"
-        return
-    for problem in found.problems:
-        out.write(f"Warning: {problem}\n")
+    else:
+        yield from map(_warning, found.problems)
 
 
 def _sockets(config: Config) -> Iterator[str]:
-    """No more than warnings: systemd can make folders when it starts the service, as it does with
-    the one that is usual."""
-    for key, path in (
-        ("socket", config.socket),
-        ("cyrusSocket", config.cyrus_socket),
-        ("controlSocket", config.control_socket),
-    ):
+    # No more than warnings: systemd can make folders when it starts the service, as it does with
+    # the one that is usual.
+    for key in ("socket", "cyrusSocket", "controlSocket"):
+        path = getattr(config, KEYS[key].attribute)
         folder = Path(path).parent
         if not path or path.startswith("systemd:") or folder == RUNTIME:
             continue
         if not folder.is_dir():
-            yield (
+            yield _warning(
                 f"{key}: the folder {folder} does not exist: make it for the daemon's user, or let "
                 "systemd do it (RuntimeDirectory= in the unit)"
             )
         elif not _may(folder, os.W_OK | os.X_OK):
-            yield f"{key}: {folder} cannot be written by this user"
+            yield _warning(f"{key}: {folder} cannot be written by this user")
 
 
 def _may(path: Path, needed: int) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import attrs
 from twisted.internet.defer import Deferred
@@ -13,8 +13,9 @@ from twisted.logger import Logger
 
 from xaps import __version__
 from xaps.admin.history import NAMES, PushLog, reason_of
-from xaps.admin.metrics import Metrics, Snapshot
+from xaps.admin.metrics import Metrics
 from xaps.apns.status import ConnectionState, ConnectionStatus
+from xaps.credentials.keeper import CredentialKeeper
 from xaps.mailboxes import INBOX
 from xaps.model import CertificateCredential, Credential, Refused, Registration, short_token
 from xaps.push.dispatcher import Dispatcher
@@ -22,10 +23,8 @@ from xaps.registry.interface import IRegistry
 from xaps.system.stalls import StallWatch
 
 DAY = 24 * 3600.0
-
 EXPIRES_SOON = 14 * DAY
 """Seconds before the certificate expires from which on all is not well."""
-
 SHORTEST_PREFIX = 4
 """Characters of a device token that are enough to choose a phone."""
 
@@ -33,20 +32,9 @@ Value = dict[str, Any]
 """A JSON object."""
 
 
-class Keeper(Protocol):
-    """Looks after the credential; see :class:`xaps.credentials.keeper.CredentialKeeper`."""
-
-    credential: Credential | None
-    problem: str | None
-    remedy: str
-
-    def check_now(self) -> Deferred[None]: ...
-
-
 class Control:
     """Answers what is asked, and does what is told.
 
-    :param connection: tells how the connection to APNs is.
     :param pushes: what :meth:`push` brings is recorded in it.
     :param wall: tells the time of day.
     """
@@ -58,7 +46,7 @@ class Control:
         clock: IReactorTime,
         registry: IRegistry,
         dispatcher: Dispatcher,
-        keeper: Keeper,
+        keeper: CredentialKeeper,
         *,
         connection: Callable[[], ConnectionStatus],
         pushes: PushLog,
@@ -79,29 +67,15 @@ class Control:
 
     # -------------------------------------------------------------- questions
 
-    def snapshot(self) -> Deferred[Snapshot]:
-        """How the daemon is now. Fails with :class:`~xaps.registry.interface.RegistryError`."""
-        return self._registry.count().addCallback(self._snapshot)
-
-    def _snapshot(self, phones: int) -> Snapshot:
-        flags = self._dispatcher.flags
-        return Snapshot(
-            phones=phones,
-            waiting=len(flags) - flags.in_flight,
-            in_flight=flags.in_flight,
-            held=self._dispatcher.holds.general is not None,
-            connection=self._connection(),
-            credential=self._keeper.credential,
-            stalls=self._stalls,
-        )
-
     def status(self) -> Deferred[Value]:
-        """Everything on one screen. Times are seconds since the epoch."""
-        return self.snapshot().addCallback(self._status)
+        """Everything on one screen, times as seconds since the epoch; fails with
+        :class:`~xaps.registry.interface.RegistryError`."""
+        return self._registry.count().addCallback(self._status)
 
-    def _status(self, now: Snapshot) -> Value:
-        health, why = self.health(now)
-        since, attempt = now.connection.since, now.connection.next_attempt
+    def _status(self, phones: int) -> Value:
+        credential, connection = self._keeper.credential, self._connection()
+        flags = self._dispatcher.flags
+        health, why = self._health(connection)
         return {
             "health": health,
             "why": why,
@@ -109,51 +83,47 @@ class Control:
             "pid": os.getpid(),
             "now": self._wall(),
             "started_at": self._time_of_day(self._started_at),
-            "topic": None if now.credential is None else now.credential.topic,
-            "credential": _described(now.credential),
+            "topic": None if credential is None else credential.topic,
+            "credential": _described(credential),
             "connection": {
-                **attrs.asdict(now.connection),
-                "state": now.connection.state.value,
-                "since": self._time_of_day(since),
-                "next_attempt": None if attempt is None else self._time_of_day(attempt),
+                **attrs.asdict(connection),
+                "state": connection.state.value,
+                "since": self._time_of_day(connection.since),
+                "next_attempt": self._time_of_day(connection.next_attempt),
             },
             "last_hour": self._pushes.last_hour(),
-            "waiting": now.waiting,
-            "in_flight": now.in_flight,
-            "phones": now.phones,
+            "waiting": len(flags) - flags.in_flight,
+            "in_flight": flags.in_flight,
+            "held": self._dispatcher.holds.general is not None,
+            "phones": phones,
             "reactor_stalls": self._stalls.count,
+            "reactor_stalled_seconds": self._stalls.total,
         }
 
-    def _time_of_day(self, seconds: float) -> float:
+    def _time_of_day(self, seconds: float | None) -> float | None:
         """When, in seconds since the epoch, it was or will be so late by the reactor's clock."""
-        return self._wall() - self._clock.seconds() + seconds
+        return None if seconds is None else self._wall() - self._clock.seconds() + seconds
 
-    def health(self, now: Snapshot) -> tuple[str, list[str]]:
+    def _health(self, connection: ConnectionStatus) -> tuple[str, list[str]]:
         """``good``, ``starting``, ``degraded`` or ``failing``, and why it is not good."""
-        failing = []
-        degraded = []
-        starting = []
-        connection = now.connection
-        if now.credential is None:
-            failing.append(f"no mail can be pushed: {self._problem()}")
+        found: dict[str, list[str]] = {"failing": [], "degraded": [], "starting": []}
+        credential = self._keeper.credential
+        if credential is None:
+            found["failing"].append(f"no mail can be pushed: {self._problem()}")
         elif connection.state is not ConnectionState.CONNECTED:
             if connection.last_error:
-                degraded.append(f"not connected to APNs: {connection.last_error}")
-            elif connection.connections_made:
-                degraded.append("connecting to APNs")
+                found["degraded"].append(f"not connected to APNs: {connection.last_error}")
             else:
-                starting.append("connecting to APNs")
+                first = not connection.connections_made
+                found["starting" if first else "degraded"].append("connecting to APNs")
         if (hold := self._dispatcher.holds.general) is not None:
-            failing.append(hold.text)
-        if isinstance(now.credential, CertificateCredential):
-            left = now.credential.not_after - self._wall()
+            found["failing"].append(hold.text)
+        if isinstance(credential, CertificateCredential):
+            left = credential.not_after - self._wall()
             if left < EXPIRES_SOON:
-                degraded.append(f"the certificate expires in {_days(left)}")
-        if failing:
-            return "failing", failing + degraded
-        if degraded:
-            return "degraded", degraded + starting
-        return "starting" if starting else "good", starting
+                found["degraded"].append(f"the certificate expires in {_days(left)}")
+        health = next((health for health, why in found.items() if why), "good")
+        return health, [text for why in found.values() for text in why]
 
     def _problem(self) -> str | None:
         """Why there is no credential, and what to do."""
@@ -162,21 +132,11 @@ class Control:
 
     def metrics(self) -> Deferred[bytes]:
         """The page for Prometheus."""
-        return self.snapshot().addCallback(self._metrics.page)
+        return self.status().addCallback(self._metrics.page)
 
     def status_line(self) -> Deferred[str]:
         """The status in one line, as systemd shows it."""
-        return self.snapshot().addCallback(self._line)
-
-    def _line(self, now: Snapshot) -> str:
-        health, why = self.health(now)
-        parts = [_number(now.phones, "phone"), f"{_number(now.waiting, 'push')} waiting"]
-        if now.connection.state is ConnectionState.CONNECTED:
-            parts.append("connected to APNs")
-        if isinstance(now.credential, CertificateCredential):
-            left = now.credential.not_after - self._wall()
-            parts.append(f"certificate good for {_days(left)}")
-        return f"{health.capitalize()}: {', '.join(parts)}{''.join(f'; {each}' for each in why)}"
+        return self.status().addCallback(_line)
 
     async def devices(self, user: str | None, *, full_tokens: bool) -> AsyncIterator[list[Value]]:
         """All phones, or a user's, ordered by user; some at a time, as it takes time to make them.
@@ -193,15 +153,17 @@ class Control:
 
     def _device(self, registration: Registration, full_token: bool) -> Value:
         key = registration.key
-        last = self._pushes.last(key)
-        told = last and {**attrs.asdict(last), "at": self._time_of_day(last.at)}
+        last = self._pushes.last.get(key)
+        waiting = self._dispatcher.flags.get(key) is not None
+        hold = self._dispatcher.holds.on(key, self._clock.seconds()) if waiting else None
         return {
             **_named(registration, full_token=full_token),
             "mailboxes": list(registration.mailboxes),
             "confirmed": sorted(registration.confirmed),
             "registered_at": registration.registered_at,
-            "waiting": self._dispatcher.flags.get(key) is not None,
-            "last_push": told,
+            "waiting": waiting,
+            "held": hold and {"why": hold.text, "until": self._time_of_day(hold.until)},
+            "last_push": last and {**attrs.asdict(last), "at": self._time_of_day(last.at)},
         }
 
     # -------------------------------------------------------------- orders
@@ -214,11 +176,10 @@ class Control:
         return Deferred.fromCoroutine(self._forget(user, token))
 
     async def _forget(self, user: str, token: str | None) -> list[Value]:
-        phones = await self._chosen(user, token)
         dropped = []
-        for phone in phones:
+        for phone in await self._chosen(user, token):
             if await self._dispatcher.forget(phone.key):
-                self._pushes.forget(phone.key)
+                self._pushes.last.pop(phone.key, None)
                 self._log.info("Forgot {key}, as the administrator asked", key=phone.key)
                 dropped.append(_named(phone))
         return dropped
@@ -236,10 +197,10 @@ class Control:
             raise Refused(f"{start} fits several phones of {user}; give more of the device token")
         return chosen
 
-    def push(self, user: str, mailbox: str = INBOX) -> Deferred[list[Value]]:
+    def push(self, user: str, mailbox: str | None = None) -> Deferred[list[Value]]:
         """Push to all phones of a user now; fires with what became of each, in half a minute at
         the most."""
-        return Deferred.fromCoroutine(self._push(user, mailbox))
+        return Deferred.fromCoroutine(self._push(user, mailbox or INBOX))
 
     async def _push(self, user: str, mailbox: str) -> list[Value]:
         phones = await self._registry.registrations(user)
@@ -254,24 +215,30 @@ class Control:
             if refused.temporary and (error := self._connection().last_error):
                 reason = f"{reason} ({error})"
             return {**_named(phone), "outcome": "not sent", "reason": reason}
-        self._pushes.tested(phone.key, outcome)
-        name, reason = NAMES[type(outcome)], reason_of(outcome)
-        self._log.info(
-            "Test push to {key}: {outcome} {reason}", key=phone.key, outcome=name, reason=reason
-        )
-        return {**_named(phone), "outcome": name, "reason": reason}
+        self._pushes.record(phone.key, outcome)
+        told = {"outcome": NAMES[type(outcome)], "reason": reason_of(outcome)}
+        self._log.info("Test push to {key}: {outcome} {reason}", key=phone.key, **told)
+        return {**_named(phone), **told}
 
     def reload(self) -> Deferred[Value]:
         """Look at the credential's files now; fires with what was found."""
-        return Deferred.fromCoroutine(self._reload())
+        return self._keeper.check_now().addCallback(self._found)
 
-    async def _reload(self) -> Value:
-        await self._keeper.check_now()
+    def _found(self, _: None) -> Value:
         return {
             "now": self._wall(),
             "credential": _described(self._keeper.credential),
             "problem": self._problem(),
         }
+
+
+def _line(status: Value) -> str:
+    parts = [_number(status["phones"], "phone"), f"{_number(status['waiting'], 'push')} waiting"]
+    if status["connection"]["state"] == ConnectionState.CONNECTED.value:
+        parts.append("connected to APNs")
+    if status["credential"] and (until := status["credential"]["not_after"]) is not None:
+        parts.append(f"certificate good for {_days(until - status['now'])}")
+    return "; ".join([f"{status['health'].capitalize()}: {', '.join(parts)}", *status["why"]])
 
 
 def _days(seconds: float) -> str:

@@ -26,10 +26,8 @@ from xaps.model import (
 BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200, 86400)
 """Upper bounds in seconds, for how long pushes took. Events other than new mail wait for half a
 minute on purpose."""
-
 MAX_PHONES = 20_000
 """Phones whose last push is remembered."""
-
 MAX_REASONS = 100
 """Different reasons that are counted by themselves."""
 
@@ -51,7 +49,7 @@ class LastPush:
     """The last answer about a phone."""
 
     at: float
-    """By the clock of the :class:`PushLog`."""
+    """By the reactor's clock."""
     outcome: str
     """One of `NAMES`."""
     reason: str
@@ -74,8 +72,8 @@ def _short_reason(name: str, reason: str) -> str:
 class PushLog:
     """Remembers what :meth:`record` is told.
 
-    :param seconds: the reactor's time.
-    :param metrics: where the counters are to be found.
+    :param metrics: gets the counters.
+    :ivar last: the last answer about each phone, as far as it is remembered.
     """
 
     def __init__(self, seconds: Callable[[], float], metrics: CollectorRegistry) -> None:
@@ -95,16 +93,15 @@ class PushLog:
         )
         self._reasons: set[str] = set()
         self._minutes: deque[tuple[int, Counts[str]]] = deque()
-        self._last: OrderedDict[RegistrationKey, LastPush] = OrderedDict()
+        self.last: OrderedDict[RegistrationKey, LastPush] = OrderedDict()
 
-    def record(self, key: RegistrationKey, outcome: Outcome, seconds: float) -> None:
-        """There was an answer, so long after the first of the events that the push was for."""
-        if isinstance(outcome, Delivered):
+    def record(self, key: RegistrationKey, outcome: Outcome, seconds: float | None = None) -> None:
+        """There was an answer.
+
+        :param seconds: since the first of the events that the push was for, if it was for any.
+        """
+        if isinstance(outcome, Delivered) and seconds is not None:
             self._durations.observe(seconds)
-        self.tested(key, outcome)
-
-    def tested(self, key: RegistrationKey, outcome: Outcome) -> None:
-        """As :meth:`record`, for a push that no event was the reason of."""
         name, reason = NAMES[type(outcome)], reason_of(outcome)
         short = _short_reason(name, reason)
         if short not in self._reasons and len(self._reasons) >= MAX_REASONS:
@@ -112,18 +109,10 @@ class PushLog:
         self._reasons.add(short)
         self._answers.labels(name, short).inc()
         self._minute()[name] += 1
-        self._last[key] = LastPush(self._seconds(), name, reason)
-        self._last.move_to_end(key)
-        if len(self._last) > MAX_PHONES:
-            self._last.popitem(last=False)
-
-    def last(self, key: RegistrationKey) -> LastPush | None:
-        """The last answer about that phone, as far as it is remembered."""
-        return self._last.get(key)
-
-    def forget(self, key: RegistrationKey) -> None:
-        """That phone is no more."""
-        self._last.pop(key, None)
+        self.last[key] = LastPush(self._seconds(), name, reason)
+        self.last.move_to_end(key)
+        if len(self.last) > MAX_PHONES:
+            self.last.popitem(last=False)
 
     def last_hour(self) -> dict[str, int]:
         """Answers in the last 60 minutes by outcome; all outcomes are in it."""

@@ -6,41 +6,25 @@ What happens is counted where it happens; how things are is asked when a page is
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import attrs
 from prometheus_client import CollectorRegistry, Counter, ProcessCollector
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
-from prometheus_client.metrics_core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    InfoMetricFamily,
-    Metric,
-)
+from prometheus_client.exposition import generate_latest
+from prometheus_client.metrics_core import CounterMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.metrics_core import GaugeMetricFamily as Gauge
 from prometheus_client.registry import Collector
 from twisted.internet.defer import Deferred
 
 import twisted
 from xaps import __version__
-from xaps.apns.status import ConnectionState, ConnectionStatus
+from xaps.apns.status import ConnectionState
 from xaps.intake.answers import Handler
-from xaps.model import CertificateCredential, Credential, Notice, Registration
-from xaps.system.stalls import StallWatch
+from xaps.model import Notice, Registration
 
-CONTENT_TYPE = CONTENT_TYPE_LATEST
-
-
-@attrs.frozen
-class Snapshot:
-    """How the daemon is at one moment."""
-
-    phones: int
-    waiting: int
-    in_flight: int
-    held: bool
-    connection: ConnectionStatus
-    credential: Credential | None
-    stalls: StallWatch
+Status = Mapping[str, Any]
+"""How the daemon is: what :meth:`xaps.admin.control.Control.status` tells."""
 
 
 class Metrics:
@@ -66,10 +50,7 @@ class Metrics:
         )
 
     def counting(self, intake: str, handler: Handler) -> Handler:
-        """The handler, for one intake; what is handed on to it is counted.
-
-        :param intake: for people: the setting that opened this intake.
-        """
+        """Count what is handed on to the handler by the intake that the setting `intake` opens."""
         return _CountingHandler(
             handler,
             self._registrations.labels(intake),
@@ -77,9 +58,9 @@ class Metrics:
             self._notices.labels(intake, "other"),
         )
 
-    def page(self, now: Snapshot) -> bytes:
+    def page(self, status: Status) -> bytes:
         """All metrics in Prometheus' text format."""
-        return generate_latest(_Page(self.registry, now))
+        return generate_latest(_Page(self.registry, status))
 
 
 @attrs.frozen
@@ -104,77 +85,44 @@ class _CountingHandler:
 @attrs.frozen
 class _Page(Collector):
     _registry: CollectorRegistry
-    _now: Snapshot
+    _status: Status
 
     def collect(self) -> Iterator[Metric]:
-        yield from _state(self._now)
-        yield from _connection(self._now.connection)
         for metric in self._registry.collect():
             # The times at which counters were made are of no use to anybody.
             metric.samples = [s for s in metric.samples if not s.name.endswith("_created")]
             yield metric
-
-
-def _state(now: Snapshot) -> Iterator[Metric]:
-    yield InfoMetricFamily(
-        "xapsd_build",
-        "Versions of the daemon and what it is built on",
-        {
-            "version": __version__,
-            "python": platform.python_version(),
-            "twisted": twisted.__version__,
-        },
-    )
-    yield GaugeMetricFamily("xapsd_registrations", "Phones that are registered", now.phones)
-    yield GaugeMetricFamily("xapsd_pushes_waiting", "Phones that are owed a push", now.waiting)
-    yield GaugeMetricFamily("xapsd_pushes_in_flight", "Pushes without an answer", now.in_flight)
-    yield GaugeMetricFamily(
-        "xapsd_pushes_held",
-        "1 while nothing is pushed because APNs refuses the configuration",
-        now.held,
-    )
-    yield GaugeMetricFamily(
-        "xapsd_credential_usable",
-        "1 while there is a credential to push with",
-        now.credential is not None,
-    )
-    if isinstance(now.credential, CertificateCredential):
-        yield GaugeMetricFamily(
-            "xapsd_credential_expiry_timestamp_seconds",
-            "When the push certificate expires, in seconds since the epoch",
-            now.credential.not_after,
+        versions = {"python": platform.python_version(), "twisted": twisted.__version__}
+        yield InfoMetricFamily(
+            "xapsd_build",
+            "Versions of the daemon and what it is built on",
+            {"version": __version__, **versions},
         )
-    yield CounterMetricFamily(
-        "xapsd_reactor_stalls",
-        "How often the reactor was blocked for more than 50 ms",
-        now.stalls.count,
-    )
-    yield CounterMetricFamily(
-        "xapsd_reactor_stalled_seconds",
-        "How long it was blocked then, in all",
-        now.stalls.total,
-    )
-
-
-def _connection(connection: ConnectionStatus) -> Iterator[Metric]:
-    states = GaugeMetricFamily(
-        "xapsd_apns_connection_state",
-        "1 for the state that the connection to APNs is in",
-        labels=["state"],
-    )
-    for state in ConnectionState:
-        states.add_metric([state.value], state is connection.state)
-    yield states
-    yield GaugeMetricFamily(
-        "xapsd_apns_connections", "Open connections to APNs", connection.connections
-    )
-    yield GaugeMetricFamily(
-        "xapsd_apns_stream_limit",
-        "Pushes that APNs allows at a time, over all connections",
-        connection.stream_limit,
-    )
-    yield CounterMetricFamily(
-        "xapsd_apns_reconnections",
-        "Connections to APNs that were made after the first",
-        max(0, connection.connections_made - 1),
-    )
+        status, connection = self._status, self._status["connection"]
+        yield Gauge("xapsd_registrations", "Phones that are registered", status["phones"])
+        yield Gauge("xapsd_pushes_waiting", "Phones that are owed a push", status["waiting"])
+        yield Gauge("xapsd_pushes_in_flight", "Pushes without an answer", status["in_flight"])
+        text = "1 while nothing is pushed because APNs refuses the configuration"
+        yield Gauge("xapsd_pushes_held", text, status["held"])
+        credential = status["credential"]
+        text = "1 while there is a credential to push with"
+        yield Gauge("xapsd_credential_usable", text, credential is not None)
+        if credential is not None and credential["not_after"] is not None:
+            text = "When the push certificate expires, in seconds since the epoch"
+            yield Gauge("xapsd_credential_expiry_timestamp_seconds", text, credential["not_after"])
+        text = "1 for the state that the connection to APNs is in"
+        states = Gauge("xapsd_apns_connection_state", text, labels=["state"])
+        for state in ConnectionState:
+            states.add_metric([state.value], state.value == connection["state"])
+        yield states
+        open_now, limit = connection["connections"], connection["stream_limit"]
+        yield Gauge("xapsd_apns_connections", "Open connections to APNs", open_now)
+        yield Gauge("xapsd_apns_stream_limit", "Pushes that APNs allows at a time", limit)
+        text = "Connections to APNs that were made after the first"
+        again = max(0, connection["connections_made"] - 1)
+        yield CounterMetricFamily("xapsd_apns_reconnections", text, again)
+        text = "How often the reactor was blocked for more than 50 ms"
+        yield CounterMetricFamily("xapsd_reactor_stalls", text, status["reactor_stalls"])
+        text = "How long it was blocked then, in all"
+        seconds = status["reactor_stalled_seconds"]
+        yield CounterMetricFamily("xapsd_reactor_stalled_seconds", text, seconds)

@@ -127,6 +127,9 @@ def _last_push(phone: Answer) -> str:
     if (last := phone["last_push"]) is not None:
         reason = f" ({last['reason']})" if last["reason"] else ""
         text = f"{moment(last['at'])} {last['outcome']}{reason}"
+    if held := phone.get("held"):
+        until = "" if held["until"] is None else f" until {moment(held['until'])}"
+        return f"{text}, one is held{until}: {held['why']}"
     return f"{text}, one waits" if phone["waiting"] else text
 
 

@@ -71,17 +71,15 @@ class StallWatch:
         self._wait()
 
     def _wait(self) -> None:
-        self._seen = self._without_processor()
-        self._clock.callLater(INTERVAL, self._look, self._clock.seconds() + INTERVAL)
+        due = self._clock.seconds() + INTERVAL
+        self._clock.callLater(INTERVAL, self._look, due, self._without_processor())
 
-    def _look(self, due: float) -> None:
+    def _look(self, due: float, without_before: float) -> None:
         late = self._clock.seconds() - due
-        seen = self._seen
-        self._wait()  # first, so that nothing that goes wrong below is the end of it
+        without = self._without_processor() - without_before
+        self._wait()  # before anything below can go wrong, which would be the end of it
         if late > LIMIT:
             self.count += 1
             self.total += late
-            others = late - (self._seen - seen) <= LIMIT
-            self._complaints.tell(
-                LogLevel.warn, OTHERS if others else OURS, milliseconds=1000 * late
-            )
+            text = OTHERS if late - without <= LIMIT else OURS
+            self._complaints.tell(LogLevel.warn, text, milliseconds=1000 * late)

@@ -10,15 +10,12 @@ import os
 import socket
 import time
 from collections.abc import Callable, MutableMapping
-from typing import TypeVar
 
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-
-T = TypeVar("T")
 
 STATUS_INTERVAL = 10.0
 """Seconds between two looks at whether the status has changed."""
@@ -48,10 +45,8 @@ class Supervision:
         self._address = f"\0{address[1:]}" if address.startswith("@") else address
         usec, pid = environ.pop("WATCHDOG_USEC", ""), environ.pop("WATCHDOG_PID", "")
         self._watched = usec.isdecimal() and int(usec) > 0 and pid in ("", str(os.getpid()))
-        self._interval = STATUS_INTERVAL
-        if self._watched:
-            # systemd's own advice: twice in the time after which it takes the daemon for dead.
-            self._interval = min(STATUS_INTERVAL, int(usec) / 2e6)
+        # systemd's own advice: twice in the time after which it takes the daemon for dead.
+        self._interval = min(STATUS_INTERVAL, int(usec) / 2e6) if self._watched else STATUS_INTERVAL
         self._loop = LoopingCall(self._beat)
         self._loop.clock = clock
 
@@ -68,7 +63,7 @@ class Supervision:
             self._tell("RELOADING=1", f"MONOTONIC_USEC={microseconds}")
             done.addBoth(self._reloaded)
 
-    def _reloaded(self, result: T) -> T:
+    def _reloaded(self, result: object) -> object:
         if self._loop.running:
             self._tell("READY=1")
         return result
