@@ -19,7 +19,6 @@ from xaps.model import (
     NOT_TEXT,
     Notice,
     Refused,
-    Registration,
     RegistrationKey,
 )
 
@@ -42,10 +41,6 @@ class RegisterRequest:
     as_sent: tuple[str, ...]
     """The spelling in the request (modified UTF-7) of each of `mailboxes`; empty when the request
     named none: such a phone (version 1 of the extension) knows no mailbox lines."""
-
-    def registration(self, now: float, confirmed: frozenset[str]) -> Registration:
-        """The registration that this asks for."""
-        return Registration(self.key, self.mailboxes, registered_at=now, confirmed=confirmed)
 
 
 @attrs.frozen
