@@ -181,9 +181,8 @@ def _mailboxes(value: object, name: str) -> tuple[tuple[str, ...], tuple[str, ..
             # Of two spellings the one is kept that can be confirmed to the phone.
             if key not in found or (sent.isascii() and not found[key][1].isascii()):
                 found[key] = (decoded, sent)
-    return tuple(decoded for decoded, _ in found.values()), tuple(
-        sent for _, sent in found.values()
-    )
+    pairs = found.values()
+    return tuple(decoded for decoded, _ in pairs), tuple(sent for _, sent in pairs)
 
 
 def _mailbox(fields: Mapping[str, object], name: str) -> str:

@@ -212,18 +212,15 @@ class CyrusListener:
         elif self._drain is not None:
             if self._drain.frames.paused:
                 self._drain.frames.resumeProducing()
-        elif self._stopped is not None and not self._open:
-            self._finish(self._stopped)
-
-    def _finish(self, stopped: Deferred[None]) -> None:
-        assert self._socket is not None
-        for reason, count in self._lost.items():
-            self._log.error(
-                "{count} events of Cyrus are lost: {reason}", count=count, reason=reason
-            )
-        self._socket.close()
-        self._socket = self._stopped = None
-        stopped.callback(None)
+        elif (stopped := self._stopped) is not None and not self._open:
+            for reason, count in self._lost.items():
+                self._log.error(
+                    "{count} events of Cyrus are lost: {reason}", count=count, reason=reason
+                )
+            assert self._socket is not None
+            self._socket.close()
+            self._socket = self._stopped = None
+            stopped.callback(None)
 
     def _handle(self, datagram: bytes) -> None:
         try:
