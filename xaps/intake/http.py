@@ -1,7 +1,7 @@
 """HTTP/1 as IMAP servers speak it: bytes to requests and back.
 
-httptools parses (on Debian 12 it wraps Node's older C parser, elsewhere llhttp); the routes, the
-bounds and everything else that decides about a request are here, so that both behave alike.
+httptools parses (on Debian 12 it wraps Node's older C parser, elsewhere llhttp); the routes and
+the bounds are here, so that both behave alike.
 """
 
 from __future__ import annotations

@@ -67,9 +67,6 @@ JSON_NAMES = FieldNames(
 )
 
 
-# ---------------------------------------------------------------- JSON bodies
-
-
 def register_from_json(body: bytes) -> RegisterRequest:
     """The body of ``POST /register``.
 
@@ -129,9 +126,6 @@ def json_object(body: bytes) -> Mapping[str, object]:
     if not isinstance(value, dict):
         raise Refused("the body is not a JSON object")
     return value
-
-
-# ---------------------------------------------------------------- fields
 
 
 def register_request(fields: Mapping[str, object], names: FieldNames) -> RegisterRequest:
@@ -223,9 +217,6 @@ def _check_size(mailbox: str, name: str) -> None:
         raise Refused(f"{name} has a lone surrogate") from None
     if size > MAX_MAILBOX:
         raise Refused(f"{name} has {size} bytes, at most {MAX_MAILBOX} are allowed")
-
-
-# ---------------------------------------------------------------- reasons
 
 
 def quoted(value: str) -> str:

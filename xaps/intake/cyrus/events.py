@@ -114,9 +114,6 @@ def _optional(fields: Mapping[str, object], name: str) -> str | None:
     return value
 
 
-# ---------------------------------------------------------------- whom it concerns
-
-
 def may_read(acl: str, user: str) -> bool:
     """Whether an access control list (``identifier TAB rights TAB`` ...) lets `user` read.
 
