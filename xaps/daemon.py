@@ -39,12 +39,11 @@ from xaps.credentials.sources import source_from_config
 from xaps.intake.allow import AllowFrom
 from xaps.intake.answers import Handler, Responder
 from xaps.intake.connection import ClientConnectionFactory
-from xaps.intake.connections import Connections
+from xaps.intake.connections import Connections, Turns
 from xaps.intake.cyrus.conf import ImapdConfError, read_imapd_conf
 from xaps.intake.cyrus.listener import CyrusListener
 from xaps.intake.cyrus.names import CyrusSettings
 from xaps.intake.https import HttpsFactory
-from xaps.intake.turns import Turns
 from xaps.listen.ports import Listeners
 from xaps.listen.tls import TLSError, server_options
 from xaps.listen.unix import ListenError

@@ -19,7 +19,7 @@ from xaps.config import kinds
 from xaps.config import reading as configuration
 from xaps.credentials import reading
 from xaps.ctl import client as ctl_client
-from xaps.intake import answers, connection, connections, http, https, lines, messages, turns
+from xaps.intake import answers, connection, connections, http, https, lines, messages
 from xaps.intake.cyrus import drain as cyrus_drain
 from xaps.intake.cyrus import listener as cyrus_listener
 from xaps.listen import ports as listeners
@@ -77,7 +77,7 @@ LIMITS = {
     # The one of h2, which test_https tries.
     "Requests at a time on a connection with HTTP/2": "100",
     "Requests at a time on any other connection": "1",
-    "Time for all these requests before everything else has its turn": period(turns.TURN),
+    "Time for all these requests before everything else has its turn": period(connections.TURN),
     "Connections of each of ``socket``, ``listenAddr`` and ``tlsListenAddr``": number(
         daemon.MAX_CONNECTIONS
     ),

@@ -19,8 +19,7 @@ from zope.interface import directlyProvides
 from xaps.intake.allow import Network
 from xaps.intake.answers import Responder
 from xaps.intake.connection import ClientConnection, ClientConnectionFactory
-from xaps.intake.connections import Connections
-from xaps.intake.turns import Turns
+from xaps.intake.connections import Connections, Turns
 from xaps.model import Notice, Refused, Registration
 
 CAPTURES = Path(__file__).parents[1] / "captures" / "dovecot"

@@ -23,7 +23,7 @@ from tests.intake.case import (
     post,
 )
 from xaps.intake.connection import LINGER, REQUEST_DEADLINE, WRITE_DEADLINE
-from xaps.intake.turns import TURN
+from xaps.intake.connections import TURN
 from xaps.model import Notice, Refused
 
 

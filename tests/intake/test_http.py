@@ -157,7 +157,7 @@ class RequestTests(DialectCase):
         self.assertEqual(
             events,
             [
-                Request(NEW_MAIL, for_plugin=True, keep_alive=True),
+                Request(NEW_MAIL, for_plugin=True),
                 Request(NEW_MAIL, for_plugin=True, close=True),
             ],
         )

@@ -46,11 +46,10 @@ from tests.standins.tls import client_options, server_options
 from xaps.intake.allow import Network
 from xaps.intake.answers import Responder
 from xaps.intake.connection import LINGER, REQUEST_DEADLINE
-from xaps.intake.connections import Connections
+from xaps.intake.connections import Connections, Turns
 from xaps.intake.dialect import Answer as Refusal
 from xaps.intake.http import MAX_BODY, HttpDialect
 from xaps.intake.https import IDLE, HttpsFactory
-from xaps.intake.turns import Turns
 from xaps.model import Notice, Refused
 
 MAX_STREAMS = 100

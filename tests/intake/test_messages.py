@@ -44,11 +44,6 @@ class RegistrationTests(SynchronousTestCase):
             RegistrationKey("alice", "0715A26B-CA09-4730-A419-793000CA982E", "abcdef"),
         )
         self.assertEqual(request.mailboxes, ("INBOX",))
-        made = request.registration(12.0, frozenset({"INBOX"}))
-        self.assertEqual(made.key, request.key)
-        self.assertEqual(made.mailboxes, ("INBOX",))
-        self.assertEqual(made.registered_at, 12.0)
-        self.assertEqual(made.confirmed, {"INBOX"})
 
     def test_names_are_decoded_and_their_spelling_is_kept(self) -> None:
         request = register_from_json(

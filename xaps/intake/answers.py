@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-import attrs
-from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger, LogLevel
-from twisted.python.failure import Failure
 
 from xaps.intake.dialect import Answer, Request
 from xaps.intake.messages import RegisterRequest
@@ -21,9 +19,6 @@ MIN_PLUGIN_BODY = 51
 """The plugin aborts the imap process when there is less."""
 MAX_PLUGIN_BODY = 7900
 """The plugin reads what its first look into a buffer of 8192 bytes shows it, headers included."""
-
-_DONE = Answer(200)
-_FOR_NOBODY = Answer(204)
 
 
 class Handler(Protocol):
@@ -72,41 +67,39 @@ class Responder:
     def respond(self, request: Request) -> Deferred[Answer]:
         """Fires with the answer, a refusal it may be, and never fails. That to a registration comes
         when it is on disk."""
-        content = request.content
-        if isinstance(content, Notice):
-            answer = maybeDeferred(self._handler.notify, content).addCallback(
-                lambda phones: _DONE if phones else _FOR_NOBODY
-            )
-        else:
-            answer = maybeDeferred(self._register, content, for_plugin=request.for_plugin)
-        return answer.addErrback(self._refusal)
+        return Deferred.fromCoroutine(self._respond(request))
 
-    def _register(self, request: RegisterRequest, *, for_plugin: bool) -> Deferred[Answer]:
+    async def _respond(self, request: Request) -> Answer:
+        try:
+            if isinstance(request.content, Notice):
+                phones = await self._handler.notify(request.content)
+                return Answer(200 if phones else 204)
+            return Answer(200, body=await self._register(request.content, request.for_plugin))
+        except Refused as error:
+            return Answer(503 if error.temporary else 400, error.reason)
+        except Exception:
+            self._log.failure("A request from an IMAP server could not be dealt with")
+            return Answer(500, "internal error, see the log of xapsd")
+
+    async def _register(self, request: RegisterRequest, for_plugin: bool) -> bytes:
         # What is confirmed is part of what is stored, so the answer is made first.
-        topic = self._handler.topic().encode("ascii", "replace")
-        made = Confirmation(topic)
+        body, confirmed = self._handler.topic().encode("ascii", "replace"), frozenset[str]()
         if for_plugin:
-            made = confirm(topic, request, folder_push=self._folder_push)
-        registration = request.registration(self._wall(), made.confirmed)
-        return self._handler.register(registration).addCallback(self._registered, request, made)
-
-    def _registered(self, _: None, request: RegisterRequest, made: Confirmation) -> Answer:
-        if made.left_out:
+            body, confirmed = confirm(body, request, folder_push=self._folder_push)
+        now = self._wall()
+        await self._handler.register(
+            Registration(request.key, request.mailboxes, registered_at=now, confirmed=confirmed)
+        )
+        left_out = len(request.as_sent) - len(confirmed)
+        if left_out and for_plugin and self._folder_push:
             self._log.info(
                 "{user}: {count} of {all} mailboxes cannot be confirmed to the phone (their names "
                 "are too long in all or cannot be quoted), it will not be pushed for them",
                 user=request.key.user,
-                count=made.left_out,
+                count=left_out,
                 all=len(request.mailboxes),
             )
-        return Answer(200, body=made.body)
-
-    def _refusal(self, failure: Failure) -> Answer:
-        error = failure.value
-        if isinstance(error, Refused):
-            return Answer(503 if error.temporary else 400, error.reason)
-        self._log.failure("A request from an IMAP server could not be dealt with", failure)
-        return Answer(500, "internal error, see the log of xapsd")
+        return body
 
     def tell_refusal(self, peer: str, answer: Answer) -> None:
         """Log why a request was refused; 5xx is for the administrator to put right."""
@@ -121,19 +114,11 @@ class Responder:
         )
 
 
-@attrs.frozen
-class Confirmation:
-    """The body of the answer to a registration, and what it promises to the phone."""
-
-    body: bytes
-    confirmed: frozenset[str] = frozenset()
-    """Decoded names of the mailboxes that the phone is told of."""
-    left_out: int = 0
-    """How many mailboxes could not be confirmed, for want of room or of a way to quote them."""
-
-
-def confirm(topic: bytes, request: RegisterRequest, *, folder_push: bool) -> Confirmation:
-    r"""What dovecot-xaps-plugin 1.x is to be answered; every other client gets the topic alone.
+def confirm(
+    topic: bytes, request: RegisterRequest, *, folder_push: bool
+) -> tuple[bytes, frozenset[str]]:
+    r"""What dovecot-xaps-plugin 1.x is to be answered, and the mailboxes (decoded) that the phone
+    is told of by it; every other client gets the topic alone.
 
     The plugin prints the body with ``%s`` between the quotes that end its
     ``* XAPPLEPUSHSERVICE aps-version "2" aps-topic "%s"``. It does not terminate it (hence
@@ -154,7 +139,4 @@ def confirm(topic: bytes, request: RegisterRequest, *, folder_push: bool) -> Con
                 if len(body) + len(line) < MAX_PLUGIN_BODY:
                     body += line
                     confirmed.add(mailbox)
-    left_out = len(request.as_sent) - len(confirmed) if folder_push else 0
-    return Confirmation(
-        (body + b"\0").ljust(MIN_PLUGIN_BODY, b"\0"), frozenset(confirmed), left_out
-    )
+    return (body + b"\0").ljust(MIN_PLUGIN_BODY, b"\0"), frozenset(confirmed)

@@ -52,8 +52,6 @@ class ClientConnection(Protocol):
     Requests are dealt with one after the other, so that their answers are in order. While one
     waits behind another, or the client does not read, nothing is read from the client.
 
-    Methods in Twisted's spelling are called by Twisted.
-
     :param connections: those of the listener, of which this is one.
     :param dialect: ``None`` where the first bytes are to decide.
     :param surplus: there are too many connections; this one is only to be told so.
@@ -197,9 +195,8 @@ class ClientConnection(Protocol):
 
     def _answered(self, answer: Answer, request: Request) -> None:
         self._current = None
-        close = request.close or self._state is _State.STOPPING
-        if close or request.keep_alive:
-            answer = attrs.evolve(answer, close=close, keep_alive=request.keep_alive)
+        if request.close or self._state is _State.STOPPING:
+            answer = attrs.evolve(answer, close=True)
         if self._state not in (_State.CLOSING, _State.CLOSED):
             self._answer(answer)
         if self._has_work() or self._state is _State.ENDING:
@@ -269,15 +266,10 @@ class ClientConnection(Protocol):
         Time that is running for the same is not begun anew.
         """
         if otherwise != self._otherwise:
-            if self._timer is not None:
+            if self._timer is not None and self._timer.active():
                 self._timer.cancel()
             self._otherwise = otherwise
-            self._timer = otherwise and self._connections.clock.callLater(seconds, self._in_vain)
-
-    def _in_vain(self) -> None:
-        otherwise, self._otherwise, self._timer = self._otherwise, None, None
-        assert otherwise is not None
-        otherwise()
+            self._timer = otherwise and self._connections.clock.callLater(seconds, otherwise)
 
     def _pause_reading(self, *, pause: bool) -> None:
         if pause is not self._reading_paused:

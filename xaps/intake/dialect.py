@@ -19,8 +19,6 @@ class Request:
     """The client is the Dovecot plugin, which needs its answer in a form of its own."""
     close: bool = False
     """The client asked for the connection to be closed after the answer."""
-    keep_alive: bool = False
-    """The client (HTTP/1.0) must be told that the connection stays open."""
 
 
 @attrs.frozen
@@ -34,8 +32,6 @@ class Answer:
     """Why the request was refused; empty when it was not."""
     close: bool = False
     """It is the last: nothing more is read."""
-    keep_alive: bool = False
-    """As in :class:`Request`."""
     headers: tuple[bytes, ...] = ()
     """Further header lines, without their CR LF."""
     body: bytes = b""

@@ -1,7 +1,7 @@
-"""The server's side of one HTTP/1 connection, without the connection: bytes to requests and back.
+"""HTTP/1 as IMAP servers speak it: bytes to requests and back.
 
-httptools parses (on Debian 12 it wraps Node's older C parser, elsewhere llhttp); the routes, the
-bounds and everything else that decides about a request are here, so that both behave alike.
+httptools parses (on Debian 12 it wraps Node's older C parser, elsewhere llhttp); the routes and
+the bounds are here, so that both behave alike.
 """
 
 from __future__ import annotations
@@ -109,8 +109,11 @@ def authorized(authorization: bytes, secret: str) -> bool:
     return same and scheme.lower() == b"basic" and bool(secret)
 
 
-def response(answer: Answer) -> bytes:
-    """The bytes of an answer with HTTP/1."""
+def response(answer: Answer, *, keep_alive: bool = False) -> bytes:
+    """The bytes of an answer with HTTP/1.
+
+    :param keep_alive: the client speaks HTTP/1.0, and is told that the connection stays open.
+    """
     status, content = answer.status, answer.content
     # The plugin logs the phrase and nothing else of a refusal.
     phrase = answer.reason.encode("ascii") or _PHRASES[status]
@@ -120,7 +123,7 @@ def response(answer: Answer) -> bytes:
     lines += answer.headers
     if answer.close:
         lines.append(b"Connection: close")
-    elif answer.keep_alive:
+    elif keep_alive:
         lines.append(b"Connection: keep-alive")
     if status not in (100, 204):
         lines.append(b"Content-Length: %d" % len(content))
@@ -146,9 +149,8 @@ class HttpDialect:
         self._parser = httptools.HttpRequestParser(self)
         self._events: list[Request | Answer] = []
         self._dead = False  # nothing more is taken
-        self._muted = False  # the parser is told what it has forgotten, see _after_upgrade
         self._held = 0  # bytes that the parser may be holding on to, it gave none of them away
-        self._body_withheld = False  # by the parser, see _after_upgrade
+        self._keep_alive = False  # the client wants to be told of it
 
     def feed(self, data: bytes) -> list[Request | Answer]:
         events = self._events = []
@@ -171,8 +173,10 @@ class HttpDialect:
             try:
                 self._parser.feed_data(data)
             except httptools.HttpParserUpgrade as upgrade:
-                data = data[upgrade.args[0] :]
-                self._after_upgrade()
+                # The client offers to speak something else (Upgrade: h2c), and the parser leaves
+                # the body to that. The head is read once more, without the offer.
+                data = self._head_without_offer() + data[upgrade.args[0] :]
+                self._parser = httptools.HttpRequestParser(self)
             except httptools.HttpParserError as error:
                 if not self._dead:  # otherwise it is a _Stop, wrapped by the parser
                     # llhttp sees to the version itself.
@@ -182,16 +186,13 @@ class HttpDialect:
             else:
                 return
 
-    def _after_upgrade(self) -> None:
-        """The client offered to speak something else (``Upgrade: h2c``). That is ignored, but the
-        parser has left the body, when there is one, to that other protocol."""
-        self._parser = httptools.HttpRequestParser(self)
-        if self._body_withheld:
-            length = self._headers.get(b"content-length")
-            framing = b"Content-Length: " + length if length else b"Transfer-Encoding: chunked"
-            self._muted = True
-            self._parser.feed_data(b"POST / HTTP/1.1\r\n" + framing + b"\r\n\r\n")
-            self._muted = self._body_withheld = False
+    def _head_without_offer(self) -> bytes:
+        parser = self._parser
+        version = parser.get_http_version().encode("ascii")
+        stays = b"keep-alive" if parser.should_keep_alive() else b"close"
+        lines = [b"%s %s HTTP/%s" % (parser.get_method(), self._target, version)]
+        lines += [b"%s: %s" % header for header in self._headers.items()]
+        return b"\r\n".join([*lines, b"Connection: " + stays, b"", b""])
 
     def _end(self, refusal: Answer) -> NoReturn:
         """Refuse at once, whatever is still to come of the request, and read nothing more."""
@@ -200,13 +201,11 @@ class HttpDialect:
         raise _Stop
 
     def answer(self, answer: Answer) -> bytes:
-        return response(answer)
+        return response(answer, keep_alive=self._keep_alive)
 
     # ------------------------------------------------------------ the parser's callbacks
 
     def on_message_begin(self) -> None:
-        if self._muted:
-            return
         if self._dead:
             raise _Stop
         self.incomplete = self._in_head = True
@@ -216,13 +215,10 @@ class HttpDialect:
         self._body: list[bytes] = []
 
     def on_url(self, part: bytes) -> None:
-        if not self._muted:
-            self._target += part
-            self._count_head(len(part))
+        self._target += part
+        self._count_head(len(part))
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._muted:
-            return
         self._count_head(len(name) + len(value) + 4)
         if self._in_head:  # a trailer is of no interest
             name = name.lower()
@@ -230,20 +226,19 @@ class HttpDialect:
                 self._headers[name] = value.strip()
 
     def on_headers_complete(self) -> None:
-        if self._muted:
-            return
         self._in_head = False
         headers = self._headers
         version = self._parser.get_http_version()
         self._close = not self._parser.should_keep_alive()
-        self._keep_alive = version == "1.0" and not self._close
-        chunked = b"transfer-encoding" in headers
-        self._check_framing(version, chunked)
+        if version == "1.0" and not self._close:
+            self._keep_alive = True
+        self._check_framing(version)
         method = self._parser.get_method()
         if method == b"CONNECT":
             self._end(Answer(405, "this is not a proxy"))
-        length = int(headers.get(b"content-length", b"0"))
-        if length > MAX_BODY:
+        if self._parser.should_upgrade():
+            return
+        if int(headers.get(b"content-length", b"0")) > MAX_BODY:
             self._end(Answer(413, BODY_TOO_LARGE))
         judgement = judge(method, self._target, headers, self._secret)
         if isinstance(judgement, Answer) and method == b"HEAD":
@@ -253,8 +248,6 @@ class HttpDialect:
                 self._end(judgement)
             self._events.append(Answer(100))
         self._judgement: Decoder | Answer = judgement
-        if self._parser.should_upgrade():
-            self._body_withheld = chunked or length > 0
 
     def on_body(self, part: bytes) -> None:
         self._held = 0
@@ -265,7 +258,7 @@ class HttpDialect:
             self._body.append(part)
 
     def on_message_complete(self) -> None:
-        if self._muted or self._body_withheld:
+        if self._parser.should_upgrade():
             return
         self.incomplete = False
         self._dead = self._close  # what follows on the last request is not looked at
@@ -273,12 +266,9 @@ class HttpDialect:
         if isinstance(self._judgement, Answer):
             event = self._judgement
         else:
-            body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
-            event = understand(self._judgement, self._target, self._headers, body)
+            event = understand(self._judgement, self._target, self._headers, b"".join(self._body))
         self._body = []
-        if self._close or self._keep_alive:
-            event = attrs.evolve(event, close=self._close, keep_alive=self._keep_alive)
-        self._events.append(event)
+        self._events.append(attrs.evolve(event, close=True) if self._close else event)
 
     def _count_head(self, size: int) -> None:
         self._held = 0
@@ -286,13 +276,12 @@ class HttpDialect:
         if self._head > MAX_HEAD:
             self._end(Answer(431, HEAD_TOO_LARGE))
 
-    def _check_framing(self, version: str, chunked: bool) -> None:
+    def _check_framing(self, version: str) -> None:
         """Nothing after a request whose end is in doubt can be trusted."""
         if version not in ("1.0", "1.1"):
             self._end(Answer(505, "only HTTP/1.0 and HTTP/1.1 are spoken here"))
-        if not chunked:
-            return
-        if b"content-length" in self._headers:
+        encoding = self._headers.get(b"transfer-encoding")
+        if encoding is not None and b"content-length" in self._headers:
             self._end(Answer(400, "Content-Length and Transfer-Encoding exclude each other"))
-        if self._headers[b"transfer-encoding"].lower() != b"chunked":
+        if encoding is not None and encoding.lower() != b"chunked":
             self._end(Answer(501, "the only transfer encoding understood is chunked"))

@@ -40,6 +40,7 @@ _FLUSH = 0.2
 class HttpsFactory(WrappingFactory):
     """Makes the connections of a listener with TLS."""
 
+    log = Logger()
     noisy = False
 
     def __init__(self, connections: Connections, options: CertificateOptions) -> None:
@@ -152,24 +153,19 @@ class _Connection(ProtocolWrapper):
 
 
 class _Request(WebRequest):
-    """One request; its public methods are called by Twisted."""
-
-    _log = Logger()
+    """One request."""
 
     def __init__(self, factory: HttpsFactory, channel: Any, queued: bool = False) -> None:
         super().__init__(channel)
         self._factory = factory
         self._body = BytesIO()
-        self._received = 0
-        self._gone = False
         self._deadline = factory.connections.clock.callLater(REQUEST_DEADLINE, self._overdue)
 
     def gotLength(self, length: int | None) -> None:
         self.content = self._body  # and no temporary file
 
     def handleContentChunk(self, data: bytes) -> None:
-        self._received += len(data)
-        if self._received <= MAX_BODY:
+        if self._body.tell() <= MAX_BODY:  # what is one chunk too much is enough to tell it
             super().handleContentChunk(data)  # type: ignore[no-untyped-call]  # Twisted's
 
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
@@ -186,21 +182,21 @@ class _Request(WebRequest):
         else:
             self._factory.connections.responder.respond(understood).addCallback(
                 self._answer
-            ).addErrback(partial(self._log.failure, "An answer could not be given"))
+            ).addErrback(partial(self._factory.log.failure, "An answer could not be given"))
 
     def _understood(self) -> Request | Answer:
+        body = self._body.getvalue()
         headers = {name: value for name in HEADERS if (value := self.getHeader(name)) is not None}
         if self.clientproto == b"HTTP/2":
-            headers.setdefault(b"content-length", b"%d" % self._received)
+            headers.setdefault(b"content-length", b"%d" % len(body))
         decoder = judge(self.method, self.uri, headers, self._factory.connections.auth_token)
         if isinstance(decoder, Answer):
             return decoder
-        if self._received > MAX_BODY:
+        if len(body) > MAX_BODY:
             return Answer(413, BODY_TOO_LARGE)
-        return understand(decoder, self.uri, headers, self._body.getvalue())
+        return understand(decoder, self.uri, headers, body)
 
     def connectionLost(self, reason: Failure) -> None:
-        self._gone = True
         _cancel(self._deadline)
         super().connectionLost(reason)  # type: ignore[no-untyped-call]  # Twisted's
 
@@ -208,7 +204,7 @@ class _Request(WebRequest):
         self._factory.answered(self)
         if answer.status >= 400:
             self._tell_refusal(answer)
-        if self._gone:
+        if self.channel is None:  # the client is gone
             return
         request: Any = self  # Twisted's methods carry no types
         if self.clientproto == b"HTTP/2":

@@ -9,13 +9,7 @@ from __future__ import annotations
 import re
 
 from xaps.intake.dialect import Answer, Request
-from xaps.intake.messages import (
-    FieldNames,
-    RegisterRequest,
-    notice,
-    quoted,
-    register_request,
-)
+from xaps.intake.messages import FieldNames, RegisterRequest, notice, quoted, register_request
 from xaps.model import Notice, Refused
 
 MAX_LINE = 64 * 1024
@@ -34,7 +28,10 @@ _NAMES = FieldNames(
     mailbox="dovecot-mailbox",
     events="events",
 )
-_BLANK = re.compile(r"[ \t]*")
+_BLANK = re.compile(r"([ \t]*)")
+_GAP = re.compile(r"([ \t]+)")
+_OPENING = re.compile(r"(\([ \t]*\)?)")
+_SEPARATOR = re.compile("([,)])")
 _NAME = re.compile(r"([A-Za-z0-9-]+)=")
 _STRING = re.compile(r'"([^"\\]*(?:\\.[^"\\]*)*)"', re.DOTALL)
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
@@ -122,56 +119,38 @@ def parse(line: bytes) -> RegisterRequest | Notice:
     return register_request(fields, _NAMES) if command == b"REGISTER" else notice(fields, _NAMES)
 
 
-def _fields(text: str, position: int) -> dict[str, object]:
+def _fields(text: str, at: int) -> dict[str, object]:
+    def take(pattern: re.Pattern[str], what: str) -> str:
+        nonlocal at
+        found = pattern.match(text, at)
+        if found is None:
+            # No more of the text than one character: it may be from a device token.
+            there = quoted(text[at]) if at < len(text) else "the end"
+            raise Refused(f"{what} was expected at character {at}, found {there}")
+        at = found.end()
+        return found[1]
+
+    def take_string() -> str:
+        value = take(_STRING, "a string in double quotes")
+        return _ESCAPED.sub(r"\1", value) if "\\" in value else value
+
+    def take_list() -> list[str]:
+        values: list[str] = []
+        more = not take(_OPENING, '"("').endswith(")")
+        while more:
+            take(_BLANK, "anything")
+            values.append(take_string())
+            take(_BLANK, "anything")
+            more = take(_SEPARATOR, '"," or ")"') == ","
+        return values
+
     fields: dict[str, object] = {}
-    position = _skip(text, position)
-    while position < len(text):
-        name = _NAME.match(text, position)
-        if not name:
-            raise _expected("a field", text, position)
-        if name[1] in fields:
-            raise Refused(f"{name[1]} is there twice")
-        fields[name[1]], position = _value(text, name.end())
-        after = _skip(text, position)
-        if after == position and position < len(text):
-            raise _expected("a TAB", text, position)
-        position = after
+    take(_BLANK, "anything")
+    while at < len(text):
+        name = take(_NAME, "a field")
+        if name in fields:
+            raise Refused(f"{name} is there twice")
+        fields[name] = take_list() if text.startswith("(", at) else take_string()
+        if at < len(text):
+            take(_GAP, "a TAB")
     return fields
-
-
-def _value(text: str, position: int) -> tuple[object, int]:
-    if not text.startswith("(", position):
-        return _string(text, position)
-    values: list[str] = []
-    position = _skip(text, position + 1)
-    if text.startswith(")", position):
-        return values, position + 1
-    while True:
-        value, position = _string(text, position)
-        values.append(value)
-        position = _skip(text, position)
-        if text.startswith(")", position):
-            return values, position + 1
-        if not text.startswith(",", position):
-            raise _expected('"," or ")"', text, position)
-        position = _skip(text, position + 1)
-
-
-def _string(text: str, position: int) -> tuple[str, int]:
-    string = _STRING.match(text, position)
-    if not string:
-        raise _expected("a string in double quotes", text, position)
-    value = string[1]
-    return (_ESCAPED.sub(r"\1", value) if "\\" in value else value), string.end()
-
-
-def _skip(text: str, position: int) -> int:
-    blank = _BLANK.match(text, position)
-    assert blank is not None
-    return blank.end()
-
-
-def _expected(what: str, text: str, position: int) -> Refused:
-    # No more of the text than one character: it may be from a device token.
-    found = quoted(text[position]) if position < len(text) else "the end"
-    return Refused(f"{what} was expected at character {position}, found {found}")

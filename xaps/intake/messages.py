@@ -19,7 +19,6 @@ from xaps.model import (
     NOT_TEXT,
     Notice,
     Refused,
-    Registration,
     RegistrationKey,
 )
 
@@ -42,10 +41,6 @@ class RegisterRequest:
     as_sent: tuple[str, ...]
     """The spelling in the request (modified UTF-7) of each of `mailboxes`; empty when the request
     named none: such a phone (version 1 of the extension) knows no mailbox lines."""
-
-    def registration(self, now: float, confirmed: frozenset[str]) -> Registration:
-        """The registration that this asks for."""
-        return Registration(self.key, self.mailboxes, registered_at=now, confirmed=confirmed)
 
 
 @attrs.frozen
@@ -70,9 +65,6 @@ JSON_NAMES = FieldNames(
     mailbox="Mailbox",
     events="Events",
 )
-
-
-# ---------------------------------------------------------------- JSON bodies
 
 
 def register_from_json(body: bytes) -> RegisterRequest:
@@ -136,9 +128,6 @@ def json_object(body: bytes) -> Mapping[str, object]:
     return value
 
 
-# ---------------------------------------------------------------- fields
-
-
 def register_request(fields: Mapping[str, object], names: FieldNames) -> RegisterRequest:
     """Check the fields of a registration; fields that are not known are left alone."""
     subtopic = _text(fields, names.subtopic, MAX_USER)
@@ -186,9 +175,8 @@ def _mailboxes(value: object, name: str) -> tuple[tuple[str, ...], tuple[str, ..
             # Of two spellings the one is kept that can be confirmed to the phone.
             if key not in found or (sent.isascii() and not found[key][1].isascii()):
                 found[key] = (decoded, sent)
-    return tuple(decoded for decoded, _ in found.values()), tuple(
-        sent for _, sent in found.values()
-    )
+    pairs = found.values()
+    return tuple(decoded for decoded, _ in pairs), tuple(sent for _, sent in pairs)
 
 
 def _mailbox(fields: Mapping[str, object], name: str) -> str:
@@ -229,9 +217,6 @@ def _check_size(mailbox: str, name: str) -> None:
         raise Refused(f"{name} has a lone surrogate") from None
     if size > MAX_MAILBOX:
         raise Refused(f"{name} has {size} bytes, at most {MAX_MAILBOX} are allowed")
-
-
-# ---------------------------------------------------------------- reasons
 
 
 def quoted(value: str) -> str:

@@ -36,46 +36,37 @@ class ImapdConf:
     line for people, with the setting to make."""
 
 
-@attrs.frozen
-class _Option:
-    value: str
-    path: Path
-    line: int
-
-    def switch(self) -> bool:
-        found = _SWITCH.match(self.value)
-        if found is None:
-            raise ImapdConfError(f"{self.path}:{self.line}: {self.value!r} is not yes or no")
-        return found[2] is not None
-
-
 def read_imapd_conf(path: Path, socket: str) -> ImapdConf:
     """Read the file and those that it includes.
 
     :param socket: where the daemon waits for Cyrus' datagrams.
     :raises ImapdConfError: Cyrus would not start with that file, or it cannot be read.
     """
-    options: dict[str, _Option] = {}
-    for name, option in _options(path, set()):
-        if name in options:
-            first = options[name]
+    values: dict[str, str] = {}
+    places: dict[str, str] = {}
+    for name, value, place in _options(path, set()):
+        if name in values:
             raise ImapdConfError(
-                f"{option.path}:{option.line}: {name} is set a second time, the first is at "
-                f"{first.path}:{first.line}; Cyrus does not start so: remove one"
+                f"{place}: {name} is set a second time, the first is at "
+                f"{places[name]}; Cyrus does not start so: remove one"
             )
-        options[name] = option
-    values = {name: option.value for name, option in options.items()}
+        values[name], places[name] = value, place
     problems = tuple(_problems(path, values, socket))
-    return ImapdConf(_settings(options), values.get("aps_topic"), problems)
+    return ImapdConf(_settings(values, places), values.get("aps_topic"), problems)
 
 
-def _settings(options: Mapping[str, _Option]) -> CyrusSettings:
+def _settings(values: Mapping[str, str], places: Mapping[str, str]) -> CyrusSettings:
     # What is not in the file has the default that is compiled in, not that of Debian's file.
     def switch(name: str, default: bool = False) -> bool:
-        return options[name].switch() if name in options else default
+        if name not in values:
+            return default
+        found = _SWITCH.match(values[name])
+        if found is None:
+            raise ImapdConfError(f"{places[name]}: {values[name]!r} is not yes or no")
+        return found[2] is not None
 
     def text(name: str, default: str) -> str:
-        return from_utf7(options[name].value) if name in options else default
+        return from_utf7(values[name]) if name in values else default
 
     return CyrusSettings(
         altnamespace=switch("altnamespace", True),
@@ -103,7 +94,8 @@ def _problems(path: Path, values: Mapping[str, str], socket: str) -> Iterator[st
         yield f"{path}: notifysocket is {notify}, but cyrusSocket is {socket}: make them the same"
 
 
-def _options(path: Path, seen: set[Path]) -> Iterator[tuple[str, _Option]]:
+def _options(path: Path, seen: set[Path]) -> Iterator[tuple[str, str, str]]:
+    """Name, value, and for people the file and the line."""
     if path in seen:
         raise ImapdConfError(f"{path}: is included twice")
     seen.add(path)
@@ -128,4 +120,4 @@ def _options(path: Path, seen: set[Path]) -> Iterator[tuple[str, _Option]]:
         elif name.startswith("@"):
             raise ImapdConfError(f"{path}:{number}: {name} is no directive that Cyrus knows")
         else:
-            yield name, _Option(value, path, number)
+            yield name, value, f"{path}:{number}"

@@ -2,10 +2,9 @@
 
 A program of its own (``drain.py SOCKET ROOM [UID]``); it imports the standard library alone.
 A full queue blocks Cyrus in the middle of a delivery, with the mailbox locked; and the kernel's
-queue is short whatever the size of the buffers: ``net.unix.max_dgram_qlen`` datagrams, which is 10,
-or 512 where systemd is the first process.
-In the daemon's own process a thread would have to wait for the interpreter's lock: on a busy
-machine senders were held up for 70 ms by that, and by a full garbage collection for longer.
+queue is short: ``net.unix.max_dgram_qlen`` datagrams, 10, or 512 where systemd is the first
+process. A thread of the daemon would have to wait for the interpreter's lock, 70 ms on a busy
+machine, and longer for a full garbage collection.
 
 SOCKET is the number of its file descriptor, and ROOM the number of bytes that may be kept. Only
 datagrams of the user UID are taken, if it is given. Frames (`HEADER`, and content) go to the

@@ -114,9 +114,6 @@ def _optional(fields: Mapping[str, object], name: str) -> str | None:
     return value
 
 
-# ---------------------------------------------------------------- whom it concerns
-
-
 def may_read(acl: str, user: str) -> bool:
     """Whether an access control list (``identifier TAB rights TAB`` ...) lets `user` read.
 
@@ -129,15 +126,12 @@ def may_read(acl: str, user: str) -> bool:
     for identifier, rights in zip(fields[::2], fields[1::2], strict=False):
         if "r" not in rights:
             continue
-        if identifier.startswith("-group:") or _is_meant(identifier.removeprefix("-"), user):
+        who = identifier.removeprefix("-")
+        if who == "anyone" or lower(who) == lower(user) or identifier.startswith("-group:"):
             if identifier.startswith("-"):
                 return False
             granted = True
     return granted
-
-
-def _is_meant(identifier: str, user: str) -> bool:
-    return identifier == "anyone" or lower(identifier) == lower(user)
 
 
 class Followers:
@@ -168,15 +162,11 @@ class Followers:
             theirs[mailbox, name] = None
             self._by_mailbox.setdefault(mailbox, {})[user, name] = None
             if len(theirs) > self._limit:
-                self._forget_oldest(user)
-
-    def _forget_oldest(self, user: str) -> None:
-        mailbox, name = oldest = next(iter(self._by_user[user]))
-        del self._by_user[user][oldest]
-        followers = self._by_mailbox[mailbox]
-        del followers[user, name]
-        if not followers:
-            del self._by_mailbox[mailbox]
+                where, called = oldest = next(iter(theirs))
+                del theirs[oldest]
+                del self._by_mailbox[where][user, called]
+                if not self._by_mailbox[where]:
+                    del self._by_mailbox[where]
 
     def notices(self, event: Event) -> list[Notice]:
         """The notices that an event makes: one for each user whom it may concern and who may read

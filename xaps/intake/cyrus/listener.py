@@ -32,22 +32,16 @@ from xaps.system.complaints import Complaints
 
 ROOM = 256 * 2**20
 """Bytes that may wait in the draining process: about half a million events."""
-
 HIGH_WATER = 2048
 """Datagrams that are taken over from it before they are worked off."""
-
 SLICE = 64
 """Datagrams that are worked off in one go; between two slices others have their turn."""
-
 WINDOW = 256
 """Datagrams that may wait for the registry's disk at the same time."""
-
 LONGEST_RETRY = 60.0
 """Seconds between two tries while the registry cannot be written."""
-
 RESTART_INTERVAL = 1.0
 """Seconds between two starts of the draining process, if it ends."""
-
 STOP_PATIENCE = 5.0
 """Seconds that the draining process may hand on nothing at the stop, before it is killed."""
 
@@ -212,18 +206,15 @@ class CyrusListener:
         elif self._drain is not None:
             if self._drain.frames.paused:
                 self._drain.frames.resumeProducing()
-        elif self._stopped is not None and not self._open:
-            self._finish(self._stopped)
-
-    def _finish(self, stopped: Deferred[None]) -> None:
-        assert self._socket is not None
-        for reason, count in self._lost.items():
-            self._log.error(
-                "{count} events of Cyrus are lost: {reason}", count=count, reason=reason
-            )
-        self._socket.close()
-        self._socket = self._stopped = None
-        stopped.callback(None)
+        elif (stopped := self._stopped) is not None and not self._open:
+            for reason, count in self._lost.items():
+                self._log.error(
+                    "{count} events of Cyrus are lost: {reason}", count=count, reason=reason
+                )
+            assert self._socket is not None
+            self._socket.close()
+            self._socket = self._stopped = None
+            stopped.callback(None)
 
     def _handle(self, datagram: bytes) -> None:
         try:
