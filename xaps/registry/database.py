@@ -81,17 +81,16 @@ def explaining(path: Path) -> Iterator[None]:
     """Let SQLite's errors say in one line what went wrong, and what to do about it."""
     try:
         yield
+    except UnicodeError as error:
+        # A lone surrogate, which JSON can smuggle in.
+        reason = "a name in the request is not valid Unicode"
+        raise RegistryError(f"the registry {path}: {reason}") from error
     except sqlite3.Error as error:
         # The low byte is the general code, the whole one says more.
         advice = _ADVICE.get(getattr(error, "sqlite_errorcode", 0) & 0xFF, "{error}")
         name = getattr(error, "sqlite_errorname", "")
         reason = advice.format(path=path, folder=path.parent, name=name, error=error)
         raise RegistryError(f"the registry {path}: {reason}") from error
-    except UnicodeError as error:
-        # A lone surrogate, which JSON can smuggle in.
-        raise RegistryError(
-            f"the registry {path}: a name in the request is not valid Unicode"
-        ) from error
 
 
 @contextlib.contextmanager
@@ -197,8 +196,7 @@ def open_writer(path: Path, *, busy_timeout: float) -> sqlite3.Connection:
         connection.lock = held
         if_it_fails.callback(connection.close)
         connection.text_factory = _text
-        _check_content(connection, path)
-        _set_up(connection, path)
+        _prepare(connection, path)
         if_it_fails.pop_all()
         return connection
 
@@ -248,8 +246,8 @@ def _check_files(path: Path) -> None:
         raise RegistryError(f"the registry {path}: {wrong}")
 
 
-def _check_content(connection: sqlite3.Connection, path: Path) -> None:
-    """Look whose file it is before anything in it is changed."""
+def _prepare(connection: sqlite3.Connection, path: Path) -> None:
+    """Look whose file it is before anything in it is changed, then bring it up to date."""
     (application_id,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
@@ -268,9 +266,6 @@ def _check_content(connection: sqlite3.Connection, path: Path) -> None:
         if verdict != "ok" and not _OF_ONE_VALUE.fullmatch(verdict):
             reason = _DAMAGED.format(error=" ".join(verdict.split()))
             raise RegistryError(f"the registry {path}: {reason}")
-
-
-def _set_up(connection: sqlite3.Connection, path: Path) -> None:
     # With a write-ahead log, readers and the writer never wait for each other.
     (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
     if mode != "wal":
@@ -283,7 +278,6 @@ def _set_up(connection: sqlite3.Connection, path: Path) -> None:
     connection.execute("PRAGMA foreign_keys = ON")
     # Begun even if there is nothing to change: it shows that the file can be written.
     with transaction(connection):
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
         for statement in ";".join(MIGRATIONS[version:]).split(";"):
             connection.execute(statement)
         if version < len(MIGRATIONS):
