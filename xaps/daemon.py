@@ -175,8 +175,6 @@ class Daemon(Service):
             parent.setComponent(ILogObserver, self._observer)
         super().setServiceParent(parent)  # type: ignore[no-untyped-call]  # Twisted's
 
-    # -------------------------------------------------------------- starting
-
     def startService(self) -> None:
         """Open everything, or say what cannot be had and exit."""
         try:
@@ -371,8 +369,6 @@ class Daemon(Service):
     def _broken(self, failure: Failure) -> None:
         self._log.failure("Housekeeping failed", failure)
 
-    # -------------------------------------------------------------- running
-
     def _topic(self) -> str:
         credential = self._keeper.credential
         if credential is None:
@@ -411,8 +407,6 @@ class Daemon(Service):
         if self._reactor.running and not self._ending:
             self._ending = True
             self._reactor.stop()
-
-    # -------------------------------------------------------------- stopping
 
     def stopService(self) -> Deferred[None]:
         """Take nothing new, finish what is under way for at most 10 s, close."""

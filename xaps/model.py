@@ -25,8 +25,6 @@ def lower(text: str) -> str:
     return "".join(part if _KEPT.match(part) else part.lower() for part in _KEPT.split(text))
 
 
-# ---------------------------------------------------------------- what names can be
-
 MAX_USER = 255
 """Characters."""
 MAX_ACCOUNT_ID = 128
@@ -40,8 +38,6 @@ NOT_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 HEXADECIMAL = re.compile("[0-9A-Fa-f]+")
 """What a device token is."""
 
-
-# ---------------------------------------------------------------- registrations and notices
 
 REGISTRATION_LIFETIME = 30 * 24 * 3600.0
 """Seconds; iOS Mail registers again once a day: a phone that has not for so long is gone."""
@@ -104,9 +100,6 @@ class Refused(Exception):
         self.temporary = temporary
 
 
-# ---------------------------------------------------------------- pushes and outcomes
-
-
 @attrs.frozen
 class Push:
     """One notification to one phone."""
@@ -161,9 +154,6 @@ class Rejected:
 Outcome = Delivered | Gone | RetryAfter | Misconfigured | Rejected
 
 
-# ---------------------------------------------------------------- credentials
-
-
 @attrs.frozen
 class CertificateCredential:
     """A TLS client certificate that APNs accepts pushes for `topic` from."""
@@ -192,9 +182,6 @@ class TokenCredential:
 
 
 Credential = CertificateCredential | TokenCredential
-
-
-# ---------------------------------------------------------------- waiting flags
 
 
 @attrs.frozen

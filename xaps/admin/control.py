@@ -65,8 +65,6 @@ class Control:
         self._metrics = metrics
         self._started_at = clock.seconds()
 
-    # -------------------------------------------------------------- questions
-
     def status(self) -> Deferred[Value]:
         """Everything on one screen, times as seconds since the epoch; fails with
         :class:`~xaps.registry.interface.RegistryError`."""
@@ -165,8 +163,6 @@ class Control:
             "held": hold and {"why": hold.text, "until": self._time_of_day(hold.until)},
             "last_push": last and {**attrs.asdict(last), "at": self._time_of_day(last.at)},
         }
-
-    # -------------------------------------------------------------- orders
 
     def forget(self, user: str, token: str | None) -> Deferred[list[Value]]:
         """Drop a user's phones now, or the one whose token begins so; fires with what was dropped.

@@ -62,9 +62,6 @@ def control_site(reactor: IReactorTime, control: Control) -> Site:
     return site
 
 
-# ---------------------------------------------------------------- connections
-
-
 class _Channel(HTTPChannel):
     """A connection that is counted until it is gone."""
 
@@ -121,9 +118,6 @@ class _Request(Request):
     def handleContentChunk(self, data: bytes) -> None:
         if self.content.tell() <= MAX_BODY:
             super().handleContentChunk(data)  # type: ignore[no-untyped-call]  # Twisted's
-
-
-# ---------------------------------------------------------------- answers
 
 
 class _Leaf(Resource):
