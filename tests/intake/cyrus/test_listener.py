@@ -101,8 +101,12 @@ class FakeDrain:
         self.protocol.outReceived(b"".join(frame(*each) for each in frames))
 
     def end(self, reason: Exception | None = None) -> None:
+        failure = Failure(reason or ProcessDone(0))
         self.socket.close()
-        self.protocol.processEnded(Failure(reason or ProcessDone(0)))
+        self.protocol.processExited(failure)
+        # While it is paused, Twisted does not come to the end of the pipe.
+        if not self.is_paused:
+            self.protocol.processEnded(failure)
 
 
 def frame(kind: bytes, content: bytes) -> bytes:
@@ -410,6 +414,17 @@ class CyrusListenerTests(SynchronousTestCase):
         self.assertEqual(len(self.handler.got), 3)
 
     # ------------------------------------------------------------ the draining process
+
+    def test_its_end_is_noticed_while_it_is_paused(self) -> None:
+        self.handler.answer = lambda: fail(Refused("the disk is full", temporary=True))
+        self.start()
+        self.drain.hand_on(*[mail()] * (2 * HIGH_WATER))
+        self.work()
+        self.assertTrue(self.drain.is_paused)
+        self.drain.end()
+        self.reactor.advance(1)
+        self.assertEqual(len(self.reactor.drains), 2)
+        self.handler.answer = lambda: succeed(1)
 
     def test_what_there_was_no_room_for_is_told(self) -> None:
         self.start()

@@ -160,7 +160,7 @@ class CyrusListener:
         if kind == drain.DATAGRAM:
             self._datagrams.append(content)
             if self._drain is not None and len(self._datagrams) >= HIGH_WATER:
-                self._drain.frames.pauseProducing()
+                self._drain.pause()
             if self._handler is not None or self._stopped is not None:
                 self._work_soon()
         elif kind == drain.LOST:
@@ -310,6 +310,7 @@ class _Drain(ProcessProtocol):
         self._path = path
         self._ended = ended
         self._deadline: IDelayedCall | None = None
+        self._exited = False
         self.frames = Int32StringReceiver()
         self.frames.stringReceived = received  # type: ignore[method-assign]
 
@@ -325,6 +326,15 @@ class _Drain(ProcessProtocol):
         if self._deadline is not None:
             self._deadline.reset(STOP_PATIENCE)
         self.frames.dataReceived(data)
+
+    def pause(self) -> None:
+        if not self._exited:
+            self.frames.pauseProducing()
+
+    def processExited(self, reason: Failure) -> None:
+        # Twisted tells that the process has ended when it has read its pipe to the end.
+        self._exited = True
+        self.frames.resumeProducing()
 
     def processEnded(self, reason: Failure) -> None:
         if self._deadline is not None:
