@@ -17,17 +17,13 @@ TCP_ADDRESSES = (IPv4Address, IPv6Address)
 
 
 def peer_name(peer: IAddress | None) -> str:
-    """How logs name a peer."""
     if isinstance(peer, TCP_ADDRESSES):
         return f"{peer.host} port {peer.port}"
     return "a client on the UNIX socket"
 
 
 class AllowFrom:
-    """Which peers may connect, by their address.
-
-    :param networks: those of the peers that may; empty means all.
-    """
+    """Admits peers of the given networks; none given means all."""
 
     _log = Logger()
 

@@ -76,8 +76,6 @@ class ClientConnection(Protocol):
         self._timer: IDelayedCall | None = None
         self._otherwise: Callable[[], None] | None = None
 
-    # ------------------------------------------------------------ from the transport
-
     def connectionMade(self) -> None:
         self._connections.add(self)
         self.transport.registerProducer(self, True)
@@ -114,12 +112,10 @@ class ClientConnection(Protocol):
         self._connections.lost(self)
 
     def pauseProducing(self) -> None:
-        """The client does not read."""
         self._output_paused = True
         self._expect(WRITE_DEADLINE, self._unread)
 
     def resumeProducing(self) -> None:
-        """The client has read everything."""
         self._output_paused = False
         self._expect()
         self._turns.join(self)
@@ -128,17 +124,13 @@ class ClientConnection(Protocol):
         """`connectionLost` sees to that."""
 
     def stop(self) -> None:
-        """Take nothing more; close now or, when a request is being dealt with, after its answer."""
         if self._state in (_State.OPEN, _State.ENDING):
             if self._current is None:
                 self._close()
             else:
                 self._state = _State.STOPPING
 
-    # ------------------------------------------------------------ requests in, answers out
-
     def work(self) -> bool:
-        """Deal with one request, or look for requests in some of the input."""
         if self._has_work():
             if not self._queue:
                 self._parse()
@@ -223,14 +215,9 @@ class ClientConnection(Protocol):
         )
         self.cut_off()
 
-    # ------------------------------------------------------------ endings
-
     def _close(self, *, linger: bool = False) -> None:
-        """Say no more.
-
-        :param linger: the client may be sending still. Closing right away would reset the
-            connection, and the client would lose the answer that tells it why.
-        """
+        """:param linger: the client may be sending still. Closing right away would reset the
+        connection, and the client would lose the answer that tells it why."""
         linger = linger and self._state is not _State.ENDING
         self._forget_input(_State.CLOSING)
         self.transport.unregisterProducer()
@@ -249,7 +236,6 @@ class ClientConnection(Protocol):
         self.cut_off()
 
     def cut_off(self) -> None:
-        """End the connection at once."""
         if self._state is not _State.CLOSED:
             self._forget_input(_State.CLOSING)
             self._expect()
@@ -261,10 +247,8 @@ class ClientConnection(Protocol):
         self._input = self._start = b""
 
     def _expect(self, seconds: float = 0.0, otherwise: Callable[[], None] | None = None) -> None:
-        """Something must happen within so many seconds, or else; nothing is expected any more.
-
-        Time that is running for the same is not begun anew.
-        """
+        """Something must happen within so many seconds, or else; without arguments, nothing must.
+        Time that is running for the same is not begun anew."""
         if otherwise != self._otherwise:
             if self._timer is not None and self._timer.active():
                 self._timer.cancel()
@@ -284,10 +268,7 @@ class ClientConnection(Protocol):
 
 
 class ClientConnectionFactory(Factory):
-    """Makes the connections of a listener without TLS.
-
-    :param lines: the first bytes of a connection choose between HTTP and the line protocol.
-    """
+    """:param lines: the first bytes of a connection choose between HTTP and the line protocol."""
 
     noisy = False
 

@@ -22,8 +22,6 @@ TURN = 0.01
 
 
 class Connection(Protocol):
-    """What is asked of a connection."""
-
     def work(self) -> bool:
         """Do a little, such as one request; returns whether there is more to do at once."""
 
@@ -49,7 +47,6 @@ class Turns:
         self._next: IDelayedCall | None = None
 
     def join(self, connection: Connection) -> None:
-        """Have a turn soon, if not at once; joining twice means one turn."""
         self._waiting[connection] = None
         if self._next is None:
             self._next = self._clock.callLater(0, self._turn)
@@ -72,7 +69,6 @@ class Turns:
 class Connections:
     """The connections of one listener.
 
-    :param allow_from: networks of the peers that may connect by TCP; empty means all.
     :param auth_token: when set, TCP peers must send it as the password of HTTP's Basic scheme.
     :param limit: how many are served.
     """
@@ -109,15 +105,12 @@ class Connections:
 
     @property
     def full(self) -> bool:
-        """No more connections are served."""
         return len(self._open) >= self._limit
 
     def add(self, connection: Connection) -> None:
-        """Count a connection in."""
         self._open.add(connection)
 
     def lost(self, connection: Connection) -> None:
-        """Count a connection out."""
         self._open.discard(connection)
         if len(self._open) < self._limit * 0.9:  # it is over, and not one that makes room for one
             self._complaints.over(_FULL)

@@ -35,7 +35,6 @@ ROUTES: dict[bytes, tuple[bytes, Decoder]] = {
     b"/notify": (b"POST", notice_from_json),
     b"/ox": (b"PUT", notice_from_ox),
 }
-"""Path to method and decoder of the body."""
 
 HEADERS = frozenset(
     b"content-length transfer-encoding expect user-agent accept authorization".split()
@@ -77,16 +76,20 @@ def judge(
 
 
 def understand(
-    decoder: Decoder, target: bytes, headers: Mapping[bytes, bytes], body: bytes
+    judgement: Decoder | Answer, target: bytes, headers: Mapping[bytes, bytes], body: bytes
 ) -> Request | Answer:
-    """The request that a body makes, or why it is refused.
+    """The request that a body makes after what :func:`judge` found, or why it is refused.
 
     Dovecot's HTTP client sends neither ``User-Agent`` nor ``Accept``, every other one sends at
     least one: that tells the Dovecot plugin, whose answers need a form of their own. There are
     plugins that do not bear that form; they have ``?bare`` in their URL.
     """
+    if isinstance(judgement, Answer):
+        return judgement
+    if len(body) > MAX_BODY:
+        return Answer(413, BODY_TOO_LARGE)
     try:
-        content = decoder(body)
+        content = judgement(body)
     except Refused as error:
         return Answer(400, error.reason)
     names_itself = not headers.keys().isdisjoint({b"user-agent", b"accept"})
@@ -135,10 +138,7 @@ class _Stop(Exception):
 
 
 class HttpDialect:
-    """One connection on which HTTP/1.0 or HTTP/1.1 is spoken; see
-    :class:`xaps.intake.dialect.Dialect`.
-
-    The methods named ``on_...`` are called by the parser.
+    """A :class:`xaps.intake.dialect.Dialect`; the parser calls the methods named ``on_...``.
 
     :param secret: when set, requests without it are refused.
     """
@@ -203,8 +203,6 @@ class HttpDialect:
     def answer(self, answer: Answer) -> bytes:
         return response(answer, keep_alive=self._keep_alive)
 
-    # ------------------------------------------------------------ the parser's callbacks
-
     def on_message_begin(self) -> None:
         if self._dead:
             raise _Stop
@@ -262,11 +260,7 @@ class HttpDialect:
             return
         self.incomplete = False
         self._dead = self._close  # what follows on the last request is not looked at
-        event: Request | Answer
-        if isinstance(self._judgement, Answer):
-            event = self._judgement
-        else:
-            event = understand(self._judgement, self._target, self._headers, b"".join(self._body))
+        event = understand(self._judgement, self._target, self._headers, b"".join(self._body))
         self._body = []
         self._events.append(attrs.evolve(event, close=True) if self._close else event)
 

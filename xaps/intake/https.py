@@ -25,8 +25,8 @@ from twisted.web.server import Site
 from xaps.intake.allow import peer_name
 from xaps.intake.connection import LINGER, REQUEST_DEADLINE
 from xaps.intake.connections import Connections
-from xaps.intake.dialect import Answer, Request
-from xaps.intake.http import BODY_TOO_LARGE, HEADERS, MAX_BODY, OVERDUE, judge, response, understand
+from xaps.intake.dialect import Answer
+from xaps.intake.http import HEADERS, MAX_BODY, OVERDUE, judge, response, understand
 
 IDLE = 600.0
 """Seconds after which a connection is closed on which nothing happens."""
@@ -38,8 +38,6 @@ _FLUSH = 0.2
 
 
 class HttpsFactory(WrappingFactory):
-    """Makes the connections of a listener with TLS."""
-
     log = Logger()
     noisy = False
 
@@ -63,7 +61,6 @@ class HttpsFactory(WrappingFactory):
         return cast(_Connection, super().buildProtocol(addr))
 
     def answered(self, request: _Request) -> None:
-        """A request is under way no more."""
         self.under_way.discard(request)
         if self._answered is not None and not self.under_way:
             answered, self._answered = self._answered, None
@@ -153,8 +150,6 @@ class _Connection(ProtocolWrapper):
 
 
 class _Request(WebRequest):
-    """One request."""
-
     def __init__(self, factory: HttpsFactory, channel: Any, queued: bool = False) -> None:
         super().__init__(channel)
         self._factory = factory
@@ -176,25 +171,18 @@ class _Request(WebRequest):
 
     def process(self) -> None:
         self._factory.under_way.add(self)
-        understood = self._understood()
+        body = self._body.getvalue()
+        headers = {name: value for name in HEADERS if (value := self.getHeader(name)) is not None}
+        if self.clientproto == b"HTTP/2":
+            headers.setdefault(b"content-length", b"%d" % len(body))
+        judgement = judge(self.method, self.uri, headers, self._factory.connections.auth_token)
+        understood = understand(judgement, self.uri, headers, body)
         if isinstance(understood, Answer):
             self._answer(understood)
         else:
             self._factory.connections.responder.respond(understood).addCallback(
                 self._answer
             ).addErrback(partial(self._factory.log.failure, "An answer could not be given"))
-
-    def _understood(self) -> Request | Answer:
-        body = self._body.getvalue()
-        headers = {name: value for name in HEADERS if (value := self.getHeader(name)) is not None}
-        if self.clientproto == b"HTTP/2":
-            headers.setdefault(b"content-length", b"%d" % len(body))
-        decoder = judge(self.method, self.uri, headers, self._factory.connections.auth_token)
-        if isinstance(decoder, Answer):
-            return decoder
-        if len(body) > MAX_BODY:
-            return Answer(413, BODY_TOO_LARGE)
-        return understand(decoder, self.uri, headers, body)
 
     def connectionLost(self, reason: Failure) -> None:
         _cancel(self._deadline)

@@ -20,13 +20,13 @@ _HTTP_METHODS = tuple(
 )
 
 _NAMES = FieldNames(
-    user="dovecot-username",
-    account_id="aps-account-id",
-    device_token="aps-device-token",  # noqa: S106 -- the name of a field
-    subtopic="aps-subtopic",
-    mailboxes="dovecot-mailboxes",
-    mailbox="dovecot-mailbox",
-    events="events",
+    "dovecot-username",
+    "aps-account-id",
+    "aps-device-token",
+    "aps-subtopic",
+    "dovecot-mailboxes",
+    "dovecot-mailbox",
+    "events",
 )
 _BLANK = re.compile(r"([ \t]*)")
 _GAP = re.compile(r"([ \t]+)")
@@ -39,7 +39,6 @@ _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 
 def speaks_http(start: bytes) -> bool | None:
     """Whether a connection that begins so is HTTP, or else line protocol; ``None``: too early."""
-    start = start.lstrip(b"\r\n")
     if start.startswith(_HTTP_METHODS):
         return True
     if any(method.startswith(start) for method in _HTTP_METHODS):
@@ -48,8 +47,7 @@ def speaks_http(start: bytes) -> bool | None:
 
 
 class LinesDialect:
-    """One connection on which the line protocol is spoken; see
-    :class:`xaps.intake.dialect.Dialect`."""
+    """A :class:`xaps.intake.dialect.Dialect`."""
 
     def __init__(self) -> None:
         self.incomplete = False
@@ -104,10 +102,6 @@ class UnknownCommand(Refused):
 
 
 def parse(line: bytes) -> RegisterRequest | Notice:
-    """Understand one command, without its end of line.
-
-    :raises Refused: permanently.
-    """
     command = line.split(b" ", 1)[0].split(b"\t", 1)[0]
     if command not in (b"REGISTER", b"NOTIFY"):
         shown = quoted(command.decode("latin-1"))

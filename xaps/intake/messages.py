@@ -48,47 +48,34 @@ class FieldNames:
     """What a protocol calls the fields, so that reasons speak the client's language."""
 
     user: str
-    account_id: str = ""
-    device_token: str = ""
-    subtopic: str = ""
-    mailboxes: str = ""
+    account_id: str
+    device_token: str
+    subtopic: str
+    mailboxes: str
     mailbox: str = ""
     events: str = ""
 
 
 JSON_NAMES = FieldNames(
-    user="Username",
-    account_id="ApsAccountId",
-    device_token="ApsDeviceToken",  # noqa: S106 -- the name of a field
-    subtopic="ApsSubtopic",
-    mailboxes="Mailboxes",
-    mailbox="Mailbox",
-    events="Events",
+    "Username", "ApsAccountId", "ApsDeviceToken", "ApsSubtopic", "Mailboxes", "Mailbox", "Events"
 )
 
 
 def register_from_json(body: bytes) -> RegisterRequest:
-    """The body of ``POST /register``.
-
-    :raises Refused: permanently, as everything in this module.
-    """
+    """:raises Refused: permanently, as everything in this module."""
     return register_request(json_object(body), JSON_NAMES)
 
 
 def notice_from_json(body: bytes) -> Notice:
-    """The body of ``POST /notify``; mailbox names are UTF-8 in it."""
+    """Mailbox names are UTF-8 in it."""
     return notice(json_object(body), JSON_NAMES)
 
 
 def notice_from_ox(body: bytes) -> Notice:
-    """The body of a ``PUT`` by Dovecot's OX push driver.
-
-    It carries sender, subject and the beginning of the text too; nothing but the user, the folder
-    and the event is looked at.
-    """
+    """The body of a ``PUT`` by Dovecot's OX push driver. It carries sender, subject and the
+    beginning of the text too, which nobody looks at."""
     fields = json_object(body)
-    user = _text(fields, "user", MAX_USER)
-    mailbox = _mailbox(fields, "folder")
+    user, mailbox = _text(fields, "user", MAX_USER), _mailbox(fields, "folder")
     event = _text(fields, "event", MAX_USER)
     return Notice(user, mailbox, new_mail=event == "messageNew")
 

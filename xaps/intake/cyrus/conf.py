@@ -26,8 +26,6 @@ class ImapdConfError(Exception):
 
 @attrs.frozen
 class ImapdConf:
-    """What ``imapd.conf`` says."""
-
     settings: CyrusSettings
     aps_topic: str | None
     """The topic that Cyrus gives to phones; it must be the credential's."""
@@ -37,9 +35,7 @@ class ImapdConf:
 
 
 def read_imapd_conf(path: Path, socket: str) -> ImapdConf:
-    """Read the file and those that it includes.
-
-    :param socket: where the daemon waits for Cyrus' datagrams.
+    """:param socket: where the daemon waits for Cyrus' datagrams.
     :raises ImapdConfError: Cyrus would not start with that file, or it cannot be read.
     """
     values: dict[str, str] = {}

@@ -29,13 +29,7 @@ _CHANGES = frozenset(
         "MessageExpunge",
     }
 )
-_FIELDS = FieldNames(
-    user="user",
-    account_id="apsAccountId",
-    device_token="apsDeviceToken",  # noqa: S106 (a field's name)
-    subtopic="apsSubtopic",
-    mailboxes="mailboxes",
-)
+_FIELDS = FieldNames("user", "apsAccountId", "apsDeviceToken", "apsSubtopic", "mailboxes")
 
 
 @attrs.frozen
@@ -56,10 +50,7 @@ class Skipped:
 
 
 def read(datagram: bytes, now: float, settings: CyrusSettings) -> Registration | Event | Skipped:
-    """What a datagram says.
-
-    :raises Refused: permanently; it is not what Cyrus sends.
-    """
+    """:raises Refused: permanently; it is not what Cyrus sends."""
     kind, message = _unpacked(datagram)
     if kind != b"EVENT":
         return Skipped(f"class {quoted(kind.decode('utf-8', 'replace'))}")

@@ -47,10 +47,7 @@ STOP_PATIENCE = 5.0
 
 
 class CyrusListener:
-    """Takes registrations and notices from Cyrus.
-
-    :param reactor: provides IReactorTime and IReactorProcess.
-    :param path: of the socket, which is made.
+    """:param reactor: provides IReactorTime and IReactorProcess.
     :param wall: tells the time of day, in which registrations are dated.
     :param user: the name of the only user whose datagrams are taken; ``None``: the socket's mode
         and group decide alone.
@@ -113,7 +110,7 @@ class CyrusListener:
             self._followers.remember(registration)
 
     def begin(self, handler: Handler) -> None:
-        """Work off what comes in, and what has come in."""
+        """Work off what comes in and what has come in."""
         self._handler = handler
         self._work_soon()
 
@@ -136,8 +133,6 @@ class CyrusListener:
             pause.cancel()  # what waits is tried once more, and now: there is no other time
         self._work_soon()
         return stopped
-
-    # -------------------------------------------------------------- the draining process
 
     def _start_drain(self) -> None:
         assert self._socket is not None
@@ -187,8 +182,6 @@ class CyrusListener:
         delay = max(0.0, self._started_at + RESTART_INTERVAL - self._reactor.seconds())
         self._restart_call = self._reactor.callLater(delay, self._start_drain)
 
-    # -------------------------------------------------------------- working off
-
     def _work_soon(self) -> None:
         if self._work_call is None:
             self._work_call = self._reactor.callLater(0, self._work)
@@ -232,7 +225,6 @@ class CyrusListener:
                 Deferred.fromCoroutine(self._hand_over(notice, notice.user))
 
     async def _hand_over(self, said: Registration | Notice, user: str) -> None:
-        """Try until it is taken; never fails."""
         self._open += 1
         before = self._registering.get(user)
         tried = Deferred[None]()
@@ -291,9 +283,7 @@ class CyrusListener:
 class _Drain(ProcessProtocol):
     """One run of the draining process, seen from here.
 
-    :param received: called with each frame.
     :param ended: called when the process is gone and nothing more comes.
-    :ivar frames: can be paused; then the process keeps what it has.
     """
 
     _log = Logger()

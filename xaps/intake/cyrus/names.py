@@ -30,14 +30,11 @@ class CyrusSettings:
 
     @property
     def separator(self) -> str:
-        """What stands between a folder and its children."""
         return "/" if self.unix_hierarchy_sep else "."
 
 
 @attrs.frozen
 class Mailbox:
-    """A mailbox of the server, whoever is looking at it."""
-
     local_part: str
     """The owner without the domain; empty: a shared folder."""
     domain: str
@@ -47,7 +44,6 @@ class Mailbox:
 
     @property
     def owner(self) -> str:
-        """The owner's user id, empty for a shared folder."""
         if not (self.local_part and self.domain):
             return self.local_part
         return f"{self.local_part}@{self.domain}"
