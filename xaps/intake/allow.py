@@ -32,7 +32,6 @@ class AllowFrom:
         self._complaints = Complaints(self._log, seconds)
 
     def admits(self, peer: IAddress | None) -> bool:
-        """Whether `peer` may connect; that one may not is logged."""
         if not self._networks or not isinstance(peer, TCP_ADDRESSES):
             return True
         address = ip_address(peer.host)

@@ -52,12 +52,7 @@ class Responder:
     _log = Logger()
 
     def __init__(
-        self,
-        clock: IReactorTime,
-        handler: Handler,
-        *,
-        wall: Callable[[], float],
-        folder_push: bool,
+        self, clock: IReactorTime, handler: Handler, *, wall: Callable[[], float], folder_push: bool
     ) -> None:
         self._handler = handler
         self._wall = wall

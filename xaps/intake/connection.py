@@ -33,7 +33,7 @@ WRITE_DEADLINE = 30.0
 LINGER = 5.0
 """Seconds for a client to read a last answer and close, before the connection is cut."""
 
-_SLICE = 16 * 1024
+SLICE = 16 * 1024
 """Bytes that are parsed before other connections have their turn."""
 
 
@@ -52,7 +52,6 @@ class ClientConnection(Protocol):
     Requests are dealt with one after the other, so that their answers are in order. While one
     waits behind another, or the client does not read, nothing is read from the client.
 
-    :param connections: those of the listener, of which this is one.
     :param dialect: ``None`` where the first bytes are to decide.
     :param surplus: there are too many connections; this one is only to be told so.
     """
@@ -62,8 +61,6 @@ class ClientConnection(Protocol):
 
     def __init__(self, connections: Connections, dialect: Dialect | None, *, surplus: bool) -> None:
         self._connections = connections
-        self._turns = connections.turns
-        self._responder = connections.responder
         self._dialect = dialect
         self._surplus = surplus
         self._state = _State.OPEN
@@ -72,7 +69,6 @@ class ClientConnection(Protocol):
         self._queue: deque[Request | Answer] = deque()
         self._current: Request | None = None
         self._output_paused = False
-        self._reading_paused = False
         self._timer: IDelayedCall | None = None
         self._otherwise: Callable[[], None] | None = None
 
@@ -90,7 +86,7 @@ class ClientConnection(Protocol):
             if self._input:
                 self._pause_reading(pause=True)
             self._input += data
-            self._turns.join(self)
+            self._connections.turns.join(self)
 
     def readConnectionLost(self) -> None:
         """The client has closed its sending direction, or both."""
@@ -98,7 +94,7 @@ class ClientConnection(Protocol):
             self._state = _State.ENDING
             if not self._output_paused:
                 self._expect()
-            self._turns.join(self)
+            self._connections.turns.join(self)
         elif self._state is _State.CLOSING:
             self.transport.loseConnection()
 
@@ -118,7 +114,7 @@ class ClientConnection(Protocol):
     def resumeProducing(self) -> None:
         self._output_paused = False
         self._expect()
-        self._turns.join(self)
+        self._connections.turns.join(self)
 
     def stopProducing(self) -> None:
         """`connectionLost` sees to that."""
@@ -138,7 +134,7 @@ class ClientConnection(Protocol):
                 self._answer(event)
             else:
                 self._current = event
-                answer = self._responder.respond(event)
+                answer = self._connections.responder.respond(event)
                 answer.addCallback(self._answered, event).addErrback(self._broken)
         if self._has_work():
             return True
@@ -154,7 +150,7 @@ class ClientConnection(Protocol):
         )
 
     def _parse(self) -> None:
-        data, self._input = self._input[:_SLICE], self._input[_SLICE:]
+        data, self._input = self._input[:SLICE], self._input[SLICE:]
         if self._dialect is None:
             data = self._start = (self._start + data).lstrip(b"\r\n")
             http = speaks_http(data)
@@ -192,12 +188,12 @@ class ClientConnection(Protocol):
         if self._state not in (_State.CLOSING, _State.CLOSED):
             self._answer(answer)
         if self._has_work() or self._state is _State.ENDING:
-            self._turns.join(self)
+            self._connections.turns.join(self)
 
     def _answer(self, answer: Answer) -> None:
         refused = answer.status >= 400
         if refused:
-            self._responder.tell_refusal(self._peer_name(), answer)
+            self._connections.responder.tell_refusal(self._peer_name(), answer)
         assert self._dialect is not None
         self.transport.write(self._dialect.answer(answer))
         if answer.close:
@@ -207,7 +203,7 @@ class ClientConnection(Protocol):
         self._start = b""
         self._dialect = self._dialect or LinesDialect()
         self._queue.append(self._dialect.overdue())
-        self._turns.join(self)
+        self._connections.turns.join(self)
 
     def _broken(self, failure: Failure) -> None:
         self._log.failure(
@@ -230,7 +226,7 @@ class ClientConnection(Protocol):
             self._expect(LINGER, self.cut_off)
 
     def _unread(self) -> None:
-        self._responder.complaints.tell(
+        self._connections.responder.complaints.tell(
             LogLevel.info, "{peer} does not read its answers and is cut off", peer=self._peer_name()
         )
         self.cut_off()
@@ -256,12 +252,10 @@ class ClientConnection(Protocol):
             self._timer = otherwise and self._connections.clock.callLater(seconds, otherwise)
 
     def _pause_reading(self, *, pause: bool) -> None:
-        if pause is not self._reading_paused:
-            self._reading_paused = pause
-            if pause:
-                self.transport.pauseProducing()
-            else:
-                self.transport.resumeProducing()
+        if pause:
+            self.transport.pauseProducing()
+        else:
+            self.transport.resumeProducing()
 
     def _peer_name(self) -> str:
         return peer_name(self.transport.getPeer())
@@ -285,8 +279,6 @@ class ClientConnectionFactory(Factory):
         return ClientConnection(connections, dialect, surplus=connections.full)
 
     def close(self) -> Deferred[None]:
-        """Take no new request; fires when all connections are closed.
-
-        Those with a request that is being dealt with stay for its answer. Stop listening first.
-        """
+        """Fires when all connections are closed; those with a request that is being dealt with
+        stay for its answer. Stop listening first."""
         return self._connections.close()

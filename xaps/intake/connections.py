@@ -12,7 +12,7 @@ from twisted.logger import Logger, LogLevel
 
 from xaps.intake.allow import AllowFrom, Network
 from xaps.intake.answers import Responder
-from xaps.system.complaints import HOUR, Complaints
+from xaps.system.complaints import HOUR
 
 SURPLUS = 64
 """Connections over the limit that are told so."""
@@ -33,11 +33,8 @@ class Connection(Protocol):
 
 
 class Turns:
-    """A rotation: each connection does a little before the first does more.
-
-    Thousands that have something to do, or one that sends thousands of requests at once, are
-    served for `TURN`; what is left goes on in the reactor's next turn.
-    """
+    """A rotation: each connection does a little before the first does more. When that has taken
+    a `TURN`, what is left goes on in the reactor's next turn."""
 
     _log = Logger()
 
@@ -73,8 +70,6 @@ class Connections:
     :param limit: how many are served.
     """
 
-    _log = Logger()
-
     def __init__(
         self,
         clock: IReactorTime,
@@ -92,7 +87,6 @@ class Connections:
         self._allow_from = AllowFrom(allow_from, clock.seconds)
         self._limit = limit
         self._open: set[Connection] = set()
-        self._complaints = Complaints(self._log, clock.seconds)
         self._closed: Deferred[None] | None = None
 
     def admits(self, peer: IAddress | None) -> bool:
@@ -100,7 +94,7 @@ class Connections:
         if self._closed is not None or not self._allow_from.admits(peer):
             return False
         if self.full:
-            self._complaints.tell(LogLevel.warn, _FULL, every=HOUR, limit=self._limit)
+            self.responder.complaints.tell(LogLevel.warn, _FULL, every=HOUR, limit=self._limit)
         return len(self._open) < self._limit + SURPLUS
 
     @property
@@ -113,7 +107,7 @@ class Connections:
     def lost(self, connection: Connection) -> None:
         self._open.discard(connection)
         if len(self._open) < self._limit * 0.9:  # it is over, and not one that makes room for one
-            self._complaints.over(_FULL)
+            self.responder.complaints.over(_FULL)
         self._check_closed()
 
     def close(self) -> Deferred[None]:

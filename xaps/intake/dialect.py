@@ -12,8 +12,6 @@ from xaps.model import Notice
 
 @attrs.frozen
 class Request:
-    """A request that could be understood."""
-
     content: RegisterRequest | Notice
     for_plugin: bool = False
     """The client is the Dovecot plugin, which needs its answer in a form of its own."""
@@ -35,7 +33,6 @@ class Answer:
     headers: tuple[bytes, ...] = ()
     """Further header lines, without their CR LF."""
     body: bytes = b""
-    """What was asked for."""
     with_body: bool = True
     """``False`` in the answer to HEAD."""
 

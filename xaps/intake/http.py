@@ -39,7 +39,6 @@ ROUTES: dict[bytes, tuple[bytes, Decoder]] = {
 HEADERS = frozenset(
     b"content-length transfer-encoding expect user-agent accept authorization".split()
 )
-"""Those that mean something here."""
 
 HEAD_TOO_LARGE = f"request line and headers are larger than {MAX_HEAD} bytes"
 BODY_TOO_LARGE = f"the body is larger than {MAX_BODY} bytes"
@@ -230,7 +229,14 @@ class HttpDialect:
         self._close = not self._parser.should_keep_alive()
         if version == "1.0" and not self._close:
             self._keep_alive = True
-        self._check_framing(version)
+        # Nothing after a request whose end is in doubt can be trusted.
+        if version not in ("1.0", "1.1"):
+            self._end(Answer(505, "only HTTP/1.0 and HTTP/1.1 are spoken here"))
+        encoding = headers.get(b"transfer-encoding")
+        if encoding is not None and b"content-length" in headers:
+            self._end(Answer(400, "Content-Length and Transfer-Encoding exclude each other"))
+        if encoding is not None and encoding.lower() != b"chunked":
+            self._end(Answer(501, "the only transfer encoding understood is chunked"))
         method = self._parser.get_method()
         if method == b"CONNECT":
             self._end(Answer(405, "this is not a proxy"))
@@ -269,13 +275,3 @@ class HttpDialect:
         self._head += size
         if self._head > MAX_HEAD:
             self._end(Answer(431, HEAD_TOO_LARGE))
-
-    def _check_framing(self, version: str) -> None:
-        """Nothing after a request whose end is in doubt can be trusted."""
-        if version not in ("1.0", "1.1"):
-            self._end(Answer(505, "only HTTP/1.0 and HTTP/1.1 are spoken here"))
-        encoding = self._headers.get(b"transfer-encoding")
-        if encoding is not None and b"content-length" in self._headers:
-            self._end(Answer(400, "Content-Length and Transfer-Encoding exclude each other"))
-        if encoding is not None and encoding.lower() != b"chunked":
-            self._end(Answer(501, "the only transfer encoding understood is chunked"))

@@ -23,16 +23,13 @@ from twisted.web.resource import Resource
 from twisted.web.server import Site
 
 from xaps.intake.allow import peer_name
-from xaps.intake.connection import LINGER, REQUEST_DEADLINE
+from xaps.intake.connection import LINGER, REQUEST_DEADLINE, SLICE
 from xaps.intake.connections import Connections
 from xaps.intake.dialect import Answer
 from xaps.intake.http import HEADERS, MAX_BODY, OVERDUE, judge, response, understand
 
 IDLE = 600.0
 """Seconds after which a connection is closed on which nothing happens."""
-
-_SLICE = 16 * 1024
-"""Bytes that are deciphered and dealt with before other connections have their turn."""
 _FLUSH = 0.2
 """Seconds for twisted.web to write what it was given; HTTP/2 takes some turns of the reactor."""
 
@@ -87,7 +84,6 @@ class _Connection(ProtocolWrapper):
         self._held = b""
         self._inside_pauses = False
         self._stopping = False
-        self._peer_name = peer_name(transport.getPeer())
         connections = self.factory.connections
         self._timer = connections.clock.callLater(REQUEST_DEADLINE, self._check_handshake)
         connections.add(self)
@@ -113,7 +109,7 @@ class _Connection(ProtocolWrapper):
         self._pause_or_resume()
 
     def work(self) -> bool:
-        data, self._held = self._held[:_SLICE], self._held[_SLICE:]
+        data, self._held = self._held[:SLICE], self._held[SLICE:]
         if data:
             self.wrappedProtocol.dataReceived(data)
             self._pause_or_resume()
@@ -138,7 +134,7 @@ class _Connection(ProtocolWrapper):
             self.factory.connections.responder.complaints.tell(
                 LogLevel.info,
                 "{peer} does not finish the TLS handshake and is cut off",
-                peer=self._peer_name,
+                peer=peer_name(self.transport.getPeer()),
             )
             self.cut_off()
 

@@ -13,6 +13,7 @@ from xaps.intake.messages import FieldNames, RegisterRequest, notice, quoted, re
 from xaps.model import Notice, Refused
 
 MAX_LINE = 64 * 1024
+_TOO_LONG = f"the line is longer than {MAX_LINE} bytes"
 
 _HTTP_METHODS = tuple(
     method.encode("ascii") + b" "
@@ -39,6 +40,7 @@ _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 
 def speaks_http(start: bytes) -> bool | None:
     """Whether a connection that begins so is HTTP, or else line protocol; ``None``: too early."""
+    start = start.lstrip(b"\r\n")
     if start.startswith(_HTTP_METHODS):
         return True
     if any(method.startswith(start) for method in _HTTP_METHODS):
@@ -65,7 +67,7 @@ class LinesDialect:
             line = bytes(self._rest + end).removesuffix(b"\r")
             self._rest.clear()
             if len(line) > MAX_LINE:
-                return [*events, self._too_long()]
+                return [*events, self._last(_TOO_LONG)]
             if not line:
                 continue
             try:
@@ -76,15 +78,12 @@ class LinesDialect:
                 events.append(Answer(400, error.reason))
         self._rest += rest
         if len(self._rest) > MAX_LINE:
-            return [*events, self._too_long()]
+            return [*events, self._last(_TOO_LONG)]
         self.incomplete = bool(self._rest)
         return events
 
     def overdue(self) -> Answer:
         return self._last("the command was not finished in time")
-
-    def _too_long(self) -> Answer:
-        return self._last(f"the line is longer than {MAX_LINE} bytes")
 
     def _last(self, reason: str) -> Answer:
         self._dead, self.incomplete = True, False

@@ -17,7 +17,6 @@ from xaps.mailboxes import from_utf7
 
 _OPTION = re.compile(r"\s*(@?[A-Za-z0-9_-]*):\s*(.*?)\s*", re.DOTALL)
 _SWITCH = re.compile("(0|n|of|f)|(1|y|on|t)")
-_EVENT_GROUPS = ("message", "applepushservice")
 
 
 class ImapdConfError(Exception):
@@ -83,7 +82,7 @@ def _problems(path: Path, values: Mapping[str, str], socket: str) -> Iterator[st
     if "event_notifier" not in values:
         yield f"{path}: event_notifier is missing: Cyrus tells of no events; set it to xapsd"
     groups = values.get("event_groups", "message").split()
-    if missing := [group for group in _EVENT_GROUPS if group not in groups]:
+    if missing := [each for each in ("message", "applepushservice") if each not in groups]:
         yield f"{path}: event_groups lacks {' and '.join(missing)}; add it"
     notify = values.get("notifysocket", "its default")
     if notify != socket:

@@ -25,7 +25,6 @@ import sys
 HEADER = struct.Struct("!Ic")
 """The size of what follows it, and the kind of the content, which counts as a part of it."""
 DATAGRAM = b"D"
-"""The content is a datagram."""
 LOST = b"L"
 """The content is the number of datagrams that there was no room for."""
 FOREIGN = b"F"
@@ -42,8 +41,6 @@ _CREDENTIALS = struct.Struct("3I")  # struct ucred: pid, uid, gid
 
 
 class Drain:
-    """The datagrams between the socket and the daemon."""
-
     def __init__(self, source: socket.socket, room: int, uid: int | None) -> None:
         self._source = source
         self._room = room
@@ -52,7 +49,6 @@ class Drain:
         self._lost = 0
 
     def run(self) -> None:
-        """Work until the daemon wants no more, or is gone."""
         poll = select.poll()
         poll.register(_CONTROL, 0)
         poll.register(_OUT, 0)
@@ -74,10 +70,8 @@ class Drain:
             self._hand_on()
 
     def _receive(self) -> bool:
-        """Keep what the socket has, up to a round of it; whether there may be more.
-
-        An empty datagram is passed over. A socket that is shut gives nothing else.
-        """
+        """Keep what the socket has, up to a round of it; whether there may be more. A socket that
+        is shut gives nothing but empty datagrams."""
         more = False
         for _ in range(_ROUND):
             try:
@@ -103,7 +97,6 @@ class Drain:
             self._kept += frame
 
     def _hand_on(self) -> None:
-        """Write as much as the daemon takes now."""
         with contextlib.suppress(BlockingIOError):
             del self._kept[: os.write(_OUT, self._kept[:_WRITE])]
         if self._lost and len(self._kept) <= self._room // 2:

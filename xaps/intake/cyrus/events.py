@@ -11,12 +11,11 @@ from collections.abc import Mapping
 import attrs
 
 from xaps.intake.cyrus.names import CyrusSettings, Mailbox, from_registered, from_uri, own_name
-from xaps.intake.messages import FieldNames, json_object, quoted, register_request
+from xaps.intake.messages import NEW_MAIL_EVENT, FieldNames, json_object, quoted, register_request
 from xaps.mailboxes import canonical
 from xaps.model import Notice, Refused, Registration, lower
 
 _REGISTRATION = "ApplePushService"
-_NEW_MAIL = "MessageNew"
 _CHANGES = frozenset(
     {
         "MessageAppend",
@@ -34,8 +33,6 @@ _FIELDS = FieldNames("user", "apsAccountId", "apsDeviceToken", "apsSubtopic", "m
 
 @attrs.frozen
 class Event:
-    """Something happened in a mailbox of the server."""
-
     mailbox: Mailbox
     new_mail: bool
     acl: str | None
@@ -59,8 +56,13 @@ def read(datagram: bytes, now: float, settings: CyrusSettings) -> Registration |
     if not isinstance(name, str):
         raise Refused("event is missing or not a string")
     if name == _REGISTRATION:
-        return _registration(fields, now)
-    if name != _NEW_MAIL and name not in _CHANGES:
+        request = register_request(fields, _FIELDS)
+        # With an empty list, not one of the names that the phone sent is a mailbox.
+        mailboxes = () if fields.get("mailboxes") == [] else request.mailboxes
+        # Cyrus has answered the phone already, with a "mailbox" line for each; version 1 has none.
+        confirmed = () if fields.get("apsVersion") == 1 else mailboxes
+        return Registration(request.key, mailboxes, now, frozenset(confirmed))
+    if name != NEW_MAIL_EVENT and name not in _CHANGES:
         return Skipped(f"event {quoted(name)}")
     # A letter for the type and others for flags: "e" holds mail, "d" is deleted.
     kind_of_mailbox = _optional(fields, "vnd.cmu.mbtype") or "e"
@@ -72,7 +74,7 @@ def read(datagram: bytes, now: float, settings: CyrusSettings) -> Registration |
     mailbox = from_uri(uri, settings)
     if mailbox is None:
         raise Refused(f"uri {quoted(uri)} names no mailbox")
-    return Event(mailbox, name == _NEW_MAIL, _optional(fields, "vnd.cmu.mailboxACL"))
+    return Event(mailbox, name == NEW_MAIL_EVENT, _optional(fields, "vnd.cmu.mailboxACL"))
 
 
 def _unpacked(datagram: bytes) -> tuple[bytes, bytes]:
@@ -87,15 +89,6 @@ def _unpacked(datagram: bytes) -> tuple[bytes, bytes]:
     if len(fields) not in (7 + options, 8 + options):
         raise Refused("the datagram has more or fewer fields than it says")
     return fields[1], fields[6 + options]
-
-
-def _registration(fields: Mapping[str, object], now: float) -> Registration:
-    request = register_request(fields, _FIELDS)
-    # With an empty list, not one of the names that the phone sent is a mailbox.
-    mailboxes = () if fields.get("mailboxes") == [] else request.mailboxes
-    # Cyrus has answered the phone already, with a "mailbox" line for each; but version 1 has none.
-    confirmed = () if fields.get("apsVersion") == 1 else mailboxes
-    return Registration(request.key, mailboxes, now, frozenset(confirmed))
 
 
 def _optional(fields: Mapping[str, object], name: str) -> str | None:

@@ -272,12 +272,8 @@ class CyrusListener:
         return True
 
     def _complain(self, reason: str) -> None:
-        self._complaints.tell(
-            LogLevel.warn,
-            "Refused a datagram at {where}: {reason}",
-            where=self._path,
-            reason=reason,
-        )
+        text = "Refused a datagram at {where}: {reason}"
+        self._complaints.tell(LogLevel.warn, text, where=self._path, reason=reason)
 
 
 class _Drain(ProcessProtocol):

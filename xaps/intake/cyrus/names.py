@@ -138,10 +138,8 @@ def _split_user(user: str, settings: CyrusSettings) -> tuple[str, str]:
 def _elsewhere(
     path: Sequence[str], domain: str, settings: CyrusSettings, *, shared: bool
 ) -> Mailbox | None:
-    """The mailbox of another user or, `shared`, of nobody.
-
-    :param domain: of the user who names it; if users share with other domains, names carry one.
-    """
+    """:param domain: of the user who names the mailbox; if users share with other domains, names
+    carry one."""
     if not path:
         return None
     top, *below = path
