@@ -137,8 +137,7 @@ class Session(Generic[T]):
     """The client's side of one connection.
 
     Every request (:meth:`send`) ends in exactly one of :class:`Answered`, :class:`GivenBack` and
-    :class:`Lost`, at the latest when the connection does. `T` is what the caller knows a request
-    by.
+    :class:`Lost`, at the latest when the connection does.
 
     Call :meth:`data_to_send` after everything else. Times are those of any one clock.
     """
@@ -273,9 +272,9 @@ class Session(Generic[T]):
 
     def tick(self, now: float) -> list[SessionEvent[T]]:
         """Let time pass: give up what took too long, and look after the peer's health."""
-        stuck = False
         if self.state is SessionState.CLOSED:
             return []
+        stuck = False
         for stream_id, stream in list(self._streams.items()):
             if stream.deadline > now:
                 break
@@ -425,6 +424,5 @@ def _reset(tag: T, event: h2_events.StreamReset) -> GivenBack[T] | Lost[T]:
     name = code.name if isinstance(code, ErrorCodes) else str(code)
     if not event.remote_reset:
         return Lost(tag, f"the peer broke the protocol ({name})")
-    if code in _NOT_TAKEN:
-        return GivenBack(tag, f"RST_STREAM {name}")
-    return Lost(tag, f"RST_STREAM {name}")
+    kind = GivenBack if code in _NOT_TAKEN else Lost
+    return kind(tag, f"RST_STREAM {name}")

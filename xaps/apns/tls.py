@@ -42,8 +42,7 @@ _WORDS: dict[type[Exception], str] = {
         "way intercepts TLS"
     ),
     error.DNSLookupError: "the name of the server cannot be looked up: see this machine's DNS",
-    error.ConnectionDone: "the server has closed the connection",
-    error.ConnectionLost: "the server has closed the connection",
+    error.ConnectionClosed: "the server has closed the connection",
     error.TimeoutError: "no answer; does a firewall let this machine out to that port?",
     error.ConnectionRefusedError: (
         "the connection was refused: nothing listens there, or a firewall says no"
