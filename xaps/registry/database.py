@@ -69,9 +69,6 @@ _ADVICE = {
     " of {folder}",
 }
 
-LOOK_EVERY = 0.05
-"""Seconds between two tries."""
-
 _OF_ONE_VALUE = re.compile(r"(?:NULL|NUMERIC|TEXT|non-[A-Z]+) value in \w+\.\w+")
 """What ``PRAGMA quick_check`` says of a row that is damaged; the others can be used."""
 
@@ -95,7 +92,6 @@ def explaining(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """Commit what is done meanwhile, or nothing of it."""
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield
@@ -160,7 +156,7 @@ def _wait_for(file: IO[bytes], path: Path, patience: float) -> None:
                 f"the registry {path}: it cannot be locked: {error.strerror}; put it on a local"
                 " disk"
             ) from error
-        time.sleep(LOOK_EVERY)
+        time.sleep(0.05)
 
 
 class _LockedConnection(sqlite3.Connection):
@@ -219,8 +215,7 @@ def _text(raw: bytes) -> str:
 
 
 def _check_files(path: Path) -> None:
-    """Make the file where there is none; SQLite says "unable to open database file" to all that can
-    be wrong with that."""
+    """Make the file if need be; SQLite calls all that can be wrong "unable to open"."""
     folder = path.parent
     us = f"the daemon's user (uid {os.geteuid()})"
     wrong = ""

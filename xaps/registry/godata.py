@@ -41,21 +41,18 @@ class GoDataError(Exception):
 
 @attrs.frozen
 class AppleCertificates:
-    """What Apple's push certificate service issued to the Go daemon, in DER.
+    """What Apple's push certificate service issued to the Go daemon, in DER (keys as PKCS#1).
 
-    The position says what for; Mail is at index 2. What could not be read is empty.
+    The position says what for; Mail is at index 2. What could not be read is empty. In a chain the
+    leaf is first.
     """
 
     chains: tuple[tuple[bytes, ...], ...]
-    """The leaf first."""
     keys: tuple[bytes, ...] = attrs.field(repr=False)
-    """Private keys, PKCS#1."""
 
 
 @attrs.frozen
 class GoData:
-    """What a ``database.json`` holds."""
-
     registrations: tuple[Registration, ...]
     problems: tuple[str, ...]
     """One line for each entry that cannot be used, with the reason."""
@@ -64,19 +61,13 @@ class GoData:
 
 @attrs.frozen
 class GoExport:
-    """A ``database.json`` to be written."""
-
     data: bytes
     left_out: tuple[Registration, ...]
     """There is room for one phone for each account id of a user; these are the older ones."""
 
 
-# ------------------------------------------------------------------------ reading
-
-
 def parse(data: bytes, *, now: float, oldest: float) -> GoData:
-    """Read a ``database.json``.
-
+    """
     :param now: the time of registration where none was kept (old versions), or one in the future.
     :param oldest: what was registered before that time is not used.
     :raises GoDataError: it is not JSON, or not a database of the Go daemon.
@@ -157,7 +148,6 @@ def _registration(
 
 
 def _is_name(text: str, longest: int) -> bool:
-    """Whether it can have come from a mail server."""
     return 0 < len(text) <= longest and NOT_TEXT.search(text) is None
 
 
@@ -208,11 +198,7 @@ def _der(value: Any) -> bytes:
         return b""
 
 
-# ------------------------------------------------------------------------ writing
-
-
 def export(registrations: Iterable[Registration]) -> GoExport:
-    """Write a ``database.json`` that the Go daemon can read."""
     oldest_first = sorted(registrations, key=lambda each: (each.registered_at, each.key))
     newest = {(each.key.user, each.key.account_id): each for each in oldest_first}
     left_out = set(oldest_first).difference(newest.values())

@@ -93,12 +93,10 @@ class GroupCommit:
         for answer in answers:
             answer()
 
-    # -------------------------------------------------- in the worker thread
-
     def _commit(
         self, batch: Sequence[tuple[Work[Any], Deferred[Any]]]
     ) -> Sequence[Callable[[], None]]:
-        """Gives what is to be done in the caller's thread: firing the Deferreds."""
+        """Worker thread; gives what is to be done in the caller's: firing the Deferreds."""
         if _identity(self._path) != self._identity:
             raise RegistryError(
                 f"the registry {self._path}: the file was moved, removed or replaced while in"

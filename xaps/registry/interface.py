@@ -39,15 +39,13 @@ class IRegistry(Protocol):
     def registrations(self, user: str) -> Deferred[Sequence[Registration]]:
         """All of a user's registrations (`user` is compared lower-cased)."""
 
-    def get(self, key: RegistrationKey) -> Deferred[Registration | None]:
-        """The registration with that key."""
+    def get(self, key: RegistrationKey) -> Deferred[Registration | None]: ...
 
     def page(self, after: RegistrationKey | None = None) -> Deferred[Sequence[Registration]]:
         """Some registrations in the order of their keys: the first ones, or those that follow
         `after`. The last page is empty. What changes between two pages may be in them or not."""
 
-    def count(self) -> Deferred[int]:
-        """The number of registrations."""
+    def count(self) -> Deferred[int]: ...
 
     def remove(
         self, key: RegistrationKey, *, registered_until: float | None = None
@@ -67,8 +65,7 @@ class IRegistry(Protocol):
         give it some hundreds at a time."""
 
     def flags(self, after: RegistrationKey | None = None) -> Deferred[Sequence[WaitingFlag]]:
-        """Some flags that were kept, in the order of their keys, as :meth:`page` gives
-        registrations."""
+        """Some flags, in pages as :meth:`page` gives them."""
 
     def close(self) -> Deferred[None]:
         """Finish what was asked for and let go of the files."""

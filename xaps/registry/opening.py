@@ -45,7 +45,6 @@ def open_registry(
     This reads the disk and can wait for `busy_timeout`: do it before the reactor runs, but after
     the process has become a daemon (neither locks nor threads survive a fork).
 
-    :param wall: the time of day: seconds since the epoch.
     :param on_certificates: gets what Apple issued to the Go daemon, when its file is imported.
     :raises xaps.registry.database.RegistryInUse: another process has opened it.
     :raises RegistryError: a file cannot be used; nothing was imported then.
@@ -63,7 +62,7 @@ def open_registry(
 
 
 def read_registrations(database_file: Path) -> list[Registration]:
-    """What is in the registry that `database_file` names, whoever uses it.
+    """What is in the registry, whoever uses it.
 
     :raises RegistryError: it cannot be read.
     """
@@ -77,7 +76,6 @@ def read_registrations(database_file: Path) -> list[Registration]:
 
 
 def _registry_path(database_file: Path) -> Path:
-    """The file itself, or the one beside it where it is the Go daemon's."""
     start = b""
     # If there is none, or it cannot be opened, then opening it as the SQLite file says so.
     with contextlib.suppress(OSError), database_file.open("rb") as file:
@@ -94,7 +92,6 @@ def _import(
     now: float,
     on_certificates: Callable[[AppleCertificates], None],
 ) -> None:
-    """Import `source`, if it is there and never was imported."""
     if connection.execute("SELECT 1 FROM imports WHERE source = ?", (source.name,)).fetchone():
         return
     try:

@@ -36,8 +36,6 @@ _SURROGATES = re.compile("[\ud800-\udfff]")
 
 @attrs.frozen
 class Table(Generic[T]):
-    """One of the tables."""
-
     name: str
     columns: str
     """Those that are used, in the order in which rows are read and written; the key's first."""
@@ -64,7 +62,6 @@ class RowReader:
     def page(
         self, connection: sqlite3.Connection, table: Table[T], after: RegistrationKey | None
     ) -> list[T]:
-        """The next ones in the order of keys; none after the last."""
         # No user is named by an empty text.
         key = ("", "", "") if after is None else key_columns(after)
         return self.good(table, connection.execute(AFTER.format(table), key))
@@ -101,14 +98,8 @@ class RowReader:
         )
 
 
-# ------------------------------------------------------------------------ reading
-
-
 def key(user: object, account_id: object, device_token: object) -> RegistrationKey:
-    """From the first three columns of each.
-
-    :raises ValueError: it is none.
-    """
+    """:raises ValueError: the three columns are none."""
     found = RegistrationKey(
         _text(user, "user"), _text(account_id, "account_id"), _text(device_token, "device_token")
     )
@@ -132,7 +123,6 @@ def _time(value: object, column: str) -> float:
 
 
 def _names(value: object, column: str) -> tuple[tuple[str, ...], frozenset[str]]:
-    """A list of mailboxes, in its order and as a set."""
     array = _text(value, column)
     try:
         return _shared(array) if len(array) <= SHORT else _parsed(array)
@@ -175,16 +165,11 @@ FLAGS = Table(
 )
 
 
-# ------------------------------------------------------------------------ writing
-
-
 def key_columns(key: RegistrationKey) -> tuple[str, str, str]:
-    """The first three columns."""
     return key.user, key.account_id, key.device_token
 
 
 def registration_columns(registration: Registration) -> tuple[str | float, ...]:
-    """All columns of a registration."""
     return (
         *key_columns(registration.key),
         _array(registration.mailboxes),

@@ -87,19 +87,13 @@ class SQLiteRegistry:
         max_per_user: int = MAX_PER_USER,
         max_pending: int = MAX_PENDING,
     ) -> None:
-        """
-        :param connection: what :func:`.open_writer` gave for `path`.
-        :param wall: the time of day.
-        :param max_pending: the bound on writes that wait for the disk.
-        """
+        """:param connection: what :func:`.open_writer` gave for `path`."""
         self._path = path
         self._wall = wall
         self._max_per_user = max_per_user
         self._reader = open_reader(path)
         self._rows = RowReader(path)
         self._writer = GroupCommit(connection, path, run=run, max_pending=max_pending)
-
-    # -------------------------------------------- reads in the calling thread
 
     def registrations(self, user: str) -> Deferred[Sequence[Registration]]:
         return execute(self._select, OF_USER, lower(user))
@@ -111,8 +105,6 @@ class SQLiteRegistry:
     def _select(self, statement: str, *parameters: str) -> Sequence[Registration]:
         with explaining(self._path):
             return self._rows.good(REGISTRATIONS, self._reader.execute(statement, parameters))
-
-    # ------------------------------------------- reads in the worker thread
 
     def page(self, after: RegistrationKey | None = None) -> Deferred[Sequence[Registration]]:
         return self._page(REGISTRATIONS, after)
@@ -126,8 +118,6 @@ class SQLiteRegistry:
     def count(self) -> Deferred[int]:
         return self._writer.read(lambda connection: connection.execute(COUNT).fetchone()[0])
 
-    # ----------------------------------------------------------------- writes
-
     def register(self, registration: Registration) -> Deferred[tuple[RegistrationKey, ...] | None]:
         values = (*rows.registration_columns(registration), self._wall())
 
@@ -139,8 +129,7 @@ class SQLiteRegistry:
         return self._writer.write(register)
 
     def add(self, registrations: Iterable[Registration]) -> Deferred[int]:
-        """Add what is not there or is older there, all or nothing; fires with the number of
-        these."""
+        """See :func:`add_if_newer`; all or nothing."""
         added = list(registrations)
         return self._writer.write(
             lambda connection: add_if_newer(connection, added, self._max_per_user)
