@@ -23,9 +23,7 @@ BACKLOG = 1024
 
 
 class Listeners:
-    """The open listeners of the daemon.
-
-    Opening is synchronous, so that a daemon that cannot listen does not start.
+    """Opening is synchronous, so that a daemon that cannot listen does not start.
 
     :param reactor: provides IReactorTCP, IReactorSocket, IReactorFDSet and IReactorTime.
     """
@@ -95,8 +93,7 @@ class Listeners:
         self._opened(opened)
 
     def stop(self) -> Deferred[None]:
-        """Take no more connections; fires when nothing listens any more. Those that are open
-        stay."""
+        """Take no more connections; fires when nothing listens any more. Open ones stay."""
         ports, self._ports = self._ports, []
         closing = [maybeDeferred(port.stopListening) for port in ports]
         return DeferredList(closing, consumeErrors=True).addCallback(lambda _: None)
@@ -104,7 +101,6 @@ class Listeners:
     def _inherited(
         self, key: str, description: str, factory: IProtocolFactory
     ) -> IListeningPort | UnixPort:
-        """Listen on a socket that systemd passed."""
         try:
             endpoint = serverFromString(self._reactor, description)
             assert isinstance(endpoint, AdoptedStreamServerEndpoint)
@@ -174,11 +170,12 @@ def _place(number: str, port: int) -> str:
 
 
 def _why_not(key: str, number: str, port: int, error: OSError) -> str:
+    absent = "this machine has no such address; try 127.0.0.1"
     reason = {
         errno.EADDRINUSE: f"another program listens there (find it with: ss -ltnp 'sport = :{port}'"
         "); stop it or choose another port",
         errno.EACCES: "ports below 1024 are for root; choose another",
-        errno.EADDRNOTAVAIL: "this machine has no such address; try 127.0.0.1",
-        errno.EAFNOSUPPORT: "this machine has no such address; try 127.0.0.1",
+        errno.EADDRNOTAVAIL: absent,
+        errno.EAFNOSUPPORT: absent,
     }.get(error.errno or 0, error.strerror or str(error))
     return f"{key}: {_place(number, port)}: {reason}"

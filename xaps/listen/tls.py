@@ -23,8 +23,7 @@ class TLSError(Exception):
 
 
 def server_options(certificate: Path, key: Path, client_ca: Path | None) -> CertificateOptions:
-    """What Twisted's TLS needs to know.
-
+    """
     :param certificate: PEM, the leaf first, then its chain.
     :param client_ca: with it, only clients whose certificates these authorities signed get in.
     :raises TLSError: a file cannot be used.

@@ -69,7 +69,6 @@ def bind_unix(
 
 
 def join(group: str | None) -> str:
-    """What to do so that this process's user may give files to a group."""
     user = str(os.geteuid())
     with contextlib.suppress(KeyError):
         user = pwd.getpwuid(os.geteuid()).pw_name
@@ -80,11 +79,7 @@ def join(group: str | None) -> str:
 
 
 def group_id(key: str, group: str) -> int:
-    """The number of a group given by name or number.
-
-    :param key: the setting that names it.
-    :raises ListenError: there is no such group.
-    """
+    """:raises ListenError: there is no group of that name."""
     if group.isdecimal():
         return int(group)
     try:
@@ -178,7 +173,6 @@ class UnixPort(FileDescriptor):
         self._factory.doStop()
 
     def getHost(self) -> UNIXAddress:
-        """Where it listens."""
         return UNIXAddress(self._socket.getsockname())
 
     def fileno(self) -> int:
