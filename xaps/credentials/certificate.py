@@ -38,10 +38,6 @@ _DEVELOPMENT = x509.ObjectIdentifier("1.2.840.113635.100.6.3.1")
 _PRODUCTION = x509.ObjectIdentifier("1.2.840.113635.100.6.3.2")
 _TOPICS = x509.ObjectIdentifier("1.2.840.113635.100.6.3.6")
 
-_UTF8_STRING = b"\x0c"
-_MAX_TOPICS_EXTENSION = 65536
-"""Bytes; Apple's certificates list a handful of topics."""
-
 MAIL_TOPIC_PREFIXES = ("com.apple.mail.", "com.apple.mobilemail.push.")
 """iOS Mail listens to no other topics."""
 
@@ -49,12 +45,7 @@ _TOPIC = re.compile(rf"({'|'.join(map(re.escape, MAIL_TOPIC_PREFIXES))})[A-Za-z0
 
 
 class CredentialError(Exception):
-    """A credential cannot be used.
-
-    :ivar file: the file's name, or what stands for it.
-    :ivar what: what is wrong, without the file's name.
-    :ivar remedy: what the administrator can do; may be empty.
-    """
+    """A credential cannot be used; `what` does not name the file, `remedy` may be empty."""
 
     def __init__(self, file: str, what: str, remedy: str = "") -> None:
         super().__init__(f"{file}: {what}" + (f"; {remedy}" if remedy else ""))
@@ -64,7 +55,6 @@ class CredentialError(Exception):
 
 
 def is_mail_topic(topic: str) -> bool:
-    """Whether iOS Mail can be pushed under `topic`."""
     return _TOPIC.fullmatch(topic) is not None
 
 
@@ -80,9 +70,7 @@ class CertificateInfo:
     """A push certificate with its chain and key, read but not judged."""
 
     source: str
-    """The file that holds the certificate."""
     key_source: str
-    """The file that holds the key; often the same."""
     topic: str | None
     """The first of the subject's UIDs that is a topic of Mail, or else the first."""
     allowed_topics: tuple[str, ...] | None
@@ -104,7 +92,6 @@ class CertificateInfo:
 
     @property
     def environment(self) -> str:
-        """`production` and `development` for people."""
         marks = {"production": self.production, "development": self.development}
         return " and ".join(name for name, marked in marks.items() if marked) or "not stated"
 
@@ -115,12 +102,10 @@ class CertificateInfo:
 
     @property
     def chain_pem(self) -> tuple[bytes, ...]:
-        """`chain`, one PEM text each."""
         return tuple(c.public_bytes(serialization.Encoding.PEM) for c in self.chain)
 
     @property
     def pem(self) -> bytes:
-        """`chain` and `key`, which there is, in one text."""
         assert self.key is not None
         return b"".join((*self.chain_pem, key_pem(self.key)))
 
@@ -237,7 +222,6 @@ def certificate_info(
 
 
 def damaged_certificate(source: str, error: Exception) -> CredentialError:
-    """What is said of a certificate that cannot be read, with a library's reason for that."""
     text = " ".join(str(error).split()) if isinstance(error, ValueError) else ""
     reason = f"{type(error).__name__}: {text[:100]}" if text else type(error).__name__
     return CredentialError(
@@ -246,7 +230,6 @@ def damaged_certificate(source: str, error: Exception) -> CredentialError:
 
 
 def key_pem(key: PrivateKey) -> bytes:
-    """The key as PKCS#8, not encrypted."""
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
@@ -318,14 +301,14 @@ def _seconds(certificate: Any, field: str) -> float:
 def parse_topics(der: bytes) -> tuple[str, ...] | None:
     """Read Apple's topics extension: ``SEQUENCE { UTF8String topic, SEQUENCE { UTF8String kind,
     ... }, ... }``; ``None``: it is something else. It decides nothing: APNs does."""
-    if len(der) > _MAX_TOPICS_EXTENSION:
+    if len(der) > 65536:  # Apple's certificates list a handful of topics
         return None
     try:
         sequence, rest = decoder.decode(der, asn1Spec=univ.SequenceOf(univ.Any()))
         topics = [
             str(decoder.decode(item, asn1Spec=char.UTF8String())[0])
             for item in map(bytes, sequence)
-            if item[:1] == _UTF8_STRING
+            if item[:1] == b"\x0c"  # the tag of UTF8String
         ]
     except Exception:  # hostile DER makes pyasn1 fail in any way
         return None

@@ -26,9 +26,6 @@ LOOK_TIMEOUT = 25.0
 WARN_DAYS = (1, 3, 7, 14, 30)
 """The days before expiry on which the log warns, the last first."""
 
-_PHRASE_MAX = 150
-"""Characters of the reason that IMAP servers are told."""
-
 _NO_CREDENTIAL = "No mail can be pushed: {reason}"
 
 
@@ -103,8 +100,6 @@ class CredentialKeeper:
         minute at the most; never fails."""
         return self._check(patient=False)
 
-    # -------------------------------------------------------------- looking
-
     def _check(self, patient: bool) -> Deferred[None]:
         """Look, and get a new credential if one is due. Never fails, for that would end the
         LoopingCall for good."""
@@ -122,7 +117,6 @@ class CredentialKeeper:
                 self._tell_failure()
 
     async def _read(self, source: Source) -> LoadResult:
-        """What a source holds, or that it does not say so in time."""
         if not self._reading:
             self._reading = True
             self._looking = self._run(partial(self._load, source, self._wall()))
@@ -161,8 +155,6 @@ class CredentialKeeper:
     def _tell_failure(self) -> None:
         if not self._stopped:
             self._log.failure("Cannot look after the push credential")
-
-    # -------------------------------------------------------------- deciding
 
     def _take(self, result: LoadResult, patient: bool) -> None:
         """Draw the conclusions from a look at the source.
@@ -224,8 +216,6 @@ class CredentialKeeper:
             )
         self._last_topic = credential.topic
 
-    # -------------------------------------------------------------- telling
-
     def _tell_daily(self, text: str, kind: str, **fields: object) -> None:
         self._complaints.tell(LogLevel.warn, text, kind=kind, every=DAY, **fields)
 
@@ -253,7 +243,7 @@ class CredentialKeeper:
 
     def _tell_problem(self, reason: str, remedy: str) -> None:
         """Why there is no credential is told at once when the reason is a new one, and daily."""
-        problem = ascii_line(reason, _PHRASE_MAX)
+        problem = ascii_line(reason, 150)  # IMAP servers are told it
         if problem != self.problem:
             self._complaints.over(_NO_CREDENTIAL)
         self.problem, self.remedy = problem, remedy

@@ -28,8 +28,6 @@ SET_ONE = "set certificateFilePem, certificateFileP12 or keyFileP8 (README: Cred
 
 @attrs.frozen
 class LoadResult:
-    """What a source holds: a credential, or why there is none."""
-
     parsed: Parsed | None = None
     """``None`` when the content could not be read."""
     errors: tuple[CredentialError, ...] = ()
@@ -133,17 +131,13 @@ def read_file(path: Path) -> Blob:
 
 
 def password_file(setting: str | None) -> Path | None:
-    """The file that holds the password, if ``certificatePassword`` names one with ``file:``."""
     if setting is None or not setting.startswith("file:"):
         return None
     return Path(setting.removeprefix("file:"))
 
 
 def read_password(setting: str | None) -> bytes | None:
-    """The password, which is in the file or the setting itself.
-
-    :raises CredentialError: the file cannot be read.
-    """
+    """:raises CredentialError: the file that it is in cannot be read."""
     file = password_file(setting)
     if file is not None:
         return read_file(file).data.rstrip(b"\r\n")

@@ -36,7 +36,6 @@ MAX_FILE = 1024 * 1024
 
 _MAX_KEY_BLOCK = 4096
 """Characters of a PEM key: RSA with 4096 bits has 3400. Larger keys take seconds to check."""
-_MAX_CERTIFICATES = 20
 
 _BEGIN = re.compile(rb"-----BEGIN ([A-Z0-9 ]{1,40})-----")
 _MARKS = re.compile(rb"-----[^-]*-----")
@@ -86,10 +85,7 @@ def read_pem(
 def read_key(
     file: Blob, password: bytes | None = None, remedy: str = "it must hold a private key"
 ) -> PrivateKey:
-    """The one private key in a PEM file.
-
-    :param remedy: what to do if there is none.
-    """
+    """:param remedy: what to do if there is none."""
     keys = [text for label, text in _pem_blocks(file) if label in _KEY_LABELS]
     if not keys:
         raise CredentialError(file.name, "there is no private key", remedy)
@@ -99,7 +95,6 @@ def read_key(
 
 
 def read_pkcs12(file: Blob, password: bytes | None = None) -> CertificateInfo:
-    """A certificate with its key from PKCS#12 (``.p12``, ``.pfx``)."""
     _expect("PKCS#12", file)
     _check_rounds(file.name, file.data)
     # No password and an empty one are two things in PKCS#12, but not to people.
@@ -168,7 +163,6 @@ def read_any(file: Blob, password: bytes | None = None) -> CertificateInfo:
 
 
 def as_pem(label: str, der: bytes) -> bytes:
-    """`der` as PEM text."""
     text = "\n".join(textwrap.wrap(base64.b64encode(der).decode(), 64))
     return f"-----BEGIN {label}-----\n{text}\n-----END {label}-----\n".encode()
 
@@ -233,7 +227,7 @@ def _certificates(name: str, blocks: list[tuple[bytes, bytes]]) -> list[x509.Cer
             "make it a plain one, and add the key if it was in there: openssl x509 -in FILE -out"
             " FILE.pem",
         )
-    if len(texts) > _MAX_CERTIFICATES:
+    if len(texts) > 20:
         raise CredentialError(
             name, f"there are {len(texts)} certificates", "leave the push certificate and its chain"
         )

@@ -30,14 +30,10 @@ from xaps.credentials.loading import (
 from xaps.credentials.reading import Blob, guess_format, read_any, read_key
 from xaps.model import TokenCredential
 
-GOOD = 0
-EXPIRING = 1
-"""Exit status: it expires within :data:`WARN_WITHIN`."""
-UNUSABLE = 2
-"""Exit status: nothing can be pushed with it."""
-
 WARN_WITHIN = 30 * DAY
 
+GOOD, EXPIRING, UNUSABLE = range(3)
+"""Exit statuses: usable, usable but within :data:`WARN_WITHIN` of its end, not usable."""
 _WORDS = ("good", "expires soon", "unusable")
 _FIELDS = (
     *("source", "topic", "allowed_topics", "environment", "serial", "not_before", "not_after"),
@@ -56,7 +52,6 @@ class Report:
 
     @property
     def status(self) -> int:
-        """The exit status that this one asks for."""
         if self.result.errors:
             return UNUSABLE
         parsed = self.result.parsed
@@ -80,7 +75,6 @@ class Report:
         }
 
     def lines(self) -> Iterator[str]:
-        """For people."""
         yield f"{self.name}: {_WORDS[self.status]}"
         for label, text in self._rows():
             yield f"  {label + ':':15} {text}"
@@ -120,7 +114,6 @@ class Report:
 
 
 def report_source(source: Source | None, now: float) -> Report:
-    """The configured credential."""
     if source is None:
         error = CredentialError("the configuration", "it names no push credential", SET_ONE)
         return Report("no credential", LoadResult(errors=(error,)), now)
@@ -155,7 +148,6 @@ def report_files(paths: Sequence[Path], password: str | None, now: float) -> lis
 
 
 def exit_status(reports: Iterable[Report]) -> int:
-    """The gravest status."""
     return max((report.status for report in reports), default=UNUSABLE)
 
 

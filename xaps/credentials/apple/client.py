@@ -29,8 +29,7 @@ from zope.interface import implementer
 
 from xaps.credentials.apple.messages import CONTENT_TYPE, ServiceError
 
-CONNECT_TIMEOUT = 30.0
-"""Seconds."""
+CONNECT_TIMEOUT = 30.0  # seconds
 TIMEOUT = 90.0
 """Seconds from the beginning to the last byte of the answer."""
 MAX_HEADERS = 65536

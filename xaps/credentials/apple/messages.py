@@ -22,17 +22,14 @@ from xaps.credentials.reading import Blob, as_pem, read_any
 
 CONTENT_TYPE = "text/x-xml-plist"
 
-SERVICE_TYPE_INVALID = -80010
-"""Apple's answer for certificates that it does not issue any more."""
+_SHA1_WITH_RSA = bytes.fromhex("300d06092a864886f70d0101050500")
+"""AlgorithmIdentifier sha1WithRSAEncryption (RFC 3279)."""
 
 _CODE = re.compile("-?[0-9]{1,18}", re.ASCII)
 
 
 class ServiceError(Exception):
-    """The service gave no certificate; the message is one line for the administrator.
-
-    :param what: goes on after the service's name.
-    """
+    """The service gave no certificate; `what` goes on after its name, in one line."""
 
     def __init__(self, what: str) -> None:
         super().__init__(f"Apple's certificate service {what}")
@@ -62,18 +59,13 @@ Keys: TypeAlias = Mapping[Service, rsa.RSAPrivateKey]
 
 @attrs.frozen
 class Account:
-    """An Apple ID."""
-
     apple_id: str
     password_hash: str = attrs.field(repr=False)
     """SHA-256 of the password, in lower-case hex. Never logged."""
 
 
 def read_server_identity(file: Blob, password: bytes | None = None) -> CertificateInfo:
-    """Key and certificates of a copy of macOS Server, which sign requests; PEM or PKCS#12.
-
-    :raises CredentialError: with a reason for people.
-    """
+    """Key and certificates of a copy of macOS Server, which sign requests; PEM or PKCS#12."""
     info = read_any(file, password)
     if info.key is None:
         what = "there is no private key"
@@ -85,18 +77,6 @@ def read_server_identity(file: Blob, password: bytes | None = None) -> Certifica
         return info
     wanted = "serverIdentity must hold the key and the certificates of your macOS Server"
     raise CredentialError(file.name, what, wanted)
-
-
-_HEADER = {
-    "ClientApplicationCredential": "1",
-    "ClientApplicationName": "XServer",
-    "ClientIPAddress": "1",
-    "ClientOSName": "MAC OSX",
-    "ClientOSVersion": "2.1",
-    "LanguagePreference": "1",
-    "TransactionId": "1",
-    "Version": "1",
-}
 
 
 def request_body(
@@ -124,7 +104,16 @@ def request_body(
         entries.append(entry)
     inner = plistlib.dumps(
         {
-            "Header": _HEADER,
+            "Header": {
+                "ClientApplicationCredential": "1",
+                "ClientApplicationName": "XServer",
+                "ClientIPAddress": "1",
+                "ClientOSName": "MAC OSX",
+                "ClientOSVersion": "2.1",
+                "LanguagePreference": "1",
+                "TransactionId": "1",
+                "Version": "1",
+            },
             "Request": {
                 "CertRequestList": entries,
                 "ProfileType": "Production",
@@ -148,10 +137,6 @@ def request_body(
 def _sign(key: rsa.RSAPrivateKey, content: bytes) -> bytes:
     # SHA-1 is what the service verifies.
     return key.sign(content, padding.PKCS1v15(), hashes.SHA1())  # noqa: S303 - Apple's choice
-
-
-_SHA1_WITH_RSA = bytes.fromhex("300d06092a864886f70d0101050500")
-"""AlgorithmIdentifier sha1WithRSAEncryption (RFC 3279)."""
 
 
 def signing_request(common_name: str, key: rsa.RSAPrivateKey) -> bytes:
@@ -221,7 +206,7 @@ def _check_status(status: Any) -> None:
     words = [status.get(name) for name in ("ErrorMessage", "ErrorDescription")]
     said = ", ".join(dict.fromkeys(ascii_line(word) for word in words if isinstance(word, str)))
     explained = ""
-    if int(code) == SERVICE_TYPE_INVALID:
+    if int(code) == -80010:  # "service type invalid"
         explained = (
             ": since late 2024 Apple issues and renews no certificates for macOS Server, so a"
             " certificate for a topic com.apple.mobilemail.push... is needed (certificateFilePem)"

@@ -89,10 +89,7 @@ class AppleIdSource:
         # Checking a key takes tens of milliseconds: once for each content.
         self._read_pem = lru_cache(maxsize=len(SERVICES))(read_pem)
         self._read_server_identity = lru_cache(maxsize=1)(read_server_identity)
-        self._unsaved: Stored | None = None
-        """What could not be written."""
-
-    # -------------------------------------------------------------- loading
+        self._unsaved: Stored | None = None  # what could not be written
 
     def load(self, now: float) -> LoadResult:
         warnings = careless(self._store.path, "private keys")
@@ -132,8 +129,6 @@ class AppleIdSource:
         return CredentialError(
             self.name, f"{what}: {schedule.reason}", f"next attempt at {next_attempt}"
         )
-
-    # -------------------------------------------------------------- renewing
 
     def renew(self, now: float) -> Deferred[bool]:
         return Deferred.fromCoroutine(self._renew(now))
@@ -186,8 +181,7 @@ class AppleIdSource:
         return True
 
     def _prepare(self, account: Account, now: float) -> tuple[str, bytes, Keys, Stored] | None:
-        """Decide whether to ask, and if so announce it on disk and make the request. Returns the
-        URL and the body, the keys that it is for, and what is stored as of that.
+        """Decide whether to ask, and if so announce it on disk and make the request.
 
         :raises CredentialError: something cannot be read, so nobody knows what is to be renewed.
         """

@@ -1,7 +1,4 @@
-"""What Apple's push certificate service issued, and when it may be asked again, kept on disk.
-
-It is one file in the database's folder, mode 0600.
-"""
+"""What Apple's push certificate service issued, and when it may be asked again, kept on disk."""
 
 from __future__ import annotations
 
@@ -19,8 +16,6 @@ from xaps.credentials.certificate import DAY, CredentialError
 from xaps.credentials.loading import read_file
 from xaps.credentials.reading import Blob, as_pem, read_pem
 from xaps.system.files import replace_file
-
-HOUR = 3600.0
 
 _SERVICES = {service.service_type: service for service in SERVICES}
 
@@ -43,7 +38,7 @@ class Schedule:
         twice as long, but after a day in any case. Other settings may be better than those that
         failed before."""
         failures = self.failures if settings == self.settings else 1
-        delay = HOUR * 2 ** min(failures - 1, 10) if failures else DAY
+        delay = 3600.0 * 2 ** min(failures - 1, 10) if failures else DAY
         return self.asked + min(delay, DAY)
 
     def attempt(self, now: float, settings: str) -> Schedule:
@@ -58,8 +53,6 @@ class Schedule:
 
 @attrs.frozen
 class Stored:
-    """What is kept."""
-
     certificates: Mapping[Service, bytes] = attrs.field(factory=dict, repr=False)
     """Each with its chain and key, as PEM."""
     schedule: Schedule = Schedule()
@@ -91,21 +84,12 @@ class AppleStore:
                 raise ValueError
             certificates = {
                 # The key was apart in earlier versions.
-                _SERVICES[
-                    entry["service"]
-                ]: f"{entry['certificate']}{entry.get('key', '')}".encode()
-                for entry in document["certificates"]
-                if entry["service"] in _SERVICES
+                _SERVICES[each["service"]]: f"{each['certificate']}{each.get('key', '')}".encode()
+                for each in document["certificates"]
+                if each["service"] in _SERVICES
             }
             return Stored(certificates, Schedule(**document.get("schedule", {})))
-        except (
-            ValueError,
-            TypeError,
-            LookupError,
-            AttributeError,
-            ArithmeticError,
-            RecursionError,
-        ):
+        except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError):
             raise CredentialError(
                 str(self.path),
                 "the stored certificates are damaged",
