@@ -51,6 +51,16 @@ _SALT_AND_ROUNDS = re.compile(
 _MAX_ROUNDS = 2_000_000
 """Of all derivations in a file: less than a second. Usual are 1 to 600,000."""
 _IDENTIFIER = re.compile(r"[A-Z0-9]{10}")
+_REMEDIES = {
+    "PEM": "name it in certificateFilePem",
+    "PKCS#12": "name it in certificateFileP12",
+    "a DER certificate": "it has no key; export the certificate together with its key, or convert"
+    " it: openssl x509 -inform DER -in FILE -out FILE.pem",
+    "DER": "convert it to PEM with openssl",
+    "UTF-16 text": "save it as plain ASCII text",
+    "something else": "is it the right file? if so, export it again; PEM begins with"
+    " -----BEGIN CERTIFICATE----- or the like",
+}
 
 
 @attrs.frozen
@@ -181,18 +191,6 @@ def guess_format(data: bytes) -> str:
             return "a DER certificate"
         return "DER"
     return "something else"
-
-
-_REMEDIES = {
-    "PEM": "name it in certificateFilePem",
-    "PKCS#12": "name it in certificateFileP12",
-    "a DER certificate": "it has no key; export the certificate together with its key, or convert"
-    " it: openssl x509 -inform DER -in FILE -out FILE.pem",
-    "DER": "convert it to PEM with openssl",
-    "UTF-16 text": "save it as plain ASCII text",
-    "something else": "is it the right file? if so, export it again; PEM begins with"
-    " -----BEGIN CERTIFICATE----- or the like",
-}
 
 
 def _expect(kind: str, file: Blob) -> None:

@@ -44,6 +44,10 @@ _HEADERS = Headers(
         "User-Agent": ["Servermgrd%20Plugin/6.0 CFNetwork/811.11 Darwin/16.7.0 (x86_64)"],
     }
 )
+_END_OF_HEADERS = re.compile(rb"\n\r?\n")
+_HEADER = re.compile(  # RFC 9110, section 5.1; with its continuation lines
+    rb"^[!#$%&'*+.^_`|~0-9A-Za-z-]+:.*\n(?:[ \t].*\n)*", re.MULTILINE
+)
 
 
 class AppleService:
@@ -182,12 +186,6 @@ class _Connection:
         for the other side, and goes on delivering meanwhile."""
         for connection in list(self._connections):
             connection.abortConnection()
-
-
-_END_OF_HEADERS = re.compile(rb"\n\r?\n")
-_HEADER = re.compile(  # RFC 9110, section 5.1; with its continuation lines
-    rb"^[!#$%&'*+.^_`|~0-9A-Za-z-]+:.*\n(?:[ \t].*\n)*", re.MULTILINE
-)
 
 
 class _HeaderRepair(ProtocolWrapper):

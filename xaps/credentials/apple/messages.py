@@ -184,9 +184,8 @@ def read_answer(body: bytes) -> list[tuple[Service, bytes]]:
     if not isinstance(entries, list):
         raise ServiceError("sent no certificates")
     certificates = []
-    for entry in entries:
-        service = _service(entry) if isinstance(entry, dict) else None
-        pem = entry.get("Certificate") if service is not None else None
+    for entry in filter(lambda entry: isinstance(entry, dict), entries):
+        service, pem = _service(entry), entry.get("Certificate")
         if isinstance(pem, str):
             pem = pem.encode("utf-8", "replace")
         if service is not None and isinstance(pem, bytes):
