@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from twisted.application.service import Service
@@ -194,7 +193,7 @@ class Daemon(Service):
         open_files = raise_open_files()
         # Until there is a credential to look at again, and so that it does not end the daemon.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        self._supervision = Supervision(self._reactor, os.environ, self._status_line)
+        self._supervision = Supervision(self._reactor, os.environ)
         self._open_for_cyrus()
         self._registry = open_registry(
             config.database_file,
@@ -350,7 +349,7 @@ class Daemon(Service):
             waiting=waiting,
             addresses=", ".join(self._listeners.addresses) or "nothing",
         )
-        self._supervision.ready()
+        self._supervision.ready(self._control.status_line)
         gc.freeze()  # what is there now lives on: no search for garbage need look at it again
         gc.enable()
         self._stalls.start()
@@ -390,15 +389,9 @@ class Daemon(Service):
     def _handle_signals(self) -> None:
         """SIGHUP looks at the credential. The others stop the reactor, and are ours because
         twistd would end itself by the same signal again, where exit status 0 is wanted."""
-        signal.signal(signal.SIGHUP, partial(self._signalled, self._reload))
+        signal.signal(signal.SIGHUP, lambda *_: self._reactor.callFromThread(self._reload))
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, partial(self._signalled, self._end))
-
-    def _signalled(self, do: Callable[[], object], number: int, frame: FrameType | None) -> None:
-        self._reactor.callFromThread(do)
-
-    def _status_line(self) -> Deferred[str]:
-        return self._control.status_line()
+            signal.signal(number, lambda *_: self._reactor.callFromThread(self._end))
 
     def _reload(self) -> None:
         self._supervision.reloading(self._keeper.check_now())

@@ -39,7 +39,8 @@ HEXADECIMAL = re.compile("[0-9A-Fa-f]+")
 """What a device token is."""
 
 
-REGISTRATION_LIFETIME = 30 * 24 * 3600.0
+DAY = 24 * 3600.0  # seconds
+REGISTRATION_LIFETIME = 30 * DAY
 """Seconds; iOS Mail registers again once a day: a phone that has not for so long is gone."""
 
 

@@ -6,7 +6,6 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import TextIO
 
 from twisted.application.service import Service
 from twisted.logger import Logger
@@ -44,7 +43,10 @@ class Options(usage.Options):
             print_error(str(error), sys.stderr, os.environ)
             raise SystemExit(os.EX_CONFIG) from None
         if self["check"]:
-            raise SystemExit(console.run("xapsd", lambda out, _: self._check(path, out)))
+            config, bad = self.config, os.EX_CONFIG
+            raise SystemExit(
+                console.run("xapsd", lambda out, _: bad if check(path, config, out) else 0)
+            )
         twistd = getattr(self, "parent", None)
         if twistd is not None and twistd.get("nodaemon"):
             self.foreground = not twistd.get("logger") and not twistd.get("logfile")
@@ -52,9 +54,6 @@ class Options(usage.Options):
                 # In the foreground a supervisor knows the process; the working folder, often /,
                 # need not be writable.
                 twistd["pidfile"] = ""
-
-    def _check(self, path: Path, stdout: TextIO) -> int:
-        return os.EX_CONFIG if check(path, self.config, stdout) else 0
 
 
 def makeService(options: Options) -> Service:

@@ -14,12 +14,13 @@ from tests.admin.test_metrics import CERTIFICATE, CONNECTED
 from tests.fakes import MemoryRegistry
 from tests.push.test_dispatcher import FakeSender
 from tests.registry.contract import everything
-from xaps.admin.control import DAY, Control
+from xaps.admin.control import Control
 from xaps.admin.history import PushLog
 from xaps.admin.metrics import Metrics
 from xaps.apns.status import ConnectionState
 from xaps.credentials.keeper import CredentialKeeper
 from xaps.model import (
+    DAY,
     Delivered,
     Gone,
     Misconfigured,

@@ -121,12 +121,17 @@ class StopTests(EndToEndTestCase):
         daemon = self.make_daemon(NOWHERE, delay=3600)
         where = daemon.socket.with_name("cyrus.sock")
         daemon.settings["cyrusSocket"] = str(where)
+        daemon.prelude = (
+            "from xaps.credentials.keeper import CredentialKeeper as keeper\n"
+            "keeper.stop = lambda self: 1 / 0\n"
+        )
         daemon.start()
         daemon.register("alice", ACCOUNT, PHONE)
         daemon.notify("alice", events=["FlagsSet"])  # owed, and not to be lost
         where.unlink()
-        where.mkdir()
+        where.mkdir()  # which is another thing that the stop does not expect
         self.assertEqual(daemon.stop(), 0)
+        daemon.wait_for_log("Stopping the credential failed")
         daemon.wait_for_log("Stopped")
         where.rmdir()
         daemon.start()

@@ -46,6 +46,18 @@ class BindTests(SynchronousTestCase):
             self.assertEqual(stat.S_IMODE(self.path.stat().st_mode), mode)
         self.assertEqual(os.umask(0o077), 0o077)
 
+    def test_nobody_can_connect_before_the_group_and_the_mode_are_set(self) -> None:
+        modes: list[int] = []
+        chown = os.chown
+
+        def look_and_chown(path: Path, user: int, group: int) -> None:
+            modes.append(stat.S_IMODE(self.path.stat().st_mode))
+            chown(path, user, group)
+
+        self.patch(os, "chown", look_and_chown)
+        self.bind(0o666)
+        self.assertEqual(modes, [0])
+
     def test_the_socket_has_the_group(self) -> None:
         self.bind(group=str(os.getgid()))
         self.assertEqual(self.path.stat().st_gid, os.getgid())

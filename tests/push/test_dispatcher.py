@@ -1098,6 +1098,15 @@ class DiskTests(DispatcherTestCase):
         self.assertEqual(self.flags(), [bob])
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
+    def test_stopping_that_is_given_up_keeps_what_is_owed(self) -> None:
+        alice = self.register()
+        self.notify()
+        self.turn()
+        stopping = self.dispatcher.stop()
+        stopping.cancel()  # whoever stops the daemon has waited for the answer long enough
+        stopping.addErrback(lambda _: None)
+        self.assertEqual(self.flags(), [alice])
+
     def test_stopping_waits_for_what_is_being_written_and_writes_it_again_if_that_fails(
         self,
     ) -> None:

@@ -35,7 +35,7 @@ class SupervisionTestCase(SynchronousTestCase):
 
     def supervised(self, **environ: str) -> Supervision:
         self.environ = {"NOTIFY_SOCKET": self.path, "HOME": "/", **environ}
-        return Supervision(self.clock, self.environ, self.ask)
+        return Supervision(self.clock, self.environ)
 
     def ask(self) -> Deferred[str]:
         self.asked += 1
@@ -55,12 +55,12 @@ class LifeTests(SupervisionTestCase):
     def test_readiness_comes_first_and_the_status_with_it(self) -> None:
         supervision = self.supervised()
         self.assertEqual(self.told(), [])
-        supervision.ready()
+        supervision.ready(self.ask)
         self.assertEqual(self.told(), ["READY=1", "STATUS=Good: 3 phones"])
 
     def test_the_end_is_told_and_nothing_after_it(self) -> None:
         supervision = self.supervised(WATCHDOG_USEC="2000000")
-        supervision.ready()
+        supervision.ready(self.ask)
         self.told()
         supervision.stopping()
         self.assertEqual(self.told(), ["STOPPING=1\nSTATUS=Stopping"])
@@ -76,7 +76,7 @@ class LifeTests(SupervisionTestCase):
 
     def test_a_reload_is_told_from_its_begin_to_its_end(self) -> None:
         supervision = self.supervised()
-        supervision.ready()
+        supervision.ready(self.ask)
         self.told()
         done: Deferred[None] = Deferred()
         supervision.reloading(done)
@@ -91,7 +91,7 @@ class LifeTests(SupervisionTestCase):
 
     def test_a_reload_that_ends_after_the_stop_does_not_tell_readiness(self) -> None:
         supervision = self.supervised()
-        supervision.ready()
+        supervision.ready(self.ask)
         done: Deferred[None] = Deferred()
         supervision.reloading(done)
         supervision.stopping()
@@ -102,7 +102,7 @@ class LifeTests(SupervisionTestCase):
 
 class StatusTests(SupervisionTestCase):
     def test_the_status_is_told_when_it_has_changed(self) -> None:
-        self.supervised().ready()
+        self.supervised().ready(self.ask)
         self.told()
         self.clock.pump([STATUS_INTERVAL] * 3)
         self.assertEqual(self.told(), [])
@@ -112,12 +112,12 @@ class StatusTests(SupervisionTestCase):
 
     def test_the_status_is_one_line(self) -> None:
         self.text = "a\nREADY=0\tb"
-        self.supervised().ready()
+        self.supervised().ready(self.ask)
         self.assertEqual(self.told()[1:], ["STATUS=a READY=0 b"])
 
     def test_a_status_that_fails_is_logged_and_the_next_is_told(self) -> None:
         self.status = fail(RuntimeError("no status"))
-        self.supervised(WATCHDOG_USEC="20000000").ready()
+        self.supervised(WATCHDOG_USEC="20000000").ready(self.ask)
         self.assertEqual(self.told(), ["READY=1", "WATCHDOG=1"])
         self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
         self.status = None
@@ -128,7 +128,7 @@ class StatusTests(SupervisionTestCase):
 class WatchdogTests(SupervisionTestCase):
     def beats(self, **environ: str) -> int:
         """Signs of life within 12 seconds after readiness."""
-        self.supervised(**environ).ready()
+        self.supervised(**environ).ready(self.ask)
         self.told()
         self.clock.pump([0.5] * 24)
         return self.told().count("WATCHDOG=1")
@@ -155,8 +155,8 @@ class EnvironmentTests(SupervisionTestCase):
         self.assertEqual(self.environ, {"HOME": "/"})
 
     def test_without_systemd_nothing_happens_at_all(self) -> None:
-        supervision = Supervision(self.clock, {}, lambda: succeed("x"))
-        supervision.ready()
+        supervision = Supervision(self.clock, {})
+        supervision.ready(self.ask)
         supervision.reloading(succeed(None))
         self.assertEqual(self.clock.getDelayedCalls(), [])
         supervision.stopping()
@@ -164,12 +164,12 @@ class EnvironmentTests(SupervisionTestCase):
     def test_a_name_that_begins_with_an_at_sign_is_in_the_abstract_namespace(self) -> None:
         name = f"xaps-test-{os.getpid()}"
         self.manager = self.listen(f"\0{name}")
-        self.supervised(NOTIFY_SOCKET=f"@{name}").ready()
+        self.supervised(NOTIFY_SOCKET=f"@{name}").ready(self.ask)
         self.assertEqual(self.told()[0], "READY=1")
 
     def test_a_manager_that_is_gone_does_not_end_the_daemon(self) -> None:
         Path(self.path).unlink()
         supervision = self.supervised()
-        supervision.ready()
+        supervision.ready(self.ask)
         supervision.stopping()
         self.assertEqual(self.told(), [])

@@ -17,12 +17,11 @@ from xaps.admin.metrics import Metrics
 from xaps.apns.status import ConnectionState, ConnectionStatus
 from xaps.credentials.keeper import CredentialKeeper
 from xaps.mailboxes import INBOX
-from xaps.model import CertificateCredential, Credential, Refused, Registration, short_token
+from xaps.model import DAY, CertificateCredential, Credential, Refused, Registration, short_token
 from xaps.push.dispatcher import Dispatcher
 from xaps.registry.interface import IRegistry
 from xaps.system.stalls import StallWatch
 
-DAY = 24 * 3600.0
 EXPIRES_SOON = 14 * DAY
 """Seconds before the certificate expires from which on all is not well."""
 SHORTEST_PREFIX = 4

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 PrivateKey: TypeAlias = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
 
-DAY = 86400.0
-
 NO_KEY = "there is no private key for the certificate"
 
 # Apple's certificate extensions (Apple's Worldwide Developer Relations certification practice

@@ -12,9 +12,9 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger, LogLevel
 
-from xaps.credentials.certificate import DAY, CredentialError, ascii_line, utc_text
+from xaps.credentials.certificate import CredentialError, ascii_line, utc_text
 from xaps.credentials.loading import SET_ONE, LoadResult, Run, Source
-from xaps.model import CertificateCredential, Credential
+from xaps.model import DAY, CertificateCredential, Credential
 from xaps.system.complaints import Complaints
 
 INTERVAL = 60.0

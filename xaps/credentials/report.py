@@ -10,7 +10,6 @@ from typing import Any
 import attrs
 
 from xaps.credentials.certificate import (
-    DAY,
     NO_KEY,
     CertificateInfo,
     CredentialError,
@@ -28,7 +27,7 @@ from xaps.credentials.loading import (
     read_password,
 )
 from xaps.credentials.reading import Blob, guess_format, read_any, read_key
-from xaps.model import TokenCredential
+from xaps.model import DAY, TokenCredential
 
 WARN_WITHIN = 30 * DAY
 

@@ -15,6 +15,7 @@ from twisted.python.failure import Failure
 
 from xaps.mailboxes import hashes, pushable
 from xaps.model import (
+    DAY,
     REGISTRATION_LIFETIME,
     Delivered,
     Gone,
@@ -34,7 +35,7 @@ from xaps.push.saving import FlagSaver
 from xaps.registry.interface import MAX_PER_USER, IRegistry, RegistryError
 from xaps.system.complaints import Complaints
 
-RENEWAL = 2 * 24 * 3600.0
+RENEWAL = 2 * DAY
 """Seconds in which every phone that is there registers again."""
 
 CLOCK_SET = 60.0
@@ -102,8 +103,6 @@ class Dispatcher:
         self._pump_call: IDelayedCall | None = None
         self._all_answered: Deferred[None] | None = None
 
-    # -------------------------------------------------------------- starting and stopping
-
     def start(self) -> Deferred[int]:
         """Take up the flags that were kept on disk; fires with the number of them."""
         return Deferred.fromCoroutine(self._restore())
@@ -131,12 +130,12 @@ class Dispatcher:
         return Deferred.fromCoroutine(self._finish())
 
     async def _finish(self) -> None:
-        if self.flags.in_flight:
-            self._all_answered = Deferred()
-            await self._all_answered
-        await self._saver.finish()
-
-    # -------------------------------------------------------------- what IMAP servers ask
+        try:
+            if self.flags.in_flight:
+                self._all_answered = Deferred()
+                await self._all_answered
+        finally:  # also if somebody does not wait for that any longer
+            await self._saver.finish()
 
     def register(self, registration: Registration) -> Deferred[None]:
         """Add or renew a registration; fires when it is on disk.
@@ -208,8 +207,6 @@ class Dispatcher:
             phones=phones,
         )
         return phones
-
-    # -------------------------------------------------------------- pushing
 
     def pump(self) -> None:
         """Push what is due, as far as the sender has room; come back when more is due."""
@@ -369,8 +366,6 @@ class Dispatcher:
         self.flags.hasten(self.holds.credential_changed(), self._clock.seconds())
         self.pump()
 
-    # -------------------------------------------------------------- timers
-
     def _arm(self) -> None:
         """Call `pump` when the next push may go out."""
         now = self._clock.seconds()
@@ -396,8 +391,6 @@ class Dispatcher:
         if self._pump_call is not None and self._pump_call.active():
             self._pump_call.cancel()
         self._pump_call = None
-
-    # -------------------------------------------------------------- housekeeping
 
     def expire(self) -> Deferred[None]:
         """Drop registrations not renewed for 30 days and flags older than a day; call it hourly."""

@@ -19,9 +19,9 @@ from collections.abc import Callable, Iterable, Iterator
 import attrs
 
 from xaps.mailboxes import INBOX, canonical
-from xaps.model import Registration, RegistrationKey, WaitingFlag
+from xaps.model import DAY, Registration, RegistrationKey, WaitingFlag
 
-LIFETIME = 24 * 3600.0
+LIFETIME = DAY
 """Seconds after its latest event at which a flag that could not be pushed is given up."""
 
 GRACE = 3600.0
@@ -106,8 +106,6 @@ class Flags:
         """The flag of that registration, if it is not clean."""
         return self._flags.get(key)
 
-    # -------------------------------------------------------------- events
-
     def notice(
         self, registration: Registration, mailbox: str, *, new_mail: bool, now: float
     ) -> None:
@@ -159,8 +157,6 @@ class Flags:
             flag.mailboxes &= set(registration.mailboxes)
             if not flag.mailboxes and not flag.sent:
                 self._forget(flag)
-
-    # -------------------------------------------------------------- pushing
 
     def first(self, now: float) -> Flag | None:
         """The flag that is due first, now or later. Expired ones met on the way are dropped."""
@@ -241,8 +237,6 @@ class Flags:
                     self.expired += 1
             yield
 
-    # -------------------------------------------------------------- what is on disk
-
     def next_save(self, now: float) -> float | None:
         """When `to_save` has to be asked next."""
         for since in self._unsaved.values():
@@ -284,8 +278,6 @@ class Flags:
             if saved.key in self._flags:
                 self._unsaved.setdefault(saved.key, now)
         self._cleared.update(cleared)
-
-    # -------------------------------------------------------------- inside
 
     def _after_delay(self, now: float) -> float:
         due = now + self._delay

@@ -9,7 +9,7 @@ from enum import Enum, auto
 import attrs
 from twisted.logger import LogLevel
 
-from xaps.model import Delivered, Misconfigured, Outcome, RegistrationKey, Rejected, RetryAfter
+from xaps.model import DAY, Delivered, Misconfigured, Outcome, RegistrationKey, Rejected, RetryAfter
 from xaps.system.complaints import HOUR, Complaints
 
 PROBE_AFTER = 300.0
@@ -21,7 +21,7 @@ REPROBE_AFTER = 30.0
 FIRST_SUSPENSION = 3600.0
 """Seconds for which a phone is suspended; each further time in a row it is twice as long."""
 
-LONGEST_SUSPENSION = 24 * 3600.0
+LONGEST_SUSPENSION = DAY
 
 BAD_DEVICE = "BadDeviceToken"
 """What APNs answers to tokens of its other environment as well (Apple's documentation), and has
@@ -165,8 +165,6 @@ class Holds:
         freed = list(self._suspended)
         self._suspended.clear()
         return freed
-
-    # -------------------------------------------------------------- inside
 
     def _hold(self, reason: Reason, text: str, now: float) -> None:
         if self.general is not None and self.general.reason is not reason:

@@ -27,11 +27,7 @@ INTERVAL = 0.1
 LIMIT = 0.05
 """Seconds by which a look may be late."""
 
-OURS = "The reactor was blocked for {milliseconds:.0f} ms: everything waited for that long"
-OTHERS = (
-    "The reactor was blocked for {milliseconds:.0f} ms because the machine was busy with something "
-    "else: everything waited for that long"
-)
+STALL = "The reactor was blocked for {milliseconds:.0f} ms{why}: everything waited for that long"
 
 
 def time_without_processor() -> Callable[[], float]:
@@ -81,5 +77,6 @@ class StallWatch:
         if late > LIMIT:
             self.count += 1
             self.total += late
-            text = OTHERS if late - without <= LIMIT else OURS
-            self._complaints.tell(LogLevel.warn, text, milliseconds=1000 * late)
+            ours = late - without > LIMIT
+            why = "" if ours else " because the machine was busy with something else"
+            self._complaints.tell(LogLevel.warn, STALL, kind=why, milliseconds=1000 * late, why=why)

@@ -26,18 +26,12 @@ class Supervision:
 
     :param environ: the environment, which names the socket. The names are taken out of it, so
         that processes that the daemon starts do not speak for it.
-    :param status: gives the line of status.
     """
 
     _log = Logger()
+    _status: Callable[[], Deferred[str]]
 
-    def __init__(
-        self,
-        clock: IReactorTime,
-        environ: MutableMapping[str, str],
-        status: Callable[[], Deferred[str]],
-    ) -> None:
-        self._status = status
+    def __init__(self, clock: IReactorTime, environ: MutableMapping[str, str]) -> None:
         self._told = ""
         self._asking = False
         address = environ.pop("NOTIFY_SOCKET", "")
@@ -50,8 +44,12 @@ class Supervision:
         self._loop = LoopingCall(self._beat)
         self._loop.clock = clock
 
-    def ready(self) -> None:
-        """The daemon does its work; from now on it gives signs of life."""
+    def ready(self, status: Callable[[], Deferred[str]]) -> None:
+        """The daemon does its work; from now on it gives signs of life.
+
+        :param status: gives the line of status.
+        """
+        self._status = status
         self._tell("READY=1")
         if self._address:
             self._loop.start(self._interval).addErrback(self._broken)

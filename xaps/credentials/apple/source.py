@@ -27,7 +27,6 @@ from xaps.credentials.apple.messages import (
 )
 from xaps.credentials.apple.store import AppleStore, Schedule, Stored
 from xaps.credentials.certificate import (
-    DAY,
     CertificateInfo,
     CredentialError,
     certificate_info,
@@ -35,6 +34,7 @@ from xaps.credentials.certificate import (
 )
 from xaps.credentials.loading import LoadResult, Run, read_file, read_password
 from xaps.credentials.reading import Blob, read_pem
+from xaps.model import DAY
 from xaps.system.files import careless, remove_leftovers
 
 RENEW_BEFORE = 30 * DAY

@@ -12,9 +12,10 @@ import attrs
 from twisted.logger import Logger
 
 from xaps.credentials.apple.messages import MAIL, SERVICES, Service
-from xaps.credentials.certificate import DAY, CredentialError
+from xaps.credentials.certificate import CredentialError
 from xaps.credentials.loading import read_file
 from xaps.credentials.reading import Blob, as_pem, read_pem
+from xaps.model import DAY
 from xaps.system.files import replace_file
 
 _SERVICES = {service.service_type: service for service in SERVICES}
