@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-# Looking up a name needs it, and without root's rights it may be out of reach.
-import encodings.idna  # noqa: F401
 import io
 import os
 import socket

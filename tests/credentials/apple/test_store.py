@@ -286,7 +286,7 @@ class StoreTests(AppleCase):
             self.store.path.mkdir()  # in the way
             return answer(path, body)
 
-        self.apple.answer = answer_to_a_full_disk  # type: ignore[method-assign]
+        self.apple.answer = answer_to_a_full_disk  # type: ignore[method-assign]  # a hook
         self.assertTrue(self.renew())
         self.assertIn(
             "do not stop the daemon", next(t for level, t in self.logged if level == "error")
