@@ -554,7 +554,7 @@ class RenewalTests(KeeperCase):
             raise ZeroDivisionError
 
         good_load = self.source.load
-        self.source.load = fails  # type: ignore[method-assign]
+        self.source.load = fails  # type: ignore[method-assign]  # a hook
         self.advance(180)
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 3)
         self.source.load = good_load  # type: ignore[method-assign]
