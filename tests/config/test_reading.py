@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 import shutil
 import string
@@ -537,6 +538,16 @@ class KeyErrorTests(ConfigTestCase):
             ],
         )
 
+    def test_of_very_many_problems_the_first_are_told_and_the_others_counted(self) -> None:
+        path = self.folder / "x.yaml"
+        path.write_text("".join(f"key{number}: 1\n" for number in range(1000)))
+        with self.assertRaises(ConfigError) as caught:
+            load(path)
+        lines = str(caught.exception).split("\n")
+        self.assertEqual(len(lines), 21)
+        self.assertTrue(lines[19].startswith(f"{path}:20: key19: found an unknown key"), lines[19])
+        self.assertEqual(lines[20], f"{path}: and 980 problems more")
+
     def test_no_space_after_the_colon_gets_advice(self) -> None:
         self.assert_refused(
             "{port:7}\n", "1: port: found no space after the colon, expected key: value"
@@ -787,10 +798,16 @@ class FileTests(ConfigTestCase):
             load(Path("a\0b"))
         self.assertIn("a\\x00b: cannot be read: ", str(caught.exception))
 
+    def test_a_fifo_is_refused_and_nobody_waited_for(self) -> None:
+        os.mkfifo(self.path)
+        with self.assertRaises(ConfigError) as caught:
+            load(self.path)
+        self.assertEqual(str(caught.exception), f"{self.path}: cannot be read: this is not a file")
+
     def test_a_file_that_is_too_large(self) -> None:
-        size = 1024 * 1024
+        size = 128 * 1024
         self.assertEqual(self.load(f"#{(size - 2) * 'x'}\n"), Config())
-        self.assertIn(f"found more than {size} bytes", self.error(f"#{(size - 1) * 'x'}\n"))
+        self.assertIn(f"it has more than {size} bytes", self.error(f"#{(size - 1) * 'x'}\n"))
 
     def test_another_encoding(self) -> None:
         self.assertEqual(

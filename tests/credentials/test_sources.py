@@ -93,7 +93,7 @@ class FileTests(SynchronousTestCase):
             f"{self.folder}/gone.pem: there is no such file; put it there or correct the"
             " configuration",
         )
-        self.assertIn("this is not a file", self.reason(pem_source(self.folder, None).load(NOW)))
+        self.assertIn("Is a directory", self.reason(pem_source(self.folder, None).load(NOW)))
         self.key.write_bytes(b"")
         self.assertEqual(
             self.reason(self.source.load(NOW)), f"{self.key}: the file is empty; copy it again"

@@ -20,7 +20,7 @@ from xaps.listen.tls import TLSError, server_options
 from xaps.listen.unix import ListenError, group_id, join
 from xaps.model import CertificateCredential
 from xaps.registry.opening import BESIDE
-from xaps.system.files import careless, let_read
+from xaps.system.files import careless, let_read, read_file
 
 RUNTIME = Path(Config().socket).parent
 """The folder of the sockets where nothing else is said, which systemd makes."""
@@ -88,7 +88,7 @@ def _trust_roots(config: Config) -> Iterator[str]:
     if file is None:
         return
     try:
-        trust_root(file.read_bytes())
+        trust_root(read_file(file))
     except PermissionError:
         yield f"apnsTrustRoots: {file}: permission denied; {let_read(file)}"
     except OSError as error:

@@ -19,12 +19,15 @@ from ruamel.yaml.reader import ReaderError
 from xaps.config.kinds import Unfit
 from xaps.config.table import DEFAULT_PATH, KEYS, Config, Cyrus
 from xaps.system.console import one_line
-from xaps.system.files import careless
+from xaps.system.files import careless, read_file
 
 __all__ = ["DEFAULT_PATH", "Config", "ConfigError", "careless_secrets", "load"]
 
-_SIZE_MAX = 1024 * 1024
-"""Bytes of a configuration file."""
+_SIZE_MAX = 128 * 1024
+"""Bytes of a configuration file; the sample has 10,000, and more take seconds to read."""
+
+_MOST_TOLD = 20
+"""Problems that are told; the others are counted."""
 
 _NAMES = {name.lower(): name for name in KEYS} | {"cyrus": "cyrus"}
 
@@ -90,10 +93,13 @@ class ConfigError(Exception):
     """The configuration cannot be used: all that is wrong with it, one line each."""
 
     def __init__(self, path: Path, problems: Iterable[Problem]) -> None:
+        found = sorted(problems, key=lambda problem: problem[0])
         lines = []
-        for line, key, text in problems:
+        for line, key, text in found[:_MOST_TOLD]:
             parts = (f"{path}:{line}" if line else str(path), key, text)
             lines.append(": ".join(one_line(part) for part in parts if part))
+        if more := len(found) - len(lines):
+            lines.append(one_line(f"{path}: and {more} problems more"))
         super().__init__("\n".join(lines))
 
 
@@ -117,7 +123,7 @@ def load(path: Path) -> Config:
         file.problems.append((1, None, f"found {_FOUND[root.id]}, {expected}"))
     file.check_combinations()
     if file.problems:
-        raise ConfigError(path, sorted(file.problems, key=lambda problem: problem[0]))
+        raise ConfigError(path, file.problems)
     values: dict[bool, dict[str, Any]] = {True: {}, False: {}}
     for name, value in file.values.items():
         values[name.startswith("cyrus.")][KEYS[name].attribute] = value
@@ -134,11 +140,8 @@ def careless_secrets(path: Path, config: Config) -> list[str]:
 def _read(path: Path) -> str:
     line = 0
     try:
-        with path.open("rb") as file:
-            content = file.read(_SIZE_MAX + 1)
-        if len(content) <= _SIZE_MAX:
-            return content.decode("utf-8")
-        text = f"found more than {_SIZE_MAX} bytes, expected a configuration"
+        content = read_file(path, _SIZE_MAX)
+        return content.decode("utf-8")
     except FileNotFoundError:
         text = "there is no such file; --config names another one"
     except PermissionError:
@@ -205,7 +208,10 @@ class _File:
                 continue
             name = _NAMES.get(prefix + key.value.lower())
             if name is None or "." in key.value:
-                self.problems.append((line, *_unknown(prefix, key.value)))
+                # The others are but counted: to look for the nearest name takes long.
+                told = len(self.problems) < _MOST_TOLD
+                what = _unknown(prefix, key.value) if told else (None, "")
+                self.problems.append((line, *what))
             elif name in self.lines:
                 text = f"found again, but it is set in line {self.lines[name]}; remove one of them"
                 self.problems.append((line, name, text))

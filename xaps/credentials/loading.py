@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import stat
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +13,7 @@ from twisted.internet.defer import Deferred, succeed
 from xaps.credentials.certificate import CertificateInfo, CredentialError
 from xaps.credentials.reading import MAX_FILE, Blob
 from xaps.model import Credential, TokenCredential
+from xaps.system import files
 from xaps.system.files import careless, let_read
 
 Parsed = CertificateInfo | TokenCredential
@@ -106,14 +106,10 @@ class FileSource:
 
 
 def read_file(path: Path) -> Blob:
-    """:raises CredentialError: it cannot be read, is empty or too large."""
+    """:raises CredentialError: it cannot be read, or is empty."""
     name = str(path)
     try:
-        # A FIFO would block for ever.
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise CredentialError(name, "this is not a file")
-        with path.open("rb") as file:
-            data = file.read(MAX_FILE + 1)
+        data = files.read_file(path, MAX_FILE)
     except OSError as error:
         what, remedy = f"it cannot be read: {error.strerror}", ""
         if isinstance(error, FileNotFoundError):
@@ -123,10 +119,6 @@ def read_file(path: Path) -> Blob:
         raise CredentialError(name, what, remedy) from None
     if not data:
         raise CredentialError(name, "the file is empty", "copy it again")
-    if len(data) > MAX_FILE:
-        raise CredentialError(
-            name, f"the file has more than {MAX_FILE} bytes", "is it the right one?"
-        )
     return Blob(name, data)
 
 

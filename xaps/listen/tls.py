@@ -13,7 +13,7 @@ from twisted.internet.ssl import (
     trustRootFromCertificates,
 )
 
-from xaps.system.files import let_read
+from xaps.system.files import let_read, read_file
 
 _CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 
@@ -67,7 +67,7 @@ def _certificates(setting: str, path: Path) -> list[Certificate]:
 
 def _read(setting: str, path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_file(path)
     except PermissionError as error:
         raise TLSError(f"{setting}: {path}: permission denied; {let_read(path)}") from error
     except OSError as error:

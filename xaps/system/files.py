@@ -4,6 +4,7 @@ read one who should, and nobody else."""
 from __future__ import annotations
 
 import contextlib
+import errno
 import grp
 import os
 import stat
@@ -54,6 +55,25 @@ def remove_leftovers(path: Path) -> None:
     for file in path.parent.iterdir():
         if file.name.startswith(f".{path.name}.") and file.name.endswith(".new"):
             file.unlink(missing_ok=True)
+
+
+def read_file(path: Path, most: int = 1024 * 1024) -> bytes:
+    """The content of a file that people wrote: a regular one, of at most so many bytes. Anything
+    else could keep the reader waiting for ever, as a FIFO does.
+
+    :raises OSError: it cannot be read.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb") as file:  # noqa: PTH123 - a file descriptor
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, "this is not a file")
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise OSError(errno.EFBIG, f"it has more than {most} bytes; is it the right one?")
+    return data
 
 
 def let_read(path: Path) -> str:

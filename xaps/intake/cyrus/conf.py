@@ -14,6 +14,7 @@ import attrs
 
 from xaps.intake.cyrus.names import CyrusSettings
 from xaps.mailboxes import from_utf7
+from xaps.system.files import read_file
 
 _OPTION = re.compile(r"\s*(@?[A-Za-z0-9_-]*):\s*(.*?)\s*", re.DOTALL)
 _SWITCH = re.compile("(0|n|of|f)|(1|y|on|t)")
@@ -95,9 +96,10 @@ def _options(path: Path, seen: set[Path]) -> Iterator[tuple[str, str, str]]:
         raise ImapdConfError(f"{path}: is included twice")
     seen.add(path)
     try:
-        lines = path.read_text("utf-8", "replace").split("\n")
+        text = read_file(path).decode("utf-8", "replace")
     except OSError as error:
         raise ImapdConfError(f"{path}: cannot be read: {error.strerror}") from error
+    lines = text.replace("\r\n", "\n").split("\n")
     begun = ""
     for number, part in enumerate(lines, 1):
         line, begun = begun + part.removesuffix("\\"), ""
