@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 import time
@@ -16,6 +17,7 @@ from xaps.config.reading import DEFAULT_PATH, ConfigError, careless_secrets, loa
 from xaps.daemon import Daemon
 from xaps.system import console
 from xaps.system.log import LineObserver, print_error
+from xaps.system.logwriter import LogWriter
 
 _log = Logger()
 
@@ -40,7 +42,7 @@ class Options(usage.Options):
         try:
             self.config = load(path)
         except ConfigError as error:
-            print_error(str(error), sys.stderr, os.environ)
+            print_error(str(error), console.opened(sys.stderr), os.environ)
             raise SystemExit(os.EX_CONFIG) from None
         if self["check"]:
             config, bad = self.config, os.EX_CONFIG
@@ -64,7 +66,9 @@ def makeService(options: Options) -> Service:
     reactor.seconds = time.monotonic  # type: ignore[method-assign]
     log = None
     if options.foreground:
-        log = LineObserver(options.config.loglevel, sys.stdout, os.environ)
+        writer = LogWriter(console.opened(sys.stdout))
+        log = LineObserver(options.config.loglevel, writer, os.environ)
+        atexit.register(writer.flush, 1.0)
     for warning in careless_secrets(Path(options["config"]), options.config):
         _log.warn("{warning}", warning=warning)
     return Daemon(reactor, options.config, log)

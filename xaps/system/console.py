@@ -23,7 +23,7 @@ def run(name: str, main: Callable[[TextIO, TextIO], int]) -> int:
     :param main: prints to the standard output and standard error that it is given.
     :returns: the exit status.
     """
-    sys.stdout, sys.stderr = stdout, stderr = _opened(sys.stdout), _opened(sys.stderr)
+    sys.stdout, sys.stderr = stdout, stderr = opened(sys.stdout), opened(sys.stderr)
     output, messages = io.BytesIO(), io.BytesIO()
     held = _held(output, stdout), _held(messages, stderr)
     status = main(*held)
@@ -40,6 +40,14 @@ def run(name: str, main: Callable[[TextIO, TextIO], int]) -> int:
     return status
 
 
+def opened(stream: TextIO | None) -> TextIO:
+    """The stream. Where it was closed by who started this, Python has ``None``: then one that leads
+    nowhere."""
+    if stream is None:
+        return Path(os.devnull).open("w", encoding="utf-8")
+    return stream
+
+
 def one_line(text: str) -> str:
     """The text on one line: line ends and other characters that do not print, as escapes."""
     if text.isprintable():
@@ -48,13 +56,6 @@ def one_line(text: str) -> str:
         character if character.isprintable() else character.encode("unicode_escape").decode()
         for character in text
     )
-
-
-def _opened(stream: TextIO | None) -> TextIO:
-    # Python has None for a closed stream. This takes its place, so that no file gets its number.
-    if stream is None:
-        return Path(os.devnull).open("w", encoding="utf-8")
-    return stream
 
 
 def _held(data: io.BytesIO, stream: TextIO) -> TextIO:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from typing import TextIO
+from typing import Protocol, TextIO
 
 from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, formatTime
 from zope.interface import implementer
@@ -24,6 +24,17 @@ _LONGEST = 16000
 _PORT_MESSAGE = re.compile(r"\S.* starting on \S+|\((\w+ )?Port .+ Closed\)")
 
 
+class Lines(Protocol):
+    """Where lines go to; see :class:`xaps.system.logwriter.LogWriter`."""
+
+    @property
+    def encoding(self) -> str | None: ...
+
+    def fileno(self) -> int: ...
+
+    def write(self, text: str, /) -> object: ...
+
+
 def print_error(text: str, stream: TextIO, environ: Mapping[str, str]) -> None:
     """Write an error before logging has begun; each line of it at the journal's priority for
     errors, if that is what reads the stream."""
@@ -37,15 +48,15 @@ class LineObserver:
 
     :param level: a ``loglevel``, in lower case; ``trace`` shows Twisted's own remarks on factories
         and ports as well.
-    :param stream: usually standard output, as it was before logging began.
+    :param stream: usually leads to standard output, as it was before logging began.
     :param environ: the process's environment; it tells whether the journal reads `stream`.
     """
 
-    def __init__(self, level: str, stream: TextIO, environ: Mapping[str, str]) -> None:
+    def __init__(self, level: str, stream: Lines, environ: Mapping[str, str]) -> None:
         self._least = _LEAST[level]
         self._trace = level == "trace"
         self._stream = stream
-        self._encoding = getattr(stream, "encoding", None) or "utf-8"
+        self._encoding = stream.encoding or "utf-8"
         self._journal = _goes_to_journal(stream, environ)
 
     def __call__(self, event: LogEvent) -> None:
@@ -64,10 +75,9 @@ class LineObserver:
         line = f"<{priority}>{message}\n" if self._journal else f"{start}{message}\n"
         # One write, so that lines from threads do not get into each other.
         self._stream.write(line.encode(self._encoding, "backslashreplace").decode(self._encoding))
-        self._stream.flush()
 
 
-def _goes_to_journal(stream: TextIO, environ: Mapping[str, str]) -> bool:
+def _goes_to_journal(stream: Lines, environ: Mapping[str, str]) -> bool:
     """Whether the stream is the socket that ``JOURNAL_STREAM`` names (systemd.exec(5)).
 
     A daemon that was started from one whose output the journal reads inherits the variable, and

@@ -49,7 +49,7 @@ class FakeReactor(Clock):
         childFDs: dict[int, int | str],
     ) -> None:
         assert env is None
-        assert (childFDs[0], childFDs[1], childFDs[2]) == ("w", "r", 2)
+        assert (childFDs[0], childFDs[1], childFDs[2]) == ("w", "r", "r")
         # Python, isolated; the program; the socket's number
         assert arguments[:3] == [executable.encode(), b"-I", b"-S"]
         assert arguments[4] == b"3"

@@ -147,7 +147,7 @@ class CyrusListener:
             sys.executable,
             [os.fsencode(argument) for argument in arguments],
             env=None,
-            childFDs={0: "w", 1: "r", 2: 2, 3: self._socket.fileno()},
+            childFDs={0: "w", 1: "r", 2: "r", 3: self._socket.fileno()},
         )
 
     def _received(self, frame: bytes) -> None:
@@ -312,6 +312,14 @@ class _Drain(ProcessProtocol):
         if self._deadline is not None:
             self._deadline.reset(STOP_PATIENCE)
         self.frames.dataReceived(data)
+
+    def errReceived(self, data: bytes) -> None:
+        """It says why it breaks down. The log itself could keep it waiting."""
+        self._log.error(
+            "The process that drains {where} says: {text}",
+            where=self._path,
+            text=data.decode(errors="replace"),
+        )
 
     def pause(self) -> None:
         if not self._exited:
