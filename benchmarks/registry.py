@@ -115,6 +115,7 @@ class Benchmark:
         dispatcher = self._dispatcher(self._reactor)
         await self._measure("a notice for each, and all flags saved", self._notice, dispatcher)
         await dispatcher.stop()
+        await dispatcher.save()
         dispatcher = self._dispatcher(self._reactor)  # and the one before is no more
         gc.disable()  # as the daemon does until it is ready
         await self._measure("take up the flags at the start", dispatcher.start)
@@ -126,6 +127,7 @@ class Benchmark:
         ahead.ahead = 2 * REGISTRATION_LIFETIME
         await self._measure("expire all phones", later.expire)
         await dispatcher.stop()
+        await dispatcher.save()
         await self._registry.close()
         self._worker.stop()
 

@@ -6,18 +6,19 @@ import gc
 import os
 import resource
 import signal
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.defer import TimeoutError as DeferTimeout
 from twisted.internet.task import LoopingCall
 from twisted.internet.threads import deferToThread, deferToThreadPool
-from twisted.logger import ILogObserver, Logger
+from twisted.logger import ILogObserver, LogEvent, Logger, globalLogPublisher
 from twisted.python.components import Componentized
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
@@ -51,14 +52,20 @@ from xaps.push.dispatcher import Dispatcher
 from xaps.registry.godata import AppleCertificates
 from xaps.registry.interface import RegistryError
 from xaps.registry.opening import open_registry
-from xaps.system.files import careless
+from xaps.system.files import careless, read_file
 from xaps.system.stalls import StallWatch
 from xaps.system.systemd import Supervision
 
+STOP = 20.0
+"""Seconds from SIGTERM to the end of the process, whatever hangs."""
 DRAIN = 10.0
-"""Seconds that pushes in flight get when the daemon stops."""
-STEP = DRAIN + 5.0
-"""Seconds that one step of the stop may take before the next one."""
+"""Seconds of it that pushes in flight get."""
+CLOSING = 5.0
+"""Seconds of it that connections of IMAP servers get for the answers that they wait for."""
+SAVING = 17.0
+"""Seconds after which it is tried no more to write what is owed."""
+LAST_WORDS = 1.0
+"""Seconds in which the log is told what was given up."""
 HOUSEKEEPING = 3600.0
 """Seconds between two looks for registrations and flags that are too old."""
 MAX_CONNECTIONS = 10_000
@@ -145,6 +152,7 @@ def listen_to_imap_servers(
     return opened
 
 
+_TO_STOP = (signal.SIGTERM, signal.SIGINT)
 _MISCONFIGURED = (StartError, ImapdConfError, TLSError)
 _UNAVAILABLE = (ListenError, RegistryError)
 
@@ -154,10 +162,20 @@ class Daemon(Service):
 
     _log = Logger()
 
-    def __init__(self, reactor: Any, config: Config, log: ILogObserver | None = None) -> None:
+    def __init__(
+        self,
+        reactor: Any,
+        config: Config,
+        log: ILogObserver | None = None,
+        flush_log: Callable[[float], object] = lambda seconds: None,
+    ) -> None:
+        """:param flush_log: waits until the log is written, for so many seconds at the most."""
         self._reactor = reactor
         self._observer = log
+        self._flush_log = flush_log
         self._ending = False
+        self._status = 0
+        self._under_way = ["everything: the reactor is blocked"]
         self._config = config
         self._listeners = Listeners(reactor)
         self._writer = ThreadPool(1, 1, "registry")
@@ -189,6 +207,9 @@ class Daemon(Service):
     def _start(self) -> None:
         config = self._config
         self._log.info("xapsd {version} starts", version=xaps.__version__)
+        self._reactor.callWhenRunning(self._run)  # first of all that starts threads
+        self._reactor.addSystemEventTrigger("after", "shutdown", self._ended)
+        globalLogPublisher.addObserver(cast(ILogObserver, self._look_for_trouble))
         gc.disable()  # what is made now is kept: looking through it again and again takes long
         open_files = raise_open_files()
         # Until there is a credential to look at again, and so that it does not end the daemon.
@@ -223,13 +244,11 @@ class Daemon(Service):
             self._reactor, config, self._listeners, self._handler, connections_each(open_files)
         )
         self._listen_for_administrators()
-        self._writer.start()
         self._client.start(self._dispatcher.pump)
         self._keeper.start()
         # A loop ends at the first failure that it sees.
         self._housekeeping = LoopingCall(lambda: self._dispatcher.expire().addErrback(self._broken))
         self._housekeeping.clock = self._reactor
-        self._reactor.callWhenRunning(self._handle_signals)
         Deferred.fromCoroutine(self._get_ready()).addErrback(self._not_ready)
 
     def _open_for_cyrus(self) -> None:
@@ -268,7 +287,7 @@ class Daemon(Service):
         server = config.apns_server
         try:
             file = config.apns_trust_roots
-            roots = trust_root(None if file is None else file.read_bytes())
+            roots = trust_root(None if file is None else read_file(file))
         except (OSError, ValueError) as error:
             raise StartError(f"apnsTrustRoots: {file}: {error}") from error
         return Client(
@@ -361,9 +380,7 @@ class Daemon(Service):
             self._log.critical("Cannot start: {error}", error=failure.value)
         else:
             self._log.failure("Cannot start", failure)
-        # twistd would end with status 0.
-        self._reactor.addSystemEventTrigger("after", "shutdown", os._exit, os.EX_UNAVAILABLE)
-        self._end()
+        self._end_for_trouble()
 
     def _broken(self, failure: Failure) -> None:
         self._log.failure("Housekeeping failed", failure)
@@ -386,12 +403,54 @@ class Daemon(Service):
                 ours=credential.topic,
             )
 
-    def _handle_signals(self) -> None:
-        """SIGHUP looks at the credential. The others stop the reactor, and are ours because
-        twistd would end itself by the same signal again, where exit status 0 is wanted."""
+    def _run(self) -> None:
+        """Take the signals, and start the thread that writes.
+
+        SIGHUP looks at the credential. The others end the daemon, and are waited for by a thread of
+        their own: it works also while the reactor does not. In every other thread they are blocked,
+        in this one too, where twistd would end itself by the same signal again.
+        """
         signal.signal(signal.SIGHUP, lambda *_: self._reactor.callFromThread(self._reload))
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self._reactor.callFromThread(self._end))
+        signal.pthread_sigmask(signal.SIG_BLOCK, _TO_STOP)
+        threading.Thread(target=self._await_end, name="end", daemon=True).start()
+        self._writer.start()
+
+    def _await_end(self) -> None:
+        signal.sigwait(_TO_STOP)
+        self._reactor.callFromThread(self._end)
+        time.sleep(STOP - LAST_WORDS)
+        signal.setitimer(
+            signal.ITIMER_REAL, LAST_WORDS
+        )  # which ends the process if this hangs, too
+        self._log.critical(
+            "The stop has taken {seconds:g} s and is given up; what was still under way: {what}",
+            seconds=STOP - LAST_WORDS,
+            what=", ".join(self._under_way),
+        )
+        self._exit(self._status or os.EX_SOFTWARE)
+
+    def _end_for_trouble(self) -> None:
+        """Stop, and tell by the exit status that nobody asked for it: systemd starts it again."""
+        self._status = os.EX_UNAVAILABLE
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def _ended(self) -> None:
+        if self._status:
+            self._exit(self._status)  # twistd would end with status 0
+
+    def _look_for_trouble(self, event: LogEvent) -> None:
+        failure = event.get("log_failure")
+        if failure is not None and failure.check(MemoryError) and not self._status:
+            # There is no telling what was left undone: it may be the work that all else waits for.
+            self._end_for_trouble()
+            self._log.critical(
+                "xapsd got no more memory, and ends to be started again: the machine has too "
+                "little, or the service may use too little (LimitAS= and MemoryMax= in its unit)"
+            )
+
+    def _exit(self, status: int) -> None:
+        self._flush_log(LAST_WORDS / 2)
+        os._exit(status)
 
     def _reload(self) -> None:
         self._supervision.reloading(self._keeper.check_now())
@@ -402,35 +461,54 @@ class Daemon(Service):
             self._reactor.stop()
 
     def stopService(self) -> Deferred[None]:
-        """Take nothing new, finish what is under way for at most 10 s, close."""
+        """Take nothing new, finish what is under way, keep what is owed, close; each for as long
+        as it may take, so that all of it is done within :data:`STOP`."""
         Service.stopService(self)
         return Deferred.fromCoroutine(self._stop())
 
     async def _stop(self) -> None:
         self._log.info("Stopping")
-        await self._step("telling systemd", self._supervision.stopping)
-        await self._step("the listeners", self._listeners.stop)
-        # Requests that are being dealt with get their answers; the registry is still open.
-        for intake in self._intakes:
-            await self._step("connections of IMAP servers", intake.close)
-        if self._cyrus is not None:
-            await self._step("events from Cyrus", self._cyrus.stop)
+        self._under_way.clear()
+        begun = self._reactor.seconds()
+        await self._step("telling systemd", self._supervision.stopping, LAST_WORDS)
+        await self._step("the listeners", self._listeners.stop, LAST_WORDS)
+        # This begins to write what is owed: it comes before everything that can take long.
+        answered = maybeDeferred(self._dispatcher.stop)
         if self._housekeeping.running:
             self._housekeeping.stop()
-        await self._step("the credential", self._keeper.stop)
-        # The client answers what is in flight, or gives it back at its deadline.
-        draining = maybeDeferred(self._dispatcher.stop)
-        await self._step("pushes in flight", partial(self._client.stop, DRAIN))
-        await self._step("pushes that wait", lambda: draining)
-        await self._step("the registry", self._registry.close)
-        await self._step("the thread that writes", self._writer.stop)
+        closing: list[tuple[str, Callable[[], object], float]] = [
+            ("the credential", self._keeper.stop, CLOSING),
+            # The client answers what is in flight, or gives it back at its deadline.
+            ("pushes in flight", partial(self._client.stop, DRAIN), DRAIN + 2.0),
+            ("answers of APNs", lambda: answered, DRAIN + 2.0),
+            *(("connections of IMAP servers", each.close, CLOSING) for each in self._intakes),
+        ]
+        if self._cyrus is not None:
+            closing.append(("events from Cyrus", self._cyrus.stop, DRAIN + 2.0))
+        # The registry is still open for them.
+        for step in [Deferred.fromCoroutine(self._step(*each)) for each in closing]:
+            await step
+        left = max(LAST_WORDS, round(begun + SAVING - self._reactor.seconds(), 1))
+        await self._step("pushes that wait", self._dispatcher.save, left)
+        if await self._step("the registry", self._registry.close, STOP - SAVING - LAST_WORDS):
+            # Else the thread hangs, and so would this.
+            await self._step("the thread that writes", self._writer.stop, CLOSING)
         self._log.info("Stopped")
+        self._under_way.append("nothing but a thread that reads or writes files")
 
-    async def _step(self, what: str, step: Callable[[], object]) -> None:
-        """Take one step of the stop. Whatever happens in it, the others are taken too."""
+    async def _step(self, what: str, step: Callable[[], object], seconds: float) -> bool:
+        """Take one step of the stop; whether it succeeded. Whatever happens in it, the others are
+        taken too."""
+        self._under_way.append(what)
         try:
-            await maybeDeferred(step).addTimeout(STEP, self._reactor)
+            await maybeDeferred(step).addTimeout(seconds, self._reactor)
+            return True
         except DeferTimeout:
-            self._log.error("Stopping {what} took over {seconds:.0f} s", what=what, seconds=STEP)
+            self._log.error(
+                "Stopping {what} took over {seconds:g} s: given up", what=what, seconds=seconds
+            )
         except Exception:
             self._log.failure("Stopping {what} failed", what=what)
+        finally:
+            self._under_way.remove(what)
+        return False

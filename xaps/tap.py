@@ -14,7 +14,7 @@ from twisted.python import usage
 
 from xaps.admin.check import check
 from xaps.config.reading import DEFAULT_PATH, ConfigError, careless_secrets, load
-from xaps.daemon import Daemon
+from xaps.daemon import LAST_WORDS, Daemon
 from xaps.system import console
 from xaps.system.log import LineObserver, print_error
 from xaps.system.logwriter import LogWriter
@@ -64,11 +64,11 @@ def makeService(options: Options) -> Service:
 
     # Timers go by this; by the time of day they would come an hour late when that is set back.
     reactor.seconds = time.monotonic  # type: ignore[method-assign]
-    log = None
+    log, flush_log = None, lambda seconds: None
     if options.foreground:
         writer = LogWriter(console.opened(sys.stdout))
-        log = LineObserver(options.config.loglevel, writer, os.environ)
-        atexit.register(writer.flush, 1.0)
+        log, flush_log = LineObserver(options.config.loglevel, writer, os.environ), writer.flush
+        atexit.register(flush_log, LAST_WORDS)
     for warning in careless_secrets(Path(options["config"]), options.config):
         _log.warn("{warning}", warning=warning)
-    return Daemon(reactor, options.config, log)
+    return Daemon(reactor, options.config, log, flush_log)

@@ -27,7 +27,7 @@ from xaps.push import dispatcher as dispatch
 from xaps.push import flags as waiting
 from xaps.push import holds
 from xaps.registry import interface, opening, sqlite
-from xaps.system import complaints, log, stalls
+from xaps.system import complaints, log, logwriter, stalls
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -121,7 +121,12 @@ LIMITS = {
     f"Phones whose tokens APNs calls ``BadDeviceToken``, of the last {holds.MAX_PHONES} phones in "
     f"{period(holds.WINDOW)}": f"{holds.LEAST_BAD - 1}, or half",
     "Pushes under way at the stop": period(daemon.DRAIN),
+    "Time at the stop in which it is tried to write to disk what is owed": period(daemon.SAVING),
+    "Time from SIGTERM to the end": period(daemon.STOP),
+    "Time of that for clients to read their last answers": period(daemon.CLOSING),
     "``xapsd.yaml``": size(configuration._SIZE_MAX),
+    "Problems of ``xapsd.yaml`` that are told": number(configuration._MOST_TOLD),
+    "Lines that whoever reads the log has not taken yet": size(logwriter.ROOM),
     "File with a certificate, a key or a password": size(reading.MAX_FILE),
     "Path of a socket": size(kinds._SOCKET_PATH_MAX),
     "Line in the log": characters(log._LONGEST),

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from tests import pki
@@ -177,6 +178,21 @@ class StartTests(EndToEndTestCase):
         second.start()
         self.assertIn("Ready: 1 phones", "\n".join(second.log))
 
+    def test_it_works_with_standard_output_and_error_closed(self) -> None:
+        daemon = self.make_daemon(NOWHERE)
+        daemon.prelude = (
+            "import os, sys\nos.close(1)\nos.close(2)\nsys.stdout = sys.stderr = None\n"
+        )
+        daemon.start(wait=False)
+        deadline = time.monotonic() + PATIENCE
+        while not daemon.socket.exists() and daemon.running and time.monotonic() < deadline:
+            time.sleep(0.02)
+        self.assertEqual(daemon.notify("bob"), "OK ")
+        self.assertEqual(daemon.stop(), 0)
+        daemon.settings["port"] = "x"
+        daemon.start(wait=False)
+        self.assertEqual(daemon.wait(), EX_CONFIG)
+
     def test_errors_of_the_configuration_are_told_together_with_their_lines(self) -> None:
         daemon = self.make_daemon(NOWHERE, delay="soon", prot=11619)
         daemon.start(wait=False)
@@ -198,6 +214,25 @@ class StartTests(EndToEndTestCase):
         self.assertIn(pki.MAIL_TOPIC, said)
         self.assertRegex(said, r"[Cc]ertificate valid until \d{4}-\d\d-\d\d \d\d:\d\d:\d\d")
         self.assertIn("Ready: 0 phones", said)
+
+
+class MemoryTests(EndToEndTestCase):
+    def test_without_memory_it_ends_to_be_started_again_and_keeps_what_is_owed(self) -> None:
+        daemon = self.make_daemon(NOWHERE, delay=3600)
+        daemon.prelude = (
+            "from xaps.push.dispatcher import Dispatcher\n"
+            "flag = Dispatcher._flag\n"
+            "Dispatcher._flag = lambda *a: bytes(2**62) if a[-1].user == 'bob' else flag(*a)\n"
+        )
+        daemon.start()
+        daemon.register("alice", ACCOUNT, PHONE)
+        daemon.notify("alice", events=["FlagsSet"])
+        daemon.notify("bob")
+        self.assertEqual(daemon.wait(), EX_UNAVAILABLE)
+        daemon.wait_for_log("[critical] xapsd got no more memory, and ends to be started again")
+        daemon.wait_for_log("Stopped")
+        daemon.start()
+        self.assertIn(" 1 pushes waiting", daemon.wait_for_log("Ready: "))
 
 
 class CheckTests(EndToEndTestCase):

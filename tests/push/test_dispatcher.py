@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.logger import ILogObserver, LogEvent, LogLevel, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
@@ -120,6 +120,10 @@ class DispatcherTestCase(SynchronousTestCase):
         )
         self.successResultOf(dispatcher.start())
         return dispatcher
+
+    def stop(self) -> Deferred[None]:
+        """As the daemon does it."""
+        return self.dispatcher.stop().addCallback(lambda _: self.dispatcher.save())
 
     def wall(self) -> float:
         return self.epoch + self.clock.seconds()
@@ -491,7 +495,7 @@ class OutcomeTests(DispatcherTestCase):
         self.turn(10)
         self.assertEqual(len(self.sender.pushes), 1)
         self.sender.answer(Delivered())
-        self.successResultOf(self.dispatcher.stop())
+        self.successResultOf(self.stop())
 
     def test_what_blames_the_credential_before_is_tried_with_the_new_one(self) -> None:
         for blame in (Misconfigured("BadCertificate"), OTHER_TOPIC, BAD):
@@ -734,7 +738,7 @@ class SuspensionTests(DispatcherTestCase):
     def test_a_restart_frees_it_at_once(self) -> None:
         self.sender.answer(BAD)
         self.turn(1)
-        self.successResultOf(self.dispatcher.stop())
+        self.successResultOf(self.stop())
         self.sender = FakeSender()
         self.dispatcher = self.started()
         self.turn()
@@ -1091,20 +1095,18 @@ class DiskTests(DispatcherTestCase):
         self.notify()
         self.notify(user="bob", new_mail=False)
         self.turn()
-        stopping = self.dispatcher.stop()
+        stopping = self.stop()
         self.assertNoResult(stopping)
         self.sender.answer(Delivered())
         self.successResultOf(stopping)
         self.assertEqual(self.flags(), [bob])
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
-    def test_stopping_that_is_given_up_keeps_what_is_owed(self) -> None:
+    def test_stopping_begins_with_writing_what_is_owed(self) -> None:
         alice = self.register()
         self.notify()
         self.turn()
-        stopping = self.dispatcher.stop()
-        stopping.cancel()  # whoever stops the daemon has waited for the answer long enough
-        stopping.addErrback(lambda _: None)
+        self.assertNoResult(self.dispatcher.stop())
         self.assertEqual(self.flags(), [alice])
 
     def test_stopping_waits_for_what_is_being_written_and_writes_it_again_if_that_fails(
@@ -1115,7 +1117,7 @@ class DiskTests(DispatcherTestCase):
         self.notify()
         self.registry.held = True
         self.turn(1)
-        stopping = self.dispatcher.stop()
+        stopping = self.stop()
         self.assertNoResult(stopping)
         self.registry.failure = "disk full"
         self.registry.held = False
@@ -1132,8 +1134,26 @@ class DiskTests(DispatcherTestCase):
         self.turn(1)
         self.turn(1)
         self.assertEqual(self.levels().count(LogLevel.critical), 1)
-        self.successResultOf(self.dispatcher.stop())
+        stopping = self.stop()
+        self.turn(1)
+        self.assertNoResult(stopping)
+        stopping.cancel()  # whoever stops the daemon has waited for long enough
+        self.failureResultOf(stopping, CancelledError)
         self.assertIn("are lost: disk full", self.logged[-1][1])
+
+    def test_what_is_owed_is_tried_again_at_the_stop(self) -> None:
+        key = self.register()
+        self.sender.capacity = 0
+        self.notify()
+        self.registry.failure = "disk full"
+        stopping = self.stop()
+        self.turn(1)
+        self.assertNoResult(stopping)
+        self.registry.failure = None
+        self.turn(1)
+        self.successResultOf(stopping)
+        self.assertEqual(self.flags(), [key])
+        self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_the_time_of_day_has_no_say_in_when_something_is_pushed_or_saved(self) -> None:
         for jump in (-3600, DAY):
@@ -1153,7 +1173,7 @@ class DiskTests(DispatcherTestCase):
             self.notify()
             self.turn(1)
             self.successResultOf(self.registry.save_flags([], []))
-            self.dispatcher.stop()
+            self.stop()
             self.epoch = NOW - UPTIME
             self.sender = FakeSender()
             self.dispatcher = self.started()
@@ -1165,7 +1185,7 @@ class DiskTests(DispatcherTestCase):
         key = self.register()
         self.notify()
         self.turn()
-        stopping = self.dispatcher.stop()
+        stopping = self.stop()
         self.sender.answer(RetryAfter("stopping", 0))
         self.successResultOf(stopping)
         self.assertEqual(self.flags(), [key])
@@ -1174,7 +1194,7 @@ class DiskTests(DispatcherTestCase):
         key = self.register()
         self.notify()
         self.turn()
-        stopping = self.dispatcher.stop()
+        stopping = self.stop()
         self.notify()
         self.sender.answer(Delivered())
         self.successResultOf(stopping)

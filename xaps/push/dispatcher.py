@@ -122,20 +122,19 @@ class Dispatcher:
         return len(self.flags)
 
     def stop(self) -> Deferred[None]:
-        """Start no more pushes; fires when those in flight have been answered (the sender sees to
-        it that they are) and everything that is still owed is on disk."""
+        """Start no more pushes and begin to write what is owed; fires when those in flight have
+        been answered (the sender sees to it that they are)."""
         self.holds.stopping = True
-        self._saver.stop()
+        self._saver.hasten()
         self._cancel_pump()
-        return Deferred.fromCoroutine(self._finish())
+        self._all_answered = Deferred()
+        if not self.flags.in_flight:
+            self._all_answered.callback(None)
+        return self._all_answered
 
-    async def _finish(self) -> None:
-        try:
-            if self.flags.in_flight:
-                self._all_answered = Deferred()
-                await self._all_answered
-        finally:  # also if somebody does not wait for that any longer
-            await self._saver.finish()
+    def save(self) -> Deferred[None]:
+        """After :meth:`stop`: fires when everything that is owed is on disk."""
+        return self._saver.finish()
 
     def register(self, registration: Registration) -> Deferred[None]:
         """Add or renew a registration; fires when it is on disk.
@@ -255,7 +254,7 @@ class Dispatcher:
             self._retry(flag, error)
         self._arm()
         self._saver.arm()
-        if self._all_answered is not None and not self.flags.in_flight:
+        if self._all_answered and not self._all_answered.called and not self.flags.in_flight:
             self._all_answered.callback(None)
 
     def _learn(self, key: RegistrationKey, outcome: Outcome, *, probe: bool) -> None:

@@ -19,7 +19,8 @@ SHORTEST = 0.05
 class FlagSaver:
     """Sees to it that a flag is on disk within a second, if it still waits by then.
 
-    What cannot be written is written later: the flags keep it, and it is tried again each second.
+    What cannot be written is written later: the flags keep it, and it is tried again each second,
+    at the stop as well.
 
     :param wall: the time of day.
     """
@@ -36,29 +37,39 @@ class FlagSaver:
         self._complaints = Complaints(self._log, clock.seconds)
         self._call: IDelayedCall | None = None
         self._saving: Deferred[None] | None = None
-        self._stopped = False
+        self._everything = False  # also what has changed within the last second
+        self._finished: Deferred[None] | None = None
+        self._error: object = "the disk has not answered"
 
     def arm(self) -> None:
         """There may be something to write: do so when the oldest of it has waited long enough."""
-        if self._call is not None or self._saving is not None or self._stopped:
+        if self._call is not None or self._saving is not None:
             return
         now = self._clock.seconds()
         at = self._flags.next_save(now)
         if at is not None:
             self._call = self._clock.callLater(max(SHORTEST, at - now), self._due)
 
-    def stop(self) -> None:
-        """Write nothing more before :meth:`finish`."""
-        self._stopped = True
-        if self._call is not None:
-            self._call.cancel()
-            self._call = None
+    def hasten(self) -> None:
+        """Write from now on what waits, however short that has been, and begin at once."""
+        self._everything = True
+        if self._saving is None:
+            if self._call is not None:
+                self._call.cancel()
+            self._due()
 
-    async def finish(self) -> None:
-        """Write everything; after `stop`."""
-        if self._saving is not None:
-            await self._saving
-        await self._save(everything=True)
+    def finish(self) -> Deferred[None]:
+        """Write everything; fires when it is on disk. If that is cancelled, it is told as lost."""
+        self._finished = Deferred(self._lose)
+        self.hasten()
+        return self._finished
+
+    def _lose(self, finished: Deferred[None]) -> None:
+        self._finished = None
+        self._log.critical(
+            "Pushes that wait could not be written to disk and are lost: {error}",
+            error=self._error,
+        )
 
     def _due(self) -> None:
         self._call = None
@@ -69,25 +80,29 @@ class FlagSaver:
     def _saved(self, result: None) -> None:
         self._saving = None
         self.arm()
+        if self._finished is not None and self._call is None:
+            finished, self._finished = self._finished, None
+            finished.callback(None)
 
-    async def _save(self, *, everything: bool = False) -> None:
+    async def _save(self) -> None:
         while True:
             now = self._clock.seconds()
             epoch = self._wall() - now
-            changed, cleared = self._flags.to_save(now, epoch, everything=everything)
+            changed, cleared = self._flags.to_save(now, epoch, everything=self._everything)
             if not changed and not cleared:
                 return
             try:
                 await self._registry.save_flags(changed, cleared)
             except Exception as error:  # whatever it is, it has to be written later
                 self._flags.save_failed(changed, cleared, self._clock.seconds())
-                text = "Pushes that wait could not be written to disk and "
-                if everything:
-                    self._log.critical(text + "are lost: {error}", error=error)
-                else:
-                    text += "would be lost if the daemon stopped now: {error}"
-                    self._complaints.tell(
-                        LogLevel.critical, text, kind="unsaved", every=HOUR, error=error
-                    )
+                self._error = error
+                self._complaints.tell(
+                    LogLevel.critical,
+                    "Pushes that wait could not be written to disk and would be lost if the daemon "
+                    "stopped now: {error}",
+                    kind="unsaved",
+                    every=HOUR,
+                    error=error,
+                )
                 return
             self._complaints.over("unsaved")
