@@ -60,8 +60,9 @@ STOP = 20.0
 """Seconds from SIGTERM to the end of the process, whatever hangs."""
 DRAIN = 10.0
 """Seconds of it that pushes in flight get."""
-CLOSING = 5.0
-"""Seconds of it that connections of IMAP servers get for the answers that they wait for."""
+CLOSING = 6.0
+"""Seconds of it that connections of IMAP servers get for the answers that they wait for: a little
+longer than they have themselves, where it is their clients that do not close."""
 SAVING = 17.0
 """Seconds after which it is tried no more to write what is owed."""
 LAST_WORDS = 1.0
@@ -419,9 +420,8 @@ class Daemon(Service):
         signal.sigwait(_TO_STOP)
         self._reactor.callFromThread(self._end)
         time.sleep(STOP - LAST_WORDS)
-        signal.setitimer(
-            signal.ITIMER_REAL, LAST_WORDS
-        )  # which ends the process if this hangs, too
+        # By the kernel, if what follows hangs, too: a log that is not ours, for instance.
+        signal.setitimer(signal.ITIMER_REAL, LAST_WORDS)
         self._log.critical(
             "The stop has taken {seconds:g} s and is given up; what was still under way: {what}",
             seconds=STOP - LAST_WORDS,
@@ -440,7 +440,8 @@ class Daemon(Service):
 
     def _look_for_trouble(self, event: LogEvent) -> None:
         failure = event.get("log_failure")
-        if failure is not None and failure.check(MemoryError) and not self._status:
+        out = isinstance(failure, Failure) and failure.check(MemoryError) is not None
+        if out and not self._status:
             # There is no telling what was left undone: it may be the work that all else waits for.
             self._end_for_trouble()
             self._log.critical(
@@ -490,19 +491,17 @@ class Daemon(Service):
             await step
         left = max(LAST_WORDS, round(begun + SAVING - self._reactor.seconds(), 1))
         await self._step("pushes that wait", self._dispatcher.save, left)
-        if await self._step("the registry", self._registry.close, STOP - SAVING - LAST_WORDS):
-            # Else the thread hangs, and so would this.
-            await self._step("the thread that writes", self._writer.stop, CLOSING)
+        # If its thread hangs, the end of all comes while this is waited for.
+        await self._step("the registry", self._registry.close, STOP)
+        await self._step("the thread that writes", self._writer.stop, STOP)
         self._log.info("Stopped")
         self._under_way.append("nothing but a thread that reads or writes files")
 
-    async def _step(self, what: str, step: Callable[[], object], seconds: float) -> bool:
-        """Take one step of the stop; whether it succeeded. Whatever happens in it, the others are
-        taken too."""
+    async def _step(self, what: str, step: Callable[[], object], seconds: float) -> None:
+        """Take one step of the stop. Whatever happens in it, the others are taken too."""
         self._under_way.append(what)
         try:
             await maybeDeferred(step).addTimeout(seconds, self._reactor)
-            return True
         except DeferTimeout:
             self._log.error(
                 "Stopping {what} took over {seconds:g} s: given up", what=what, seconds=seconds
@@ -511,4 +510,3 @@ class Daemon(Service):
             self._log.failure("Stopping {what} failed", what=what)
         finally:
             self._under_way.remove(what)
-        return False

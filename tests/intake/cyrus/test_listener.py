@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.error import ProcessDone, ProcessExitedAlready, ProcessTerminated
 from twisted.internet.protocol import ProcessProtocol
 from twisted.internet.task import Clock
-from twisted.logger import LogLevel, capturedLogs
+from twisted.logger import LogLevel, capturedLogs, formatEvent
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -431,6 +431,14 @@ class CyrusListenerTests(SynchronousTestCase):
         with capturedLogs() as logs:
             self.drain.frames((LOST, b"17"))
         self.assertEqual([(log["log_level"], log["count"]) for log in logs], [(LogLevel.error, 17)])
+
+    def test_what_the_draining_process_says_when_it_breaks_down_is_told(self) -> None:
+        self.start()
+        with capturedLogs() as logs:
+            self.drain.protocol.childDataReceived(2, b"Traceback: ...")
+        ((level, text),) = [(log["log_level"], formatEvent(log)) for log in logs]
+        self.assertEqual(level, LogLevel.error)
+        self.assertIn("says: Traceback: ...", text)
 
     def test_only_the_user_that_is_named_may_send(self) -> None:
         self.start(user=str(os.getuid() + 1))
