@@ -118,8 +118,11 @@ LIMITS = {
     "Suspension of a phone whose pushes APNs refuses (``BadDeviceToken``, "
     "``DeviceTokenNotForTopic``)": period(holds.FIRST_SUSPENSION),
     "Longest suspension": period(holds.LONGEST_SUSPENSION),
-    f"Phones whose tokens APNs calls ``BadDeviceToken``, of the last {holds.MAX_PHONES} phones in "
-    f"{period(holds.WINDOW)}": f"{holds.LEAST_BAD - 1}, or half",
+    "Users whose phones APNs all calls ``BadDeviceToken`` or gone, of the last "
+    f"{holds.MAX_PHONES} phones in {period(holds.WINDOW)}": f"{holds.LEAST_USERS - 1}, or half",
+    "Phones in a row that APNs calls gone, without a push that is taken between": number(
+        holds.LEAST_GONE - 1
+    ),
     "Pushes under way at the stop": period(daemon.DRAIN),
     "``xapsd.yaml``": size(configuration._SIZE_MAX),
     "File with a certificate, a key or a password": size(reading.MAX_FILE),
