@@ -163,8 +163,11 @@ class Authority:
         not_before: datetime.datetime | None = None,
         not_after: datetime.datetime | None = None,
         key: KeyKind = "ec",
+        named: bool = True,
     ) -> Issued:
         """A server certificate for `names`: host names and addresses, by default this host's.
+
+        :param named: whether it names them where names belong, and not in its subject alone.
 
         The validity is from yesterday to in a year, unless told otherwise.
         """
@@ -174,7 +177,9 @@ class Authority:
             (x509.SubjectAlternativeName([_general_name(name) for name in names]), False),
             (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), False),
         ]
-        return self._issue(subject, extensions, not_before, not_after, key)
+        return self._issue(
+            subject, extensions if named else extensions[1:], not_before, not_after, key
+        )
 
     def client(
         self,

@@ -28,6 +28,7 @@ from xaps.admin.control import Control
 from xaps.admin.history import PushLog
 from xaps.admin.metrics import Metrics
 from xaps.admin.web import control_site, metrics_site
+from xaps.apns.addresses import Order
 from xaps.apns.client import Client
 from xaps.apns.tls import authority, tls_endpoint, trust_root
 from xaps.config.reading import Config
@@ -293,7 +294,7 @@ class Daemon(Service):
             raise StartError(f"apnsTrustRoots: {file}: {error}") from error
         return Client(
             self._reactor,
-            partial(tls_endpoint, self._reactor, server.host, server.port, roots),
+            partial(tls_endpoint, self._reactor, server.host, server.port, roots, order=Order()),
             authority(server.host, server.port),
             wall=time.time,
             priority=config.push_priority,

@@ -117,6 +117,10 @@ class Delivered:
     """APNs took the push. It says nothing of what the phone did."""
 
 
+GONE = ("ExpiredToken", "Unregistered")
+"""What APNs says of device tokens that are gone."""
+
+
 @attrs.frozen
 class Gone:
     """APNs says, with a 410, that the device token is no longer good: the registration goes."""

@@ -9,11 +9,10 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from xaps.apns.reasons import ConnectionAction, EndReason, Verdict, classify, goaway_reason
-from xaps.model import Delivered, Gone, Misconfigured, Outcome, Rejected, RetryAfter
+from xaps.model import GONE, Delivered, Gone, Misconfigured, Outcome, Rejected, RetryAfter
 
 NOW = 1_795_000_000.0
 
-GONE = ["Unregistered", "ExpiredToken", "BadDeviceToken"]
 CONFIGURATION = [
     (400, "BadTopic"),
     (400, "MissingTopic"),
@@ -83,7 +82,7 @@ class TableTests(SynchronousTestCase):
         )
 
     def test_a_bad_device_token_is_none_that_has_gone(self) -> None:
-        for status in (400, 403, 404, 405, 413, 429, 500, 503):
+        for status in (400, 403, 404, 405, 410, 413, 429, 500, 503):
             self.assertEqual(
                 verdict(status, "BadDeviceToken", timestamp=1_794_000_000_500),
                 Verdict(Rejected("BadDeviceToken", until_registered=True)),
@@ -138,7 +137,7 @@ class StrangeAnswerTests(SynchronousTestCase):
             self.assertEqual(outcome(400, body), Rejected("status 400"))
             self.assertEqual(outcome(403, body), Misconfigured("status 403"))
             self.assertEqual(outcome(404, body), Rejected("status 404"))
-            self.assertEqual(outcome(410, body), Gone("status 410", None))
+            self.assertEqual(outcome(410, body), RetryAfter("status 410", None))
             self.assertEqual(outcome(413, body), Rejected("status 413"))
             self.assertEqual(outcome(429, body), RetryAfter("status 429", 300.0))
             self.assertEqual(outcome(500, body), RetryAfter("status 500", None))
@@ -156,6 +155,8 @@ class StrangeAnswerTests(SynchronousTestCase):
             )
 
     def test_an_answer_that_contradicts_itself_drops_no_registration(self) -> None:
+        for reason in ("Teapot", "unregistered", "Unregistered "):
+            self.assertIsInstance(verdict(410, reason).outcome, RetryAfter)
         self.assertEqual(
             verdict(404, "Unregistered"), Verdict(Rejected("Unregistered (status 404)"))
         )
@@ -179,6 +180,7 @@ class StrangeAnswerTests(SynchronousTestCase):
         self.assertIsInstance(told.connection, ConnectionAction)
         if isinstance(told.outcome, Gone):
             self.assertEqual(status, 410)
+            self.assertIn(told.outcome.reason, GONE)
             self.assertTrue(told.outcome.since is None or 0 <= told.outcome.since <= NOW)
         if not 200 <= status <= 299:
             self.assertNotIsInstance(told.outcome, Delivered)

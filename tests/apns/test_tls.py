@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, cast
 
 from OpenSSL import SSL
@@ -28,7 +29,9 @@ from twisted.internet.interfaces import (
     IReactorTime,
     IResolutionReceiver,
 )
+from twisted.internet.protocol import Protocol, ServerFactory
 from twisted.internet.testing import MemoryReactorClock
+from twisted.logger import capturedLogs
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface import implementer
@@ -38,6 +41,7 @@ from tests.coroutines import as_deferred
 from tests.standins.apns import APNsStandin
 from tests.standins.faults import FaultServer
 from tests.standins.steps import AcceptAndDrop, Certificate, NoAlpn, Step
+from xaps.apns.addresses import Order
 from xaps.apns.client import Client
 from xaps.apns.connection import Connection
 from xaps.apns.reasons import EndReason
@@ -155,6 +159,15 @@ class HandshakeTests(TestCase):
         self.assertFalse(reason.refused)
 
     @as_deferred
+    async def test_a_server_whose_certificate_names_nobody_is_refused(self) -> None:
+        with capturedLogs() as events:
+            reason = await self.connect(Certificate("no name"))
+        assert reason is not None  # by Debian 12's service_identity it has another name
+        self.assertRegex(reason.text, "names no server|is for another name")
+        self.assertFalse(reason.refused)
+        self.assertEqual([event for event in events if "log_failure" in event], [])
+
+    @as_deferred
     async def test_a_server_with_an_expired_certificate_is_refused(self) -> None:
         reason = await self.connect(Certificate("expired"))
         assert reason is not None
@@ -222,6 +235,91 @@ class HandshakeTests(TestCase):
             self.assertEqual(reason, EndReason("the server has closed the connection"))
 
 
+@implementer(IHostnameResolver, IHostResolution)
+class Names:
+    """A resolver that gives the addresses which the test has set."""
+
+    def __init__(self) -> None:
+        self.addresses: list[str] = []
+        self.asked: list[str] = []
+        self.name = ""
+
+    def resolveHostName(
+        self,
+        resolutionReceiver: IResolutionReceiver,
+        hostName: str,
+        portNumber: int = 0,
+        addressTypes: Sequence[type[IAddress]] | None = None,
+        transportSemantics: str = "TCP",
+    ) -> IHostResolution:
+        self.asked.append(hostName)
+        resolutionReceiver.resolutionBegan(self)
+        for address in self.addresses:
+            kind = IPv6Address if ":" in address else IPv4Address
+            if addressTypes is None or kind in addressTypes:
+                resolutionReceiver.addressResolved(kind("TCP", address, portNumber))
+        resolutionReceiver.resolutionComplete()
+        return self
+
+    def cancel(self) -> None:
+        raise AssertionError("it is done at once")
+
+
+class _Mute(Protocol):
+    """Takes a connection and never says a word."""
+
+
+class _Hangup(Protocol):
+    """Takes a connection and drops it."""
+
+    def connectionMade(self) -> None:
+        assert self.transport is not None
+        self.transport.loseConnection()
+
+
+class DeadAddressTests(TestCase):
+    """The name has several addresses, and only the last of them is that of a good server."""
+
+    timeout = 20
+
+    def setUp(self) -> None:
+        self.authority = pki.Authority.create()
+        self.names = Names()
+        pluggable = cast(IReactorPluggableNameResolver, reactor)
+        before = pluggable.installNameResolver(self.names)
+        self.addCleanup(pluggable.installNameResolver, before)
+
+    def listen(self, address: str, port: int, protocol: type[Protocol]) -> None:
+        factory = cast("ServerFactory[Any]", ServerFactory.forProtocol(protocol))
+        listening = cast(IReactorTCP, reactor).listenTCP(port, factory, interface=address)
+        self.addCleanup(listening.stopListening)
+
+    async def connected(self, *dead: str) -> str:
+        """The address that the client is connected to in the end, one attempt or two."""
+        server = FaultServer(cast(IReactorTCP, reactor), self.authority)
+        self.addCleanup(server.stop)
+        port = await server.listen()
+        self.listen("127.0.0.2", port, _Mute)
+        self.listen("127.0.0.3", port, _Hangup)
+        self.names.addresses = [*dead, "127.0.0.1"]
+        connect = partial(
+            tls_endpoint, reactor, "localhost", port, trust_root(self.authority.pem), order=Order()
+        )
+        client = Client(CLOCK, connect, authority("localhost", port), wall=time.time)
+        ready: Deferred[None] = Deferred()
+        client.use(credential(self.authority.client()))
+        client.start(lambda: None if ready.called else ready.callback(None))
+        await ready
+        peer = client.status().peer
+        await client.stop(0.0)
+        return peer.split()[0]
+
+    @as_deferred
+    async def test_those_that_hang_break_off_or_refuse_are_passed_over(self) -> None:
+        dead = ("127.0.0.2", "127.0.0.3", "127.0.0.4", "2001:db8::1")
+        self.assertEqual(await self.connected(*dead), "127.0.0.1")
+
+
 class PushTests(TestCase):
     """The whole client against the stand-in, which checks what Apple checks."""
 
@@ -280,36 +378,6 @@ class PushTests(TestCase):
         standin = APNsStandin(cast(IReactorTCP, reactor), self.authority, token_keys=[key])
         token = TokenCredential(pki.MAIL_TOPIC, "key.p8", key.key_id, key.team_id, key.p8)
         await self.pushed(standin, token)
-
-
-@implementer(IHostnameResolver, IHostResolution)
-class Names:
-    """A resolver that gives the addresses which the test has set."""
-
-    def __init__(self) -> None:
-        self.addresses: list[str] = []
-        self.asked: list[str] = []
-        self.name = ""
-
-    def resolveHostName(
-        self,
-        resolutionReceiver: IResolutionReceiver,
-        hostName: str,
-        portNumber: int = 0,
-        addressTypes: Sequence[type[IAddress]] | None = None,
-        transportSemantics: str = "TCP",
-    ) -> IHostResolution:
-        self.asked.append(hostName)
-        resolutionReceiver.resolutionBegan(self)
-        for address in self.addresses:
-            kind = IPv6Address if ":" in address else IPv4Address
-            if addressTypes is None or kind in addressTypes:
-                resolutionReceiver.addressResolved(kind("TCP", address, portNumber))
-        resolutionReceiver.resolutionComplete()
-        return self
-
-    def cancel(self) -> None:
-        raise AssertionError("it is done at once")
 
 
 @implementer(IReactorPluggableNameResolver)
@@ -371,6 +439,15 @@ class AddressTests(SynchronousTestCase):
 
     def test_ipv6_is_tried_while_ipv4_says_nothing(self) -> None:
         self.tries_all("192.0.2.1", "192.0.2.2", "2001:db8::1")
+
+    def test_the_one_that_was_tried_the_longest_ago_comes_first(self) -> None:
+        order = Order()
+        one, two, new = (IPv4Address("TCP", f"192.0.2.{number}", 443) for number in (1, 2, 3))
+        self.assertEqual(order.ordered([one, two]), [one, two])
+        order.tried(one.host)
+        self.assertEqual(order.ordered([one, two]), [two, one])
+        order.tried(two.host)
+        self.assertEqual(order.ordered([two, one, new]), [new, one, two])
 
     def test_the_name_is_looked_up_anew_for_each_attempt(self) -> None:
         self.begin("192.0.2.1")

@@ -12,8 +12,8 @@ from twisted.web.http import HTTPChannel
 from xaps import daemon, model
 from xaps.admin import history as pushlog
 from xaps.admin import web as controlweb
+from xaps.apns import addresses, connector, payload, reasons
 from xaps.apns import connection as apns_connection
-from xaps.apns import connector, payload, reasons
 from xaps.apns import session as apns_session
 from xaps.config import kinds
 from xaps.config import reading as configuration
@@ -109,6 +109,7 @@ LIMITS = {
     "Bytes for APNs that it does not read": size(apns_connection.MAX_HELD),
     "Bytes of an answer that are kept": size(apns_session.MAX_BODY),
     "Time for a connection to be made": period(apns_connection.ATTEMPT_TIMEOUT),
+    "Time for TLS with one address of APNs": period(addresses.TLS_PATIENCE),
     "Longest delay between two attempts": period(connector.LONGEST_DELAY),
     "Delay after APNs has refused the credential": period(connector.REFUSED_DELAY),
     "Longest delay between two tries of a push that failed": period(dispatch.LONGEST_DELAY),
@@ -118,8 +119,11 @@ LIMITS = {
     "Suspension of a phone whose pushes APNs refuses (``BadDeviceToken``, "
     "``DeviceTokenNotForTopic``)": period(holds.FIRST_SUSPENSION),
     "Longest suspension": period(holds.LONGEST_SUSPENSION),
-    f"Phones whose tokens APNs calls ``BadDeviceToken``, of the last {holds.MAX_PHONES} phones in "
-    f"{period(holds.WINDOW)}": f"{holds.LEAST_BAD - 1}, or half",
+    "Users whose phones APNs all calls ``BadDeviceToken`` or gone, of the last "
+    f"{holds.MAX_PHONES} phones in {period(holds.WINDOW)}": f"{holds.LEAST_USERS - 1}, or half",
+    "Phones in a row that APNs calls gone, without a push that is taken between": number(
+        holds.LEAST_GONE - 1
+    ),
     "Pushes under way at the stop": period(daemon.DRAIN),
     "Time at the stop in which it is tried to write to disk what is owed": period(daemon.SAVING),
     "Time from SIGTERM to the end": period(daemon.STOP),

@@ -1,4 +1,5 @@
-"""The real daemon before an APNs that calls good device tokens bad: it loses not one phone."""
+"""The real daemon before an APNs that calls good device tokens bad, or gone: it loses no phone, and
+a user with bad ones is no trouble for others."""
 
 from __future__ import annotations
 
@@ -17,11 +18,13 @@ FEW = dict(list(PHONES.items())[:2])
 
 
 class BadTokensTests(EndToEndTestCase):
-    def start_ill(self, phones: dict[str, str]) -> tuple[APNsProcess, Daemon]:
-        """An APNs that calls all tokens bad, and a daemon that owes these phones a push."""
+    def start_ill(
+        self, phones: dict[str, str], status: int = 400, reason: str = "BadDeviceToken"
+    ) -> tuple[APNsProcess, Daemon]:
+        """An APNs that says this to all tokens, and a daemon that owes these phones a push."""
         apns, daemon = self.start_both()
         daemon.wait_for_log("Connected to APNs")
-        apns.answer(None, 400, "BadDeviceToken")
+        apns.answer(None, status, reason)
         for user, token in phones.items():
             daemon.register(user, ACCOUNT, token)
         for user in phones:
@@ -71,3 +74,34 @@ class BadTokensTests(EndToEndTestCase):
         apns.forget_answers()
         daemon.restart()
         self.assert_pushed(apns, PHONES)
+
+    def test_an_apns_that_calls_every_phone_gone_does_not_empty_the_registry(self) -> None:
+        apns, daemon = self.start_ill(PHONES, 410, "Unregistered")
+        apns.wait_for(len(PHONES))
+        daemon.wait_for_log("APNs calls most device tokens bad")
+        kept = self.ctl(daemon, "devices")
+        self.assertGreaterEqual(len(kept), len(PHONES) - 2)
+        apns.forget_answers()
+        self.ctl(daemon, "push", kept[0]["user"])  # instead of waiting for the next try
+        apns.wait_for(len(kept) + 1, matching=lambda push: push["status"] == 200)
+
+    def test_a_410_that_is_not_apples_drops_nobody_and_is_tried_again(self) -> None:
+        _, daemon = self.start_ill(FEW, 410, "MovedAway")
+        for user in FEW:
+            daemon.wait_for_log(
+                f"Push to {user} {ACCOUNT} 000000... failed: MovedAway (status 410); next try"
+            )
+        self.assertEqual(len(self.ctl(daemon, "devices")), len(FEW))
+
+    def test_one_users_made_up_tokens_hold_up_nobody_and_are_no_alarm(self) -> None:
+        apns, daemon = self.start_both()
+        daemon.wait_for_log("Connected to APNs")
+        for token in PHONES.values():
+            daemon.register("mallory", ACCOUNT, token)
+            apns.answer(token, 400, "BadDeviceToken")
+        daemon.http_notify("mallory")
+        apns.wait_for(len(PHONES))
+        daemon.register("alice", ACCOUNT, "ab" * 32)
+        daemon.http_notify("alice")
+        apns.wait_for(1, matching=lambda push: push["status"] == 200)
+        self.assertEqual(self.ctl(daemon, "status")["health"], "good")

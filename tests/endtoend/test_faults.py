@@ -150,7 +150,11 @@ class ConnectionTests(FaultTestCase):
         )
 
     def test_a_server_with_another_name_or_an_expired_certificate_gets_no_push(self) -> None:
-        faults = {"wrong name": "is for another name", "expired": "it has expired"}
+        faults = {
+            "wrong name": "is for another name",
+            "no name": "something on the way intercepts TLS",
+            "expired": "it has expired",
+        }
         scenes = [
             self.scene(fault, Certificate(fault), phones=2)  # type: ignore[arg-type]
             for fault in faults
@@ -162,6 +166,7 @@ class ConnectionTests(FaultTestCase):
             self.assertGreater(times[1] - times[0], 0.9)
             scene.daemon.wait_for_log(told)
             self.assertEqual(scene.faults.arrived, [])
+            self.assertNotIn("Traceback", "".join(scene.daemon.log))
             scene.faults.forget_scripts()
             self.finish(scene)
 

@@ -445,7 +445,7 @@ class OutcomeTests(DispatcherTestCase):
         self.assertIsNotNone(self.stored(self.key))
 
     def test_a_phone_that_is_gone_without_a_time_is_dropped(self) -> None:
-        self.push_and_answer(Gone("status 410"))
+        self.push_and_answer(Gone("ExpiredToken"))
         self.assertIsNone(self.stored(self.key))
 
     def test_a_phone_that_is_gone_is_not_pushed_for_what_happened_meanwhile(self) -> None:
@@ -761,8 +761,8 @@ class SuspensionTests(DispatcherTestCase):
         self.assertEqual(self.sender.pushes[-1].key.user, "bob")
 
 
-class BadTokensTests(DispatcherTestCase):
-    """When APNs calls most device tokens bad, it is not believed, and all pushes wait."""
+class TokensTestCase(DispatcherTestCase):
+    """What APNs says of the tokens of many phones."""
 
     def phones(self, number: int, first: int = 1) -> list[RegistrationKey]:
         return [
@@ -781,6 +781,13 @@ class BadTokensTests(DispatcherTestCase):
 
     def delivered(self) -> set[RegistrationKey]:
         return {key for key, outcome, _ in self.outcomes if outcome == Delivered()}
+
+    def kept(self, keys: Iterable[RegistrationKey]) -> int:
+        return sum(self.stored(key) is not None for key in keys)
+
+
+class BadTokensTests(TokensTestCase):
+    """When APNs calls most device tokens bad it is not believed, and no phone waits for another."""
 
     def test_healthy_phones_that_apns_called_bad_for_seconds_are_all_kept_and_pushed(self) -> None:
         for number in (8, 40):
@@ -802,15 +809,17 @@ class BadTokensTests(DispatcherTestCase):
             self.assertEqual(len(self.dispatcher.flags), 0)
             self.turn(WINDOW)
 
-    def test_the_wrong_environment_is_told_and_holds_all_pushes(self) -> None:
+    def test_the_wrong_environment_is_told_and_holds_up_no_phone_that_was_not_asked(self) -> None:
         phones = self.phones(3)
         self.push(*phones)
         self.answer_all(BAD)
-        self.push(*self.phones(2, first=10))
+        self.push(*phones)
         self.assertEqual(self.sender.in_flight, 0)
+        self.push(*self.phones(2, first=10))
+        self.assertEqual(self.sender.in_flight, 2)
         (critical,) = [text for level, text in self.logged if level is LogLevel.critical]
         self.assertIn("APNs calls most device tokens bad: either apnsServer names", critical)
-        self.assertIn("Nothing is lost, all pushes wait", critical)
+        self.assertIn("Nothing is lost, their pushes wait", critical)
 
     def test_it_is_told_every_hour_while_it_lasts_once_when_it_is_over_and_again_at_once(
         self,
@@ -856,33 +865,53 @@ class BadTokensTests(DispatcherTestCase):
         self.answer_all(Delivered())
         self.assertEqual({push.key for push in self.sender.pushes[asked:]}, set(phones))
 
-    def test_a_phone_that_was_not_asked_yet_is_asked_first(self) -> None:
-        self.push(*self.phones(3))
+    def test_one_that_owes_nothing_any_more_is_not_asked(self) -> None:
+        phones = self.phones(3)
+        self.push(*phones)
         self.answer_all(BAD)
-        late = self.phones(2, first=10)
-        self.push(*late)
-        for key in late:
-            self.turn(PROBE_AFTER)
-            self.assertEqual(self.sender.pushes[-1].key, key)
-            self.answer_all(BAD)
+        self.dispatcher.flags.drop(phones[0])
+        self.turn(PROBE_AFTER)
+        self.assertEqual(self.sender.pushes[-1].key, phones[1])
+        for key in phones:
+            self.dispatcher.flags.drop(key)
+        self.answer_all(BAD)
+        self.turn(PROBE_AFTER)
+        self.assertEqual(self.sender.in_flight, 0)
 
-    def test_a_probe_without_an_answer_is_made_again_soon(self) -> None:
+    def test_any_phone_that_apns_takes_a_push_to_ends_it(self) -> None:
+        phones = self.phones(3)
+        self.push(*phones)
+        self.answer_all(BAD)
+        late = self.phones(1, first=10)
+        self.push(*late)
+        self.answer_all(Delivered())
+        self.assertEqual(self.delivered(), {*late, *phones})
+        self.assertIsNone(self.held_for())
+
+    def test_what_was_under_way_before_does_not_end_it(self) -> None:
+        self.push(*self.phones(4))
+        for _ in range(3):
+            self.sender.answer(BAD)
+        self.sender.answer(Delivered())
+        self.assertIs(self.held_for(), Reason.BAD_TOKENS)
+
+    def test_a_probe_without_an_answer_is_made_again_like_any_push(self) -> None:
         self.push(*self.phones(3))
         self.answer_all(BAD)
         self.turn(PROBE_AFTER)
-        self.sender.answer(RetryAfter("connection lost", 0))
-        self.turn(REPROBE_AFTER - 1)
+        self.sender.answer(RetryAfter("connection lost"))
+        self.turn(9)
         self.assertEqual(self.sender.in_flight, 0)
         self.turn(1)
         self.assertEqual(self.sender.in_flight, 1)
 
-    def test_a_probe_whose_phone_is_gone_proves_nothing_of_the_others(self) -> None:
+    def test_a_probe_whose_phone_is_gone_proves_nothing_and_loses_nothing(self) -> None:
         phones = self.phones(3)
         self.push(*phones)
         self.answer_all(BAD)
         self.turn(PROBE_AFTER)
         self.sender.answer(Gone("Unregistered", self.wall()))
-        self.assertIsNone(self.stored(phones[0]))
+        self.assertIsNotNone(self.stored(phones[0]))
         self.assertIs(self.held_for(), Reason.BAD_TOKENS)
         self.turn(PROBE_AFTER)
         self.assertEqual(self.sender.pushes[-1].key, phones[1])
@@ -969,14 +998,6 @@ class BadTokensTests(DispatcherTestCase):
         self.sender.answer(BAD)
         self.assertIsNone(self.held_for())
 
-    def test_a_push_from_before_that_gets_no_answer_is_no_probe(self) -> None:
-        self.push(*self.phones(4))
-        for _ in range(3):
-            self.sender.answer(BAD)
-        self.sender.answer(RetryAfter("connection lost", 0))
-        self.turn(PROBE_AFTER - 1)
-        self.assertEqual(self.sender.in_flight, 0)
-
     def test_tokens_that_stay_bad_when_others_are_good_hold_up_nobody_again(self) -> None:
         bad = self.phones(5)
         (good,) = self.phones(1, first=10)
@@ -993,7 +1014,7 @@ class BadTokensTests(DispatcherTestCase):
         self.assertEqual(self.sender.in_flight, 1)
 
     def test_other_refusals_are_no_sign_of_the_wrong_environment(self) -> None:
-        for refusal in (OTHER_TOPIC, Rejected("PayloadEmpty"), Gone("Unregistered", NOW + DAY)):
+        for refusal in (OTHER_TOPIC, Rejected("PayloadEmpty")):
             self.push(*self.phones(10))
             self.answer_all(refusal)
             self.assertIsNone(self.held_for())
@@ -1011,6 +1032,95 @@ class BadTokensTests(DispatcherTestCase):
         self.assertIs(self.held_for(), Reason.BAD_TOKENS)
         self.assertEqual(self.levels().count(LogLevel.critical), 3)
         self.assertEqual([key for key in phones if self.stored(key) is None], [])
+
+    def test_one_users_made_up_tokens_are_no_sign_of_it(self) -> None:
+        for refusal in (BAD, Gone("Unregistered", NOW + DAY)):
+            for number in range(1, 50):
+                self.register(user="mallory", token=f"{number:064x}")
+            self.push(self.register(user="mallory"), *self.phones(1, first=100))
+            self.answer_all(refusal)
+            self.assertIsNone(self.held_for())
+
+    def test_users_with_a_phone_that_is_good_are_no_sign_of_it(self) -> None:
+        old = self.phones(3)
+        new = [self.register(user=key.user, token=key.device_token + "00") for key in old]
+        self.push(*old)
+        while self.sender.in_flight:
+            waiting = self.sender.pushes[-self.sender.in_flight]
+            self.sender.answer(Delivered() if waiting.key in new else BAD)
+        self.push(*old)
+        self.assertEqual(len(self.delivered()), 3)
+        self.assertIsNone(self.held_for())
+
+
+class GoneTests(TokensTestCase):
+    """When APNs calls phone after phone gone it is not believed."""
+
+    def all_are_called_gone(self, users: int, phones_each: int) -> None:
+        phones = [
+            self.register(user=f"u{user}", token=f"{user * 100 + phone:064x}")
+            for user in range(users)
+            for phone in range(phones_each)
+        ]
+        for key in phones[::phones_each]:
+            self.notify(user=key.user)
+        self.turn()
+        self.answer_all(Delivered())
+        self.outcomes.clear()
+        for _ in range(25):
+            for key in phones[::phones_each]:
+                self.notify(user=key.user)
+            self.turn()
+            self.answer_all(Gone("Unregistered", self.wall()))
+            self.turn(3600)
+        kept = self.kept(phones)
+        self.assertGreaterEqual(kept, len(phones) - 2)
+        for _ in range(300):
+            self.answer_all(Delivered())
+            self.turn(PROBE_AFTER)
+        self.assertEqual(len(self.delivered()), kept)
+
+    def test_an_apns_that_calls_all_gone_does_not_empty_the_registry_of_many(self) -> None:
+        self.all_are_called_gone(users=300, phones_each=1)
+
+    def test_an_apns_that_calls_all_gone_does_not_empty_the_registry_of_one(self) -> None:
+        self.all_are_called_gone(users=1, phones_each=20)
+
+    def test_phones_that_are_gone_are_dropped_once_a_push_was_taken(self) -> None:
+        gone, good = self.phones(20), self.phones(30, first=100)
+        self.push(*good)
+        self.answer_all(Delivered())
+        self.push(*gone)
+        self.answer_all(Gone("Unregistered", self.wall()))
+        self.assertEqual(self.kept(gone), 18)
+        self.push(good[0])
+        self.sender.answer(Delivered())
+        self.turn()
+        self.answer_all(Gone("Unregistered", self.wall()))
+        self.assertEqual(self.kept(gone), 0)
+        self.assertEqual(self.kept(good), len(good))
+
+    def test_phones_that_were_called_gone_and_are_not_are_pushed_once_one_is(self) -> None:
+        phones, good = self.phones(20), self.phones(30, first=100)
+        self.push(*good)
+        self.answer_all(Delivered())
+        self.push(*phones)
+        self.answer_all(Gone("Unregistered", self.wall()))
+        self.outcomes.clear()
+        self.push(good[0])
+        self.answer_all(Delivered())
+        self.assertEqual(self.delivered(), {good[0], *phones[2:]})
+
+    def test_a_push_is_taken_between_and_each_is_believed(self) -> None:
+        gone, good = self.phones(10), self.phones(10, first=100)
+        self.push(*good)
+        self.answer_all(Delivered())
+        for one, other in zip(gone, good, strict=True):
+            self.push(one)
+            self.answer_all(Gone("ExpiredToken", self.wall()))
+            self.push(other)
+            self.answer_all(Delivered())
+        self.assertEqual(self.kept(gone), 0)
 
 
 class DiskTests(DispatcherTestCase):

@@ -215,6 +215,8 @@ class FaultServer:
                 return self._authority.server()
             case "wrong name":
                 return self._authority.server("push.example.net")
+            case "no name":
+                return self._authority.server("push.example.net", named=False)
             case "expired":
                 return self._authority.server(not_after=pki.now() - datetime.timedelta(hours=1))
             case "unknown authority":

@@ -38,7 +38,7 @@ class SilentHandshake:
 class Certificate:
     """Show a certificate that the client must not accept."""
 
-    fault: Literal["wrong name", "expired", "unknown authority"]
+    fault: Literal["wrong name", "no name", "expired", "unknown authority"]
 
 
 @attrs.frozen

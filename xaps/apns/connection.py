@@ -208,8 +208,9 @@ class Connection(BaseProtocol):
         self._take_a_turn()
 
     def _not_ready(self) -> None:
-        reached = self._state is not TransportState.ABSENT
-        what = "did not finish the handshake" if reached else "was not reached"
+        what = "did not finish the handshake"
+        if self._state is TransportState.ABSENT:
+            what = f"was not reached, or {what} of TLS,"
         self.close(EndReason(f"the server {what} within {ATTEMPT_TIMEOUT:.0f} s"))
 
     def _tick(self) -> None:

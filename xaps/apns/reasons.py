@@ -13,7 +13,7 @@ import re
 
 import attrs
 
-from xaps.model import Delivered, Gone, Misconfigured, Outcome, Rejected, RetryAfter
+from xaps.model import GONE, Delivered, Gone, Misconfigured, Outcome, Rejected, RetryAfter
 
 DEVICE_BUSY_DELAY = 300.0
 """Seconds that a device which was pushed too often is left alone."""
@@ -49,7 +49,6 @@ class EndReason:
     """APNs does not accept our credential: a new connection with it will fare no better."""
 
 
-_OF_410 = ("BadDeviceToken", "ExpiredToken", "Unregistered")
 _CONFIGURATION = (
     "BadTopic",
     "MissingTopic",
@@ -100,7 +99,8 @@ _WORD = re.compile(r"[A-Za-z0-9_]{1,64}")
 
 
 def classify(status: int, reason_body: bytes, now: float) -> Verdict:
-    """What an answer means. Only a 410 makes a registration `Gone`.
+    """What an answer means. Only a 410 with a reason of Apple's makes a registration `Gone`: other
+    servers, of which one may stand in the way, answer 410 as well.
 
     :param status: the value of ``:status``; anything, also what is no HTTP status.
     :param reason_body: the body of the answer, bounded by the caller; anything.
@@ -113,7 +113,7 @@ def classify(status: int, reason_body: bytes, now: float) -> Verdict:
     reason = answer.get("reason")
     known = _BY_REASON.get(reason) if isinstance(reason, str) else None
     text = _describe(status, reason)
-    if status == 410 and (known is None or reason == "BadDeviceToken"):
+    if status == 410 and reason in GONE:
         return Verdict(Gone(text, _since(answer.get("timestamp"), now)))
     return known or Verdict(_by_status(status, text))
 
@@ -138,13 +138,15 @@ def _by_status(status: int, reason: str) -> Outcome:
         return Misconfigured(reason)
     if status == 429:
         return RetryAfter(reason, DEVICE_BUSY_DELAY)
-    return Rejected(reason) if 400 <= status <= 499 else RetryAfter(reason)
+    if 400 <= status <= 499 and status != 410:
+        return Rejected(reason)
+    return RetryAfter(reason)
 
 
 def _describe(status: int, reason: object) -> str:
     if not (isinstance(reason, str) and _WORD.fullmatch(reason)):
         return f"status {status}"
-    if status == 410 and reason in _OF_410:
+    if status == 410 and reason in GONE:
         return reason
     return f"{reason} (status {status})"
 

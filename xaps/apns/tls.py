@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import Any
 
 from OpenSSL import SSL, crypto
-from service_identity import VerificationError
+from service_identity import CertificateError, VerificationError
+from service_identity.cryptography import (
+    verify_certificate_hostname,
+    verify_certificate_ip_address,
+)
 from twisted.internet import error
-from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
-from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.internet.abstract import isIPAddress, isIPv6Address
+from twisted.internet.interfaces import IOpenSSLClientConnectionCreator, IStreamClientEndpoint
 from twisted.internet.ssl import (
     Certificate,
+    CertificateOptions,
     TLSVersion,
-    optionsForClientTLS,
     platformTrust,
     trustRootFromCertificates,
 )
+from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
+from xaps.apns.addresses import Order, TLSByName
 from xaps.apns.reasons import EndReason
 from xaps.model import CertificateCredential, Credential
 from xaps.system.openssl import openssl_words
@@ -27,9 +35,6 @@ TrustRoot = Any
 """What Twisted takes as one; its interface for that is private."""
 
 ALPN = b"h2"
-CONNECT_TIMEOUT = 20
-"""Seconds for one address; the client has a deadline for the whole."""
-
 _PEM = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 
 _TOO_WEAK = re.compile("(ee|ca) (key too small|md too weak)")
@@ -40,6 +45,10 @@ _WORDS: dict[type[Exception], str] = {
     VerificationError: (
         "the server's certificate is for another name: apnsServer is wrong, or something on the "
         "way intercepts TLS"
+    ),
+    CertificateError: (
+        "the server's certificate names no server, or not as it should: apnsServer is wrong, or "
+        "something on the way intercepts TLS"
     ),
     error.DNSLookupError: "the name of the server cannot be looked up: see this machine's DNS",
     error.ConnectionClosed: "the server has closed the connection",
@@ -79,11 +88,14 @@ def tls_endpoint(
     port: int,
     root: TrustRoot,
     credential: Credential,
+    *,
+    order: Order | None = None,
 ) -> IStreamClientEndpoint:
     """Where and how to connect. The name is looked up anew each time, and all its addresses are
     tried, IPv6 and IPv4; the certificate must be for `host`.
 
     :param reactor: the global one, which TCP and the resolver want.
+    :param order: which address comes first; to be given again for the next attempt.
     :raises ValueError: if OpenSSL does not take the credential.
     """
     options: dict[str, Any] = {"raiseMinimumTo": TLSVersion.TLSv1_2}
@@ -96,12 +108,39 @@ def tls_endpoint(
         except (crypto.Error, ValueError) as reason:
             raise ValueError(f"{credential.source} cannot be used for TLS") from reason
         options.update(certificate=leaf, privateKey=key, extraCertChain=chain)
-    creator = optionsForClientTLS(
-        host, trustRoot=root, acceptableProtocols=[ALPN], extraCertificateOptions=options
+    context = CertificateOptions(trustRoot=root, **options).getContext()
+    creator = _Creator(host, context)
+    return TLSByName(
+        reactor, host, port, creator, check=partial(_check_name, host), order=order or Order()
     )
-    return wrapClientTLS(
-        creator, HostnameEndpoint(reactor, host.encode(), port, timeout=CONNECT_TIMEOUT)
-    )
+
+
+@implementer(IOpenSSLClientConnectionCreator)
+class _Creator:
+    """As Twisted's, but for the name in the certificate, which is looked at later: Twisted's goes
+    on, with a traceback in the log, where that cannot be read or there is none."""
+
+    def __init__(self, host: str, context: SSL.Context) -> None:
+        self._host = host
+        self._context = context
+
+    def clientConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:
+        connection = SSL.Connection(self._context, None)
+        connection.set_app_data(tlsProtocol)
+        connection.set_alpn_protos([ALPN])
+        if not _is_address(self._host):
+            connection.set_tlsext_host_name(self._host.encode())
+        return connection
+
+
+def _check_name(host: str, certificate: crypto.X509) -> None:
+    """:raises VerificationError, CertificateError: the certificate is for another name, or none."""
+    verify = verify_certificate_ip_address if _is_address(host) else verify_certificate_hostname
+    verify(certificate.to_cryptography(), host)
+
+
+def _is_address(host: str) -> bool:
+    return isIPAddress(host) or isIPv6Address(host)
 
 
 def failure_reason(failure: Failure) -> EndReason:

@@ -211,6 +211,9 @@ class Dispatcher:
         """Push what is due, as far as the sender has room; come back when more is due."""
         self._cancel_pump()
         now = self._clock.seconds()
+        probed = self.holds.probe(lambda key: self.flags.get(key) is not None, now)
+        if probed is not None:
+            self.flags.hasten([probed], now)
         for _ in range(SLICE):
             flag = self._next(now)
             if flag is None:
@@ -222,7 +225,7 @@ class Dispatcher:
     def _next(self, now: float) -> Flag | None:
         """The flag whose push may go out now, if there is one."""
         while (flag := self.flags.first(now)) is not None:
-            if flag.due > now and not self.holds.doubts_tokens:
+            if flag.due > now:
                 return None
             hold = self.holds.on(flag.registration.key, now)
             if hold is None:
@@ -274,9 +277,9 @@ class Dispatcher:
                 self._retry(flag, outcome)
             case Misconfigured():
                 self.flags.failed(flag, now, now)
-            case Gone():
+            case Gone() if not self.holds.doubts_gone(key):
                 await self._gone(flag, registration, outcome)
-            case Rejected(until_registered=True):
+            case Gone() | Rejected(until_registered=True):
                 if flag.registration is not registration or flag.dropped:
                     delay = 0.0  # it has registered again meanwhile, or is forgotten
                 else:
@@ -376,8 +379,8 @@ class Dispatcher:
         if general is not None:
             if general.until is None:
                 return
-            # While tokens are doubted it is a probe, even of a phone that is suspended.
-            at = general.until if self.holds.doubts_tokens else max(at, general.until)
+            # While tokens are doubted, a phone that is suspended may be asked sooner.
+            at = (min if self.holds.doubts_tokens else max)(at, general.until)
         if at <= now and self.holds.on_sending() is not None:
             return  # the sender calls `pump` when it has room
         call = self._pump_call

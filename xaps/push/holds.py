@@ -9,14 +9,24 @@ from enum import Enum, auto
 import attrs
 from twisted.logger import LogLevel
 
-from xaps.model import DAY, Delivered, Misconfigured, Outcome, RegistrationKey, Rejected, RetryAfter
+from xaps.model import (
+    DAY,
+    GONE,
+    Delivered,
+    Gone,
+    Misconfigured,
+    Outcome,
+    RegistrationKey,
+    Rejected,
+    RetryAfter,
+)
 from xaps.system.complaints import HOUR, Complaints
 
 PROBE_AFTER = 300.0
-"""Seconds between two tries while APNs refuses everything."""
+"""Seconds between two tries while APNs refuses everything, or calls most device tokens bad."""
 
 REPROBE_AFTER = 30.0
-"""Seconds before the next try when one ended without an answer."""
+"""Seconds before the next try when one ended without an answer, while it refuses everything."""
 
 FIRST_SUSPENSION = 3600.0
 """Seconds for which a phone is suspended; each further time in a row it is twice as long."""
@@ -33,8 +43,13 @@ WINDOW = 600.0
 MAX_PHONES = 100
 """Phones whose latest answers are looked at."""
 
-LEAST_BAD = 3
-"""Bad device tokens among these that are not believed, if they are over half."""
+LEAST_USERS = 3
+"""Users all of whose phones among these have bad tokens; if they are over half of the users, it is
+not believed."""
+
+LEAST_GONE = 3
+"""Phones in a row, without a push that was taken between, that APNs calls gone and that it is not
+believed of."""
 
 
 class Reason(Enum):
@@ -43,7 +58,7 @@ class Reason(Enum):
     STOPPING = auto()
     NO_ROOM = auto()
     REFUSED = auto()  # APNs refuses our configuration, and so every push
-    BAD_TOKENS = auto()  # APNs calls the device tokens of most phones bad
+    BAD_TOKENS = auto()  # APNs calls the device tokens of most users bad
     SUSPENDED = auto()  # APNs refuses pushes to this phone
 
 
@@ -65,14 +80,36 @@ class _Suspension:
     reason: str
     seconds: float
     until: float
+    """``-inf``: it is to be asked again, since a push was taken, to whatever phone."""
+
+
+@attrs.frozen
+class _Answer:
+    """What APNs said last of a device token."""
+
+    at: float
+    user: str
+    bad: bool
 
 
 class Holds:
     """Told of what goes out and of what comes back; time is an argument.
 
+    What APNs says of tokens is believed of a few and not of most: then its environment is not that
+    of the phones, or it is ill. That is told, one suspended phone is asked from time to time, and
+    all are when a push has been taken. Whoever can log in can register made-up tokens, so each user
+    has one voice, which is for APNs if but one of his phones took a push; where the environment is
+    wrong, nobody has such a phone. So who was pushed before need not be known, nor outlast a
+    restart. And a token holds up no other phone, whatever APNs says of it.
+
+    That a phone is gone costs its registration, and to wait costs nobody anything. So there phones
+    count and not users, and it is doubted as soon as it is said of some in a row: such a phone is
+    suspended until a push has been taken, and goes if it is called gone once more.
+
     :param room: how many pushes can be sent now.
-    :ivar general: what holds every push back while APNs refuses them all. When its time has come
-        one goes out as a probe; until that is answered, the time of the next is not known.
+    :ivar general: what is the matter with all pushes. While APNs refuses them it holds them back;
+        when its time has come one goes out as a probe, and until that is answered the time of the
+        next is not known.
     """
 
     def __init__(self, room: Callable[[], int], complaints: Complaints) -> None:
@@ -80,21 +117,29 @@ class Holds:
         self._complaints = complaints
         self.stopping = False
         self.general: Hold | None = None
-        self._suspended: dict[RegistrationKey, _Suspension] = {}
-        self._latest: dict[str, tuple[float, bool]] = {}  # by device token
+        self._suspended: dict[RegistrationKey, _Suspension] = {}  # the longest ago first
+        self._latest: dict[str, _Answer] = {}  # by device token
+        self._gone: set[str] = set()  # device tokens, since the last push that was taken
 
     @property
     def doubts_tokens(self) -> bool:
-        """Whether all pushes are held because APNs calls most device tokens bad."""
+        """Whether APNs calls most device tokens bad, which is not believed."""
         return self.general is not None and self.general.reason is Reason.BAD_TOKENS
+
+    def doubts_gone(self, key: RegistrationKey) -> bool:
+        """Whether APNs is not believed, which has just answered that this phone is gone."""
+        before = self._suspended.get(key)
+        if before is not None and before.reason in GONE and before.until == float("-inf"):
+            return False
+        return self.doubts_tokens or len(self._gone) >= LEAST_GONE
 
     def on(self, key: RegistrationKey, now: float) -> Hold | None:
         """What holds back a push to this phone; ``None``: it may go out."""
-        general = self.general
-        if general is not None and (general.until is None or now < general.until):
-            return general
+        refused = None if self.doubts_tokens else self.general
+        if refused is not None and (refused.until is None or now < refused.until):
+            return refused
         suspended = self._suspended.get(key)
-        if suspended is not None and now < suspended.until and not self.doubts_tokens:
+        if suspended is not None and now < suspended.until:
             return Hold(Reason.SUSPENDED, f"APNs says {suspended.reason}", suspended.until)
         return self.on_sending()
 
@@ -107,11 +152,26 @@ class Holds:
         return None
 
     def sent(self) -> bool:
-        """A push goes out; whether it is a probe."""
+        """A push goes out; whether it is a probe: its answer may end what is the matter."""
         if self.general is None:
             return False
-        self.general = attrs.evolve(self.general, until=None)
+        if not self.doubts_tokens:
+            self.general = attrs.evolve(self.general, until=None)
         return True
+
+    def probe(self, owed: Callable[[RegistrationKey], bool], now: float) -> RegistrationKey | None:
+        """While device tokens are doubted, from time to time: a phone that is suspended no longer,
+        to be asked. It is the one that was suspended the longest ago, of those that are owed
+        something."""
+        general = self.general
+        if general is None or not self.doubts_tokens or now < (general.until or 0.0):
+            return None
+        self.general = attrs.evolve(general, until=now + PROBE_AFTER)
+        for key, suspended in self._suspended.items():
+            if now < suspended.until and owed(key):
+                suspended.until = now
+                return key
+        return None
 
     def answered(
         self, key: RegistrationKey, outcome: Outcome, now: float, *, probe: bool
@@ -122,17 +182,25 @@ class Holds:
             self._hold(Reason.REFUSED, f"APNs refuses every push: {outcome.reason}", now)
             return []
         if isinstance(outcome, RetryAfter):  # which proves nothing
-            if probe and general is not None:
+            if probe and general is not None and not self.doubts_tokens:
                 self.general = attrs.evolve(general, until=now + REPROBE_AFTER)
             return []
         freed = []
-        bad = isinstance(outcome, Rejected) and outcome.reason == BAD_DEVICE
+        bad = isinstance(outcome, Gone | Rejected) and outcome.reason in (BAD_DEVICE, *GONE)
         if not bad or key not in self._suspended:  # otherwise it is no news
-            self._latest[key.device_token] = now, bad
+            self._latest[key.device_token] = _Answer(now, key.user, bad)
             if len(self._latest) > MAX_PHONES:
                 del self._latest[next(iter(self._latest))]
-        if isinstance(outcome, Delivered) and self._suspended.pop(key, None) is not None:
-            freed.append(key)
+        if isinstance(outcome, Gone) and len(self._gone) < LEAST_GONE:
+            self._gone.add(key.device_token)
+        if isinstance(outcome, Delivered):
+            if self._suspended.pop(key, None) is not None:
+                freed.append(key)
+            if probe and self.doubts_tokens:
+                freed += self._free(BAD_DEVICE, *GONE)
+            elif len(self._gone) >= LEAST_GONE and not self.doubts_tokens:
+                freed += self._free(*GONE)
+            self._gone.clear()
         if bad and (self.doubts_tokens or self._most_are_bad(now)):
             self._hold(
                 Reason.BAD_TOKENS,
@@ -140,11 +208,8 @@ class Holds:
                 "or the credential is not the one that the phones registered with",
                 now,
             )
-        elif probe and general is not None:
-            if isinstance(outcome, Delivered) or not self.doubts_tokens:
-                freed += self._release()
-            else:
-                self.general = attrs.evolve(general, until=now + PROBE_AFTER)
+        elif probe and (isinstance(outcome, Delivered) or not self.doubts_tokens):
+            self._release()
         return freed
 
     def suspend(self, key: RegistrationKey, reason: str, now: float) -> float:
@@ -162,36 +227,44 @@ class Holds:
         """What was refused may now be taken; gives the phones that are no longer suspended."""
         self._release()
         self._latest.clear()
+        self._gone.clear()
         freed = list(self._suspended)
         self._suspended.clear()
         return freed
 
     def _hold(self, reason: Reason, text: str, now: float) -> None:
-        if self.general is not None and self.general.reason is not reason:
-            self._complaints.over(self.general.reason.name)
-        self.general = Hold(reason, text, now + PROBE_AFTER)
+        before = self.general
+        if before is not None and before.reason is not reason:
+            self._complaints.over(before.reason.name)
+        if before is None or before.reason is not reason or before.until is None:
+            self.general = Hold(reason, text, now + PROBE_AFTER)
         self._complaints.tell(
             LogLevel.critical,
-            "{hold}. Nothing is lost, all pushes wait; one is tried every 5 minutes and whenever "
-            "the credential changes",
+            "{hold}. Nothing is lost, {whose} pushes wait; one is tried every 5 minutes and "
+            "whenever the credential changes",
             kind=reason.name,
             every=HOUR,
             hold=text,
+            whose="their" if reason is Reason.BAD_TOKENS else "all",
         )
 
-    def _release(self) -> list[RegistrationKey]:
-        if self.general is None:
-            return []
-        self._complaints.over(self.general.reason.name)
-        self._complaints.tell(LogLevel.info, "APNs takes pushes again")
-        self.general = None
-        # Their next answers are news of the phones alone, and no longer of all.
-        self._latest.clear()
-        freed = [key for key, each in self._suspended.items() if each.reason == BAD_DEVICE]
+    def _release(self) -> None:
+        if self.general is not None:
+            self._complaints.over(self.general.reason.name)
+            self._complaints.tell(LogLevel.info, "APNs takes pushes again")
+            self.general = None
+            # Their next answers are news of the phones alone, and no longer of all.
+            self._latest.clear()
+
+    def _free(self, *reasons: str) -> list[RegistrationKey]:
+        """A push was taken: what was said of the tokens of others may not be so any longer."""
+        freed = [key for key, each in self._suspended.items() if each.reason in reasons]
         for key in freed:
             self._suspended[key].until = float("-inf")
         return freed
 
     def _most_are_bad(self, now: float) -> bool:
-        answers = [bad for at, bad in self._latest.values() if now - at <= WINDOW]
-        return sum(answers) >= LEAST_BAD and sum(answers) > len(answers) / 2
+        recent = [each for each in self._latest.values() if now - each.at <= WINDOW]
+        users = {each.user for each in recent}
+        bad = users - {each.user for each in recent if not each.bad}
+        return len(bad) >= LEAST_USERS and len(bad) > len(users) / 2
