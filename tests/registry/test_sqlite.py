@@ -398,6 +398,7 @@ class FaultTests(InFolder):
             for _ in range(2):
                 reason = self.why(registry.register(Registration(BOB, names, 1.0)))
                 self.assertIn("the disk is full; make room in", reason)
+            self.assertIn("the disk is full", self.why(registry.probe()))
             self.assertEqual(len(self.results(registry.registrations("alice"))), 1)
             ballast.unlink()
             self.successResultOf(registry.register(Registration(BOB, names, 1.0)))
