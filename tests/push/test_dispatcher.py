@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterable
 
 from twisted.internet.defer import Deferred
-from twisted.internet.task import Clock
+from twisted.internet.task import Clock, deferLater
 from twisted.logger import ILogObserver, LogEvent, LogLevel, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
@@ -1080,6 +1080,18 @@ class DiskTests(DispatcherTestCase):
         self.assertFalse(self.is_taken())
         self.registry.release()
         self.assertTrue(self.is_taken())
+
+    def test_a_disk_that_is_slow_with_much_is_none(self) -> None:
+        self.sender.capacity = 0
+        for number in range(SAVE_SLICE + 1):
+            self.register(user=f"u{number}")
+            self.notify(user=f"u{number}")
+        self.registry.save_flags = lambda *_: deferLater(  # type: ignore[method-assign]  # slow
+            self.clock, SAVE_PATIENCE - 1
+        )
+        for seconds in (1, SAVE_PATIENCE - 1, 2):
+            self.turn(seconds)
+            self.assertTrue(self.is_taken())
 
     def test_what_is_only_to_be_forgotten_on_disk_refuses_no_notices(self) -> None:
         self.register()

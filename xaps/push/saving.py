@@ -58,9 +58,7 @@ class FlagSaver:
             return
         now = self._clock.seconds()
         at = self._flags.next_save(now)
-        if at is None:
-            self._behind_since = None
-        else:
+        if at is not None:
             self._call = self._clock.callLater(max(SHORTEST, at - now), self._due)
 
     def stop(self) -> None:
