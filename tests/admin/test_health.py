@@ -188,16 +188,21 @@ class RegistryTests(HealthTestCase):
         self.assertEqual(self.health()[0], "good")
 
     def test_a_clients_own_fault_is_not_ours(self) -> None:
-        class Refusing:
-            def register(self, registration: Registration) -> Deferred[None]:
-                return fail(Refused("a bad name"))
+        self.assertEqual(self.after(Refused("a bad name")), "good")
 
-        intake = self.metrics.counting("socket", Refusing())  # type: ignore[arg-type]  # does no more
-        registration = Registration(RegistrationKey("a", "b", "cc" * 32), ("INBOX",), NOW)
+    def test_an_error_of_ours_is(self) -> None:
+        self.assertEqual(self.after(ZeroDivisionError()), "failing")
+
+    def after(self, error: Exception) -> str:
+        """The health when notices end so."""
+        registrations = self.registry.registrations
+        self.registry.registrations = (  # type: ignore[method-assign]  # for these alone
+            lambda user: fail(error) if user == "bob" else registrations(user)
+        )
         for _ in range(3):
-            self.failureResultOf(intake.register(registration), Refused)
+            self.failureResultOf(self.intake.notify(Notice("bob", "INBOX", True)), type(error))
             self.look()
-        self.assertEqual(self.health()[0], "good")
+        return self.health()[0]
 
     def test_what_waits_and_is_not_on_disk_is_failing_and_no_more_is_taken(self) -> None:
         self.register()
@@ -238,6 +243,18 @@ class PushTests(HealthTestCase):
         self.assertEqual(self.health()[0], "good")
         self.push(*[BAD_TOKEN] * 2, user="bob")
         self.assertEqual(self.health()[0], "failing")
+
+    def test_device_tokens_of_users_one_after_the_other_are_no_trouble(self) -> None:
+        self.push(BAD_TOKEN, Delivered())
+        self.push(*[BAD_TOKEN] * 5, user="bob")
+        self.assertEqual(self.health()[0], "good")
+
+    def test_why_pushes_are_held_back_is_told_and_not_also_that_they_fail(self) -> None:
+        self.register()
+        self.notify()
+        self.sender.answer(Misconfigured("BadTopic"))
+        self.push(*[Misconfigured("BadTopic")] * 2)
+        self.assertEqual(self.health()[1], "APNs refuses every push: BadTopic")
 
     def test_phones_that_are_gone_are_no_trouble(self) -> None:
         for user in ("alice", "bob"):
