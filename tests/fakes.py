@@ -80,6 +80,9 @@ class MemoryRegistry:
     ) -> Deferred[None]:
         return self._slowly(lambda: self._save_flags(list(changed), list(cleared)))
 
+    def probe(self) -> Deferred[None]:
+        return self._slowly(lambda: None)
+
     def close(self) -> Deferred[None]:
         self.release()
         self.failure = "the registry is closed"

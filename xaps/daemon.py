@@ -25,6 +25,7 @@ from twisted.python.threadpool import ThreadPool
 
 import xaps
 from xaps.admin.control import Control
+from xaps.admin.health import Health
 from xaps.admin.history import PushLog
 from xaps.admin.metrics import Metrics
 from xaps.admin.web import control_site, metrics_site
@@ -307,11 +308,29 @@ class Daemon(Service):
     def _listen_for_administrators(self) -> None:
         config = self._config
         reactor = self._reactor
+        cyrus = self._cyrus
+        self._health = Health(
+            reactor,
+            self._registry,
+            self._dispatcher,
+            self._keeper,
+            connection=self._client.status,
+            registrations=self._metrics.registrations,
+            notices=self._metrics.notices,
+            works=[
+                self._pushes.work,
+                *(intake.connections.slots for intake in self._intakes),
+                *([] if cyrus is None else [cyrus.draining]),
+            ],
+            checks=[] if cyrus is None else [cyrus.look],
+            wall=time.time,
+        )
         self._control = Control(
             reactor,
             self._registry,
             self._dispatcher,
             self._keeper,
+            health=self._health,
             connection=self._client.status,
             pushes=self._pushes,
             stalls=self._stalls,
@@ -370,6 +389,7 @@ class Daemon(Service):
             waiting=waiting,
             addresses=", ".join(self._listeners.addresses) or "nothing",
         )
+        self._health.start()
         self._supervision.ready(self._control.status_line)
         gc.freeze()  # what is there now lives on: no search for garbage need look at it again
         gc.enable()
@@ -470,6 +490,7 @@ class Daemon(Service):
 
     async def _stop(self) -> None:
         self._log.info("Stopping")
+        self._health.stop()
         self._under_way.clear()
         begun = self._reactor.seconds()
         await self._step("telling systemd", self._supervision.stopping, LAST_WORDS)

@@ -57,6 +57,7 @@ class MetricsTestCase(SynchronousTestCase):
         )
         self.intake = self.metrics.counting("socket", dispatcher)
         self.status: dict[str, Any] = {
+            "troubles": [{"cause": "slots"}],
             "phones": 7,
             "waiting": 2,
             "in_flight": 1,
@@ -88,6 +89,8 @@ class MetricsTests(MetricsTestCase):
             ("xapsd_pushes_waiting", 2),
             ("xapsd_pushes_in_flight", 1),
             ("xapsd_pushes_held", 0),
+            ('xapsd_unhealthy{cause="slots"}', 1),
+            ('xapsd_unhealthy{cause="pushes"}', 0),
             ('xapsd_apns_connection_state{state="connected"}', 1),
             ('xapsd_apns_connection_state{state="waiting"}', 0),
             ("xapsd_apns_connections", 1),
@@ -109,6 +112,11 @@ class MetricsTests(MetricsTestCase):
             self.status["credential"] = credential
             self.assertEqual(self.value("xapsd_credential_usable"), usable)
             self.assertNotIn("xapsd_credential_expiry", self.page())
+
+    def test_phones_that_cannot_be_counted_are_left_out(self) -> None:
+        self.status["phones"] = None
+        self.assertIsNone(self.value("xapsd_registrations"))
+        self.assertEqual(self.value("xapsd_pushes_waiting"), 2)
 
     def test_what_imap_servers_say_is_counted_and_handed_on(self) -> None:
         registration = Registration(KEY, ("INBOX",), 0.0)

@@ -213,9 +213,17 @@ class QuestionTests(WebTestCase):
 
     def test_a_registry_that_fails_is_told_in_one_line(self) -> None:
         self.registry.failure = "the disk is gone"
-        for path in ("/status", "/devices", "/metrics"):
+        for path in ("/devices", "/healthz"):
             status, content = self.ask("GET", path)
-            self.assertEqual((status, json.loads(content)), (503, {"error": "the disk is gone"}))
+            self.assertEqual(status, 503)
+            self.assertIn("the disk is gone", json.loads(content)["error"])
+
+    def test_the_status_and_the_metrics_are_there_when_nothing_else_is(self) -> None:
+        self.registry.failure = "the disk is gone"
+        self.assertEqual(self.get("/status")["health"], "failing")
+        status, page = self.ask("GET", "/metrics")
+        self.assertEqual(status, 200)
+        self.assertIn(b'\nxapsd_unhealthy{cause="registry"} 1.0\n', page)
 
     def test_what_should_never_happen_is_logged_and_told_without_details(self) -> None:
         def broken(user: str) -> Deferred[Any]:

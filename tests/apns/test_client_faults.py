@@ -213,6 +213,7 @@ class GoAwayTests(WireTestCase):
         wire.establish()
         wire.pump()
         self.assertIn("go away", self.client.status().last_error)
+        self.assertFalse(self.client.status().refused)
         self.assertEqual(self.delay_until_next(), 1.0)
 
     def test_a_refused_certificate_stops_the_pushes_and_is_told_once(self) -> None:
@@ -225,12 +226,14 @@ class GoAwayTests(WireTestCase):
                 self.successResultOf(sending), Misconfigured("BadCertificateEnvironment")
             )
             self.assertEqual(self.delay_until_next(), 300.0)
+            self.assertTrue(self.client.status().refused)
             self.wires[-1].accept().goaway(0, b'{"reason":"BadCertificateEnvironment"}')
             self.pump()
         (text,) = told(events, "critical")
         self.assertIn("push.pem", text)
         self.assertIn("BadCertificateEnvironment", text)
         self.client.use(certificate("new.pem"))
+        self.assertFalse(self.client.status().refused)
         self.assertEqual(self.wires[-1].credential, certificate("new.pem"))
 
     def test_after_a_refused_certificate_a_new_one_is_judged_by_itself(self) -> None:

@@ -227,6 +227,9 @@ class AnswerTests(CtlTestCase):
 STATUS: dict[str, Any] = {
     "health": "degraded",
     "why": ["not connected to APNs: refused"],
+    "troubles": [
+        {"text": "not connected to APNs: refused", "since": 1_800_000_000.0 - 60, "cause": "apns"}
+    ],
     "version": "1.0.0",
     "pid": 42,
     "now": 1_800_000_000.0,
@@ -259,7 +262,9 @@ STATUS: dict[str, Any] = {
 class TableTests(SynchronousTestCase):
     def test_the_status_is_one_screen_that_begins_with_one_word_and_why(self) -> None:
         lines = list(answers.status(STATUS))
-        self.assertEqual(lines[:2], ["xapsd is degraded", "  ! not connected to APNs: refused"])
+        self.assertEqual(
+            lines[:2], ["xapsd is degraded", "  ! not connected to APNs: refused (for 1 minute)"]
+        )
         text = "\n".join(lines)
         for part in ("1 day 1 hour", "waiting for 5 seconds, next attempt in 7 seconds",
                      "(9 days)", "12 delivered, 1 retry", "2 pushes"):  # fmt: skip
@@ -274,6 +279,10 @@ class TableTests(SynchronousTestCase):
         connected = {**STATUS["connection"], "state": "connected", "peer": "17.0.0.1 port 443"}
         text = "\n".join(answers.status({**STATUS, "connection": connected}))
         self.assertIn("connected to 17.0.0.1 port 443 for 5 seconds", text)
+
+    def test_phones_that_cannot_be_counted_are_unknown(self) -> None:
+        text = "\n".join(answers.status({**STATUS, "phones": None}))
+        self.assertRegex(text, r"Phones +unknown\n")
 
     def test_no_credential_is_none(self) -> None:
         text = "\n".join(answers.status({**STATUS, "credential": None, "topic": None}))

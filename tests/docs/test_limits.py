@@ -10,6 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.http import HTTPChannel
 
 from xaps import daemon, model
+from xaps.admin import control, health
 from xaps.admin import history as pushlog
 from xaps.admin import web as controlweb
 from xaps.apns import addresses, connector, payload, reasons
@@ -25,7 +26,7 @@ from xaps.intake.cyrus import listener as cyrus_listener
 from xaps.listen import ports as listeners
 from xaps.push import dispatcher as dispatch
 from xaps.push import flags as waiting
-from xaps.push import holds
+from xaps.push import holds, saving
 from xaps.registry import interface, opening, sqlite
 from xaps.system import complaints, log, logwriter, stalls
 
@@ -100,6 +101,9 @@ LIMITS = {
     ),
     "Size of the Go daemon's ``database.json``": size(opening.MAX_JSON),
     "Age of a push that could not be delivered": period(waiting.LIFETIME),
+    "Time for which a push that waits may not be on disk although it should": period(
+        saving.PATIENCE
+    ),
     "Mailboxes in one push": number(waiting.MAX_NAMED),
     "Payload": size(payload.MAX_PAYLOAD),
     "Pushes at a time, where APNs allows more": number(apns_session.MAX_STREAMS),
@@ -137,6 +141,10 @@ LIMITS = {
     "Time between two lines about the same": period(complaints.MINUTE),
     "Time between two lines about trouble that lasts": period(complaints.HOUR),
     "Time that everything may wait for one thing": period(stalls.LIMIT),
+    "Time between two looks at what has failed": period(health.LOOK),
+    "Time for which pushes may fail without one that succeeds": period(pushlog.PUSHES_FAIL),
+    "Time without a connection to APNs": period(health.UNREACHABLE),
+    "Time for the database to tell how many phones there are": period(control.PATIENCE),
     "Phones whose last push ``xapsctl devices`` can tell": number(pushlog.MAX_PHONES),
     "Reasons of Apple's that are counted by themselves in the metrics": number(pushlog.MAX_REASONS),
     "Time that ``xapsctl`` waits for an answer": period(ctl_client.TIMEOUT),

@@ -11,6 +11,7 @@ from ruamel.yaml import YAML
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.admin import test_metrics
+from xaps.admin.health import CAUSES
 
 DOCS = Path(__file__).parents[2] / "docs"
 _METRIC = re.compile(r"\b(?:xapsd|process)_\w+")
@@ -45,6 +46,13 @@ class MonitoringTests(test_metrics.MetricsTestCase):
                     self.assertNotIn((x, y), places, panel["title"])
                     self.assertLess(x, 24)
                     places.add((x, y))
+
+
+class CauseTests(SynchronousTestCase):
+    def test_the_readme_says_what_to_do_at_each_cause(self) -> None:
+        section = (DOCS.parent / "README.rst").read_text().partition("When not all is well\n===")[2]
+        told = re.findall(r"^``(\w+)``  ", section.partition("Troubleshooting")[0], re.MULTILINE)
+        self.assertEqual(told, list(CAUSES))
 
 
 class AlertTests(SynchronousTestCase):
@@ -87,6 +95,7 @@ class AlertTests(SynchronousTestCase):
 _UP = 'up{job="xapsd",instance="a"}'
 _USABLE = 'xapsd_credential_usable{instance="a"}'
 _HELD = 'xapsd_pushes_held{instance="a"}'
+_UNHEALTHY = 'xapsd_unhealthy{instance="a",cause="slots"}'
 _CONNECTIONS = 'xapsd_apns_connections{instance="a"}'
 _EXPIRY = 'xapsd_credential_expiry_timestamp_seconds{instance="a"}'
 _DELIVERED = 'xapsd_pushes_total{instance="a",outcome="delivered",reason=""}'
@@ -102,6 +111,7 @@ SOUND = {
     _UP: "1x330",
     _USABLE: "1x330",
     _HELD: "0x330",
+    _UNHEALTHY: "0x330",
     _CONNECTIONS: "1x330",
     _EXPIRY: "8640000x330",
     _DELIVERED: "0+10x330",
@@ -116,6 +126,7 @@ FAULTS = {
     "XapsdDown": {_UP: "0x330"},
     "XapsdNoCredential": {_USABLE: "0x330", _CONNECTIONS: "0x330"},
     "XapsdRefusedByApple": {_HELD: "1x330"},
+    "XapsdFails": {_UNHEALTHY: "1x330"},
     "XapsdNotConnected": {_CONNECTIONS: "0x330"},
     "XapsdCertificateExpiresSoon": {_EXPIRY: "864000x330"},
     "XapsdPushesFail": {_RETRIED: "0+10x330"},

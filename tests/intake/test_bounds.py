@@ -249,6 +249,23 @@ class BoundTests(IntakeCase):
         self.assertEqual(made_room(clients[:1]), 0, "it is as full as before")
         self.assertEqual(made_room(clients[1:3]), 1)
 
+    def test_no_free_connection_is_trouble_until_some_are_free(self) -> None:
+        slots = self.factory.connections.slots
+
+        def trouble() -> str | None:
+            self.connect().lose()
+            self.clock.advance(5)
+            slots.look(self.clock.seconds())
+            return slots.trouble
+
+        self.assertIsNone(trouble())
+        clients = [self.connect() for _ in range(10)]
+        self.assertIsNone(trouble())
+        self.assertIn("10 are open", str(trouble()))
+        for client in clients[:3]:
+            client.lose()
+        self.assertIsNone(trouble())
+
     def test_far_too_many_connections_are_not_even_told(self) -> None:
         for _ in range(10 + 64):
             self.connect()

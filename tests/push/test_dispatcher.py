@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterable
 
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.task import Clock
+from twisted.internet.task import Clock, deferLater
 from twisted.logger import ILogObserver, LogEvent, LogLevel, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
@@ -39,6 +39,7 @@ from xaps.push.holds import (
     WINDOW,
     Reason,
 )
+from xaps.push.saving import PATIENCE as SAVE_PATIENCE
 
 NOW = 1_800_000_000.0
 UPTIME = 5_000.0
@@ -1167,6 +1168,73 @@ class DiskTests(DispatcherTestCase):
         self.registry.failure = None
         self.turn(1)
         self.assertEqual(len(self.flags()), 1)
+
+    def test_what_cannot_be_kept_is_not_accepted_for_longer_than_some_seconds(self) -> None:
+        self.sender.capacity = 0
+        self.register()
+        self.notify()
+        self.registry.failure = "disk full"
+        self.turn(1)
+        for seconds, is_taken in ((SAVE_PATIENCE, True), (0.2, False)):
+            self.turn(seconds)
+            self.registry.failure = None  # it can be read
+            self.assertEqual(self.is_taken(), is_taken)
+            self.registry.failure = "disk full"
+        self.assertEqual(self.dispatcher.unsaved, "disk full")
+        self.registry.failure = None
+        self.turn(1)
+        self.assertTrue(self.is_taken())
+
+    def test_a_disk_that_hangs_is_one_that_cannot_keep_anything(self) -> None:
+        self.register()
+        self.notify()
+        self.registry.held = True
+        self.turn(1)
+        self.turn(SAVE_PATIENCE + 0.1)
+        self.assertFalse(self.is_taken())
+        self.registry.release()
+        self.assertTrue(self.is_taken())
+
+    def test_a_disk_that_is_slow_with_much_is_none(self) -> None:
+        self.sender.capacity = 0
+        for number in range(SAVE_SLICE + 1):
+            self.register(user=f"u{number}")
+            self.notify(user=f"u{number}")
+        self.registry.save_flags = lambda *_: deferLater(  # type: ignore[method-assign]  # slow
+            self.clock, SAVE_PATIENCE - 1
+        )
+        for seconds in (1, SAVE_PATIENCE - 1, 2):
+            self.turn(seconds)
+            self.assertTrue(self.is_taken())
+
+    def test_what_is_only_to_be_forgotten_on_disk_refuses_no_notices(self) -> None:
+        self.register()
+        self.notify()
+        self.turn(1)
+        self.registry.failure = "disk full"
+        self.sender.answer(Delivered())
+        for _ in range(10):
+            self.turn(1)
+        self.registry.failure = None
+        self.assertTrue(self.is_taken())
+
+    def test_what_could_not_be_kept_and_is_delivered_refuses_no_more_notices(self) -> None:
+        self.register()
+        self.notify()
+        self.registry.failure = "disk full"
+        for _ in range(10):
+            self.turn(1)
+        self.registry.failure = None
+        self.assertFalse(self.is_taken())
+        self.sender.answer(Delivered())
+        self.turn(1)
+        self.assertTrue(self.is_taken())
+
+    def is_taken(self) -> bool:
+        """Whether a notice is accepted."""
+        notified = self.dispatcher.notify(Notice("nobody", "INBOX", True))
+        refused = notified.addCallbacks(lambda _: None, lambda failure: failure.trap(Refused))
+        return self.successResultOf(refused) is None
 
     def test_a_disk_that_is_full_again_is_an_alarm_again(self) -> None:
         self.sender.capacity = 0

@@ -64,6 +64,11 @@ class RegistryContract(_Base):
         self.addCleanup(lambda: self.done(registry.close()))
         return registry
 
+    def test_whether_it_can_be_written_is_tried_without_changing_anything(self) -> None:
+        self.register(registration(ALICE))
+        self.assertIsNone(self.done(self.registry.probe()))
+        self.assertEqual(self.listed(self.registry.registrations("alice")), [registration(ALICE)])
+
     def done(self, deferred: Deferred[T]) -> T:
         return self.successResultOf(deferred)
 

@@ -377,6 +377,7 @@ class FaultTests(InFolder):
         self.successResultOf(registry.register(registration(ALICE)))
         log = self.path.with_name(f"{self.path.name}-wal")
         with files_no_larger_than(log.stat().st_size):
+            self.assertIn("could not be read or written", self.why(registry.probe()))
             reason = self.why(registry.register(registration(BOB)))
             self.assertIn(str(self.path), reason)
             self.assertIn("could not be read or written", reason)
@@ -397,6 +398,7 @@ class FaultTests(InFolder):
             for _ in range(2):
                 reason = self.why(registry.register(Registration(BOB, names, 1.0)))
                 self.assertIn("the disk is full; make room in", reason)
+            self.assertIn("the disk is full", self.why(registry.probe()))
             self.assertEqual(len(self.results(registry.registrations("alice"))), 1)
             ballast.unlink()
             self.successResultOf(registry.register(Registration(BOB, names, 1.0)))
@@ -420,6 +422,7 @@ class FaultTests(InFolder):
         registry = self.open()
         self.path.unlink()
         self.assertIn("restart the daemon", self.why(registry.register(registration(ALICE))))
+        self.assertIn("restart the daemon", self.why(registry.probe()))
 
     def test_nothing_is_written_to_a_file_that_was_replaced(self) -> None:
         registry = self.open()

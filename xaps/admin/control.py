@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import datetime
 from typing import Any
 
 import attrs
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, TimeoutError
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from xaps import __version__
+from xaps.admin.health import FAILING, GOOD, Health, days, problem
 from xaps.admin.history import NAMES, PushLog, reason_of
 from xaps.admin.metrics import Metrics
 from xaps.apns.status import ConnectionState, ConnectionStatus
 from xaps.credentials.keeper import CredentialKeeper
 from xaps.mailboxes import INBOX
-from xaps.model import DAY, CertificateCredential, Credential, Refused, Registration, short_token
+from xaps.model import CertificateCredential, Credential, Refused, Registration, short_token
 from xaps.push.dispatcher import Dispatcher
-from xaps.registry.interface import IRegistry
+from xaps.registry.interface import IRegistry, RegistryError
 from xaps.system.stalls import StallWatch
 
-EXPIRES_SOON = 14 * DAY
-"""Seconds before the certificate expires from which on all is not well."""
+PATIENCE = 5.0
+"""Seconds that the registry has to tell how many phones there are."""
 SHORTEST_PREFIX = 4
 """Characters of a device token that are enough to choose a phone."""
 
@@ -47,6 +49,7 @@ class Control:
         dispatcher: Dispatcher,
         keeper: CredentialKeeper,
         *,
+        health: Health,
         connection: Callable[[], ConnectionStatus],
         pushes: PushLog,
         stalls: StallWatch,
@@ -58,6 +61,7 @@ class Control:
         self._registry = registry
         self._dispatcher = dispatcher
         self._keeper = keeper
+        self._health = health
         self._connection = connection
         self._pushes = pushes
         self._stalls = stalls
@@ -65,17 +69,28 @@ class Control:
         self._started_at = clock.seconds()
 
     def status(self) -> Deferred[Value]:
-        """Everything on one screen, times as seconds since the epoch; fails with
-        :class:`~xaps.registry.interface.RegistryError`."""
-        return self._registry.count().addCallback(self._status)
+        """Everything on one screen, times as seconds since the epoch."""
+        return Deferred.fromCoroutine(self._status())
 
-    def _status(self, phones: int) -> Value:
+    async def _status(self) -> Value:
+        phones, unreadable = None, None
+        try:
+            phones = await self._registry.count().addTimeout(PATIENCE, self._clock)
+        except RegistryError as error:
+            unreadable = str(error)
+        except TimeoutError:
+            unreadable = f"the disk does not answer within {PATIENCE:.0f} s"
+        self._health.unreadable = unreadable
+        troubles = self._health.troubles()
         credential, connection = self._keeper.credential, self._connection()
         flags = self._dispatcher.flags
-        health, why = self._health(connection)
         return {
-            "health": health,
-            "why": why,
+            "health": troubles[0].grade if troubles else GOOD,
+            "why": [trouble.text for trouble in troubles],
+            "troubles": [
+                {**attrs.asdict(trouble), "since": self._time_of_day(trouble.since)}
+                for trouble in troubles
+            ],
             "version": __version__,
             "pid": os.getpid(),
             "now": self._wall(),
@@ -101,35 +116,14 @@ class Control:
         """When, in seconds since the epoch, it was or will be so late by the reactor's clock."""
         return None if seconds is None else self._wall() - self._clock.seconds() + seconds
 
-    def _health(self, connection: ConnectionStatus) -> tuple[str, list[str]]:
-        """``good``, ``starting``, ``degraded`` or ``failing``, and why it is not good."""
-        found: dict[str, list[str]] = {"failing": [], "degraded": [], "starting": []}
-        credential = self._keeper.credential
-        if credential is None:
-            found["failing"].append(f"no mail can be pushed: {self._problem()}")
-        elif connection.state is not ConnectionState.CONNECTED:
-            if connection.last_error:
-                found["degraded"].append(f"not connected to APNs: {connection.last_error}")
-            else:
-                first = not connection.connections_made
-                found["starting" if first else "degraded"].append("connecting to APNs")
-        if (hold := self._dispatcher.holds.general) is not None:
-            found["failing"].append(hold.text)
-        if isinstance(credential, CertificateCredential):
-            left = credential.not_after - self._wall()
-            if left < EXPIRES_SOON:
-                found["degraded"].append(f"the certificate expires in {_days(left)}")
-        health = next((health for health, why in found.items() if why), "good")
-        return health, [text for why in found.values() for text in why]
-
-    def _problem(self) -> str | None:
-        """Why there is no credential, and what to do."""
-        keeper = self._keeper
-        return f"{keeper.problem}; {keeper.remedy}" if keeper.remedy else keeper.problem
-
     def metrics(self) -> Deferred[bytes]:
         """The page for Prometheus."""
         return self.status().addCallback(self._metrics.page)
+
+    def healthz(self) -> Deferred[Value]:
+        """Fires with the health, in a word and more; fails with a temporary
+        :class:`~xaps.model.Refused` that says why while it is ``failing``."""
+        return self.status().addCallback(_healthz)
 
     def status_line(self) -> Deferred[str]:
         """The status in one line, as systemd shows it."""
@@ -223,21 +217,33 @@ class Control:
         return {
             "now": self._wall(),
             "credential": _described(self._keeper.credential),
-            "problem": self._problem(),
+            "problem": problem(self._keeper),
         }
 
 
+def _healthz(status: Value) -> Value:
+    if status["health"] == FAILING:
+        raise Refused("; ".join(_since(status)), temporary=True)
+    return {"health": status["health"], "why": _since(status)}
+
+
+def _since(status: Value) -> list[str]:
+    """What is wrong, and since when in this machine's time zone."""
+    return [
+        f"{trouble['text']} (since {datetime.fromtimestamp(trouble['since']):%Y-%m-%d %H:%M})"
+        for trouble in status["troubles"]
+    ]
+
+
 def _line(status: Value) -> str:
-    parts = [_number(status["phones"], "phone"), f"{_number(status['waiting'], 'push')} waiting"]
+    parts = [f"{_number(status['waiting'], 'push')} waiting"]
+    if status["phones"] is not None:
+        parts.insert(0, _number(status["phones"], "phone"))
     if status["connection"]["state"] == ConnectionState.CONNECTED.value:
         parts.append("connected to APNs")
     if status["credential"] and (until := status["credential"]["not_after"]) is not None:
-        parts.append(f"certificate good for {_days(until - status['now'])}")
-    return "; ".join([f"{status['health'].capitalize()}: {', '.join(parts)}", *status["why"]])
-
-
-def _days(seconds: float) -> str:
-    return _number(max(0, int(seconds // DAY)), "day")
+        parts.append(f"certificate good for {days(until - status['now'])}")
+    return "; ".join([f"{status['health'].capitalize()}: {', '.join(parts)}", *_since(status)])
 
 
 def _number(number: int, noun: str) -> str:

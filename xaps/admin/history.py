@@ -22,12 +22,17 @@ from xaps.model import (
     Rejected,
     RetryAfter,
 )
+from xaps.system.work import Work
 
 BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200, 86400)
 """Upper bounds in seconds, for how long pushes took. Events other than new mail wait for half a
 minute on purpose."""
 MAX_PHONES = 20_000
 """Phones whose last push is remembered."""
+PUSHES_FAIL = 120.0
+"""Seconds for which pushes have to fail, without one that succeeds, to be trouble."""
+SEVERAL = 2
+"""Users whose device tokens APNs refuses: of one it is likely to be the phone's fault."""
 MAX_REASONS = 100
 """Different reasons that are counted by themselves."""
 
@@ -74,6 +79,7 @@ class PushLog:
 
     :param metrics: gets the counters.
     :ivar last: the last answer about each phone, as far as it is remembered.
+    :ivar work: how pushing fares.
     """
 
     def __init__(self, seconds: Callable[[], float], metrics: CollectorRegistry) -> None:
@@ -91,6 +97,10 @@ class PushLog:
             buckets=BUCKETS,
             registry=metrics,
         )
+        self.work = Work(
+            "pushes", "no push succeeds, they are tried again; the last", patience=PUSHES_FAIL
+        )
+        self._refused_to: set[str] = set()  # users, since the last success
         self._reasons: set[str] = set()
         self._minutes: deque[tuple[int, Counts[str]]] = deque()
         self.last: OrderedDict[RegistrationKey, LastPush] = OrderedDict()
@@ -109,10 +119,25 @@ class PushLog:
         self._reasons.add(short)
         self._answers.labels(name, short).inc()
         self._minute()[name] += 1
+        self._judge(key.user, outcome)
         self.last[key] = LastPush(self._seconds(), name, reason)
         self.last.move_to_end(key)
         if len(self.last) > MAX_PHONES:
             self.last.popitem(last=False)
+
+    def _judge(self, user: str, outcome: Outcome) -> None:
+        if isinstance(outcome, Delivered):
+            self.work.done += 1
+            self._refused_to.clear()
+            return
+        if isinstance(outcome, Gone):
+            return
+        if isinstance(outcome, Rejected) and outcome.until_registered:
+            if len(self._refused_to) < SEVERAL:
+                self._refused_to.add(user)
+            if len(self._refused_to) < SEVERAL:
+                return
+        self.work.fail(outcome.reason)
 
     def last_hour(self) -> dict[str, int]:
         """Answers in the last 60 minutes by outcome; all outcomes are in it."""

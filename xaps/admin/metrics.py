@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 from prometheus_client import CollectorRegistry, Counter, ProcessCollector
@@ -16,26 +16,35 @@ from prometheus_client.metrics_core import CounterMetricFamily, InfoMetricFamily
 from prometheus_client.metrics_core import GaugeMetricFamily as Gauge
 from prometheus_client.registry import Collector
 from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
 
 import twisted
 from xaps import __version__
+from xaps.admin.health import CAUSES
 from xaps.apns.status import ConnectionState
 from xaps.intake.answers import Handler
-from xaps.model import Notice, Registration
+from xaps.model import Notice, Refused, Registration
+from xaps.system.work import Work
+
+T = TypeVar("T")
 
 Status = Mapping[str, Any]
 """How the daemon is: what :meth:`xaps.admin.control.Control.status` tells."""
 
 
 class Metrics:
-    """Counts what IMAP servers say, and puts pages together.
+    """Counts what IMAP servers say and what they are answered, and puts pages together.
 
     :ivar registry: where other parts put their counters.
+    :ivar registrations: how taking them fares.
+    :ivar notices: likewise.
     """
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
+        self.registrations = Work("registrations", "phones cannot register")
+        self.notices = Work("notices", "notices of new mail are refused")
         self._registrations = Counter(
             "xapsd_registrations_received",
             "Registrations and renewals that IMAP servers sent",
@@ -56,6 +65,8 @@ class Metrics:
             self._registrations.labels(intake),
             self._notices.labels(intake, "new_mail"),
             self._notices.labels(intake, "other"),
+            _Told(self.registrations),
+            _Told(self.notices),
         )
 
     def page(self, status: Status) -> bytes:
@@ -64,22 +75,46 @@ class Metrics:
 
 
 @attrs.frozen
+class _Told:
+    """Tells of each answer how the work has fared."""
+
+    _work: Work
+
+    def done(self, result: T) -> T:
+        self._work.done += 1
+        return result
+
+    def failed(self, failure: Failure) -> Failure:
+        # What is the client's own fault is refused for good, and says nothing of us.
+        error = failure.value
+        if not isinstance(error, Refused):
+            self._work.fail("internal error, see the log")
+        elif error.temporary:
+            self._work.fail(error.reason)
+        return failure
+
+
+@attrs.frozen
 class _CountingHandler:
     _handler: Handler
     _registrations: Counter
     _new_mail: Counter
     _other: Counter
+    _registering: _Told
+    _noticing: _Told
 
     def topic(self) -> str:
         return self._handler.topic()
 
     def register(self, registration: Registration) -> Deferred[None]:
         self._registrations.inc()
-        return self._handler.register(registration)
+        told = self._registering
+        return self._handler.register(registration).addCallbacks(told.done, told.failed)
 
     def notify(self, notice: Notice) -> Deferred[int]:
         (self._new_mail if notice.new_mail else self._other).inc()
-        return self._handler.notify(notice)
+        told = self._noticing
+        return self._handler.notify(notice).addCallbacks(told.done, told.failed)
 
 
 @attrs.frozen
@@ -99,7 +134,14 @@ class _Page(Collector):
             {"version": __version__, **versions},
         )
         status, connection = self._status, self._status["connection"]
-        yield Gauge("xapsd_registrations", "Phones that are registered", status["phones"])
+        text = "1 for each cause why all is not well"
+        unhealthy = Gauge("xapsd_unhealthy", text, labels=["cause"])
+        wrong = {trouble["cause"] for trouble in status["troubles"]}
+        for cause in CAUSES:
+            unhealthy.add_metric([cause], cause in wrong)
+        yield unhealthy
+        if (phones := status["phones"]) is not None:
+            yield Gauge("xapsd_registrations", "Phones that are registered", phones)
         yield Gauge("xapsd_pushes_waiting", "Phones that are owed a push", status["waiting"])
         yield Gauge("xapsd_pushes_in_flight", "Pushes without an answer", status["in_flight"])
         text = "1 while nothing is pushed because APNs refuses the configuration"

@@ -1,7 +1,7 @@
 """The control socket and the metrics over HTTP, for ``xapsctl`` and Prometheus.
 
-``GET /status``, ``/devices?user=U&full=1``, ``/metrics``; ``POST /reload``; ``POST /forget`` and
-``/push`` with a JSON object. Answers are JSON, an error is ``{"error": "one line"}``.
+``GET /status``, ``/devices?user=U&full=1``, ``/metrics``, ``/healthz``; ``POST /reload``; ``POST
+/forget`` and ``/push`` with a JSON object. Answers are JSON, an error is ``{"error": "one line"}``.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ Admits = Callable[["IAddress | None"], bool]
 
 
 def metrics_site(reactor: IReactorTime, control: Control, admits: Admits) -> Site:
-    """What listens at ``metricsAddr``: metrics, and nothing else."""
+    """What listens at ``metricsAddr``: metrics, health, and nothing else."""
     return _AdminSite(reactor, control, admits)
 
 
@@ -73,8 +73,8 @@ class _Channel(HTTPChannel):
 
 
 class _AdminSite(Site):
-    """Serves the metrics, without an access log, and with a bound on connections: who is too many,
-    or not to come in, is shut out without a word."""
+    """Serves metrics and health, without an access log, and with a bound on connections: who is
+    too many, or not to come in, is shut out without a word."""
 
     noisy = False
     displayTracebacks = False
@@ -85,6 +85,7 @@ class _AdminSite(Site):
         root = Resource()
         metrics = _Leaf(QUESTION, lambda _: control.metrics(), CONTENT_TYPE_LATEST)
         root.putChild(b"metrics", metrics)
+        root.putChild(b"healthz", _Leaf(QUESTION, lambda _: control.healthz()))
         super().__init__(root, _Request, timeout=IDLE, reactor=reactor)  # type: ignore[no-untyped-call]  # Twisted's
         self._admits = admits
         self._complaints = Complaints(self._log, reactor.seconds)

@@ -67,6 +67,7 @@ class Connector:
         self._delay = SHORTEST_DELAY
         self._made = 0
         self._last_error = ""
+        self._refused = False
         self._complaints = Complaints(self._log, clock.seconds)
         self._state = ConnectionState.IDLE
         self._since = clock.seconds()
@@ -81,6 +82,7 @@ class Connector:
         makes none."""
         if credential != self._credential:
             self._credential = credential
+            self._refused = False
             self._delay = SHORTEST_DELAY
             self._leave()
             self._look()
@@ -126,6 +128,7 @@ class Connector:
             peer="" if current is None else current.peer,
             last_error=self._last_error,
             next_attempt=None if attempt is None else attempt.getTime(),
+            refused=self._refused,
         )
 
     def on_ready(self, connection: Connection) -> None:
@@ -160,7 +163,7 @@ class Connector:
             delay = self._delay + self._delay * self._random()
             self._delay = min(LONGEST_DELAY / 2, self._delay * 2)
         self._timer = self._clock.callLater(delay, self._try_again)
-        self._last_error = reason.text
+        self._last_error, self._refused = reason.text, reason.refused
         self._complain(reason, good, made is not None, delay)
         self._look()
 

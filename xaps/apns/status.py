@@ -38,3 +38,5 @@ class ConnectionStatus:
     """Why the last attempt failed or the last connection ended; empty if none has."""
     next_attempt: float | None
     """When, if one is waited for."""
+    refused: bool = False
+    """That was because APNs does not accept the credential."""

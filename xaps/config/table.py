@@ -206,7 +206,7 @@ class Config:
     )
     control_socket_group: str | None = kinds.USER.key("The group of the control socket.")
     metrics_addr: HostPort | None = kinds.HOST_PORT.key(
-        "Address and port for Prometheus' metrics over HTTP, for example '[::1]:9119'. Whoever "
+        "Address and port for Prometheus' metrics and /healthz, for example '[::1]:9119'. Whoever "
         "reaches it can read them, unless allowFrom says who may."
     )
 

@@ -55,8 +55,8 @@ def status(answer: Answer) -> Iterator[str]:
     """The lines of one screen."""
     now = answer["now"]
     yield f"xapsd is {answer['health']}"
-    for reason in answer["why"]:
-        yield f"  ! {one_line(reason)}"
+    for trouble in answer["troubles"]:
+        yield f"  ! {one_line(trouble['text'])} (for {duration(now - trouble['since'])})"
     waiting = _count(answer["waiting"], "push", "es")
     values = {
         "Version": answer["version"],
@@ -66,7 +66,7 @@ def status(answer: Answer) -> Iterator[str]:
         "APNs": _connection(answer["connection"], now),
         "Last hour": ", ".join(f"{n} {name}" for name, n in answer["last_hour"].items()),
         "Waiting": f"{waiting}, and {answer['in_flight']} in flight",
-        "Phones": str(answer["phones"]),
+        "Phones": "unknown" if answer["phones"] is None else str(answer["phones"]),
         "Stalls": f"{answer['reactor_stalls']} since the start",
     }
     for name, value in values.items():

@@ -48,8 +48,9 @@ class Commands:
 
         'good': pushes go out. 'starting': the first connection to APNs is being made.
         'degraded': pushes go out or wait, but something needs a look, such as a certificate
-        that expires in less than 14 days. 'failing': no mail is pushed. What is wrong is said
-        below, after an exclamation mark. Exits with 0 only if it is good.
+        that expires in less than 14 days. 'failing': no mail is pushed, or phones or notices of
+        new mail are refused. What is wrong is said below, after an exclamation mark, and since
+        when. Exits with 0 only if it is good.
         """
         answer = self._daemon().get("/status")
         self._tell(answer, answers.status(answer))

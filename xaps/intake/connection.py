@@ -267,11 +267,11 @@ class ClientConnectionFactory(Factory):
     noisy = False
 
     def __init__(self, connections: Connections, *, lines: bool = False) -> None:
-        self._connections = connections
+        self.connections = connections
         self._lines = lines
 
     def buildProtocol(self, addr: IAddress | None) -> ClientConnection | None:
-        connections = self._connections
+        connections = self.connections
         if not connections.admits(addr):
             return None
         secret = connections.auth_token if isinstance(addr, TCP_ADDRESSES) else None
@@ -281,4 +281,4 @@ class ClientConnectionFactory(Factory):
     def close(self) -> Deferred[None]:
         """Fires when all connections are closed; those with a request that is being dealt with
         stay for its answer. Stop listening first."""
-        return self._connections.close()
+        return self.connections.close()

@@ -13,6 +13,7 @@ from twisted.logger import Logger, LogLevel
 from xaps.intake.allow import AllowFrom, Network
 from xaps.intake.answers import Responder
 from xaps.system.complaints import HOUR
+from xaps.system.work import Work
 
 SURPLUS = 64
 """Connections over the limit that are told so."""
@@ -68,6 +69,7 @@ class Connections:
 
     :param auth_token: when set, TCP peers must send it as the password of HTTP's Basic scheme.
     :param limit: how many are served.
+    :ivar slots: how finding a free one fares.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class Connections:
         self.auth_token = auth_token
         self._allow_from = AllowFrom(allow_from, clock.seconds)
         self._limit = limit
+        self.slots = Work("slots", "IMAP servers find no free connection", patience=1.0)
         self._open: set[Connection] = set()
         self._closed: Deferred[None] | None = None
 
@@ -94,6 +97,7 @@ class Connections:
         if self._closed is not None or not self._allow_from.admits(peer):
             return False
         if self.full:
+            self.slots.fail(f"{self._limit} are open; see who has them, or raise LimitNOFILE")
             self.responder.complaints.tell(LogLevel.warn, _FULL, every=HOUR, limit=self._limit)
         return len(self._open) < self._limit + SURPLUS
 
@@ -108,6 +112,7 @@ class Connections:
         self._open.discard(connection)
         if len(self._open) < self._limit * 0.9:  # it is over, and not one that makes room for one
             self.responder.complaints.over(_FULL)
+            self.slots.done += 1
         self._check_closed()
 
     def close(self) -> Deferred[None]:

@@ -136,6 +136,11 @@ class Dispatcher:
         """After :meth:`stop`: fires when everything that is owed is on disk."""
         return self._saver.finish()
 
+    @property
+    def unsaved(self) -> str | None:
+        """Why what is owed is not on disk, if it has not been for some seconds."""
+        return self._saver.trouble
+
     def register(self, registration: Registration) -> Deferred[None]:
         """Add or renew a registration; fires when it is on disk.
 
@@ -178,8 +183,12 @@ class Dispatcher:
         """Something happened in a mailbox; fires, before Apple is contacted, with the number of
         phones that will be pushed.
 
-        Fails with a temporary :class:`~xaps.model.Refused` when the registry cannot be read.
+        Fails with a temporary :class:`~xaps.model.Refused` when the registry cannot be read, or
+        what is owed already cannot be written to disk.
         """
+        if (error := self.unsaved) is not None:
+            reason = f"pushes that wait cannot be written to disk, no more are taken: {error}"
+            return fail(Refused(reason, temporary=True))
         return self._registry.registrations(notice.user).addCallbacks(
             self._flag,
             self._refuse,

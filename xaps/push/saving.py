@@ -12,6 +12,11 @@ from xaps.push.flags import Flags
 from xaps.registry.interface import IRegistry
 from xaps.system.complaints import HOUR, Complaints
 
+PATIENCE = 5.0
+"""Seconds for which flags may not have been written when they should before it is trouble."""
+
+NO_ANSWER = "the disk does not answer"
+
 SHORTEST = 0.05
 """Seconds between two looks at what is to be written, at the least."""
 
@@ -39,7 +44,17 @@ class FlagSaver:
         self._saving: Deferred[None] | None = None
         self._everything = False  # also what has changed within the last second
         self._finished: Deferred[None] | None = None
-        self._error: object = "the disk has not answered"
+        self._behind_since: float | None = None  # when the first try began that has not succeeded
+        self._error = NO_ANSWER
+
+    @property
+    def trouble(self) -> str | None:
+        """Why flags that wait have not been written for more than `PATIENCE`: they would be lost
+        if the daemon ended now. ``None``: they are, or there are none."""
+        since = self._behind_since
+        if since is None or self._clock.seconds() - since <= PATIENCE:
+            return None
+        return self._error
 
     def arm(self) -> None:
         """There may be something to write: do so when the oldest of it has waited long enough."""
@@ -89,13 +104,17 @@ class FlagSaver:
             now = self._clock.seconds()
             epoch = self._wall() - now
             changed, cleared = self._flags.to_save(now, epoch, everything=self._everything)
+            if not changed:  # what is only to be forgotten costs no phone a push
+                self._behind_since = None
+            elif self._behind_since is None:
+                self._behind_since, self._error = now, NO_ANSWER
             if not changed and not cleared:
                 return
             try:
                 await self._registry.save_flags(changed, cleared)
             except Exception as error:  # whatever it is, it has to be written later
+                self._error = str(error)
                 self._flags.save_failed(changed, cleared, self._clock.seconds())
-                self._error = error
                 self._complaints.tell(
                     LogLevel.critical,
                     "Pushes that wait could not be written to disk and would be lost if the daemon "
@@ -105,4 +124,5 @@ class FlagSaver:
                     error=error,
                 )
                 return
+            self._behind_since = None
             self._complaints.over("unsaved")

@@ -67,5 +67,8 @@ class IRegistry(Protocol):
     def flags(self, after: RegistrationKey | None = None) -> Deferred[Sequence[WaitingFlag]]:
         """Some flags, in pages as :meth:`page` gives them."""
 
+    def probe(self) -> Deferred[None]:
+        """Write what changes nothing; fires when it is on disk."""
+
     def close(self) -> Deferred[None]:
         """Finish what was asked for and let go of the files."""

@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred, execute
 
 from xaps.model import Registration, RegistrationKey, WaitingFlag, lower
 from xaps.registry import rows
-from xaps.registry.database import explaining, open_reader
+from xaps.registry.database import APPLICATION_ID, explaining, open_reader
 from xaps.registry.groupcommit import GroupCommit, Run
 from xaps.registry.interface import MAX_PER_USER
 from xaps.registry.rows import FLAGS, PAGE, REGISTRATIONS, RowReader, Table
@@ -165,6 +165,15 @@ class SQLiteRegistry:
             connection.executemany(SAVE_FLAG, map(rows.flag_columns, flags))
 
         return self._writer.write(save)
+
+    def probe(self) -> Deferred[None]:
+        # What a file is of does not change, and is written all the same.
+        statement = f"PRAGMA application_id = {APPLICATION_ID}"
+
+        def probe(connection: sqlite3.Connection) -> None:
+            connection.execute(statement)
+
+        return self._writer.write(probe)
 
     def close(self) -> Deferred[None]:
         self._reader.close()

@@ -647,3 +647,41 @@ class CyrusListenerTests(SynchronousTestCase):
     def test_a_listener_that_was_not_started_stops_at_once(self) -> None:
         listener = self.listener()
         self.assertIsNone(self.successResultOf(listener.stop()))
+
+    # ------------------------------------------------------------ how it fares
+
+    def trouble(self, listener: CyrusListener) -> str | None:
+        """What is the matter, some seconds later."""
+        self.reactor.advance(5)
+        listener.look()
+        listener.draining.look(self.reactor.seconds())
+        return listener.draining.trouble
+
+    def test_events_that_nobody_takes_are_trouble_until_somebody_does(self) -> None:
+        listener = self.start()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as cyrus:
+            cyrus.connect(str(self.path))
+            cyrus.send(mail())
+        for _ in range(3):
+            self.got_after(mail())
+            self.assertIsNone(self.trouble(listener), "it hands on others")
+        self.trouble(listener)
+        self.assertIn("stands still", str(self.trouble(listener)))
+        self.drain.socket.recv(100_000)
+        self.assertIsNone(self.trouble(listener))
+
+    def test_a_draining_process_that_ends_again_and_again_is_trouble(self) -> None:
+        listener = self.start()
+        self.drain.end(ProcessTerminated(1))
+        self.assertIsNone(self.trouble(listener), "once is none")
+        for _ in range(2):
+            self.drain.end(ProcessTerminated(1))
+            told = self.trouble(listener)
+        self.assertIn("has ended", str(told))
+        self.assertIsNone(self.trouble(listener))
+
+    def test_a_socket_that_was_removed_is_trouble(self) -> None:
+        listener = self.start()
+        self.path.unlink()
+        self.trouble(listener)
+        self.assertIn("was removed", str(self.trouble(listener)))

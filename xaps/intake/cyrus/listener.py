@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
+import select
 import socket
 import sys
 from collections import Counter, deque
@@ -29,6 +30,7 @@ from xaps.intake.cyrus.names import CyrusSettings
 from xaps.listen.unix import ListenError, bind_unix
 from xaps.model import Notice, Refused, Registration
 from xaps.system.complaints import Complaints
+from xaps.system.work import Work
 
 ROOM = 256 * 2**20
 """Bytes that may wait in the draining process: about half a million events."""
@@ -51,6 +53,7 @@ class CyrusListener:
     :param wall: tells the time of day, in which registrations are dated.
     :param user: the name of the only user whose datagrams are taken; ``None``: the socket's mode
         and group decide alone.
+    :ivar draining: how it fares.
     """
 
     _log = Logger()
@@ -88,6 +91,8 @@ class CyrusListener:
         self._stopped: Deferred[None] | None = None
         self._lost: Counter[str] = Counter()
         self._complaints = Complaints(self._log, reactor.seconds)
+        self.draining = Work("cyrus", "events of Cyrus are not taken")
+        self._drained = 0
 
     def start(self) -> None:
         """Open the socket and begin to drain it; nothing is worked off before :meth:`begin`.
@@ -134,6 +139,20 @@ class CyrusListener:
         self._work_soon()
         return stopped
 
+    def look(self) -> None:
+        """See whether what Cyrus sends is taken; to be called every few seconds."""
+        if self._socket is None or self._stopped is not None:
+            return
+        before, self._drained = self._drained, self.draining.done
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        if not self._path.is_socket():
+            self.draining.fail(f"{self._path} was removed; restart xapsd")
+        elif not poll.poll(0):
+            self.draining.done += self._drain is not None
+        elif self._drained == before:
+            self.draining.fail(f"the process that drains {self._path} stands still; kill it")
+
     def _start_drain(self) -> None:
         assert self._socket is not None
         self._restart_call = None
@@ -151,6 +170,7 @@ class CyrusListener:
         )
 
     def _received(self, frame: bytes) -> None:
+        self.draining.done += 1
         kind, content = frame[:1], frame[1:]
         if kind == drain.DATAGRAM:
             self._datagrams.append(content)
@@ -172,6 +192,7 @@ class CyrusListener:
         if self._stopped is not None:
             self._work_soon()
             return
+        self.draining.fail(f"the process that drains {self._path} has ended: {reason}")
         self._complaints.tell(
             LogLevel.error,
             "The process that drains {where} ended, and what it held is lost: {reason}",
