@@ -90,7 +90,11 @@ LIMITS = {
     "Datagram": size(cyrus_drain.LARGEST),
     "Datagrams that wait to be worked off": size(cyrus_listener.ROOM),
     "Events that wait for the disk": number(cyrus_listener.WINDOW),
-    "Time between two tries while the disk takes nothing": period(cyrus_listener.LONGEST_RETRY),
+    "Events that are tried again, since the disk did not take them": number(
+        cyrus_listener.MAX_RETRIED
+    ),
+    "Time for which they are tried again": period(cyrus_listener.RETRIED_FOR),
+    "Time between two tries": period(cyrus_listener.LONGEST_RETRY),
     "Time for the events that are left at the stop": period(cyrus_listener.STOP_PATIENCE),
     "Phones of one user": number(interface.MAX_PER_USER),
     "Age of a registration that the phone has not renewed": period(model.REGISTRATION_LIFETIME),
