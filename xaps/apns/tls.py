@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Any
 
 from OpenSSL import SSL, crypto
@@ -29,6 +30,8 @@ TrustRoot = Any
 ALPN = b"h2"
 CONNECT_TIMEOUT = 20
 """Seconds for one address; the client has a deadline for the whole."""
+OPTIONS_LIFETIME = 3600.0
+"""Seconds after which the system is asked anew whom it trusts."""
 
 _PEM = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 
@@ -86,6 +89,17 @@ def tls_endpoint(
     :param reactor: the global one, which TCP and the resolver want.
     :raises ValueError: if OpenSSL does not take the credential.
     """
+    age = int(reactor.seconds() // OPTIONS_LIFETIME)
+    return wrapClientTLS(
+        _options(host, root, credential, age),
+        HostnameEndpoint(reactor, host.encode(), port, timeout=CONNECT_TIMEOUT),
+    )
+
+
+@lru_cache(maxsize=1)
+def _options(host: str, root: TrustRoot, credential: Credential, age: int) -> Any:
+    """What makes connections; kept, for with all the certificates that the system trusts it takes
+    a megabyte, and refers to itself."""
     options: dict[str, Any] = {"raiseMinimumTo": TLSVersion.TLSv1_2}
     if isinstance(credential, CertificateCredential):
         try:
@@ -96,11 +110,8 @@ def tls_endpoint(
         except (crypto.Error, ValueError) as reason:
             raise ValueError(f"{credential.source} cannot be used for TLS") from reason
         options.update(certificate=leaf, privateKey=key, extraCertChain=chain)
-    creator = optionsForClientTLS(
+    return optionsForClientTLS(
         host, trustRoot=root, acceptableProtocols=[ALPN], extraCertificateOptions=options
-    )
-    return wrapClientTLS(
-        creator, HostnameEndpoint(reactor, host.encode(), port, timeout=CONNECT_TIMEOUT)
     )
 
 
