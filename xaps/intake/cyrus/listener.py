@@ -29,6 +29,7 @@ from xaps.intake.cyrus.names import CyrusSettings
 from xaps.listen.unix import ListenError, bind_unix
 from xaps.model import DAY, Notice, Refused, Registration, RegistrationKey
 from xaps.system.complaints import Complaints
+from xaps.system.coroutines import run
 
 ROOM = 256 * 2**20
 """Bytes that may wait in the draining process: about half a million events."""
@@ -211,7 +212,7 @@ class CyrusListener:
         for _ in range(SLICE):
             # By turns: neither keeps the other waiting.
             if self._again and self._open < WINDOW:
-                Deferred.fromCoroutine(self._hand_over(self._again.popleft()))
+                run(self._hand_over(self._again.popleft()))
             if self._datagrams and self._open < WINDOW:
                 self._handle(self._datagrams.popleft())
         if self._drain is not None and self._drain.frames.paused and not self._datagrams:
@@ -237,10 +238,10 @@ class CyrusListener:
             self._log.debug("Skipped: {reason}", reason=said.reason)
         elif isinstance(said, Registration):
             self._followers.remember(said)
-            Deferred.fromCoroutine(self._hand_over(_Event(said, now)))
+            run(self._hand_over(_Event(said, now)))
         else:
             for notice in self._followers.notices(said):
-                Deferred.fromCoroutine(self._hand_over(_Event(notice, now)))
+                run(self._hand_over(_Event(notice, now)))
 
     async def _hand_over(self, event: _Event) -> None:
         content = event.content
