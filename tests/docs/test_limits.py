@@ -15,6 +15,7 @@ from xaps.admin import web as controlweb
 from xaps.apns import connection as apns_connection
 from xaps.apns import connector, payload, reasons
 from xaps.apns import session as apns_session
+from xaps.apns import tls as apns_tls
 from xaps.config import kinds
 from xaps.config import reading as configuration
 from xaps.credentials import reading
@@ -127,6 +128,9 @@ LIMITS = {
     "Pushes under way at the stop": period(daemon.DRAIN),
     "``xapsd.yaml``": size(configuration._SIZE_MAX),
     "File with a certificate, a key or a password": size(reading.MAX_FILE),
+    "Age of the list of those whom the system trusts (``ca-certificates``)": period(
+        apns_tls.OPTIONS_LIFETIME
+    ),
     "Path of a socket": size(kinds._SOCKET_PATH_MAX),
     "Line in the log": characters(log._LONGEST),
     "Time between two lines about the same": period(complaints.MINUTE),
