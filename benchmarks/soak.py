@@ -8,7 +8,7 @@ A phone that APNs asked patience for, five minutes of it, may be owed its push w
 flag must be on disk then, after the daemon was stopped in good order.
 
 Memory is weighed within the daemon's last life, in which it is not killed any more, from when it
-has warmed up until the load ends. A minute is allowed for that, or a tenth of the run, and
+has warmed up until the load ends. A minute is allowed for that, five in half an hour, and
 `SHORT_WARM_UP` in a short run: that finds no leak but one that takes a tenth of all memory within
 its last half minute. Where there are `STRAIGHT` seconds of it, the slope is judged: that of the
 straight line that lies nearest to what was weighed.
@@ -231,7 +231,10 @@ class Plan:
         if seconds >= LONG:
             ends = seconds - ENDING
             load_until = ends - PATIENCE
-            outage_at, warm_up = min(0.2 * seconds, 0.4 * KILLS), max(WARM_UP, 0.1 * seconds)
+            outage_at, warm_up = (
+                min(0.2 * seconds, 0.4 * KILLS),
+                max(WARM_UP, 0.2 * (seconds - 300)),
+            )
         else:
             load_until = 0.75 * seconds
             ends = load_until + PATIENCE
