@@ -7,9 +7,11 @@ and more has a minute of it in which APNs answers nothing but 503.
 A phone that APNs asked patience for, five minutes of it, may be owed its push when all is over. Its
 flag must be on disk then, after the daemon was stopped in good order.
 
-Memory is compared within the daemon's last life, in which it is not killed any more: once it has
-warmed up, and at the end. A minute is allowed for that, in a short run `SHORT_WARM_UP`: it finds no
-leak but one that takes a tenth of all memory within its last half minute.
+Memory is weighed within the daemon's last life, in which it is not killed any more, from when it
+has warmed up until the load ends. A minute is allowed for that, five in half an hour, and
+`SHORT_WARM_UP` in a short run: that finds no leak but one that takes a tenth of all memory within
+its last half minute. Where there are `STRAIGHT` seconds of it, the slope is judged: that of the
+straight line that lies nearest to what was weighed.
 
 A run of ``--seconds 600`` takes no longer than that, the last pushes and all. A shorter one takes
 a little longer than it says if all goes well, and up to two minutes more if not.
@@ -22,9 +24,11 @@ import contextlib
 import random
 import socket
 import sqlite3
+import statistics
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import attrs
@@ -50,8 +54,14 @@ LONG = 300.0
 """Seconds from which on a run has room for `OUTAGE`, and for the tries that grow rare after it."""
 WARM_UP, SHORT_WARM_UP = 60.0, 8.0
 """Seconds after the last start."""
+KILLS = 300.0
+"""Seconds for which the daemon is killed now and then, at the most."""
 GROWTH = 0.10
 """What memory may grow by from then on."""
+STRAIGHT = 600.0
+"""Seconds of weighing that are enough to tell a slope from the ups and downs."""
+SLOPE = 0.2
+"""MiB a minute that memory may grow by."""
 
 
 class Doors:
@@ -221,12 +231,15 @@ class Plan:
         if seconds >= LONG:
             ends = seconds - ENDING
             load_until = ends - PATIENCE
-            outage_at, warm_up = 0.2 * seconds, WARM_UP
+            outage_at, warm_up = (
+                min(0.2 * seconds, 0.4 * KILLS),
+                max(WARM_UP, 0.2 * (seconds - 300)),
+            )
         else:
             load_until = 0.75 * seconds
             ends = load_until + PATIENCE
             outage_at, warm_up = None, SHORT_WARM_UP
-        kills_until = min(0.5 * seconds, load_until - warm_up - 10)
+        kills_until = min(0.5 * seconds, KILLS, load_until - warm_up - 10)
         return cls(phones, rate, outage_at, kills_until, load_until, ends, warm_up)
 
 
@@ -258,7 +271,7 @@ class Soak:
         self._faults = Faults(self._apns, self._daemon, self._ledger, rng)
         self._born = 0.0
         self._kills = 0
-        self._warm = self._most = self._last = 0  # bytes
+        self._weighed: list[tuple[float, float]] = []  # minutes, and MiB
 
     def run(self) -> list[str]:
         """Returns what was wrong."""
@@ -296,7 +309,6 @@ class Soak:
         self._wait_for_the_last()
         phones.over.set()
         phones.join(5)
-        self._weigh()
         self._tell()
         return [f"{ledger.away} phones could not register again"] if ledger.away else []
 
@@ -328,13 +340,9 @@ class Soak:
             self._faults.strike()
 
     def _weigh(self) -> None:
-        if self._elapsed < self._plan.kills_until:
-            return
-        if self._warm:
-            self._last = self._daemon.memory
-            self._most = max(self._most, self._last)
-        elif time.monotonic() - self._born >= self._plan.warm_up:
-            self._warm = self._daemon.memory
+        warm = time.monotonic() - self._born >= self._plan.warm_up
+        if warm and self._elapsed >= self._plan.kills_until:
+            self._weighed.append((self._elapsed / 60, self._daemon.memory / 2**20))
 
     def _wait_for_the_last(self) -> None:
         ledger = self._ledger
@@ -400,15 +408,26 @@ class Soak:
         return {int(device_token, 16) for (device_token,) in rows}
 
     def _judge_memory(self) -> list[str]:
-        if not self._warm:
+        if len(self._weighed) < 2:
             return ["the run was too short to say anything of memory"]
-        growth = self._last / self._warm - 1
+        (begun, warm), *_, (ended, last) = self._weighed
+        growth, slope = last / warm - 1, slope_of(self._weighed)
         print(
-            f"memory: {self._warm / 2**20:.1f} MiB {self._plan.warm_up:.0f} s after the last start,"
-            f" {self._most / 2**20:.1f} MiB at the most from then on, {self._last / 2**20:.1f} MiB"
-            f" at the end: {growth:+.1%}"
+            f"memory: {warm:.1f} MiB {self._plan.warm_up:.0f} s after the last start, "
+            f"{max(weight for _, weight in self._weighed):.1f} MiB at the most from then on, "
+            f"{last:.1f} MiB at the end of the load, {ended - begun:.1f} minutes later: "
+            f"{growth:+.1%}, {slope:+.2f} MiB a minute"
         )
+        if 60 * (ended - begun) >= STRAIGHT and slope > SLOPE:
+            return [f"memory grew by {slope:.2f} MiB a minute"]
         return [f"memory grew by {growth:.1%}"] if growth > GROWTH else []
+
+
+def slope_of(points: Sequence[tuple[float, float]]) -> float:
+    """That of the straight line that is nearest to them (least squares)."""
+    middle = statistics.fmean(x for x, _ in points)
+    spread = sum((x - middle) ** 2 for x, _ in points)
+    return sum((x - middle) * y for x, y in points) / spread
 
 
 def main() -> None:

@@ -392,6 +392,9 @@ class Daemon(Service):
         self._health.start()
         self._supervision.ready(self._control.status_line)
         gc.freeze()  # what is there now lives on: no search for garbage need look at it again
+        # Whether to search everything goes by how much the last such search found: nothing now, so
+        # that what is made from now on is searched in time.
+        gc.collect()
         gc.enable()
         self._stalls.start()
 

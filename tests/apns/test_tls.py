@@ -30,6 +30,7 @@ from twisted.internet.interfaces import (
     IResolutionReceiver,
 )
 from twisted.internet.protocol import Protocol, ServerFactory
+from twisted.internet.ssl import CertificateOptions
 from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import capturedLogs
 from twisted.python.failure import Failure
@@ -41,11 +42,12 @@ from tests.coroutines import as_deferred
 from tests.standins.apns import APNsStandin
 from tests.standins.faults import FaultServer
 from tests.standins.steps import AcceptAndDrop, Certificate, NoAlpn, Step
+from xaps.apns import tls
 from xaps.apns.addresses import Order
 from xaps.apns.client import Client
 from xaps.apns.connection import Connection
 from xaps.apns.reasons import EndReason
-from xaps.apns.tls import authority, failure_reason, tls_endpoint, trust_root
+from xaps.apns.tls import CONTEXT_LIFETIME, authority, failure_reason, tls_endpoint, trust_root
 from xaps.model import (
     CertificateCredential,
     Credential,
@@ -458,6 +460,25 @@ class AddressTests(SynchronousTestCase):
         self.reactor.pump([0.1] * 15)
         self.assertEqual(self.names.asked, ["push.example.net"] * 2)
         self.assertEqual(self.tried(), ["192.0.2.1", "2001:db8::2"])
+
+    def test_what_the_system_trusts_is_read_once_an_hour_and_not_for_each_attempt(self) -> None:
+        made = []
+
+        def make(**options: Any) -> Any:
+            made.append(options)
+            return CertificateOptions(**options)
+
+        self.patch(tls, "CertificateOptions", make)
+        clock = MemoryReactorClock()
+        root = trust_root(pki.Authority.create().pem)
+        given = credential(pki.Authority.create().client())
+        for expected in (1, 1, 2):
+            tls_endpoint(clock, "apns.test", 443, root, given)
+            self.assertEqual(len(made), expected)
+            clock.advance(0.6 * CONTEXT_LIFETIME)
+        renewed = credential(pki.Authority.create().client())
+        tls_endpoint(clock, "apns.test", 443, root, renewed)
+        self.assertEqual(len(made), 3)
 
     def test_a_name_that_nobody_knows_is_asked_for_again(self) -> None:
         self.begin()

@@ -16,6 +16,7 @@ from xaps.admin import web as controlweb
 from xaps.apns import addresses, connector, payload, reasons
 from xaps.apns import connection as apns_connection
 from xaps.apns import session as apns_session
+from xaps.apns import tls as apns_tls
 from xaps.config import kinds
 from xaps.config import reading as configuration
 from xaps.credentials import reading
@@ -91,7 +92,11 @@ LIMITS = {
     "Datagram": size(cyrus_drain.LARGEST),
     "Datagrams that wait to be worked off": size(cyrus_listener.ROOM),
     "Events that wait for the disk": number(cyrus_listener.WINDOW),
-    "Time between two tries while the disk takes nothing": period(cyrus_listener.LONGEST_RETRY),
+    "Events that are tried again, since the disk did not take them": number(
+        cyrus_listener.MAX_RETRIED
+    ),
+    "Time for which they are tried again": period(cyrus_listener.RETRIED_FOR),
+    "Time between two tries": period(cyrus_listener.LONGEST_RETRY),
     "Time for the events that are left at the stop": period(cyrus_listener.STOP_PATIENCE),
     "Phones of one user": number(interface.MAX_PER_USER),
     "Age of a registration that the phone has not renewed": period(model.REGISTRATION_LIFETIME),
@@ -136,6 +141,9 @@ LIMITS = {
     "Problems of ``xapsd.yaml`` that are told": number(configuration._MOST_TOLD),
     "Lines that whoever reads the log has not taken yet": size(logwriter.ROOM),
     "File with a certificate, a key or a password": size(reading.MAX_FILE),
+    "Age of the list of those whom the system trusts (``ca-certificates``)": period(
+        apns_tls.CONTEXT_LIFETIME
+    ),
     "Path of a socket": size(kinds._SOCKET_PATH_MAX),
     "Line in the log": characters(log._LONGEST),
     "Time between two lines about the same": period(complaints.MINUTE),

@@ -21,6 +21,7 @@ from tests.peers.cyrus import TOPIC, Cyrus, quoted
 from tests.peers.daemon import Daemon
 from tests.phone import Effect, ModelPhone, Refreshed
 from tests.standins.process import APNsProcess
+from xaps.intake.cyrus.listener import WINDOW
 
 FOLDER = "Entwürfe 日本語 & \U0001f600"
 MANY = 5000
@@ -31,6 +32,16 @@ EVENT = {
     "user": "alice",
     "vnd.cmu.mbtype": "e",
     "vnd.cmu.mailboxACL": "alice\tlrswipkxtecdan\t",
+}
+
+REGISTRATION = {
+    "event": "ApplePushService",
+    "user": "alice",
+    "apsVersion": 2,
+    "apsAccountId": ACCOUNT,
+    "apsDeviceToken": PHONE,
+    "apsSubtopic": "com.apple.mobilemail",
+    "mailboxes": ["INBOX", "INBOX.Notes"],
 }
 
 
@@ -187,16 +198,7 @@ class DaemonTests(CyrusEndToEndTestCase):
     def test_no_sender_waits_until_apns_answers_or_the_registry_can_be_written(self) -> None:
         apns, daemon = self.start_daemon()
         apns.hang()
-        registration = {
-            "event": "ApplePushService",
-            "user": "alice",
-            "apsVersion": 2,
-            "apsAccountId": ACCOUNT,
-            "apsDeviceToken": PHONE,
-            "apsSubtopic": "com.apple.mobilemail",
-            "mailboxes": ["INBOX", "INBOX.Notes"],
-        }
-        self.send(registration)
+        self.send(REGISTRATION)
         daemon.wait_for_log(f"Registered alice {ACCOUNT}")
         daemon.settings["loglevel"] = "info"
         daemon.restart()
@@ -215,6 +217,20 @@ class DaemonTests(CyrusEndToEndTestCase):
         # The first went out before APNs hung on to it, the other waited for the first.
         effects = self.effects(apns, phone, 2)
         self.assertEqual(effects, [refreshes("INBOX"), refreshes("INBOX", "INBOX.Notes")])
+
+    def test_events_that_can_never_be_taken_do_not_keep_others_waiting(self) -> None:
+        apns, daemon = self.start_daemon()
+        self.send(REGISTRATION)
+        daemon.wait_for_log(f"Registered alice {ACCOUNT}")
+        for number in range(WINDOW + 1):
+            for place in ("user.\ud800{}", "user.bob\ud800.{}", "user.\ud800{}.x"):
+                uri = f"imap://mail.example.test/{place.format(number)};UIDVALIDITY=1"
+                self.send({**EVENT, "uri": uri, "vnd.cmu.mailboxACL": "anyone\tlr\t"})
+        self.send(EVENT)
+        phone = ModelPhone(ACCOUNT, PHONE, TOPIC, frozenset({"INBOX", "INBOX.Notes"}))
+        self.assertEqual(self.effects(apns, phone, 1), [refreshes("INBOX")])
+        self.assertIn("names no mailbox", daemon.wait_for_log("Refused a datagram"))
+        self.assertEqual([line for line in daemon.log if "[error]" in line], [])
 
     def send(self, message: dict[str, Any]) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:

@@ -199,6 +199,16 @@ class UnitTests(SynchronousTestCase):
     def test_no_core_dump_shows_keys(self) -> None:
         self.assertEqual(unit.read(DEBIAN / "xapsd.service")["LimitCORE"], ["0"])
 
+    def test_the_one_that_the_readme_tells_to_make_differs_in_the_program_alone(self) -> None:
+        package = DEBIAN / "xapsd.service"
+        readme = (DEBIAN.parent / "README.rst").read_text()
+        self.assertNotIn("[Service]", readme)
+        (change,) = re.findall(r"^    sed '(.+)' debian/xapsd.service ", readme, re.MULTILINE)
+        made = Path(self.mktemp())
+        made.write_bytes(subprocess.check_output(["sed", change, package]))
+        expected = {**unit.read(package), "ExecStart": ["/opt/xapsd/bin/xapsd"]}
+        self.assertEqual(unit.read(made), expected)
+
 
 class ManualTests(SynchronousTestCase):
     def setUp(self) -> None:

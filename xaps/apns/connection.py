@@ -141,7 +141,11 @@ class Connection(BaseProtocol):
         factory = Factory.forProtocol(lambda: self)
         factory.noisy = False
         self._connecting = endpoint.connect(factory)
-        self._connecting.addErrback(lambda failure: self.close(failure_reason(failure)))
+        self._connecting.addErrback(self._not_connected)
+
+    def _not_connected(self, failure: Failure) -> None:
+        self.close(failure_reason(failure))
+        failure.cleanFailure()
 
     def send(self, headers: Sequence[Header], body: bytes, on_end: OnEnd) -> None:
         """Send a push; only while there is :attr:`room`."""
@@ -183,6 +187,8 @@ class Connection(BaseProtocol):
         self._state = TransportState.LOST
         if self.session.state is not SessionState.CLOSED:
             self._reason = failure_reason(reason)
+        if reason is not connectionDone:
+            reason.cleanFailure()  # its traceback leads back to it
         self._take_a_turn()
 
     def pauseProducing(self) -> None:
@@ -333,8 +339,12 @@ class Connection(BaseProtocol):
             transport.loseConnection()
         elif state in (TransportState.ABSENT, TransportState.LOST):
             _cancel(self._deadline)
-            if self._connecting is not None:
-                self._connecting.cancel()
+            connecting, self._connecting = self._connecting, None
+            if connecting is not None:
+                connecting.cancel()
+            # These refer to this again, and all would wait for a search for garbage.
+            self.transport = self.factory = None
+            self.session.forget()
             self._owner.on_gone(self)
 
 

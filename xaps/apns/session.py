@@ -35,6 +35,9 @@ MAX_BODY = 4096
 MAX_STREAMS = 1000
 """Requests in flight at the most, also when the peer allows more."""
 MAX_STREAM_ID = 2**31 - 1
+MAX_REMEMBERED = 8192
+"""Ended streams of which h2 knows how they ended: what still comes for one that we gave up is no
+breach of the protocol. Each takes 150 bytes, and h2's own bound is eight times that."""
 AT_ONCE = 64
 """Frames that one call of :meth:`Session.receive` looks at, and events that are acted on in one
 turn of the reactor: others want to be served, too."""
@@ -133,6 +136,10 @@ class _PeerError(Exception):
     """The peer broke the protocol in a way that h2 does not see."""
 
 
+class _H2(H2Connection):
+    MAX_CLOSED_STREAMS = MAX_REMEMBERED
+
+
 class Session(Generic[T]):
     """The client's side of one connection.
 
@@ -150,7 +157,7 @@ class Session(Generic[T]):
             validate_outbound_headers=False,
             normalize_outbound_headers=False,
         )
-        self._h2 = H2Connection(config)
+        self._h2 = _H2(config)
         self._h2.local_settings = Settings(
             client=True,
             initial_values={
@@ -269,6 +276,11 @@ class Session(Generic[T]):
         if self.state is not SessionState.CLOSED:
             self._end(reason)
         return self._take_events()
+
+    def forget(self) -> None:
+        """Let go of h2's state, which refers to itself and would stay until there is a search for
+        garbage; once it is closed, when there is nothing more to receive or to send."""
+        vars(self._h2).clear()
 
     def tick(self, now: float) -> list[SessionEvent[T]]:
         """Let time pass: give up what took too long, and look after the peer's health."""

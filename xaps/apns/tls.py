@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 from OpenSSL import SSL, crypto
@@ -35,6 +35,9 @@ TrustRoot = Any
 """What Twisted takes as one; its interface for that is private."""
 
 ALPN = b"h2"
+CONTEXT_LIFETIME = 3600.0
+"""Seconds after which the system is asked anew whom it trusts."""
+
 _PEM = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 
 _TOO_WEAK = re.compile("(ee|ca) (key too small|md too weak)")
@@ -98,6 +101,17 @@ def tls_endpoint(
     :param order: which address comes first; to be given again for the next attempt.
     :raises ValueError: if OpenSSL does not take the credential.
     """
+    context = _context(root, credential, int(reactor.seconds() // CONTEXT_LIFETIME))
+    creator = _Creator(host, context)
+    return TLSByName(
+        reactor, host, port, creator, check=partial(_check_name, host), order=order or Order()
+    )
+
+
+@lru_cache(maxsize=1)
+def _context(root: TrustRoot, credential: Credential, age: int) -> SSL.Context:
+    """Kept, for with all the certificates that the system trusts it takes a megabyte, and it refers
+    to itself."""
     options: dict[str, Any] = {"raiseMinimumTo": TLSVersion.TLSv1_2}
     if isinstance(credential, CertificateCredential):
         try:
@@ -108,11 +122,7 @@ def tls_endpoint(
         except (crypto.Error, ValueError) as reason:
             raise ValueError(f"{credential.source} cannot be used for TLS") from reason
         options.update(certificate=leaf, privateKey=key, extraCertChain=chain)
-    context = CertificateOptions(trustRoot=root, **options).getContext()
-    creator = _Creator(host, context)
-    return TLSByName(
-        reactor, host, port, creator, check=partial(_check_name, host), order=order or Order()
-    )
+    return CertificateOptions(trustRoot=root, **options).getContext()
 
 
 @implementer(IOpenSSLClientConnectionCreator)

@@ -14,6 +14,7 @@ from xaps.intake.messages import RegisterRequest
 from xaps.mailboxes import INBOX, canonical
 from xaps.model import Notice, Refused, Registration
 from xaps.system.complaints import Complaints
+from xaps.system.coroutines import run
 
 MIN_PLUGIN_BODY = 51
 """The plugin aborts the imap process when there is less."""
@@ -62,7 +63,7 @@ class Responder:
     def respond(self, request: Request) -> Deferred[Answer]:
         """Fires with the answer, a refusal it may be, and never fails. That to a registration comes
         when it is on disk."""
-        return Deferred.fromCoroutine(self._respond(request))
+        return run(self._respond(request))
 
     async def _respond(self, request: Request) -> Answer:
         try:

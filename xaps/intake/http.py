@@ -10,7 +10,7 @@ import base64
 import binascii
 import hmac
 from collections.abc import Callable, Mapping
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import attrs
 import httptools
@@ -145,7 +145,7 @@ class HttpDialect:
     def __init__(self, secret: str | None = None) -> None:
         self.incomplete = False
         self._secret = secret
-        self._parser = httptools.HttpRequestParser(self)
+        self._parser: Any = None  # httptools' own, while there is a request
         self._events: list[Request | Answer] = []
         self._dead = False  # nothing more is taken
         self._held = 0  # bytes that the parser may be holding on to, it gave none of them away
@@ -161,21 +161,25 @@ class HttpDialect:
                     self._end(Answer(431, HEAD_TOO_LARGE))
             except _Stop:
                 pass
+            if not self.incomplete:
+                self._parser = None
         return events
 
     def overdue(self) -> Answer:
-        self._dead, self.incomplete = True, False
+        self._dead, self.incomplete, self._parser = True, False, None
         return OVERDUE
 
     def _parse(self, data: bytes) -> None:
         while data:  # to the older parser, nothing would mean the end of the connection
+            # They refer to each other: kept between requests, both would outlive the last one.
+            parser = self._parser = self._parser or httptools.HttpRequestParser(self)
             try:
-                self._parser.feed_data(data)
+                parser.feed_data(data)
             except httptools.HttpParserUpgrade as upgrade:
                 # The client offers to speak something else (Upgrade: h2c), and the parser leaves
                 # the body to that. The head is read once more, without the offer.
-                data = self._head_without_offer() + data[upgrade.args[0] :]
-                self._parser = httptools.HttpRequestParser(self)
+                data = self._head_without_offer(parser) + data[upgrade.args[0] :]
+                self._parser = None
             except httptools.HttpParserError as error:
                 if not self._dead:  # otherwise it is a _Stop, wrapped by the parser
                     # llhttp sees to the version itself.
@@ -185,8 +189,7 @@ class HttpDialect:
             else:
                 return
 
-    def _head_without_offer(self) -> bytes:
-        parser = self._parser
+    def _head_without_offer(self, parser: httptools.HttpRequestParser) -> bytes:
         version = parser.get_http_version().encode("ascii")
         stays = b"keep-alive" if parser.should_keep_alive() else b"close"
         lines = [b"%s %s HTTP/%s" % (parser.get_method(), self._target, version)]
@@ -224,9 +227,9 @@ class HttpDialect:
 
     def on_headers_complete(self) -> None:
         self._in_head = False
-        headers = self._headers
-        version = self._parser.get_http_version()
-        self._close = not self._parser.should_keep_alive()
+        parser, headers = self._parser, self._headers
+        version = parser.get_http_version()
+        self._close = not parser.should_keep_alive()
         if version == "1.0" and not self._close:
             self._keep_alive = True
         # Nothing after a request whose end is in doubt can be trusted.
@@ -237,10 +240,10 @@ class HttpDialect:
             self._end(Answer(400, "Content-Length and Transfer-Encoding exclude each other"))
         if encoding is not None and encoding.lower() != b"chunked":
             self._end(Answer(501, "the only transfer encoding understood is chunked"))
-        method = self._parser.get_method()
+        method = parser.get_method()
         if method == b"CONNECT":
             self._end(Answer(405, "this is not a proxy"))
-        if self._parser.should_upgrade():
+        if parser.should_upgrade():
             return
         if int(headers.get(b"content-length", b"0")) > MAX_BODY:
             self._end(Answer(413, BODY_TOO_LARGE))

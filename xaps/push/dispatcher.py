@@ -34,6 +34,7 @@ from xaps.push.holds import Holds, Reason
 from xaps.push.saving import FlagSaver
 from xaps.registry.interface import MAX_PER_USER, IRegistry, RegistryError
 from xaps.system.complaints import Complaints
+from xaps.system.coroutines import run
 
 RENEWAL = 2 * DAY
 """Seconds in which every phone that is there registers again."""
@@ -228,7 +229,7 @@ class Dispatcher:
             if flag is None:
                 break
             self.flags.take(flag, now)
-            Deferred.fromCoroutine(self._push(flag))
+            run(self._push(flag))
         self._arm()
 
     def _next(self, now: float) -> Flag | None:

@@ -22,6 +22,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from xaps.intake.cyrus.drain import DATAGRAM, FOREIGN, HEADER, LOST
 from xaps.intake.cyrus.listener import (
     HIGH_WATER,
+    MAX_RETRIED,
     ROOM,
     SLICE,
     STOP_PATIENCE,
@@ -207,6 +208,9 @@ class CyrusListenerTests(SynchronousTestCase):
         """Do what is due now."""
         self.reactor.advance(0)
 
+    def refuse_for_now(self) -> Deferred[Any]:
+        return fail(Refused("the disk is full", temporary=True))
+
     def got_after(self, *datagrams: bytes) -> list[Registration | Notice]:
         self.drain.hand_on(*datagrams)
         self.work()
@@ -246,7 +250,7 @@ class CyrusListenerTests(SynchronousTestCase):
 
     def test_notices_do_not_wait_for_a_registration_that_cannot_be_stored(self) -> None:
         self.start()
-        self.handler.answer = lambda: fail(Refused("the disk is full", temporary=True))
+        self.handler.answer = self.refuse_for_now
         self.got_after(register("alice", "INBOX"))
         self.handler.answer = lambda: succeed(None)
         self.assertEqual(self.got_after(mail())[1:], [Notice("alice", "INBOX", True)])
@@ -263,7 +267,7 @@ class CyrusListenerTests(SynchronousTestCase):
 
     def test_a_registration_is_dated_by_the_time_of_day_at_which_it_came(self) -> None:
         self.start()
-        self.handler.answer = lambda: fail(Refused("the disk is full", temporary=True))
+        self.handler.answer = self.refuse_for_now
         self.got_after(register("alice", "INBOX"))
         self.handler.answer = lambda: succeed(None)
         self.now += 0.5
@@ -384,9 +388,9 @@ class CyrusListenerTests(SynchronousTestCase):
 
     def test_a_temporary_refusal_is_tried_again_later_and_later(self) -> None:
         self.start()
-        self.handler.answer = lambda: fail(Refused("the disk is full", temporary=True))
+        self.handler.answer = self.refuse_for_now
         self.got_after(mail())
-        for number, seconds in enumerate((1, 2, 4, 8, 16, 32, 60, 60), 1):
+        for number, seconds in enumerate((1, 1, 2, 4, 8, 16, 32, 60, 60), 1):
             self.reactor.advance(seconds - 0.5)
             self.assertEqual(len(self.handler.got), number)
             self.reactor.advance(0.5)
@@ -394,7 +398,68 @@ class CyrusListenerTests(SynchronousTestCase):
         self.handler.answer = lambda: succeed(1)
         self.reactor.advance(60)
         self.reactor.advance(1000)
-        self.assertEqual(len(self.handler.got), 10)
+        self.assertEqual(len(self.handler.got), 11)
+
+    def test_what_is_refused_for_now_keeps_nothing_waiting_that_comes_after(self) -> None:
+        self.start()
+        self.handler.answer = self.refuse_for_now
+        self.got_after(*[mail(f"folder{number}") for number in range(2 * WINDOW)])
+        self.handler.answer = lambda: succeed(1)
+        del self.handler.got[:]
+        self.assertEqual(self.got_after(mail()), [Notice("alice", "INBOX", True)])
+        self.reactor.advance(1)
+        self.assertEqual(len(self.handler.got), 1 + 2 * WINDOW)
+
+    def test_what_comes_in_keeps_nothing_waiting_that_is_to_be_tried_again(self) -> None:
+        self.start()
+        self.handler.answer = self.refuse_for_now
+        self.got_after(mail("first"))
+        self.handler.answer = lambda: succeed(1)
+        self.drain.hand_on(*[mail()] * (3 * SLICE))
+        self.reactor.rightNow += 1
+        self.reactor.turn()
+        self.reactor.turn()
+        self.assertEqual(self.handler.got.count(Notice("alice", "INBOX.first", True)), 2)
+        self.assertLess(len(self.handler.got), 3 * SLICE)
+        self.work()
+
+    def test_of_the_same_only_the_last_one_is_tried_again(self) -> None:
+        self.start()
+        self.handler.answer = self.refuse_for_now
+        self.got_after(mail(), register("bob", "INBOX"), mail(), mail("Notes"))
+        self.got_after(register("bob", "Notes"))
+        self.handler.answer = lambda: succeed(1)
+        del self.handler.got[:]
+        self.reactor.advance(1)
+        told = [got.mailboxes if isinstance(got, Registration) else got for got in self.handler.got]
+        notices = [Notice("alice", mailbox, True) for mailbox in ("INBOX", "INBOX.Notes")]
+        self.assertEqual(told, [*notices, ("Notes",)])
+
+    def test_an_event_is_tried_again_for_a_day(self) -> None:
+        self.start()
+        self.handler.answer = self.refuse_for_now
+        self.got_after(mail())
+        self.reactor.pump([60] * (24 * 60 - 2))
+        with capturedLogs() as logs:
+            self.reactor.pump([60] * 5)
+        lost = [(log["count"], log["reason"]) for log in logs if log["log_level"] == LogLevel.error]
+        self.assertEqual(lost, [(1, "the disk is full")])
+        del self.handler.got[:]
+        self.reactor.pump([60] * 5)
+        self.assertEqual(self.handler.got, [])
+
+    def test_of_more_than_can_be_kept_those_tried_longest_ago_are_lost(self) -> None:
+        self.start()
+        self.handler.answer = self.refuse_for_now
+        self.got_after(*[mail(f"folder{number}") for number in range(MAX_RETRIED + 2)])
+        self.handler.answer = lambda: succeed(1)
+        del self.handler.got[:]
+        with capturedLogs() as logs:
+            self.reactor.advance(1)
+        lost = [(log["count"], log["reason"]) for log in logs if log["log_level"] == LogLevel.error]
+        self.assertEqual(lost, [(2, "the disk is full")])
+        names = [got.mailbox for got in self.handler.got if isinstance(got, Notice)]
+        self.assertEqual(names, [f"INBOX.folder{number}" for number in range(2, MAX_RETRIED + 2)])
 
     def test_a_refusal_for_good_and_an_error_are_logged_and_not_tried_again(self) -> None:
         self.start()
@@ -416,7 +481,8 @@ class CyrusListenerTests(SynchronousTestCase):
     # ------------------------------------------------------------ the draining process
 
     def test_its_end_is_noticed_while_it_is_paused(self) -> None:
-        self.handler.answer = lambda: fail(Refused("the disk is full", temporary=True))
+        answer: Deferred[None] = Deferred()
+        self.handler.answer = lambda: answer
         self.start()
         self.drain.hand_on(*[mail()] * (2 * HIGH_WATER))
         self.work()
@@ -424,7 +490,7 @@ class CyrusListenerTests(SynchronousTestCase):
         self.drain.end()
         self.reactor.advance(1)
         self.assertEqual(len(self.reactor.drains), 2)
-        self.handler.answer = lambda: succeed(1)
+        answer.callback(None)
 
     def test_what_there_was_no_room_for_is_told(self) -> None:
         self.start()
@@ -573,11 +639,12 @@ class CyrusListenerTests(SynchronousTestCase):
         self.successResultOf(stopped)
 
     def test_what_waits_to_be_tried_again_is_tried_at_the_stop(self) -> None:
-        self.handler.answer = lambda: fail(Refused("the disk is full", temporary=True))
+        self.handler.answer = self.refuse_for_now
         listener = self.start()
-        self.got_after(mail(), mail())
+        self.got_after(mail(), mail("Notes"))
         with capturedLogs() as logs:
             stopped = listener.stop()
+            self.work()
             self.assertEqual(len(self.handler.got), 4)
             self.drain.end()
             self.work()

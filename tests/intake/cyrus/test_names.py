@@ -90,6 +90,8 @@ class FromUriTests(SynchronousTestCase):
             "user.alice",
             "imap://host/user.%FF",
             "imap://host/...",
+            "imap://host/user.\ud800",
+            "imap://host/user.alice.a%00b",
         ):
             self.assertIsNone(from_uri(bad, DEBIAN), bad)
 

@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from twisted.internet.defer import CancelledError, Deferred, succeed
+import attrs
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.error import ProcessExitedAlready
 from twisted.internet.interfaces import IDelayedCall, IProcessTransport, IReactorTime
 from twisted.internet.protocol import ProcessProtocol
-from twisted.internet.task import deferLater
 from twisted.logger import Logger, LogLevel
 from twisted.protocols.basic import Int32StringReceiver
 from twisted.python.failure import Failure
@@ -28,8 +28,9 @@ from xaps.intake.cyrus import drain
 from xaps.intake.cyrus.events import Followers, Skipped, read
 from xaps.intake.cyrus.names import CyrusSettings
 from xaps.listen.unix import ListenError, bind_unix
-from xaps.model import Notice, Refused, Registration
+from xaps.model import DAY, Notice, Refused, Registration, RegistrationKey
 from xaps.system.complaints import Complaints
+from xaps.system.coroutines import run
 from xaps.system.work import Work
 
 ROOM = 256 * 2**20
@@ -39,13 +40,29 @@ HIGH_WATER = 2048
 SLICE = 64
 """Datagrams that are worked off in one go; between two slices others have their turn."""
 WINDOW = 256
-"""Datagrams that may wait for the registry's disk at the same time."""
+"""Events that may wait for the registry's disk at the same time."""
+MAX_RETRIED = 10_000
+"""Events that the registry could not take and that are tried again."""
 LONGEST_RETRY = 60.0
-"""Seconds between two tries while the registry cannot be written."""
+"""Seconds between two tries."""
+RETRIED_FOR = DAY
+"""Seconds: by then the phone has registered again, and a push would be given up."""
 RESTART_INTERVAL = 1.0
 """Seconds between two starts of the draining process, if it ends."""
 STOP_PATIENCE = 5.0
 """Seconds that the draining process may hand on nothing at the stop, before it is killed."""
+
+
+@attrs.frozen
+class _Event:
+    content: Registration | Notice
+    came_at: float
+    """By the reactor's clock."""
+
+    @property
+    def key(self) -> RegistrationKey | Notice:
+        """Of two events with the same, the later one counts."""
+        return self.content.key if isinstance(self.content, Registration) else self.content
 
 
 class CyrusListener:
@@ -87,7 +104,9 @@ class CyrusListener:
         self._work_call: IDelayedCall | None = None
         self._open = 0
         self._registering: dict[str, Deferred[None]] = {}
-        self._pauses: set[Deferred[None]] = set()
+        self._refused: dict[RegistrationKey | Notice, _Event] = {}  # for now
+        self._again: deque[_Event] = deque()  # of these, what is now tried again
+        self._again_call: IDelayedCall | None = None
         self._stopped: Deferred[None] | None = None
         self._lost: Counter[str] = Counter()
         self._complaints = Complaints(self._log, reactor.seconds)
@@ -134,9 +153,9 @@ class CyrusListener:
             self._start_drain()
         if self._drain is not None:
             self._drain.finish()
-        for pause in tuple(self._pauses):
-            pause.cancel()  # what waits is tried once more, and now: there is no other time
-        self._work_soon()
+        if self._again_call is not None:
+            self._again_call.cancel()
+        self._try_again()  # once more, and now: there is no other time
         return stopped
 
     def look(self) -> None:
@@ -212,19 +231,18 @@ class CyrusListener:
         if self._handler is None:
             self._datagrams.clear()  # it is stopped before it has begun: nobody takes these
         for _ in range(SLICE):
+            # By turns: neither keeps the other waiting.
+            if self._again and self._open < WINDOW:
+                run(self._hand_over(self._again.popleft()))
             if self._datagrams and self._open < WINDOW:
                 self._handle(self._datagrams.popleft())
-        if self._datagrams:
+        if self._drain is not None and self._drain.frames.paused and not self._datagrams:
+            self._drain.frames.resumeProducing()
+        if self._datagrams or self._again:
             if self._open < WINDOW:
                 self._work_soon()
-        elif self._drain is not None:
-            if self._drain.frames.paused:
-                self._drain.frames.resumeProducing()
-        elif (stopped := self._stopped) is not None and not self._open:
-            for reason, count in self._lost.items():
-                self._log.error(
-                    "{count} events of Cyrus are lost: {reason}", count=count, reason=reason
-                )
+        elif (stopped := self._stopped) is not None and self._drain is None and not self._open:
+            self._tell_lost()
             assert self._socket is not None
             self._socket.close()
             self._socket = self._stopped = None
@@ -236,61 +254,77 @@ class CyrusListener:
         except Refused as refused:
             self._complain(refused.reason)
             return
+        now = self._reactor.seconds()
         if isinstance(said, Skipped):
             self._log.debug("Skipped: {reason}", reason=said.reason)
         elif isinstance(said, Registration):
             self._followers.remember(said)
-            Deferred.fromCoroutine(self._hand_over(said, said.key.user))
+            run(self._hand_over(_Event(said, now)))
         else:
             for notice in self._followers.notices(said):
-                Deferred.fromCoroutine(self._hand_over(notice, notice.user))
+                run(self._hand_over(_Event(notice, now)))
 
-    async def _hand_over(self, said: Registration | Notice, user: str) -> None:
+    async def _hand_over(self, event: _Event) -> None:
+        content = event.content
         self._open += 1
+        user = content.key.user if isinstance(content, Registration) else content.user
         before = self._registering.get(user)
         tried = Deferred[None]()
-        if isinstance(said, Registration):
+        if isinstance(content, Registration):
             self._registering[user] = tried
         if before is not None:
             # What was registered before must have been stored, or a notice finds no phone.
             await before
-        is_taken = await self._is_taken(said)
+        try:
+            assert self._handler is not None
+            if isinstance(content, Registration):
+                await self._handler.register(content)
+            else:
+                await self._handler.notify(content)
+        except Refused as refused:
+            if refused.temporary:
+                self._refuse_for_now(event, refused.reason)
+            else:
+                self._complain(refused.reason)
+        except Exception:
+            self._log.failure("An event of Cyrus could not be handled")
         if self._registering.get(user) is tried:
             del self._registering[user]
         tried.callback(None)
-        delay = 1.0
-        while not is_taken:
-            pause = deferLater(self._reactor, delay, lambda: None)
-            self._pauses.add(pause)
-            with contextlib.suppress(CancelledError):
-                await pause
-            self._pauses.remove(pause)
-            delay = min(2 * delay, LONGEST_RETRY)
-            is_taken = await self._is_taken(said)
         self._open -= 1
         if self._open == WINDOW - 1 or self._stopped is not None:
             self._work_soon()
 
-    async def _is_taken(self, said: Registration | Notice) -> bool:
-        """Whether that was the last try."""
-        assert self._handler is not None
-        try:
-            if isinstance(said, Registration):
-                await self._handler.register(said)
-            else:
-                await self._handler.notify(said)
-        except Refused as refused:
-            if not refused.temporary:
-                self._complain(refused.reason)
-            elif self._stopped is None:
-                # Nobody else remembers it: Cyrus has gone on, and the phone believes that it is
-                # registered.
-                return False
-            else:
-                self._lost[refused.reason] += 1
-        except Exception:
-            self._log.failure("An event of Cyrus could not be handled")
-        return True
+    def _refuse_for_now(self, event: _Event, reason: str) -> None:
+        """Try it again: nobody else remembers it. Cyrus has gone on, and the phone believes that
+        it is registered."""
+        age = self._reactor.seconds() - event.came_at
+        if self._stopped is not None or age >= RETRIED_FOR:
+            self._lost[reason] += 1
+        else:
+            later = self._refused.pop(event.key, event)
+            self._refused[event.key] = max(event, later, key=lambda each: each.came_at)
+            if len(self._refused) + len(self._again) > MAX_RETRIED:
+                del self._refused[next(iter(self._refused))]
+                self._lost[reason] += 1
+        if self._again_call is None and self._stopped is None:
+            # After twice as long each time.
+            delay = min(max(1.0, age), LONGEST_RETRY)
+            self._again_call = self._reactor.callLater(delay, self._try_again)
+
+    def _try_again(self) -> None:
+        self._again_call = None
+        self._tell_lost()
+        self._again.extend(self._refused.values())
+        self._refused.clear()
+        self._work_soon()
+
+    def _tell_lost(self) -> None:
+        for reason, count in self._lost.items():
+            self._log.error(
+                "{count} events of Cyrus are lost: {reason}", count=count, reason=reason
+            )
+        self._lost.clear()
 
     def _complain(self, reason: str) -> None:
         text = "Refused a datagram at {where}: {reason}"

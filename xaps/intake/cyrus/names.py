@@ -11,6 +11,7 @@ from urllib.parse import unquote
 import attrs
 
 from xaps.mailboxes import INBOX, canonical
+from xaps.model import NOT_TEXT
 
 
 @attrs.frozen
@@ -64,6 +65,8 @@ def from_uri(uri: str, settings: CyrusSettings) -> Mailbox | None:
         # Cyrus writes "/;UID=" where it knows no UIDVALIDITY.
         name = unquote(path.removesuffix("/"), errors="strict")
     except UnicodeDecodeError:
+        return None
+    if NOT_TEXT.search(name):  # as nothing that is registered has it; JSON can smuggle it in
         return None
     domain = ""
     if settings.virt_domains and "@" in name:
