@@ -84,7 +84,7 @@ class BoundTests(IntakeCase):
         held: list[Deferred[None]] = []
         self.handler.held = held
         client = self.connect()
-        client.send(REGISTER + b"rubbish")
+        client.send(REGISTER + b"rubbish\r\n")
         self.assertFalse(client.wire.reading)
         held[0].callback(None)
         client.received()
@@ -221,9 +221,17 @@ class BoundTests(IntakeCase):
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
         self.assertEqual(good.send(NOTIFY), OK)
 
+    def fill(self, count: int = 10) -> list[Connection]:
+        """So many connections that all wait for their registrations to be stored."""
+        self.handler.held = []
+        clients = [self.connect() for _ in range(count)]
+        for client in clients:
+            client.send(REGISTER)
+        return clients
+
     def test_too_many_connections_are_told_so(self) -> None:
         with capturedLogs() as events:
-            clients = [self.connect() for _ in range(10)]
+            clients = self.fill()
             for _ in range(3):
                 surplus = self.connect()
                 received = surplus.send(NOTIFY)
@@ -241,7 +249,7 @@ class BoundTests(IntakeCase):
                 for client in clients:
                     client.lose()
                 for _ in clients:
-                    self.assertEqual(self.connect().send(NOTIFY), OK)
+                    self.connect().send(REGISTER)
                 self.connect().lose()
             warned = [event for event in events if event["log_level"] is LogLevel.warn]
             return len([event for event in warned if "limit" in event])
@@ -250,13 +258,13 @@ class BoundTests(IntakeCase):
         self.assertEqual(made_room(clients[1:3]), 1)
 
     def test_far_too_many_connections_are_not_even_told(self) -> None:
-        for _ in range(10 + 64):
+        self.fill(10)
+        for _ in range(64):
             self.connect()
         self.assertIsNone(self.factory.buildProtocol(LOOPBACK))
 
     def test_a_surplus_connection_must_not_stay(self) -> None:
-        for _ in range(10):
-            self.connect()
+        self.fill()
         surplus = self.connect()
         self.clock.advance(LINGER)
         self.assertTrue(surplus.wire.aborted)
