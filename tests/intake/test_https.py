@@ -45,7 +45,7 @@ from tests.intake.case import (
 from tests.standins.tls import client_options, server_options
 from xaps.intake.allow import Network
 from xaps.intake.answers import Responder
-from xaps.intake.connection import LINGER, REQUEST_DEADLINE
+from xaps.intake.connection import LINGER, REQUEST_DEADLINE, WRITE_DEADLINE
 from xaps.intake.connections import Connections, Turns
 from xaps.intake.dialect import Answer as Refusal
 from xaps.intake.http import MAX_BODY, HttpDialect
@@ -548,6 +548,58 @@ class Http2Tests(Case):
                 held[0].errback(outcome)
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
         self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    @as_deferred
+    async def test_a_client_that_has_no_window_for_its_answer_is_cut_off(self) -> None:
+        for late in False, True:
+            client = await self.connect_http2()
+            client.conn.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 0})
+            await client.flush()
+            answer = await client.ask("/nothing", b"")
+            self.assertEqual((answer.status, answer.body, answer.ended), (404, b"", False))
+            self.clock.advance(WRITE_DEADLINE - 1)
+            if late:
+                client.conn.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 9000})
+                await client.flush()
+                self.assertTrue(answer.body and answer.ended)
+            self.clock.advance(1)
+            self.assertIs(client.server_wire.aborted, not late)
+            self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    @as_deferred
+    async def test_a_window_that_is_opened_by_bits_buys_no_time(self) -> None:
+        client = await self.connect_http2()
+        client.conn.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 0})
+        await client.flush()
+        answer = await client.ask("/nothing", b"")
+        for _ in range(6):
+            self.clock.advance(WRITE_DEADLINE / 6)
+            client.conn.increment_flow_control_window(1, 1)
+            await client.flush()
+        self.assertGreaterEqual(len(answer.body), 4)
+        self.assertTrue(client.server_wire.aborted)
+
+    @as_deferred
+    async def test_a_head_that_trickles_in_is_dropped(self) -> None:
+        client = await self.connect_http2()
+        client.begin("/notify", "POST")
+        frames = client.conn.data_to_send()
+        await client.send(frames[:5])
+        self.clock.advance(REQUEST_DEADLINE / 2)
+        await client.send(frames[5:10])
+        self.clock.advance(REQUEST_DEADLINE / 2)
+        await client.pump()
+        self.assertTrue(client.lost)
+
+    @as_deferred
+    async def test_a_connection_lives_on_many_small_frames(self) -> None:
+        client = await self.connect_http2()
+        for _ in range(20):
+            for number in range(50):
+                client.conn.ping(b"%08d" % number)
+            await client.flush()
+            self.assertEqual((await client.ask("/notify", NOTICE)).status, 200)
+        self.assertFalse(client.lost)
 
     @as_deferred
     async def test_rubbish_ends_the_connection(self) -> None:
