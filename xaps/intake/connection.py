@@ -146,12 +146,13 @@ class ClientConnection(Protocol):
         if self._has_work():
             if not self._queue:
                 self._parse()
-            elif isinstance(event := self._queue.popleft(), Answer):
+            event = self._queue.popleft() if self._queue else None
+            if isinstance(event, Answer):
                 self._answer(event)
             elif isinstance(event, bytes):
                 self.transport.write(event)
-            else:
-                self._current = event
+            elif event is not None:
+                self._current, self._owner = event, event.user
                 self._connections.served(self, self.transport.getPeer())
                 answer = self._connections.responder.respond(event)
                 answer.addCallback(self._answered, event).addErrback(self._broken)
