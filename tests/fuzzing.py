@@ -39,7 +39,7 @@ def converse(dialect: Callable[[], Dialect], data: bytes) -> None:
     events = whole.feed(data)
     pieces = [event for piece in _pieces(data, size) for event in apart.feed(piece)]
     assert pieces == events, f"{pieces} in pieces of {size} bytes, {events} at once"
-    assert whole.incomplete == apart.incomplete
+    assert whole.unfinished == apart.unfinished
     for number, event in enumerate(events, 1):
         _check_answer(whole, event)
         if isinstance(event, Answer) and event.close:

@@ -10,7 +10,7 @@ from twisted.internet.address import IPv4Address, UNIXAddress
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.error import ConnectionDone
 from twisted.internet.testing import StringTransport
-from twisted.logger import capturedLogs
+from twisted.logger import capturedLogs, formatEvent
 from twisted.python.failure import Failure
 from twisted.web.server import Site
 
@@ -312,19 +312,37 @@ class BoundTests(WebTestCase):
             self.assertIn(b"the request has more than 65536 bytes", transport.value())
         self.assertEqual(len(self.keys()), 1)
 
-    def test_connections_over_the_bound_are_shut_out_and_that_is_told_once(self) -> None:
+    def test_connections_over_the_bound_are_shut_out_while_all_are_busy(self) -> None:
+        self.register("alice")
+        self.registry.held = True
         with capturedLogs() as events:
             opened = [self.connect()[0] for _ in range(MAX_CONNECTIONS)]
+            for channel in opened:
+                channel.dataReceived(b"GET /devices HTTP/1.0\r\n\r\n")
             self.assertEqual(events, [])
             for _ in range(3):
                 self.assertIsNone(self.site.buildProtocol(UNIXAddress(None)))
                 opened.pop().connectionLost(Failure(ConnectionDone()))
                 opened.append(self.connect()[0])
+                opened[-1].dataReceived(b"GET /devices HTTP/1.0\r\n\r\n")
         told = [event["limit"] for event in events if event["log_level"].name == "warn"]
         self.assertEqual(told, [MAX_CONNECTIONS])
         for channel in opened:
             channel.connectionLost(Failure(ConnectionDone()))
+        self.registry.release()
         self.assertEqual(self.ask("GET", "/status")[0], 200)
+
+    def test_a_connection_that_asks_for_nothing_makes_room_for_one_that_does(self) -> None:
+        opened = [self.connect() for _ in range(MAX_CONNECTIONS)]
+        opened[1][0].dataReceived(b"POST /reload HTTP/1.1\r\n")  # and no more
+        with capturedLogs() as events:
+            for _ in range(3):
+                self.assertEqual(self.ask("GET", "/status")[0], 200)
+        self.assertIn("idle ones make room", formatEvent(events[0]))
+        aborted = [transport.aborted for _, transport in opened]
+        self.assertEqual(aborted, [True] * 3 + [False] * (MAX_CONNECTIONS - 3))
+        for channel, _ in opened:
+            channel.connectionLost(Failure(ConnectionDone()))
 
     def test_nothing_wakes_the_daemon_while_nobody_asks(self) -> None:
         self.ask("GET", "/status")

@@ -5,9 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from h2.connection import H2Connection
 from twisted.trial.unittest import SynchronousTestCase
-from twisted.web.http import HTTPChannel
 
 from xaps import daemon, model
 from xaps.admin import control, health
@@ -21,7 +19,7 @@ from xaps.config import kinds
 from xaps.config import reading as configuration
 from xaps.credentials import reading
 from xaps.ctl import client as ctl_client
-from xaps.intake import answers, connection, connections, http, https, lines, messages
+from xaps.intake import answers, connection, connections, http, http2, lines, messages
 from xaps.intake.cyrus import drain as cyrus_drain
 from xaps.intake.cyrus import listener as cyrus_listener
 from xaps.listen import ports as listeners
@@ -61,8 +59,7 @@ def number(number: int) -> str:
 LIMITS = {
     "Line on the UNIX socket": size(lines.MAX_LINE),
     "Request line and headers": size(http.MAX_HEAD),
-    "The same over HTTPS with HTTP/1.1": size(HTTPChannel.totalHeadersSize),
-    "Headers of a request over HTTP/2": size(H2Connection.DEFAULT_MAX_HEADER_LIST_SIZE),
+    "Bytes over HTTP/2 from one request to the next, without the body": size(http2.MAX_IDLE_BYTES),
     "Body of a request": size(http.MAX_BODY),
     "User name": characters(model.MAX_USER),
     "Account id": characters(model.MAX_ACCOUNT_ID),
@@ -75,10 +72,12 @@ LIMITS = {
     "Time for a request, from its first byte to its last": period(connection.REQUEST_DEADLINE),
     "Time for a TLS handshake": period(connection.REQUEST_DEADLINE),
     "Time for a client to read its answers": period(connection.WRITE_DEADLINE),
-    "Idle time on a connection of ``tlsListenAddr``": period(https.IDLE),
     # The one of h2, which test_https tries.
-    "Requests at a time on a connection with HTTP/2": "100",
-    "Requests at a time on any other connection": "1",
+    "Unanswered requests on a connection with HTTP/2": "100",
+    "Requests at a time on a connection": "1",
+    "Bytes of all connections that wait for the rest of a request, or for their turn": size(
+        connections.MAX_HELD
+    ),
     "Time for all these requests before everything else has its turn": period(connections.TURN),
     "Connections of each of ``socket``, ``listenAddr`` and ``tlsListenAddr``": number(
         daemon.MAX_CONNECTIONS

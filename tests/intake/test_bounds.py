@@ -23,7 +23,8 @@ from tests.intake.case import (
     post,
 )
 from xaps.intake.connection import LINGER, REQUEST_DEADLINE, WRITE_DEADLINE
-from xaps.intake.connections import TURN
+from xaps.intake.connections import MAX_HELD, TURN
+from xaps.intake.http import MAX_BODY
 from xaps.model import Notice, Refused
 
 
@@ -84,7 +85,7 @@ class BoundTests(IntakeCase):
         held: list[Deferred[None]] = []
         self.handler.held = held
         client = self.connect()
-        client.send(REGISTER + b"rubbish")
+        client.send(REGISTER + b"rubbish\r\n")
         self.assertFalse(client.wire.reading)
         held[0].callback(None)
         client.received()
@@ -221,9 +222,73 @@ class BoundTests(IntakeCase):
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
         self.assertEqual(good.send(NOTIFY), OK)
 
+    def test_a_users_backlog_delays_that_user_alone(self) -> None:
+        hostile = post("/notify", {**NOTICE, "Username": "mallory"})
+        clients = [self.connect() for _ in range(9)]
+        for client in clients:
+            client.send(hostile)
+        self.handler.notices.clear()
+        for client in clients:
+            client.protocol.dataReceived(hostile * 15)
+        client = self.connect()
+        client.protocol.dataReceived(NOTIFY)
+        self.clock.advance(0)
+        users = [notice.user for notice in self.handler.notices]
+        self.assertEqual(len(users), 9 * 15 + 1)
+        self.assertLess(users.index("alice"), 5)
+
+    def test_what_waits_has_a_bound_for_all_and_the_greediest_goes(self) -> None:
+        self.listen(max_connections=1000)
+        head = b"POST /notify HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % MAX_BODY
+        small, large = head + b" " * 1000, head + b" " * (MAX_BODY - 1000)
+        modest = self.connect()
+        modest.send(small)
+        clients = [self.connect() for _ in range(MAX_HELD // MAX_BODY + 3)]
+        with capturedLogs() as events:
+            for client in clients:
+                client.send(large)
+        aborted = [client.wire.aborted for client in clients]
+        gone = sum(aborted)
+        self.assertEqual(aborted, [True] * gone + [False] * (len(clients) - gone))
+        self.assertIn(gone, (2, 3, 4))
+        self.assertEqual(len([event for event in events if "size" in event]), gone)
+        self.assertFalse(modest.wire.aborted)
+        self.assertEqual(self.connect().send(NOTIFY), OK)
+        for client in clients[gone:]:
+            client.lose()
+        for client in [self.connect() for _ in range(200)]:
+            client.send(large)
+            self.assertFalse(client.wire.aborted)
+
+    def test_an_idle_connection_makes_room_for_a_new_one(self) -> None:
+        clients = [self.connect() for _ in range(10)]
+        clients[0].send(NOTIFY)
+        clients[1].send(NOTIFY[:-1])  # it has never finished a request
+        for _ in range(3):
+            self.assertEqual(self.connect().send(NOTIFY), OK)
+        aborted = [client.wire.aborted for client in clients]
+        self.assertEqual(aborted, [False, *[True] * 3, *[False] * 6])
+
+    def test_room_is_made_by_the_address_that_has_most(self) -> None:
+        honest = Connection(self, IPv4Address("TCP", "192.0.2.1", 1))
+        clients = [self.connect() for _ in range(9)]
+        others = [self.connect() for _ in range(30)]
+        self.assertTrue(all(client.wire.aborted for client in clients + others[:-9]))
+        self.assertEqual(honest.send(NOTIFY), OK)
+        self.assertEqual(Connection(self, IPv4Address("TCP", "192.0.2.2", 1)).send(NOTIFY), OK)
+        self.assertTrue(others[-9].wire.aborted)
+
+    def fill(self, count: int = 10) -> list[Connection]:
+        """So many connections that all wait for their registrations to be stored."""
+        self.handler.held = []
+        clients = [self.connect() for _ in range(count)]
+        for client in clients:
+            client.send(REGISTER)
+        return clients
+
     def test_too_many_connections_are_told_so(self) -> None:
         with capturedLogs() as events:
-            clients = [self.connect() for _ in range(10)]
+            clients = self.fill()
             for _ in range(3):
                 surplus = self.connect()
                 received = surplus.send(NOTIFY)
@@ -241,7 +306,7 @@ class BoundTests(IntakeCase):
                 for client in clients:
                     client.lose()
                 for _ in clients:
-                    self.assertEqual(self.connect().send(NOTIFY), OK)
+                    self.connect().send(REGISTER)
                 self.connect().lose()
             warned = [event for event in events if event["log_level"] is LogLevel.warn]
             return len([event for event in warned if "limit" in event])
@@ -267,13 +332,13 @@ class BoundTests(IntakeCase):
         self.assertIsNone(trouble())
 
     def test_far_too_many_connections_are_not_even_told(self) -> None:
-        for _ in range(10 + 64):
+        self.fill(10)
+        for _ in range(64):
             self.connect()
         self.assertIsNone(self.factory.buildProtocol(LOOPBACK))
 
     def test_a_surplus_connection_must_not_stay(self) -> None:
-        for _ in range(10):
-            self.connect()
+        self.fill()
         surplus = self.connect()
         self.clock.advance(LINGER)
         self.assertTrue(surplus.wire.aborted)
@@ -310,6 +375,22 @@ class AdmissionTests(IntakeCase):
             made = self.factory.buildProtocol(IPv6Address("TCP", host, 1))
             self.assertIs(made is not None, admitted, host)
         self.assertIsNotNone(self.factory.buildProtocol(UNIX))
+
+    def test_ipv4_is_a_part_of_ipv6(self) -> None:
+        for network, peer, admitted in (
+            ("::/0", "192.0.2.7", True),
+            ("::ffff:192.0.2.0/120", "192.0.2.7", True),
+            ("::ffff:192.0.2.0/120", "::ffff:192.0.2.7", True),
+            ("::ffff:192.0.2.0/120", "192.0.3.7", False),
+            ("2000::/3", "192.0.2.7", False),
+            ("0.0.0.0/0", "2001:db8::1", False),
+            ("0.0.0.0/0", "::ffff:192.0.2.7", True),
+            ("fe80::/10", "fe80::1%eth0", True),
+        ):
+            self.listen(allow_from=(ip_network(network),))
+            kind = IPv6Address if ":" in peer else IPv4Address
+            made = self.factory.buildProtocol(kind("TCP", peer, 1))
+            self.assertIs(made is not None, admitted, (network, peer))
 
     def test_many_strangers_do_not_fill_memory_or_log(self) -> None:
         self.listen(allow_from=(ip_network("192.0.2.0/24"),))

@@ -171,7 +171,7 @@ class RequestTests(DialectCase):
         waiting = HttpDialect()
         head, _, body = notify(b"Expect: 100-Continue").partition(b"\r\n\r\n")
         self.assertEqual(waiting.feed(head + b"\r\n\r\n"), [Answer(100)])
-        self.assertTrue(waiting.incomplete)
+        self.assertGreater(waiting.unfinished, 0)
         self.assertEqual(waiting.feed(body), [Request(NEW_MAIL, for_plugin=True)])
         self.assertEqual(waiting.answer(Answer(100)), b"HTTP/1.1 100 Continue\r\n\r\n")
 
@@ -193,14 +193,14 @@ class RequestTests(DialectCase):
     def test_a_request_is_incomplete_from_its_first_byte_to_its_last(self) -> None:
         for data in (NOTIFY, chunked(BODY), notify(b"Connection: close")):
             dialect = HttpDialect()
-            self.assertFalse(dialect.incomplete)
+            self.assertEqual(dialect.unfinished, 0)
             dialect.feed(b"\r\n")
-            self.assertFalse(dialect.incomplete)
+            self.assertEqual(dialect.unfinished, 0)
             for byte in bytewise(data[:-1]):
                 dialect.feed(byte)
-                self.assertTrue(dialect.incomplete)
+                self.assertGreater(dialect.unfinished, 0)
             dialect.feed(data[-1:])
-            self.assertFalse(dialect.incomplete)
+            self.assertEqual(dialect.unfinished, 0)
 
 
 STREAM = b"".join(

@@ -51,7 +51,7 @@ class RefusalTests(DialectCase):
             )
 
     def test_other_methods(self) -> None:
-        for method in ("GET", "PUT", "DELETE", "OPTIONS", "PATCH", "NOTIFY"):
+        for method in ("GET", "PUT", "DELETE", "OPTIONS", "PATCH", "NOTIFY", "FOO"):
             refusal = self.refused(post("/notify", NOTICE, method=method))
             self.assertEqual(
                 refusal, Answer(405, "/notify takes POST only", headers=(b"Allow: POST",))
@@ -104,18 +104,44 @@ class RefusalTests(DialectCase):
             b"\0",
             b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
             b"rubbish\r\n",
-            b"FOO /notify HTTP/1.1\r\n\r\n",
             b"post /notify HTTP/1.1\r\n\r\n",
             b"POST notify HTTP/1.1\r\n\r\n",
             b"POST /notify XTTP/1.1\r\n\r\n",
             b"POST /notify HTTP/1.1\r\nnocolon\r\n\r\n",
             b"POST /notify HTTP/1.1\r\nX: a\0b\r\n\r\n",
-            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
             chunked(BODY).replace(b"\r\n\r\n", b"\r\n\r\nzz", 1),
         ):
             self.assertEqual(self.status(data + NOTIFY), (400, True), data)
 
+    def test_any_doubt_about_the_end_of_a_line_ends_the_connection(self) -> None:
+        for data in (
+            notify().replace(b"\r\n", b"\n"),
+            notify(b"X: y\nContent-Length: 5"),
+            notify(b"X: y\rContent-Length: 5"),
+            notify(b"X: y\n"),
+            notify(b"X: y", b" folded"),
+            notify(b"X: y", b"\tfolded"),
+            notify(b" X: y"),
+            notify(b"Content-Length : 5"),
+            notify(b"Content-Length\t: 5"),
+            notify(b"Transfer-Encoding : chunked"),
+            notify(b"Transfer-Encoding: chunked", b"Transfer-Encoding: chunked", length=False),
+            notify(b"Transfer-Encoding: chunked", length=False, line=b"POST /notify HTTP/1.0"),
+            chunked(BODY).replace(b"\r\n\r\n", b"\n\n"),
+            chunked(BODY).replace(b"0\r\n\r\n", b"0\n\n"),
+            chunked(BODY).replace(b"0\r\n\r\n", b"0 x\r\n\r\n"),
+            chunked(BODY).replace(b"0\r\n\r\n", b"-0\r\n\r\n"),
+            chunked(BODY).replace(b"0\r\n\r\n", b"0\r\nX : y\r\n\r\n"),
+            b"POST  /notify HTTP/1.1\r\n\r\n",
+            b"POST /notify  HTTP/1.1\r\n\r\n",
+            b"POST /notify\tHTTP/1.1\r\n\r\n",
+            b"POST /no tify HTTP/1.1\r\n\r\n",
+            b" POST /notify HTTP/1.1\r\n\r\n",
+        ):
+            self.assertEqual(self.status(data + NOTIFY), (400, True), data)
+
     def test_other_versions(self) -> None:
+        self.assertEqual(self.status(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"), (505, True))
         for line in (b"POST /notify HTTP/2.0", b"POST /notify HTTP/0.8", b"POST /notify HTTP/1.2"):
             self.assertEqual(self.status(notify(line=line)), (505, True), line)
 
@@ -176,7 +202,7 @@ class RefusalTests(DialectCase):
             dialect.overdue(), Answer(408, "the request was not finished in time", close=True)
         )
         self.assertEqual(dialect.feed(NOTIFY[-1:]), [])
-        self.assertFalse(dialect.incomplete)
+        self.assertEqual(dialect.unfinished, 0)
 
 
 class SecretTests(DialectCase):

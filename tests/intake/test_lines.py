@@ -135,11 +135,11 @@ class StreamTests(Case):
 
     def test_a_line_without_end_waits(self) -> None:
         dialect = LinesDialect()
-        self.assertFalse(dialect.incomplete)
+        self.assertEqual(dialect.unfinished, 0)
         self.assertEqual(dialect.feed(NOTIFY + b"\n" + NOTIFY), [Request(NEW_MAIL)])
-        self.assertTrue(dialect.incomplete)
+        self.assertGreater(dialect.unfinished, 0)
         self.assertEqual(dialect.feed(b"\r\n"), [Request(NEW_MAIL)])
-        self.assertFalse(dialect.incomplete)
+        self.assertEqual(dialect.unfinished, 0)
 
     def test_a_bad_line_costs_only_itself(self) -> None:
         events = self.both_ways(b"NOTIFY\n" + NOTIFY + b"\n")
@@ -178,7 +178,7 @@ class StreamTests(Case):
             Answer(400, "the command was not finished in time", close=True),
         )
         self.assertEqual(dialect.feed(b"\n"), [])
-        self.assertFalse(dialect.incomplete)
+        self.assertEqual(dialect.unfinished, 0)
 
     def test_answers(self) -> None:
         dialect = LinesDialect()

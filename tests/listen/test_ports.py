@@ -135,6 +135,6 @@ class ListenersTests(TestCase):
         self.listeners.unix("socket", path, self.factory, mode=0o600, group=None)
         self.listen("127.0.0.1")
         port = int(self.listeners.addresses[1].rpartition(":")[2])
-        await self.listeners.stop()
+        self.listeners.stop()
         self.assertFalse(Path(path).exists())
         self.assertRaises(ConnectionRefusedError, socket.create_connection, ("127.0.0.1", port))

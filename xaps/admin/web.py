@@ -63,18 +63,23 @@ def control_site(reactor: IReactorTime, control: Control) -> Site:
 
 
 class _Channel(HTTPChannel):
-    """A connection that is counted until it is gone."""
+    """A connection that is counted until it is gone.
+
+    :ivar answering: a request of its is being dealt with.
+    """
 
     site: _AdminSite
+    answering = False
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         super().connectionLost(reason)  # type: ignore[no-untyped-call]  # Twisted's
-        self.site.connections -= 1
+        self.site.channels.pop(self, None)
 
 
 class _AdminSite(Site):
-    """Serves metrics and health, without an access log, and with a bound on connections: who is
-    too many, or not to come in, is shut out without a word."""
+    """Serves metrics and health, without an access log, and with a bound on connections: for each
+    new one over it, the oldest is closed that asks for nothing. Who is not to come in, or finds all
+    busy, is shut out without a word."""
 
     noisy = False
     displayTracebacks = False
@@ -89,22 +94,28 @@ class _AdminSite(Site):
         super().__init__(root, _Request, timeout=IDLE, reactor=reactor)  # type: ignore[no-untyped-call]  # Twisted's
         self._admits = admits
         self._complaints = Complaints(self._log, reactor.seconds)
-        self.connections = 0
+        self.channels: dict[_Channel, None] = {}
 
     def buildProtocol(  # type: ignore[override]  # that of Twisted is for HTTP/2 as well
         self, addr: IAddress | None
     ) -> HTTPChannel | None:
         if not self._admits(addr):
             return None
-        if self.connections >= MAX_CONNECTIONS:
+        if len(self.channels) >= MAX_CONNECTIONS:
+            idle = next((each for each in self.channels if not each.answering), None)
             self._complaints.tell(
                 LogLevel.warn,
-                "{limit} connections for status and metrics are open, no more are served",
+                "{limit} connections for status and metrics are open, {what}",
                 limit=MAX_CONNECTIONS,
+                what="no more are served" if idle is None else "idle ones make room for new ones",
             )
-            return None
-        self.connections += 1
-        return cast(HTTPChannel, super().buildProtocol(addr))  # type: ignore[no-untyped-call]  # Twisted's
+            if idle is None:
+                return None
+            del self.channels[idle]
+            cast(Any, idle.transport).abortConnection()
+        made = cast(_Channel, super().buildProtocol(addr))  # type: ignore[no-untyped-call]  # Twisted's
+        self.channels[made] = None
+        return made
 
     def startFactory(self) -> None:
         """Twisted's own opens a log and starts a timer."""
@@ -149,7 +160,12 @@ class _Leaf(Resource):
 
     async def _answer(self, request: Any) -> None:
         gone: list[object] = []
-        request.notifyFinish().addErrback(gone.append)
+        channel = request.channel
+        channel.answering = True
+        # What it answers is of no interest, but that it is over.
+        request.notifyFinish().addErrback(gone.append).addCallback(
+            lambda _: setattr(channel, "answering", False)
+        )
         status, kind = 200, self._kind
         try:
             content = self._ask(request)

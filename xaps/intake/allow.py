@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from ipaddress import IPv4Network, IPv6Network, ip_address
+from ipaddress import IPv4Network, IPv6Network, ip_network
 
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.interfaces import IAddress
@@ -23,20 +23,22 @@ def peer_name(peer: IAddress | None) -> str:
 
 
 class AllowFrom:
-    """Admits peers of the given networks; none given means all."""
+    """Admits peers of the given networks; none given means all.
+
+    Those of IPv4 are a part of IPv6, ``::ffff:0.0.0.0/96``: they are in ``::/0``, and it makes no
+    difference which of the two ways they are written in.
+    """
 
     _log = Logger()
 
     def __init__(self, networks: Iterable[Network], seconds: Callable[[], float]) -> None:
-        self._networks = tuple(networks)
+        self._networks = tuple(_mapped(network) for network in networks)
         self._complaints = Complaints(self._log, seconds)
 
     def admits(self, peer: IAddress | None) -> bool:
         if not self._networks or not isinstance(peer, TCP_ADDRESSES):
             return True
-        address = ip_address(peer.host)
-        if address.version == 6 and address.ipv4_mapped is not None:
-            address = address.ipv4_mapped
+        address = _mapped(ip_network(peer.host.partition("%")[0])).network_address
         if any(address in network for network in self._networks):
             return True
         self._complaints.tell(
@@ -45,3 +47,9 @@ class AllowFrom:
             host=peer.host,
         )
         return False
+
+
+def _mapped(network: Network) -> IPv6Network:
+    if isinstance(network, IPv6Network):
+        return network
+    return IPv6Network(f"::ffff:{network.network_address}/{96 + network.prefixlen}")

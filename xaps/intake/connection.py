@@ -1,9 +1,9 @@
-"""One connection without TLS: answers in order, deadlines, back-pressure and the end."""
+"""One connection: answers in order, deadlines, back-pressure and the end."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from enum import Enum, auto
 from typing import Any
 
@@ -21,7 +21,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from xaps.intake.allow import TCP_ADDRESSES, peer_name
-from xaps.intake.connections import Connections
+from xaps.intake.connections import MAX_HELD, Connections
 from xaps.intake.dialect import Answer, Dialect, Request
 from xaps.intake.http import HttpDialect
 from xaps.intake.lines import LinesDialect, speaks_http
@@ -33,8 +33,8 @@ WRITE_DEADLINE = 30.0
 LINGER = 5.0
 """Seconds for a client to read a last answer and close, before the connection is cut."""
 
-SLICE = 16 * 1024
-"""Bytes that are parsed before other connections have their turn."""
+SLICE = 4 * 1024
+"""Bytes that are parsed before others have their turn."""
 
 
 class _State(Enum):
@@ -58,6 +58,7 @@ class ClientConnection(Protocol):
 
     transport: Any
     _log = Logger()
+    _closes_by_half = True
 
     def __init__(self, connections: Connections, dialect: Dialect | None, *, surplus: bool) -> None:
         self._connections = connections
@@ -66,14 +67,16 @@ class ClientConnection(Protocol):
         self._state = _State.OPEN
         self._input = b""
         self._start = b""  # what has not sufficed to tell the dialect
-        self._queue: deque[Request | Answer] = deque()
+        self._queue: deque[Request | Answer | bytes] = deque()
+        self._queued = 0  # bytes that it was made of
+        self._owner: Hashable = self
         self._current: Request | None = None
         self._output_paused = False
         self._timer: IDelayedCall | None = None
-        self._otherwise: Callable[[], None] | None = None
+        self._expected: tuple[Callable[[], None] | None, int] = (None, 0)
 
     def connectionMade(self) -> None:
-        self._connections.add(self)
+        self._connections.add(self, self.transport.getPeer())
         self.transport.registerProducer(self, True)
         if isinstance(self.transport.getPeer(), TCP_ADDRESSES):
             # 100 Continue and the answer are two small writes.
@@ -86,6 +89,7 @@ class ClientConnection(Protocol):
             if self._input:
                 self._pause_reading(pause=True)
             self._input += data
+            self._hold()
             self._connections.turns.join(self)
 
     def readConnectionLost(self) -> None:
@@ -105,7 +109,7 @@ class ClientConnection(Protocol):
         """A request that is being dealt with goes on: it was accepted."""
         self._forget_input(_State.CLOSED)
         self._expect()
-        self._connections.lost(self)
+        self._connections.lost(self, self.transport.getPeer())
 
     def pauseProducing(self) -> None:
         self._output_paused = True
@@ -126,14 +130,30 @@ class ClientConnection(Protocol):
             else:
                 self._state = _State.STOPPING
 
+    @property
+    def owner(self) -> Hashable:
+        """The user of the next request, or else of the last one: what is not parsed yet will be
+        about the same. A connection that has told none is for itself."""
+        if self._queue and isinstance(event := self._queue[0], Request):
+            self._owner = event.user
+        return self._owner
+
+    @property
+    def idle(self) -> bool:
+        return self._current is None and not self._has_work()
+
     def work(self) -> bool:
         if self._has_work():
             if not self._queue:
                 self._parse()
-            elif isinstance(event := self._queue.popleft(), Answer):
+            event = self._queue.popleft() if self._queue else None
+            if isinstance(event, Answer):
                 self._answer(event)
-            else:
-                self._current = event
+            elif isinstance(event, bytes):
+                self.transport.write(event)
+            elif event is not None:
+                self._current, self._owner = event, event.user
+                self._connections.served(self, self.transport.getPeer())
                 answer = self._connections.responder.respond(event)
                 answer.addCallback(self._answered, event).addErrback(self._broken)
         if self._has_work():
@@ -160,10 +180,9 @@ class ClientConnection(Protocol):
             self._start = b""
         if self._surplus:
             self._queue.append(Answer(503, "too many connections from IMAP servers", close=True))
-        elif found := self._dialect.feed(data):
-            self._queue.extend(found)
-            # The time was for a request that is complete now.
-            self._expect()
+        else:
+            self._queued = len(data) + self._dialect.held
+            self._queue.extend(self._dialect.feed(data))
 
     def _settle(self) -> None:
         """Read on, or not; expect the rest of a request in time, or not; or close."""
@@ -172,12 +191,16 @@ class ClientConnection(Protocol):
             self._close()
         if self._state is not _State.OPEN:
             return
+        self._hold()
         self._pause_reading(pause=waiting or self._output_paused)
-        incomplete = self._dialect.incomplete if self._dialect else bool(self._start)
+        dialect = self._dialect
+        unfinished = dialect.unfinished if dialect else -bool(self._start)
         if self._output_paused or self._surplus:
             pass  # another time runs
-        elif incomplete and not waiting:
-            self._expect(REQUEST_DEADLINE, self._overdue)
+        elif dialect and dialect.unread:
+            self._expect(WRITE_DEADLINE, self._unread)
+        elif unfinished and not waiting:
+            self._expect(REQUEST_DEADLINE, self._overdue, unfinished)
         else:
             self._expect()
 
@@ -217,8 +240,9 @@ class ClientConnection(Protocol):
         linger = linger and self._state is not _State.ENDING
         self._forget_input(_State.CLOSING)
         self.transport.unregisterProducer()
-        if linger:
+        if linger or not self._closes_by_half:
             self._pause_reading(pause=False)
+        if linger and self._closes_by_half:
             self.transport.loseWriteConnection()
         else:
             self.transport.loseConnection()
@@ -228,6 +252,16 @@ class ClientConnection(Protocol):
     def _unread(self) -> None:
         self._connections.responder.complaints.tell(
             LogLevel.info, "{peer} does not read its answers and is cut off", peer=self._peer_name()
+        )
+        self.cut_off()
+
+    def crowd_out(self) -> None:
+        self._connections.responder.complaints.tell(
+            LogLevel.warn,
+            "{peer} is cut off: IMAP servers have sent more than {size} MiB of which the rest is "
+            "missing, or which waits to be dealt with",
+            peer=self._peer_name(),
+            size=MAX_HELD // 2**20,
         )
         self.cut_off()
 
@@ -241,14 +275,29 @@ class ClientConnection(Protocol):
         self._state = state
         self._queue.clear()
         self._input = self._start = b""
+        self._connections.turns.hold(self, 0)
 
-    def _expect(self, seconds: float = 0.0, otherwise: Callable[[], None] | None = None) -> None:
+    def _hold(self) -> None:
+        """Tell how much of the memory this connection has."""
+        size = len(self._input) + len(self._start)
+        if self._dialect:
+            size += self._dialect.held
+        if self._queue:
+            size += self._queued
+        self._connections.turns.hold(self, size)
+
+    def _expect(
+        self,
+        seconds: float = 0.0,
+        otherwise: Callable[[], None] | None = None,
+        number: int = 0,
+    ) -> None:
         """Something must happen within so many seconds, or else; without arguments, nothing must.
-        Time that is running for the same is not begun anew."""
-        if otherwise != self._otherwise:
+        Time that is running for the same (and the same `number`) is not begun anew."""
+        if (otherwise, number) != self._expected:
             if self._timer is not None and self._timer.active():
                 self._timer.cancel()
-            self._otherwise = otherwise
+            self._expected = (otherwise, number)
             self._timer = otherwise and self._connections.clock.callLater(seconds, otherwise)
 
     def _pause_reading(self, *, pause: bool) -> None:
@@ -265,6 +314,7 @@ class ClientConnectionFactory(Factory):
     """:param lines: the first bytes of a connection choose between HTTP and the line protocol."""
 
     noisy = False
+    protocol = ClientConnection
 
     def __init__(self, connections: Connections, *, lines: bool = False) -> None:
         self.connections = connections
@@ -276,7 +326,7 @@ class ClientConnectionFactory(Factory):
             return None
         secret = connections.auth_token if isinstance(addr, TCP_ADDRESSES) else None
         dialect = None if self._lines else HttpDialect(secret)
-        return ClientConnection(connections, dialect, surplus=connections.full)
+        return self.protocol(connections, dialect, surplus=connections.full)
 
     def close(self) -> Deferred[None]:
         """Fires when all connections are closed; those with a request that is being dealt with

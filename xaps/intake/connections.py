@@ -3,26 +3,40 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from typing import Protocol
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
 from twisted.logger import Logger, LogLevel
 
-from xaps.intake.allow import AllowFrom, Network
+from xaps.intake.allow import TCP_ADDRESSES, AllowFrom, Network
 from xaps.intake.answers import Responder
 from xaps.system.complaints import HOUR
 from xaps.system.work import Work
 
 SURPLUS = 64
-"""Connections over the limit that are told so."""
-_FULL = "{limit} connections from IMAP servers are open, no more are served"
+"""Connections over the limit that are told so, or that are on their way out."""
+_FULL = "{limit} connections from IMAP servers are open and all are busy, no more are served"
+_CROWDED = (
+    "{limit} connections from IMAP servers are open: for each new one, the one that has been idle "
+    "for longest is closed"
+)
 TURN = 0.01
 """Seconds of work on requests before timers, APNs and further input have their turn."""
+MAX_HELD = 64 * 1024 * 1024
+"""Bytes that all connections together may have sent and that are not dealt with yet."""
 
 
 class Connection(Protocol):
+    @property
+    def owner(self) -> Hashable:
+        """Whose turn it takes: that of the user whom its next request is about, if it is known."""
+
+    @property
+    def idle(self) -> bool:
+        """Nothing that it has sent is being dealt with, or waits for that."""
+
     def work(self) -> bool:
         """Do a little, such as one request; returns whether there is more to do at once."""
 
@@ -32,30 +46,57 @@ class Connection(Protocol):
     def cut_off(self) -> None:
         """End at once."""
 
+    def crowd_out(self) -> None:
+        """End at once, for want of memory."""
+
 
 class Turns:
-    """A rotation: each connection does a little before the first does more. When that has taken
-    a `TURN`, what is left goes on in the reactor's next turn."""
+    """What all connections share of the processor and of the memory.
+
+    The processor goes round among users, and among the connections of each: a user's backlog
+    delays nobody else, however many connections it comes by. When that has taken a `TURN`, what is
+    left goes on in the reactor's next turn. The memory goes to whoever asks for little: when there
+    is too much in all, who holds most is cut off.
+    """
 
     _log = Logger()
 
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
-        self._waiting: OrderedDict[Connection, None] = OrderedDict()
+        self._waiting: OrderedDict[Hashable, OrderedDict[Connection, None]] = OrderedDict()
         self._next: IDelayedCall | None = None
+        self._held: dict[Connection, int] = {}
+        self._sum = 0
 
     def join(self, connection: Connection) -> None:
-        self._waiting[connection] = None
+        self._waiting.setdefault(connection.owner, OrderedDict())[connection] = None
         if self._next is None:
             self._next = self._clock.callLater(0, self._turn)
+
+    def hold(self, connection: Connection, size: int) -> None:
+        """So many bytes of the connection's wait for the rest of a request, or for their turn."""
+        self._sum += size - self._held.get(connection, 0)
+        if size:
+            self._held[connection] = size
+        else:
+            self._held.pop(connection, None)
+        while self._sum > MAX_HELD:
+            largest = max(self._held, key=self._held.__getitem__)
+            self._sum -= self._held.pop(largest)
+            largest.crowd_out()
 
     def _turn(self) -> None:
         end = self._clock.seconds() + TURN
         while self._waiting:
-            connection, _ = self._waiting.popitem(last=False)
+            owner, connections = next(iter(self._waiting.items()))
+            connection, _ = connections.popitem(last=False)
+            if connections:
+                self._waiting.move_to_end(owner)
+            else:
+                del self._waiting[owner]
             try:
                 if connection.work():
-                    self._waiting[connection] = None
+                    self.join(connection)
             except Exception:
                 self._log.failure("A connection of an IMAP server is cut off")
                 connection.cut_off()
@@ -89,7 +130,11 @@ class Connections:
         self._allow_from = AllowFrom(allow_from, clock.seconds)
         self._limit = limit
         self.slots = Work("slots", "IMAP servers find no free connection", patience=1.0)
-        self._open: set[Connection] = set()
+        self._open: dict[str, OrderedDict[Connection, None]] = {}
+        """By address; of each the one first that was silent for longest."""
+        self._all: set[Connection] = set()
+        """With those on their way out."""
+        self._count = 0
         self._closed: Deferred[None] | None = None
 
     def admits(self, peer: IAddress | None) -> bool:
@@ -97,32 +142,68 @@ class Connections:
         if self._closed is not None or not self._allow_from.admits(peer):
             return False
         if self.full:
-            self.slots.fail(f"{self._limit} are open; see who has them, or raise LimitNOFILE")
-            self.responder.complaints.tell(LogLevel.warn, _FULL, every=HOUR, limit=self._limit)
-        return len(self._open) < self._limit + SURPLUS
+            self._make_room(_place(peer))
+        return len(self._all) < self._limit + SURPLUS
 
     @property
     def full(self) -> bool:
-        return len(self._open) >= self._limit
+        return self._count >= self._limit
 
-    def add(self, connection: Connection) -> None:
-        self._open.add(connection)
+    def add(self, connection: Connection, peer: IAddress | None) -> None:
+        self._all.add(connection)
+        self._open.setdefault(_place(peer), OrderedDict())[connection] = None
+        self._count += 1
 
-    def lost(self, connection: Connection) -> None:
-        self._open.discard(connection)
-        if len(self._open) < self._limit * 0.9:  # it is over, and not one that makes room for one
+    def served(self, connection: Connection, peer: IAddress | None) -> None:
+        """A request of its has been taken: of all idle ones it is the last to make room."""
+        neighbours = self._open.get(_place(peer))
+        if neighbours and connection in neighbours:
+            neighbours.move_to_end(connection)
+
+    def lost(self, connection: Connection, peer: IAddress | None) -> None:
+        self._all.discard(connection)
+        self._take_out(connection, _place(peer))
+        if self._count < self._limit * 0.9:  # it is over, and not one that makes room for one
             self.responder.complaints.over(_FULL)
+            self.responder.complaints.over(_CROWDED)
             self.slots.done += 1
         self._check_closed()
+
+    def _make_room(self, place: str) -> None:
+        """Close an idle connection of the address that has most of them; that is the newcomer's
+        own, where others have no more."""
+        groups = self._open
+        largest = max(groups, key=lambda each: (len(groups[each]), each == place), default="")
+        idle = next((each for each in groups.get(largest, ()) if each.idle), None)
+        text = _FULL if idle is None else _CROWDED
+        self.responder.complaints.tell(LogLevel.warn, text, every=HOUR, limit=self._limit)
+        if idle is None:
+            self.slots.fail(f"{self._limit} are busy; see who has them, or raise LimitNOFILE")
+        else:
+            self._take_out(idle, largest)
+            idle.cut_off()
+
+    def _take_out(self, connection: Connection, place: str) -> None:
+        neighbours = self._open.get(place)
+        if neighbours and connection in neighbours:
+            del neighbours[connection]
+            self._count -= 1
+            if not neighbours:
+                del self._open[place]
 
     def close(self) -> Deferred[None]:
         """Stop them all; fires when none is open. To be called once."""
         closed = self._closed = Deferred()
-        for connection in tuple(self._open):
+        for connection in tuple(self._all):
             connection.stop()
         self._check_closed()
         return closed
 
     def _check_closed(self) -> None:
-        if self._closed is not None and not self._open and not self._closed.called:
+        if self._closed is not None and not self._all and not self._closed.called:
             self._closed.callback(None)
+
+
+def _place(peer: IAddress | None) -> str:
+    """What shares the slots of a listener: an address; the UNIX socket has none."""
+    return peer.host if isinstance(peer, TCP_ADDRESSES) else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import attrs
@@ -17,6 +18,11 @@ class Request:
     """The client is the Dovecot plugin, which needs its answer in a form of its own."""
     close: bool = False
     """The client asked for the connection to be closed after the answer."""
+
+    @property
+    def user(self) -> str:
+        content = self.content
+        return content.user if isinstance(content, Notice) else content.key.user
 
 
 @attrs.frozen
@@ -45,15 +51,26 @@ class Answer:
 class Dialect(Protocol):
     """One side of a conversation. Knows no sockets and no time."""
 
-    incomplete: bool
-    """A request has begun and not ended: the client is expected to send the rest soon."""
+    @property
+    def unfinished(self) -> int:
+        """The number of the oldest request that has begun and not ended, whose rest the client is
+        expected to send soon; 0: there is none."""
 
-    def feed(self, data: bytes) -> list[Request | Answer]:
+    @property
+    def held(self) -> int:
+        """Bytes that are kept of requests that have not ended."""
+
+    @property
+    def unread(self) -> bool:
+        """There are answers that the client does not take at present."""
+
+    def feed(self, data: bytes) -> Sequence[Request | Answer | bytes]:
         """Take what was received; what comes out is in order. An answer is to a request that is
-        refused, or that waits for a 100; nothing comes out after one that closes."""
+        refused, or that waits for a 100; bytes are to be sent as they are. Nothing comes out after
+        an answer that closes."""
 
     def overdue(self) -> Answer:
-        """What to say to a client that did not finish its request in time."""
+        """What to say to a client that did not finish its oldest request in time."""
 
     def answer(self, answer: Answer) -> bytes:
-        """The bytes of an answer."""
+        """The bytes of an answer to the oldest request that has none."""

@@ -1,7 +1,6 @@
 """HTTP/1 as IMAP servers speak it: bytes to requests and back.
 
-httptools parses (on Debian 12 it wraps Node's older C parser, elsewhere llhttp); the routes and
-the bounds are here, so that both behave alike.
+What leaves any doubt where a request ends is refused, and ends the connection.
 """
 
 from __future__ import annotations
@@ -9,11 +8,11 @@ from __future__ import annotations
 import base64
 import binascii
 import hmac
+import re
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import attrs
-import httptools
 
 from xaps.intake.dialect import Answer, Request
 from xaps.intake.messages import (
@@ -43,6 +42,13 @@ HEADERS = frozenset(
 HEAD_TOO_LARGE = f"request line and headers are larger than {MAX_HEAD} bytes"
 BODY_TOO_LARGE = f"the body is larger than {MAX_BODY} bytes"
 OVERDUE = Answer(408, "the request was not finished in time", close=True)
+
+_START = re.compile(rb"[A-Z\r]")
+_REQUEST_LINE = re.compile(rb"([A-Z-]+) ([!-~\x80-\xff]+) HTTP/([0-9]\.[0-9])")
+_TARGET = re.compile(rb"[/*]|[A-Za-z][A-Za-z0-9+.-]*://")
+_HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)")
+_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,8})([ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?)")
+_LENGTH = re.compile(rb"[0-9]{1,19}")
 
 _PHRASES = {100: b"Continue", 200: b"OK", 204: b"No Content"}
 
@@ -137,144 +143,192 @@ class _Stop(Exception):
 
 
 class HttpDialect:
-    """A :class:`xaps.intake.dialect.Dialect`; the parser calls the methods named ``on_...``.
+    """A :class:`xaps.intake.dialect.Dialect`.
 
     :param secret: when set, requests without it are refused.
     """
 
+    unread = False
+
     def __init__(self, secret: str | None = None) -> None:
-        self.incomplete = False
         self._secret = secret
-        self._parser: Any = None  # httptools' own, while there is a request
+        self._number = 0
+        self._rest = bytearray()
         self._events: list[Request | Answer] = []
         self._dead = False  # nothing more is taken
-        self._held = 0  # bytes that the parser may be holding on to, it gave none of them away
         self._keep_alive = False  # the client wants to be told of it
+        self._expect_request()
+
+    def _expect_request(self) -> None:
+        self._number += 1
+        self._begun = self._chunked = False
+        self._head = self._size = 0
+        self._missing = 0  # bytes of the body, or of a chunk of it
+        self._take_line = HttpDialect._take_request_line
+        self._headers: dict[bytes, bytes] = {}
+        self._body = bytearray()
+
+    @property
+    def unfinished(self) -> int:
+        return self._number if self._begun or self._rest else 0
+
+    @property
+    def held(self) -> int:
+        return len(self._rest) + len(self._body) + (self._head if self._begun else 0)
 
     def feed(self, data: bytes) -> list[Request | Answer]:
         events = self._events = []
         if not self._dead:
-            self._held += len(data)
+            self._rest += data
             try:
-                self._parse(data)
-                if self.incomplete and self._held > MAX_HEAD:
-                    self._end(Answer(431, HEAD_TOO_LARGE))
+                while self._rest and self._take():
+                    pass
             except _Stop:
                 pass
-            if not self.incomplete:
-                self._parser = None
         return events
 
     def overdue(self) -> Answer:
-        self._dead, self.incomplete, self._parser = True, False, None
+        self._die()
         return OVERDUE
-
-    def _parse(self, data: bytes) -> None:
-        while data:  # to the older parser, nothing would mean the end of the connection
-            # They refer to each other: kept between requests, both would outlive the last one.
-            parser = self._parser = self._parser or httptools.HttpRequestParser(self)
-            try:
-                parser.feed_data(data)
-            except httptools.HttpParserUpgrade as upgrade:
-                # The client offers to speak something else (Upgrade: h2c), and the parser leaves
-                # the body to that. The head is read once more, without the offer.
-                data = self._head_without_offer(parser) + data[upgrade.args[0] :]
-                self._parser = None
-            except httptools.HttpParserError as error:
-                if not self._dead:  # otherwise it is a _Stop, wrapped by the parser
-                    # llhttp sees to the version itself.
-                    status = 505 if str(error) == "Invalid HTTP version" else 400
-                    self._end(Answer(status, f"malformed HTTP: {error}"))
-                return
-            else:
-                return
-
-    def _head_without_offer(self, parser: httptools.HttpRequestParser) -> bytes:
-        version = parser.get_http_version().encode("ascii")
-        stays = b"keep-alive" if parser.should_keep_alive() else b"close"
-        lines = [b"%s %s HTTP/%s" % (parser.get_method(), self._target, version)]
-        lines += [b"%s: %s" % header for header in self._headers.items()]
-        return b"\r\n".join([*lines, b"Connection: " + stays, b"", b""])
-
-    def _end(self, refusal: Answer) -> NoReturn:
-        """Refuse at once, whatever is still to come of the request, and read nothing more."""
-        self._dead, self.incomplete = True, False
-        self._events.append(attrs.evolve(refusal, close=True))
-        raise _Stop
 
     def answer(self, answer: Answer) -> bytes:
         return response(answer, keep_alive=self._keep_alive)
 
-    def on_message_begin(self) -> None:
-        if self._dead:
-            raise _Stop
-        self.incomplete = self._in_head = True
-        self._held = self._head = self._size = 0
-        self._target = b""
-        self._headers: dict[bytes, bytes] = {}
-        self._body: list[bytes] = []
+    def _die(self) -> None:
+        self._dead = True
+        self._rest.clear()
+        self._expect_request()
 
-    def on_url(self, part: bytes) -> None:
-        self._target += part
-        self._count_head(len(part))
+    def _end(self, refusal: Answer) -> NoReturn:
+        """Refuse at once, whatever is still to come of the request, and read nothing more."""
+        self._die()
+        self._events.append(attrs.evolve(refusal, close=True))
+        raise _Stop
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._count_head(len(name) + len(value) + 4)
-        if self._in_head:  # a trailer is of no interest
-            name = name.lower()
-            if name in HEADERS:
-                self._headers[name] = value.strip()
+    def _malformed(self, what: str) -> NoReturn:
+        self._end(Answer(400, f"malformed HTTP: {what}"))
 
-    def on_headers_complete(self) -> None:
-        self._in_head = False
-        parser, headers = self._parser, self._headers
-        version = parser.get_http_version()
-        self._close = not parser.should_keep_alive()
-        if version == "1.0" and not self._close:
-            self._keep_alive = True
+    def _take(self) -> bool:
+        """Take a line, or what there is of the body; whether it was all there."""
+        if self._missing:
+            part = self._rest[: self._missing]
+            del self._rest[: self._missing]
+            self._missing -= len(part)
+            if not isinstance(self._judgement, Answer):
+                self._body += part
+            if not self._missing and not self._chunked:
+                self._complete()
+            return not self._missing
+        end = self._rest.find(b"\n") + 1
+        self._check_head(end or len(self._rest))
+        if not self._begun and not _START.match(self._rest):
+            self._malformed("no request line")
+        if end:
+            line = bytes(self._rest[:end])
+            del self._rest[:end]
+            if not line.endswith(b"\r\n"):
+                self._malformed("a line ends with LF alone")
+            self._take_line(self, line[:-2])  # not a bound method: that would refer to itself
+        return end > 0
+
+    def _check_head(self, more: int) -> None:
+        if self._head + more > MAX_HEAD:
+            self._end(Answer(431, HEAD_TOO_LARGE))
+
+    def _take_request_line(self, line: bytes) -> None:
+        if not line:  # some send a CR LF after a body
+            return
+        found = _REQUEST_LINE.fullmatch(line)
+        if found is None:
+            self._malformed("no request line")
+        self._begun, self._head = True, len(line) + 2
+        self._method, self._target, self._version = found.groups()
         # Nothing after a request whose end is in doubt can be trusted.
-        if version not in ("1.0", "1.1"):
+        if self._version not in (b"1.0", b"1.1"):
             self._end(Answer(505, "only HTTP/1.0 and HTTP/1.1 are spoken here"))
-        encoding = headers.get(b"transfer-encoding")
-        if encoding is not None and b"content-length" in headers:
-            self._end(Answer(400, "Content-Length and Transfer-Encoding exclude each other"))
+        if self._method == b"CONNECT":
+            self._end(Answer(405, "this is not a proxy"))
+        if not _TARGET.match(self._target):
+            self._malformed("the target is no path and no URL")
+        self._take_line = HttpDialect._take_header
+
+    def _take_header(self, line: bytes) -> None:
+        self._head += len(line) + 2
+        if not line:
+            return self._judge()
+        found = _HEADER.fullmatch(line)
+        if found is None:
+            self._malformed("a line that is no header")
+        name, value = found[1].lower(), found[2].rstrip(b" \t")
+        if name in (b"content-length", b"transfer-encoding") and name in self._headers:
+            self._malformed(f"{found[1].decode('ascii')} is there twice")
+        if name == b"connection":
+            value = b",".join((self._headers.get(name, b""), value.lower()))
+        if name in HEADERS or name == b"connection":
+            self._headers[name] = value
+        return None
+
+    def _judge(self) -> None:
+        headers = self._headers
+        old = self._version == b"1.0"
+        options = {option.strip(b" \t") for option in headers.get(b"connection", b"").split(b",")}
+        self._close = b"close" in options or (old and b"keep-alive" not in options)
+        if old and not self._close:
+            self._keep_alive = True
+        encoding, length = headers.get(b"transfer-encoding"), headers.get(b"content-length", b"0")
+        if encoding is not None and (old or b"content-length" in headers):
+            self._malformed("Transfer-Encoding beside Content-Length, or in HTTP/1.0")
         if encoding is not None and encoding.lower() != b"chunked":
             self._end(Answer(501, "the only transfer encoding understood is chunked"))
-        method = parser.get_method()
-        if method == b"CONNECT":
-            self._end(Answer(405, "this is not a proxy"))
-        if parser.should_upgrade():
-            return
-        if int(headers.get(b"content-length", b"0")) > MAX_BODY:
-            self._end(Answer(413, BODY_TOO_LARGE))
-        judgement = judge(method, self._target, headers, self._secret)
-        if isinstance(judgement, Answer) and method == b"HEAD":
+        if not _LENGTH.fullmatch(length):
+            self._malformed("Content-Length is not a number")
+        judgement = judge(self._method, self._target, headers, self._secret)
+        if isinstance(judgement, Answer) and self._method == b"HEAD":
             judgement = attrs.evolve(judgement, with_body=False)
-        if version != "1.0" and headers.get(b"expect", b"").lower() == b"100-continue":
+        self._judgement: Decoder | Answer = judgement
+        self._expect_body(int(length))
+        if not old and headers.get(b"expect", b"").lower() == b"100-continue":
             if isinstance(judgement, Answer):
                 self._end(judgement)
             self._events.append(Answer(100))
-        self._judgement: Decoder | Answer = judgement
+        if encoding is not None:
+            self._chunked = True
+            self._take_line = HttpDialect._take_chunk_size
+        elif not self._missing:
+            self._complete()
 
-    def on_body(self, part: bytes) -> None:
-        self._held = 0
-        self._size += len(part)
+    def _expect_body(self, size: int) -> None:
+        self._missing = size
+        self._size += size
         if self._size > MAX_BODY:
-            self._end(Answer(413, BODY_TOO_LARGE))
-        if not isinstance(self._judgement, Answer):
-            self._body.append(part)
+            self._end(Answer(413, BODY_TOO_LARGE, with_body=self._method != b"HEAD"))
 
-    def on_message_complete(self) -> None:
-        if self._parser.should_upgrade():
-            return
-        self.incomplete = False
-        self._dead = self._close  # what follows on the last request is not looked at
-        event = understand(self._judgement, self._target, self._headers, b"".join(self._body))
-        self._body = []
+    def _take_chunk_size(self, line: bytes) -> None:
+        found = _CHUNK.fullmatch(line)
+        if found is None:
+            self._malformed("no size of a chunk")
+        self._head += len(found[2])
+        self._expect_body(int(found[1], 16))
+        self._take_line = (
+            HttpDialect._take_chunk_end if self._missing else HttpDialect._take_trailer
+        )
+
+    def _take_chunk_end(self, line: bytes) -> None:
+        if line:
+            self._malformed("a chunk is longer than its size")
+        self._take_line = HttpDialect._take_chunk_size
+
+    def _take_trailer(self, line: bytes) -> None:
+        self._head += len(line) + 2
+        if not line:
+            self._complete()
+        elif not _HEADER.fullmatch(line):  # otherwise it is of no interest
+            self._malformed("a line that is no trailer")
+
+    def _complete(self) -> None:
+        event = understand(self._judgement, self._target, self._headers, bytes(self._body))
         self._events.append(attrs.evolve(event, close=True) if self._close else event)
-
-    def _count_head(self, size: int) -> None:
-        self._held = 0
-        self._head += size
-        if self._head > MAX_HEAD:
-            self._end(Answer(431, HEAD_TOO_LARGE))
+        if self._close:  # what follows is not looked at
+            self._die()
+        else:
+            self._expect_request()

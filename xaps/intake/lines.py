@@ -51,10 +51,20 @@ def speaks_http(start: bytes) -> bool | None:
 class LinesDialect:
     """A :class:`xaps.intake.dialect.Dialect`."""
 
+    unread = False
+
     def __init__(self) -> None:
-        self.incomplete = False
         self._rest = bytearray()
+        self._lines = 1
         self._dead = False
+
+    @property
+    def unfinished(self) -> int:
+        return self._lines if self._rest else 0
+
+    @property
+    def held(self) -> int:
+        return len(self._rest)
 
     def feed(self, data: bytes) -> list[Request | Answer]:
         events: list[Request | Answer] = []
@@ -63,6 +73,7 @@ class LinesDialect:
         # A LF ends the command even in a string: no quote that is left open can take in the
         # commands after it.
         *ends, rest = data.split(b"\n")
+        self._lines += len(ends)
         for end in ends:
             line = bytes(self._rest + end).removesuffix(b"\r")
             self._rest.clear()
@@ -79,14 +90,13 @@ class LinesDialect:
         self._rest += rest
         if len(self._rest) > MAX_LINE:
             return [*events, self._last(_TOO_LONG)]
-        self.incomplete = bool(self._rest)
         return events
 
     def overdue(self) -> Answer:
         return self._last("the command was not finished in time")
 
     def _last(self, reason: str) -> Answer:
-        self._dead, self.incomplete = True, False
+        self._dead = True
         self._rest.clear()
         return Answer(400, reason, close=True)
 

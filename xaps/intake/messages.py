@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping
 
@@ -20,6 +21,7 @@ from xaps.model import (
     Notice,
     Refused,
     RegistrationKey,
+    short_token,
 )
 
 MAX_MAILBOX = 1000  # bytes
@@ -27,6 +29,7 @@ MAX_MAILBOXES = 1000
 
 NEW_MAIL_EVENT = "MessageNew"
 
+_LIKE_A_TOKEN = re.compile("[0-9A-Fa-f]{16,}")
 _MAX_REASON = 200
 _MAX_QUOTED = 60
 
@@ -207,7 +210,9 @@ def _check_size(mailbox: str, name: str) -> None:
 
 
 def quoted(value: str) -> str:
-    """A client's text as a reason may show it: short, printable ASCII, in double quotes."""
+    """A client's text as a reason may show it: short, printable ASCII, in double quotes, and
+    without device tokens, in whatever place they were sent."""
+    value = _LIKE_A_TOKEN.sub(lambda found: short_token(found[0]), value)
     shortened = value if len(value) <= _MAX_QUOTED else value[: _MAX_QUOTED - 3] + "..."
     return json.dumps(shortened)
 

@@ -7,16 +7,15 @@ import ipaddress
 import os
 import socket
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from twisted.internet.address import IPv4Address, IPv6Address
-from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.endpoints import AdoptedStreamServerEndpoint, serverFromString
-from twisted.internet.error import CannotListenError
-from twisted.internet.interfaces import IListeningPort, IProtocolFactory
+from twisted.internet.interfaces import IProtocolFactory
 from twisted.logger import Logger
 
-from xaps.listen.unix import ListenError, UnixPort, bind_unix
+from xaps.listen.port import Port
+from xaps.listen.unix import ListenError, bind_unix
 
 BACKLOG = 1024
 """Connections that may wait to be accepted; a large IMAP server opens thousands at its start."""
@@ -25,14 +24,14 @@ BACKLOG = 1024
 class Listeners:
     """Opening is synchronous, so that a daemon that cannot listen does not start.
 
-    :param reactor: provides IReactorTCP, IReactorSocket, IReactorFDSet and IReactorTime.
+    :param reactor: provides IReactorSocket, IReactorFDSet and IReactorTime.
     """
 
     _log = Logger()
 
     def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
-        self._ports: list[IListeningPort | UnixPort] = []
+        self._ports: list[Port] = []
         self.addresses: list[str] = []
         """What is listened on, for people."""
 
@@ -64,10 +63,10 @@ class Listeners:
             local = True
             for number in numbers:
                 try:
-                    opened = self._reactor.listenTCP(port, factory, BACKLOG, number)
-                except CannotListenError as error:
-                    raise ListenError(_why_not(key, number, port, error.socketError)) from error
-                local = self._opened(opened) and local
+                    bound = _bind_tcp(number, port)
+                except OSError as error:
+                    raise ListenError(_why_not(key, number, port, error)) from error
+                local = self._opened(Port(self._reactor, bound, factory)) and local
         if risk and not local:
             self._log.warn(
                 "{key}: other machines can {risk}, or listen on a loopback address",
@@ -84,23 +83,21 @@ class Listeners:
         """
         if path.startswith("systemd:"):
             opened = self._inherited(key, path, factory)
-            if not isinstance(opened, UnixPort):
+            if not isinstance(opened.getHost(), UNIXAddress):
                 raise ListenError(f"{key}: {path}: this is to be a UNIX socket: domain=UNIX")
         else:
             bound = bind_unix(key, Path(path), socket.SOCK_STREAM, mode=mode, group=group)
             bound.listen(BACKLOG)
-            opened = UnixPort(self._reactor, bound, factory, remove=Path(path))
+            opened = Port(self._reactor, bound, factory, remove=Path(path))
         self._opened(opened)
 
-    def stop(self) -> Deferred[None]:
-        """Take no more connections; fires when nothing listens any more. Open ones stay."""
+    def stop(self) -> None:
+        """Take no more connections. Open ones stay."""
         ports, self._ports = self._ports, []
-        closing = [maybeDeferred(port.stopListening) for port in ports]
-        return DeferredList(closing, consumeErrors=True).addCallback(lambda _: None)
+        for port in ports:
+            port.stopListening()
 
-    def _inherited(
-        self, key: str, description: str, factory: IProtocolFactory
-    ) -> IListeningPort | UnixPort:
+    def _inherited(self, key: str, description: str, factory: IProtocolFactory) -> Port:
         try:
             endpoint = serverFromString(self._reactor, description)
             assert isinstance(endpoint, AdoptedStreamServerEndpoint)
@@ -110,14 +107,9 @@ class Listeners:
                 f"{key}: {description}: systemd passed no such socket ({error}); "
                 "start the daemon by its socket unit, or name an address or a path here"
             ) from error
-        if passed.family == socket.AF_UNIX:
-            return UnixPort(self._reactor, passed, factory)
-        with passed:
-            passed.setblocking(False)
-            adopted = self._reactor.adoptStreamPort(passed.fileno(), passed.family, factory)
-            return cast(IListeningPort, adopted)
+        return Port(self._reactor, passed, factory)
 
-    def _opened(self, listening: IListeningPort | UnixPort) -> bool:
+    def _opened(self, listening: Port) -> bool:
         """Note it; whether it is for this machine alone."""
         self._ports.append(listening)
         host = listening.getHost()
@@ -126,10 +118,25 @@ class Listeners:
             address = _place(host.host, host.port)
             local = ipaddress.ip_address(host.host.partition("%")[0]).is_loopback
         else:
-            address = os.fsdecode(cast(Any, host).name)
+            address = os.fsdecode(host.name or b"")
         self.addresses.append(address)
         self._log.info("Listening on {address}", address=address)
         return local
+
+
+def _bind_tcp(number: str, port: int) -> socket.socket:
+    ((family, kind, protocol, _, place),) = socket.getaddrinfo(
+        number, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
+    )
+    bound = socket.socket(family, kind, protocol)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(place)
+        bound.listen(BACKLOG)
+    except OSError:
+        bound.close()
+        raise
+    return bound
 
 
 def usable(

@@ -10,16 +10,6 @@ import pwd
 import socket
 import stat
 from pathlib import Path
-from typing import Any
-
-from twisted.internet.abstract import FileDescriptor
-from twisted.internet.address import UNIXAddress
-from twisted.logger import Logger, LogLevel
-
-from xaps.system.complaints import Complaints
-
-_PAUSE = 1.0
-"""Seconds to wait when the process may open no more files."""
 
 
 class ListenError(Exception):
@@ -137,71 +127,3 @@ def _reason(error: OSError, path: Path) -> str:
         errno.EROFS: f"the folder {folder} is read-only here; the systemd unit lets the daemon"
         " write to /run/xapsd, and elsewhere where its ReadWritePaths= says so",
     }.get(error.errno or 0, error.strerror or str(error))
-
-
-class UnixPort(FileDescriptor):
-    """Accepts connections on a UNIX socket.
-
-    Twisted's own port gives the file of a socket that it adopts the mode 0666, and removes it at
-    the end; where systemd has opened the socket, it decides on both.
-
-    :param reactor: provides IReactorFDSet, IReactorSocket and IReactorTime.
-    :param remove: the file to remove at the end.
-    """
-
-    _log = Logger()
-
-    def __init__(
-        self, reactor: Any, listening: socket.socket, factory: Any, *, remove: Path | None = None
-    ) -> None:
-        super().__init__(reactor)
-        self._reactor = reactor
-        self._socket = listening
-        self._factory = factory
-        self._file = remove
-        self._complaints = Complaints(self._log, reactor.seconds)
-        listening.setblocking(False)
-        factory.doStart()
-        reactor.addReader(self)
-
-    def stopListening(self) -> None:
-        """Accept no more; connections that wait at systemd's socket are for the next daemon."""
-        self._reactor.removeReader(self)
-        self._socket.close()
-        if self._file is not None:
-            self._file.unlink(missing_ok=True)
-        self._factory.doStop()
-
-    def getHost(self) -> UNIXAddress:
-        return UNIXAddress(self._socket.getsockname())
-
-    def fileno(self) -> int:
-        """Called by the reactor; below zero when it is closed."""
-        return self._socket.fileno()
-
-    def doRead(self) -> None:
-        """Called by the reactor when connections wait."""
-        for _ in range(64):  # and then others have their turn
-            try:
-                connection, _peer = self._socket.accept()
-                with connection:
-                    connection.setblocking(False)
-                    # The reactor takes a copy of the descriptor, which may be one too many.
-                    self._reactor.adoptStreamConnection(
-                        connection.fileno(), socket.AF_UNIX, self._factory
-                    )
-            except (BlockingIOError, ConnectionAbortedError):
-                return
-            except OSError as error:
-                self._complaints.tell(
-                    LogLevel.warn, "Cannot accept connections: {error}", error=error
-                )
-                self._reactor.removeReader(self)
-                self._reactor.callLater(_PAUSE, self._go_on)
-                return
-            except Exception:
-                self._log.failure("A connection could not be dealt with")
-
-    def _go_on(self) -> None:
-        if self.fileno() >= 0:
-            self._reactor.addReader(self)

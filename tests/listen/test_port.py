@@ -17,7 +17,7 @@ from twisted.internet.task import Clock
 from twisted.logger import LogLevel, capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
-from xaps.listen.unix import UnixPort
+from xaps.listen.port import Port
 
 
 class FakeReactor(Clock):
@@ -63,7 +63,7 @@ def room_for(files: int) -> Iterator[None]:
             os.close(descriptor)
 
 
-class UnixPortTests(SynchronousTestCase):
+class PortTests(SynchronousTestCase):
     def setUp(self) -> None:
         folder = tempfile.TemporaryDirectory(prefix="xaps-")
         self.addCleanup(folder.cleanup)
@@ -74,7 +74,7 @@ class UnixPortTests(SynchronousTestCase):
         self.reactor = FakeReactor()
         factory = Factory()
         factory.noisy = False
-        self.port = UnixPort(self.reactor, listening, factory)
+        self.port = Port(self.reactor, listening, factory)
         self.addCleanup(self.close)
 
     def close(self) -> None:
@@ -91,7 +91,7 @@ class UnixPortTests(SynchronousTestCase):
     def read(self) -> None:
         """What a reactor does when connections wait."""
         for reader in tuple(self.reactor.readers):
-            cast(UnixPort, reader).doRead()
+            cast(Port, reader).doRead()
 
     def test_what_waits_is_accepted(self) -> None:
         for _ in range(3):
@@ -111,7 +111,7 @@ class UnixPortTests(SynchronousTestCase):
         path = Path(f"{self.path}.own")
         listening = socket.socket(socket.AF_UNIX)
         listening.bind(str(path))
-        UnixPort(self.reactor, listening, Factory(), remove=path).stopListening()
+        Port(self.reactor, listening, Factory(), remove=path).stopListening()
         self.assertFalse(path.exists())
         self.port.stopListening()
         self.assertTrue(Path(self.path).exists())
