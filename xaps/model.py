@@ -74,6 +74,16 @@ class Registration:
 
 
 @attrs.frozen
+class Addressee:
+    """A phone that can be told of a mailbox."""
+
+    key: RegistrationKey
+    registered_at: float
+    name: str | None
+    """What the phone knows the mailbox by; ``None``: it was told no name, but it is INBOX."""
+
+
+@attrs.frozen
 class Notice:
     """Something happened in a mailbox."""
 

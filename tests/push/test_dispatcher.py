@@ -1471,7 +1471,10 @@ class ExpiryTests(DispatcherTestCase):
         self.register(token="cc" * 32)
         self.turn()
         self.assertEqual([push.key.device_token for push in self.sender.pushes], ["bb" * 32])
-        dropped = "Dropped alice ACCOUNT aaaaaa...: user alice has more than 100 phones registered"
+        dropped = (
+            "Dropped alice ACCOUNT aaaaaa...: user alice has more than 100 phones or 10000"
+            " mailboxes registered"
+        )
         self.assertIn((LogLevel.warn, dropped), self.logged)
 
     def test_forgetting_takes_effect_at_once(self) -> None:

@@ -70,6 +70,7 @@ class InFolder(SynchronousTestCase):
         *,
         run: Run = execute,
         max_per_user: int = 100,
+        max_mailboxes: int = 10_000,
         max_pending: int = 1000,
         busy_timeout: float = 0.05,
         wall: Callable[[], float] = time.time,
@@ -82,6 +83,7 @@ class InFolder(SynchronousTestCase):
             run=run,
             wall=wall,
             max_per_user=max_per_user,
+            max_mailboxes=max_mailboxes,
             max_pending=max_pending,
         )
         self.addCleanup(registry.close)
@@ -117,9 +119,11 @@ class SQLiteRegistryContractTests(RegistryContract, InFolder):
         InFolder.setUp(self)
         RegistryContract.setUp(self)
 
-    def make_registry(self, max_per_user: int = 100) -> SQLiteRegistry:
+    def make_registry(self, max_per_user: int = 100, max_mailboxes: int = 10_000) -> SQLiteRegistry:
         self.path = self.path.with_name(f"next.{self.path.name}")
-        return self.open(max_per_user=max_per_user, wall=lambda: self.now)
+        return self.open(
+            max_per_user=max_per_user, max_mailboxes=max_mailboxes, wall=lambda: self.now
+        )
 
 
 PAGES = [AFTER.format(table) for table in (FLAGS, REGISTRATIONS)]
@@ -141,6 +145,7 @@ class LookupTests(InFolder):
 
     def test_no_statement_scans_a_table(self) -> None:
         for statement in (
+            sqlite.CONCERNED,
             sqlite.OF_USER,
             sqlite.ONE,
             *PAGES,
@@ -152,13 +157,19 @@ class LookupTests(InFolder):
             sqlite.SAVE_FLAG,
             sqlite.CLEAR_FLAG,
         ):
-            self.assertNotIn("SCAN", self.plan(statement), statement)
+            plan = self.plan(statement)
+            self.assertNotRegex(plan, "SCAN (registrations|addressees|flags)", statement)
 
     def test_nothing_is_sorted_for_a_lookup_or_a_page(self) -> None:
-        for statement in (sqlite.OF_USER, *PAGES, sqlite.EXPIRE):
+        for statement in (sqlite.CONCERNED, sqlite.OF_USER, *PAGES, sqlite.EXPIRE):
             self.assertNotIn("TEMP B-TREE", self.plan(statement), statement)
         self.assertIn("USING PRIMARY KEY (user=?)", self.plan(sqlite.OF_USER))
         self.assertIn("INDEX registrations_by_age (registered_at<?)", self.plan(sqlite.EXPIRE))
+
+    def test_a_notice_reads_what_it_concerns_and_no_list_of_mailboxes(self) -> None:
+        plan = self.plan(sqlite.CONCERNED)
+        self.assertIn("registrations USING COVERING INDEX registration_times (user=?)", plan)
+        self.assertIn("(user=? AND account_id=? AND device_token=? AND mailbox=?)", plan)
 
 
 class FileTests(InFolder):

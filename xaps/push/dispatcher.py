@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Never, Protocol
 
 from twisted.internet.defer import Deferred, fail
@@ -13,10 +13,11 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 
-from xaps.mailboxes import hashes, pushable
+from xaps.mailboxes import canonical, hashes, pushable
 from xaps.model import (
     DAY,
     REGISTRATION_LIFETIME,
+    Addressee,
     Delivered,
     Gone,
     Misconfigured,
@@ -32,7 +33,7 @@ from xaps.model import (
 from xaps.push.flags import Flag, Flags
 from xaps.push.holds import Holds, Reason
 from xaps.push.saving import FlagSaver
-from xaps.registry.interface import MAX_PER_USER, IRegistry, RegistryError
+from xaps.registry.interface import MAX_MAILBOXES, MAX_PER_USER, IRegistry, RegistryError
 from xaps.system.complaints import Complaints
 
 RENEWAL = 2 * DAY
@@ -162,10 +163,13 @@ class Dispatcher:
             return
         for other in dropped:
             self._forget(other)
-            self._log.warn(
-                "Dropped {key}: user {key.user} has more than {bound} phones registered",
+            self._complaints.tell(
+                LogLevel.warn,
+                "Dropped {key}: user {key.user} has more than {phones} phones or {mailboxes} "
+                "mailboxes registered",
                 key=other,
-                bound=MAX_PER_USER,
+                phones=MAX_PER_USER,
+                mailboxes=MAX_MAILBOXES,
             )
         self.flags.registered(registration)
         if self.holds.forget(key):
@@ -189,21 +193,17 @@ class Dispatcher:
         if (error := self.unsaved) is not None:
             reason = f"pushes that wait cannot be written to disk, no more are taken: {error}"
             return fail(Refused(reason, temporary=True))
-        return self._registry.registrations(notice.user).addCallbacks(
+        return self._registry.addressees(notice.user, notice.mailbox).addCallbacks(
             self._flag,
             self._refuse,
             callbackArgs=(notice,),
             errbackArgs=("A notice could not be taken: {error}",),
         )
 
-    def _flag(self, registrations: Iterable[Registration], notice: Notice) -> int:
+    def _flag(self, phones: Sequence[Addressee], notice: Notice) -> int:
         now = self._clock.seconds()
-        phones = 0
-        for registration in registrations:
-            mailbox = pushable(registration, notice.mailbox)
-            if mailbox is not None:
-                self.flags.notice(registration, mailbox, new_mail=notice.new_mail, now=now)
-                phones += 1
+        for phone in phones:
+            self.flags.notice(phone, notice.mailbox, new_mail=notice.new_mail, now=now)
         if phones:
             self._arm()
             self._saver.arm()
@@ -212,9 +212,9 @@ class Dispatcher:
             user=notice.user,
             what="new mail" if notice.new_mail else "a change",
             mailbox=notice.mailbox,
-            phones=phones,
+            phones=len(phones),
         )
-        return phones
+        return len(phones)
 
     def pump(self) -> None:
         """Push what is due, as far as the sender has room; come back when more is due."""
@@ -236,7 +236,7 @@ class Dispatcher:
         while (flag := self.flags.first(now)) is not None:
             if flag.due > now:
                 return None
-            hold = self.holds.on(flag.registration.key, now)
+            hold = self.holds.on(flag.key, now)
             if hold is None:
                 return flag
             if hold.reason is not Reason.SUSPENDED or hold.until is None:
@@ -245,19 +245,18 @@ class Dispatcher:
         return None
 
     async def _push(self, flag: Flag) -> None:
-        registration = flag.registration
-        key = registration.key
+        key, registered_at = flag.key, flag.registered_at
         credentials = self._credentials
         probe = self.holds.sent()
         self._log.debug("Pushing {key}", key=key)
         try:
-            push = Push(key, flag.apns_id, hashes(registration, flag.sent))
+            push = Push(key, flag.apns_id, hashes(flag.sent.values()))
             outcome = await self._sender.send(push)
             if credentials != self._credentials and isinstance(outcome, Misconfigured | Rejected):
                 outcome = RetryAfter(f"{outcome.reason}, for the credential before", 0.0)
             self._on_outcome(key, outcome, self._clock.seconds() - flag.sent_since)
             self._learn(key, outcome, probe=probe)
-            await self._follow(outcome, flag, registration)
+            await self._follow(outcome, flag, registered_at)
         except Exception:
             # Not one push may end without a next step, whatever goes wrong here.
             self._log.failure("Handling the answer for {key} failed", key=key)
@@ -274,10 +273,10 @@ class Dispatcher:
         now = self._clock.seconds()
         self.flags.hasten(self.holds.answered(key, outcome, now, probe=probe), now)
 
-    async def _follow(self, outcome: Outcome, flag: Flag, registration: Registration) -> None:
-        """What an answer means for the phone, which the push went to as `registration`."""
+    async def _follow(self, outcome: Outcome, flag: Flag, registered_at: float) -> None:
+        """What an answer means for the phone, which had registered then when the push went out."""
         now = self._clock.seconds()
-        key = registration.key
+        key = flag.key
         match outcome:
             case Delivered():
                 self._log.debug("Pushed {key}", key=key)
@@ -287,9 +286,9 @@ class Dispatcher:
             case Misconfigured():
                 self.flags.failed(flag, now, now)
             case Gone() if not self.holds.doubts_gone(key):
-                await self._gone(flag, registration, outcome)
+                await self._gone(flag, registered_at, outcome)
             case Gone() | Rejected(until_registered=True):
-                if flag.registration is not registration or flag.dropped:
+                if flag.renewed or flag.dropped:
                     delay = 0.0  # it has registered again meanwhile, or is forgotten
                 else:
                     delay = self.holds.suspend(key, outcome.reason, now)
@@ -321,18 +320,18 @@ class Dispatcher:
             LogLevel.warn,
             "Push to {key} failed: {reason}; next try in {delay:.0f} s",
             kind=reason,
-            key=flag.registration.key,
+            key=flag.key,
             reason=reason,
             delay=delay,
         )
         now = self._clock.seconds()
         self.flags.failed(flag, now + delay, now)
 
-    async def _gone(self, flag: Flag, registration: Registration, outcome: Gone) -> None:
-        key = registration.key
+    async def _gone(self, flag: Flag, registered_at: float, outcome: Gone) -> None:
+        key = flag.key
         # A phone that registered after APNs learned that its token was gone, or while the push
         # was under way, is back.
-        until = registration.registered_at if outcome.since is None else outcome.since
+        until = registered_at if outcome.since is None else outcome.since
         try:
             dropped = await self._registry.remove(key, registered_until=until)
             if not dropped and await self._registry.get(key) is not None:
@@ -355,14 +354,14 @@ class Dispatcher:
         :class:`~xaps.model.Refused` when the phone cannot be told of `mailbox`, or nothing can be
         sent now.
         """
-        name = pushable(registration, mailbox)
-        if name is None:
+        names = pushable(registration)
+        if (wanted := canonical(mailbox)) not in names:
             return fail(Refused(f"this phone has no push for the mailbox {mailbox!r}"))
         hold = self.holds.on_sending()
         if hold is not None:
             return fail(Refused(hold.text, temporary=True))
-        hashed = hashes(registration, frozenset([name]))
-        sending = self._sender.send(Push(registration.key, self._new_id(), hashed))
+        push = Push(registration.key, self._new_id(), hashes([names[wanted]]))
+        sending = self._sender.send(push)
         return sending.addCallback(self._pushed_now, registration.key)
 
     def _pushed_now(self, outcome: Outcome, key: RegistrationKey) -> Outcome:

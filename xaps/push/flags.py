@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterable, Iterator
 
 import attrs
 
-from xaps.mailboxes import INBOX, canonical
-from xaps.model import DAY, Registration, RegistrationKey, WaitingFlag
+from xaps.mailboxes import INBOX, canonical, pushable
+from xaps.model import DAY, Addressee, Registration, RegistrationKey, WaitingFlag
 
 LIFETIME = DAY
 """Seconds after its latest event at which a flag that could not be pushed is given up."""
@@ -49,8 +49,9 @@ RESAVE_AFTER = 3600.0
 class Flag:
     """What is owed to one registration."""
 
-    registration: Registration
+    key: RegistrationKey
     apns_id: str
+    registered_at: float
     due: float = math.inf
     """When to push; in flight: when to push again, ``inf`` when nothing has happened since."""
     not_before: float = -math.inf
@@ -59,10 +60,11 @@ class Flag:
     """When the latest event was accepted."""
     waiting_since: float = 0.0
     """When the first event that has not been pushed was accepted."""
-    mailboxes: set[str] = attrs.field(factory=set)
-    """The mailboxes that are owed, spelled as in the registration."""
-    sent: frozenset[str] = frozenset()
-    """The mailboxes that the push in flight names; empty while none is in flight."""
+    mailboxes: dict[str, str | None] = attrs.field(factory=dict)
+    """The mailboxes that are owed, and what the phone knows each by; see
+    :func:`~xaps.mailboxes.pushable`."""
+    sent: dict[str, str | None] = attrs.field(factory=dict)
+    """Those that the push in flight names; empty while none is in flight."""
     sent_since: float = 0.0
     """In flight: the `waiting_since` of what the push names."""
     failures: int = 0
@@ -71,6 +73,8 @@ class Flag:
     """In a row; how often it came back for no reason of its own, such as a lost connection."""
     dropped: bool = False
     """In flight: the registration is gone, what the push names is owed no more."""
+    renewed: bool = False
+    """In flight: the phone has registered again."""
     saved_at: float | None = None
     """The `noticed_at` that is on disk; ``None``: the flag is not on disk."""
 
@@ -106,38 +110,39 @@ class Flags:
         """The flag of that registration, if it is not clean."""
         return self._flags.get(key)
 
-    def notice(
-        self, registration: Registration, mailbox: str, *, new_mail: bool, now: float
-    ) -> None:
-        """Something happened in `mailbox` (spelled as in the registration)."""
-        flag = self._flags.get(registration.key)
+    def notice(self, phone: Addressee, mailbox: str, *, new_mail: bool, now: float) -> None:
+        """Something happened in `mailbox`, which the phone can be told of."""
+        flag = self._flags.get(phone.key)
         if flag is None:
-            flag = self._flags[registration.key] = Flag(registration, self._new_id())
+            flag = Flag(phone.key, self._new_id(), phone.registered_at)
+            self._flags[phone.key] = flag
+        mailbox = canonical(mailbox)
         changed = mailbox not in flag.mailboxes
         if not flag.mailboxes:
             flag.waiting_since = now
-        flag.mailboxes.add(mailbox)
+        flag.mailboxes[mailbox] = phone.name
         flag.noticed_at = now
         due = max(now if new_mail else self._after_delay(now), flag.not_before)
         if due < flag.due:
             self._schedule(flag, due)
             changed = True
         if changed or flag.saved_at is None or now - flag.saved_at > RESAVE_AFTER:
-            self._unsaved.setdefault(registration.key, now)
+            self._unsaved.setdefault(phone.key, now)
 
     def restore(
         self, saved: WaitingFlag, registration: Registration, now: float, epoch: float
     ) -> None:
         """Take up a flag that was kept on disk; what was noticed since the start is owed too."""
         flag = self._flags.get(saved.key)
-        wanted = saved.mailboxes & frozenset(registration.mailboxes)
+        wanted = _of(registration, map(canonical, saved.mailboxes))
         if not wanted:
             if flag is None:
                 self._cleared.add(saved.key)
             return
         age = min(max(0.0, now + epoch - saved.noticed_at), LIFETIME - GRACE)
         if flag is None:
-            flag = self._flags[saved.key] = Flag(registration, self._new_id())
+            flag = Flag(saved.key, self._new_id(), registration.registered_at)
+            self._flags[saved.key] = flag
             flag.noticed_at = flag.waiting_since = now - age
         else:
             flag.waiting_since = min(flag.waiting_since, now - age)
@@ -152,9 +157,10 @@ class Flags:
         """The registration was renewed: what is owed is owed as it now reads."""
         flag = self._flags.get(registration.key)
         if flag is not None:
-            flag.registration = registration
+            flag.registered_at = registration.registered_at
+            flag.renewed = True
             flag.dropped = False
-            flag.mailboxes &= set(registration.mailboxes)
+            flag.mailboxes = _of(registration, flag.mailboxes)
             if not flag.mailboxes and not flag.sent:
                 self._forget(flag)
 
@@ -174,7 +180,9 @@ class Flags:
     def take(self, flag: Flag, now: float) -> None:
         """Its push goes out: what it owes moves from `mailboxes` to `sent`."""
         flag.sent = _first(flag.mailboxes)
-        flag.mailboxes -= flag.sent
+        for mailbox in flag.sent:
+            del flag.mailboxes[mailbox]
+        flag.renewed = False
         flag.sent_since = flag.waiting_since
         flag.due = now if flag.mailboxes else math.inf
         flag.not_before = -math.inf
@@ -188,7 +196,7 @@ class Flags:
             self._forget(flag)
             return
         flag.apns_id = self._new_id()
-        self._unsaved.setdefault(flag.registration.key, now)
+        self._unsaved.setdefault(flag.key, now)
         self._schedule(flag, flag.due)
 
     def failed(self, flag: Flag, retry_at: float, now: float) -> None:
@@ -196,10 +204,10 @@ class Flags:
         if flag.dropped:
             self.answered(flag, now)
             return
-        flag.mailboxes |= flag.sent
+        flag.mailboxes = flag.sent | flag.mailboxes
         flag.waiting_since = flag.sent_since
         self._no_longer_in_flight(flag)
-        self._unsaved.setdefault(flag.registration.key, now)
+        self._unsaved.setdefault(flag.key, now)
         self.push_at(flag, retry_at)
 
     def push_at(self, flag: Flag, at: float) -> None:
@@ -221,7 +229,7 @@ class Flags:
             return
         if flag.sent:
             flag.dropped = True
-            flag.mailboxes = set()
+            flag.mailboxes = {}
             flag.due = math.inf
         else:
             self._forget(flag)
@@ -261,7 +269,7 @@ class Flags:
             # What was begun is owed at once after a start, whatever it waits for now.
             begun = flag.sent or flag.not_before > -math.inf
             due = flag.noticed_at if begun else flag.due
-            mailboxes = frozenset(flag.mailboxes | flag.sent)
+            mailboxes = frozenset((*flag.mailboxes, *flag.sent))
             changed.append(WaitingFlag(key, flag.noticed_at + epoch, due + epoch, mailboxes))
             self._cleared.discard(key)
         for saved in changed:
@@ -295,27 +303,29 @@ class Flags:
             heapq.heapify(self._heap)
 
     def _is_stale(self, due: float, flag: Flag) -> bool:
-        return (
-            bool(flag.sent) or flag.due != due or self._flags.get(flag.registration.key) is not flag
-        )
+        return bool(flag.sent) or flag.due != due or self._flags.get(flag.key) is not flag
 
     def _no_longer_in_flight(self, flag: Flag) -> None:
-        flag.sent = frozenset()
+        flag.sent = {}
         flag.dropped = False
         self.in_flight -= 1
 
     def _forget(self, flag: Flag) -> None:
-        key = flag.registration.key
-        del self._flags[key]
-        self._unsaved.pop(key, None)
+        del self._flags[flag.key]
+        self._unsaved.pop(flag.key, None)
         if flag.saved_at is not None:
-            self._cleared.add(key)
+            self._cleared.add(flag.key)
 
 
-def _first(mailboxes: set[str]) -> frozenset[str]:
-    """What one push names of these: all, or as many as a payload surely has room for, with INBOX
-    among them."""
-    if len(mailboxes) <= MAX_NAMED:
-        return frozenset(mailboxes)
-    inbox_first = sorted(mailboxes, key=lambda name: (canonical(name) != INBOX, name))
-    return frozenset(inbox_first[:MAX_NAMED])
+def _of(registration: Registration, mailboxes: Iterable[str]) -> dict[str, str | None]:
+    """Those that the phone can be told of now."""
+    names = pushable(registration)
+    return {mailbox: names[mailbox] for mailbox in mailboxes if mailbox in names}
+
+
+def _first(mailboxes: dict[str, str | None]) -> dict[str, str | None]:
+    """What one push names of these: as many as a payload surely has room for, with INBOX among
+    them, and of the others those that have waited for longest."""
+    inbox = (INBOX,) if INBOX in mailboxes else ()
+    names = itertools.islice(dict.fromkeys((*inbox, *mailboxes)), MAX_NAMED)
+    return {mailbox: mailboxes[mailbox] for mailbox in names}

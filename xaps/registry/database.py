@@ -19,6 +19,22 @@ from xaps.registry.rows import FLAGS, REGISTRATIONS
 APPLICATION_ID = 0x78617073
 """Marks the file as ours (``xaps`` in ASCII), so that no other program's database is taken over."""
 
+_ADDRESSEES = """
+    INSERT INTO addressees
+    SELECT user, account_id, device_token, mailbox, max(name) FROM (
+        SELECT {0}.user, {0}.account_id, {0}.device_token,
+            iif(upper(value) = 'INBOX', 'INBOX', value) AS mailbox, value AS name
+        FROM {1} json_each(iif(json_valid({0}.confirmed), {0}.confirmed, '[]'))
+        WHERE type = 'text'
+        UNION ALL
+        SELECT {0}.user, {0}.account_id, {0}.device_token, 'INBOX', NULL
+        FROM {1} json_each(iif(json_valid({0}.mailboxes), {0}.mailboxes, '[]'))
+        WHERE type = 'text' AND upper(value) = 'INBOX'
+    )
+    GROUP BY user, account_id, device_token, mailbox
+"""
+"""What :func:`xaps.mailboxes.pushable` says of a registration; SQLite's ``upper`` is for ASCII."""
+
 MIGRATIONS = (
     """
     CREATE TABLE registrations (
@@ -45,6 +61,41 @@ MIGRATIONS = (
     ) STRICT, WITHOUT ROWID;
 
     CREATE TABLE imports (source TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
+    """,
+    f"""
+    -- Whom a notice concerns is found without the lists of mailboxes, which can be long.
+    CREATE TABLE addressees (
+        user TEXT,
+        account_id TEXT,
+        device_token TEXT,
+        mailbox TEXT,  -- as names are compared
+        name TEXT,  -- what the phone knows it by
+        PRIMARY KEY (user, account_id, device_token, mailbox)
+    ) WITHOUT ROWID;
+
+    {_ADDRESSEES.format("registrations", "registrations,")};
+
+    CREATE INDEX registration_times
+        ON registrations (user, account_id, device_token, registered_at);
+
+    -- Right whoever changes the registrations.
+    CREATE TRIGGER registration_added AFTER INSERT ON registrations BEGIN
+        {_ADDRESSEES.format("new", "")};
+    END;
+
+    CREATE TRIGGER registration_removed AFTER DELETE ON registrations BEGIN
+        DELETE FROM addressees
+        WHERE (user, account_id, device_token) = (old.user, old.account_id, old.device_token);
+    END;
+
+    CREATE TRIGGER registration_changed AFTER UPDATE ON registrations
+    WHEN (old.user, old.account_id, old.device_token, old.mailboxes, old.confirmed)
+        IS NOT (new.user, new.account_id, new.device_token, new.mailboxes, new.confirmed)
+    BEGIN
+        DELETE FROM addressees
+        WHERE (user, account_id, device_token) = (old.user, old.account_id, old.device_token);
+        {_ADDRESSEES.format("new", "")};
+    END;
     """,
 )
 """What makes each version of the schema out of the one before; ``PRAGMA user_version`` counts
@@ -241,6 +292,16 @@ def _check_files(path: Path) -> None:
         raise RegistryError(f"the registry {path}: {wrong}")
 
 
+def _statements(script: str) -> Iterator[str]:
+    """Not ``executescript``, which would end the transaction."""
+    statement = ""
+    for part in script.split(";"):
+        statement += f"{part};"
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
+
+
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     """Look whose file it is before anything in it is changed, then bring it up to date."""
     (application_id,) = connection.execute("PRAGMA application_id").fetchone()
@@ -273,7 +334,7 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     connection.execute("PRAGMA foreign_keys = ON")
     # Begun even if there is nothing to change: it shows that the file can be written.
     with transaction(connection):
-        for statement in ";".join(MIGRATIONS[version:]).split(";"):
+        for statement in _statements("".join(MIGRATIONS[version:])):
             connection.execute(statement)
         if version < len(MIGRATIONS):
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
@@ -281,6 +342,7 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     # Somebody may have changed the tables.
     for columns in (
         f"{REGISTRATIONS.columns} FROM registrations",
+        "mailbox, name FROM addressees",
         f"{FLAGS.columns} FROM flags",
         "source FROM imports",
     ):

@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 import attrs
 from twisted.logger import Logger
 
-from xaps.model import Registration, RegistrationKey, WaitingFlag, short_token
+from xaps.model import Addressee, Registration, RegistrationKey, WaitingFlag, short_token
 
 T = TypeVar("T")
 
@@ -151,6 +151,15 @@ REGISTRATIONS = Table(
         _names(mailboxes, "mailboxes")[0],
         _time(registered_at, "registered_at"),
         _names(confirmed, "confirmed")[1],
+    ),
+)
+ADDRESSEES = Table(
+    "addressees",
+    "user, account_id, device_token, registered_at, name",
+    lambda user, account_id, token, registered_at, name: Addressee(
+        key(user, account_id, token),
+        _time(registered_at, "registered_at"),
+        None if name is None else _text(name, "name"),
     ),
 )
 FLAGS = Table(
