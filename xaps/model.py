@@ -204,8 +204,5 @@ class WaitingFlag:
     """A push that is still owed to a phone, as it is kept across a restart."""
 
     key: RegistrationKey
-    noticed_at: float
-    """When the latest event was accepted; a flag expires 24 hours later."""
-    due: float
     mailboxes: frozenset[str] = frozenset()
-    """The mailboxes that had events, named as in the registration."""
+    """The mailboxes that had events, as they are compared."""

@@ -338,15 +338,16 @@ class OutcomeTests(DispatcherTestCase):
         self.sender.answer(Delivered())
         self.assertEqual(self.outcomes[-1], (self.key, Delivered(), 12.0))
 
-    def test_a_push_from_before_the_start_counts_from_its_event(self) -> None:
+    def test_a_push_from_before_the_start_counts_from_the_start(self) -> None:
         self.notify()
         self.turn(1)
         self.turn(99)
         self.sender = FakeSender()
         self.dispatcher = self.started()
         self.turn()
+        self.turn(2)
         self.sender.answer(Delivered())
-        self.assertEqual(self.outcomes, [(self.key, Delivered(), 100.0)])
+        self.assertEqual(self.outcomes, [(self.key, Delivered(), 2.0)])
 
     def test_a_push_that_can_succeed_later_is_tried_again_with_the_same_id(self) -> None:
         self.push_and_answer(RetryAfter("TooManyRequests", 300))

@@ -18,11 +18,9 @@ from hypothesis.stateful import (
 from twisted.trial.unittest import SynchronousTestCase
 
 from xaps.model import Addressee, Registration, RegistrationKey, WaitingFlag
-from xaps.push.flags import GRACE, LIFETIME, MAX_NAMED, SAVE_AFTER, Flag, Flags
+from xaps.push.flags import LIFETIME, MAX_NAMED, SAVE_AFTER, Flag, Flags
 
 START = 1_000.0
-EPOCH = 1_800_000_000.0
-"""The time of day when the monotonic clock was at 0."""
 
 
 def registration(user: str = "alice", *mailboxes: str) -> Registration:
@@ -243,7 +241,7 @@ class DiskTests(SynchronousTestCase):
         self.table.notice(addressee(name="INBOX"), "INBOX", new_mail=True, now=START)
 
     def saved(self, at: float) -> list[WaitingFlag]:
-        return self.table.to_save(START + at, EPOCH)[0]
+        return self.table.to_save(START + at)[0]
 
     def take(self) -> Flag:
         flag = take(self.table, START + 2)
@@ -256,7 +254,7 @@ class DiskTests(SynchronousTestCase):
         self.assertEqual(self.saved(0.5), [])
         self.table.answered(flag, START + 0.8)
         self.assertIsNone(self.table.next_save(START + 0.8))
-        self.assertEqual(self.table.to_save(START + 2, EPOCH), ([], []))
+        self.assertEqual(self.table.to_save(START + 2), ([], []))
 
     def test_what_is_still_waiting_or_in_flight_is_written_within_the_second(self) -> None:
         self.table.notice(addressee("bob", "Notes"), "Notes", new_mail=False, now=START)
@@ -265,8 +263,6 @@ class DiskTests(SynchronousTestCase):
         self.assertLess(SAVE_AFTER, 1.0)
         written = {flag.key.user: flag for flag in self.saved(SAVE_AFTER)}
         self.assertEqual(written["alice"].mailboxes, {"INBOX"})
-        self.assertEqual(written["alice"].due, EPOCH + START)
-        self.assertEqual(written["bob"].due, EPOCH + START + 30)
         self.assertIsNone(self.table.next_save(START + 1))
 
     def test_a_delivered_flag_that_was_written_is_cleared(self) -> None:
@@ -275,28 +271,24 @@ class DiskTests(SynchronousTestCase):
         assert flag
         self.table.answered(flag, START + 2)
         self.assertIsNotNone(self.table.next_save(START + 2))
-        self.assertEqual(self.table.to_save(START + 2, EPOCH), ([], [self.alice.key]))
+        self.assertEqual(self.table.to_save(START + 2), ([], [self.alice.key]))
 
     def test_what_could_not_be_forgotten_on_disk_is_forgotten_later(self) -> None:
         self.saved(1)
         flag = self.take()
         self.table.answered(flag, START + 2)
-        changed, cleared = self.table.to_save(START + 2, EPOCH)
+        changed, cleared = self.table.to_save(START + 2)
         self.table.save_failed(changed, cleared, START + 2)
         self.assertIsNotNone(self.table.next_save(START + 2))
-        self.assertEqual(self.table.to_save(START + 2, EPOCH), ([], [self.alice.key]))
+        self.assertEqual(self.table.to_save(START + 2), ([], [self.alice.key]))
 
     def test_no_more_is_given_at_a_time_than_the_limit(self) -> None:
         for user in ("bob", "carol"):
             self.table.notice(addressee(user), "INBOX", new_mail=True, now=START)
-        self.assertEqual(
-            [len(self.table.to_save(START + 1, EPOCH, limit=2)[0]) for _ in "123"], [2, 1, 0]
-        )
+        self.assertEqual([len(self.table.to_save(START + 1, limit=2)[0]) for _ in "123"], [2, 1, 0])
         for _ in range(3):
             self.table.answered(self.take(), START + 2)
-        self.assertEqual(
-            [len(self.table.to_save(START + 2, EPOCH, limit=2)[1]) for _ in "123"], [2, 1, 0]
-        )
+        self.assertEqual([len(self.table.to_save(START + 2, limit=2)[1]) for _ in "123"], [2, 1, 0])
 
     def test_a_flag_that_is_dirty_again_is_written_and_not_cleared(self) -> None:
         self.saved(1)
@@ -304,7 +296,7 @@ class DiskTests(SynchronousTestCase):
         assert flag
         self.table.answered(flag, START + 2)
         self.table.notice(addressee(name="INBOX"), "INBOX", new_mail=False, now=START + 2)
-        changed, cleared = self.table.to_save(START + 3, EPOCH)
+        changed, cleared = self.table.to_save(START + 3)
         self.assertEqual(([flag.key for flag in changed], cleared), ([self.alice.key], []))
 
     def test_repeated_events_are_not_written_again_and_again(self) -> None:
@@ -316,76 +308,51 @@ class DiskTests(SynchronousTestCase):
         self.assertEqual(len(self.saved(101)), 1)
 
     def test_a_failed_write_is_done_again(self) -> None:
-        changed, cleared = self.table.to_save(START + 1, EPOCH)
+        changed, cleared = self.table.to_save(START + 1)
         self.table.save_failed(changed, cleared, START + 1)
         self.assertEqual(self.saved(2), changed)
 
     def test_everything_is_written_at_the_end(self) -> None:
-        self.assertEqual(len(self.table.to_save(START, EPOCH, everything=True)[0]), 1)
+        self.assertEqual(len(self.table.to_save(START, everything=True)[0]), 1)
 
     def test_a_restored_flag_is_pushed(self) -> None:
         (saved,) = self.saved(1)
         fresh = table()
-        fresh.restore(saved, self.alice, START + 10, EPOCH)
+        fresh.restore(saved, self.alice, START + 10)
         flag = take(fresh, START + 10)
         assert flag
         self.assertEqual(flag.sent.keys(), {"INBOX"})
         fresh.answered(flag, START + 11)
-        self.assertEqual(fresh.to_save(START + 12, EPOCH), ([], [self.alice.key]))
+        self.assertEqual(fresh.to_save(START + 12), ([], [self.alice.key]))
 
     def test_a_saved_flag_for_no_mailbox_that_is_registered_is_not_restored(self) -> None:
         (saved,) = self.saved(1)
         fresh = table()
-        fresh.restore(saved, registration("alice", "Other"), START + 10, EPOCH)
+        fresh.restore(saved, registration("alice", "Other"), START + 10)
         self.assertEqual(len(fresh), 0)
 
-    def test_a_saved_flag_that_seems_to_be_old_is_owed_for_an_hour_for_a_clock_may_be_wrong(
-        self,
-    ) -> None:
+    def test_a_saved_flag_is_owed_for_a_day_from_the_start_however_late_that_is(self) -> None:
         (saved,) = self.saved(1)
-        for age in (LIFETIME + 1, EPOCH):
-            fresh = table()
-            fresh.restore(saved, self.alice, 10, EPOCH + age)
-            self.assertIsNotNone(first_due(fresh, 10 + GRACE))
-            self.assertIsNone(first_due(fresh, 11 + GRACE))
-            self.assertEqual(fresh.expired, 1)
+        fresh = table()
+        fresh.restore(saved, self.alice, 10)
+        self.assertIsNotNone(first_due(fresh, 10 + LIFETIME))
+        self.assertIsNone(first_due(fresh, 11 + LIFETIME))
+        self.assertEqual(fresh.expired, 1)
 
-    def test_a_saved_flag_is_owed_for_a_day_from_its_event(self) -> None:
-        (saved,) = self.saved(1)
-        for age in (3600.0, -3600.0):  # the clock was set back
-            fresh = table()
-            fresh.restore(saved, self.alice, 10, saved.noticed_at - 10 + age)
-            left = LIFETIME - max(0.0, age)
-            self.assertIsNotNone(first_due(fresh, 10 + left))
-            self.assertIsNone(first_due(fresh, 11 + left))
+    def test_a_saved_flag_is_due_at_the_start_whatever_it_waited_for(self) -> None:
+        self.table.notice(addressee("bob", "Notes"), "Notes", new_mail=False, now=START)
+        fresh = table()
+        for saved in self.saved(1):
+            fresh.restore(saved, registration(saved.key.user), 10)
+        users = {flag.key.user for flag in iter(lambda: take(fresh, 10), None)}
+        self.assertEqual(users, {"alice", "bob"})
 
     def test_what_was_pushed_in_vain_is_owed_at_once_after_a_start(self) -> None:
         self.table.failed(self.take(), START + 9e6, START + 2)
         (saved,) = self.saved(3)
         fresh = table()
-        fresh.restore(saved, self.alice, 10, EPOCH + START)
+        fresh.restore(saved, self.alice, 10)
         self.assertIsNotNone(first_due(fresh, 10))
-
-    def test_what_happened_during_the_push_that_succeeded_at_last_waits_as_long_as_ever(
-        self,
-    ) -> None:
-        self.table.failed(self.take(), START + 2, START + 2)
-        flag = self.take()
-        self.table.notice(addressee(name="Notes"), "Notes", new_mail=False, now=START + 2)
-        self.table.answered(flag, START + 2)
-        (saved,) = self.saved(3)
-        self.assertEqual(saved.due, EPOCH + START + 32)
-
-    def test_the_first_event_of_all_is_when_a_restored_flag_waits_since(self) -> None:
-        (saved,) = self.saved(1)
-        for noticed in (False, True):
-            fresh = table()
-            if noticed:
-                fresh.notice(addressee(name="Notes"), "Notes", new_mail=True, now=10)
-            fresh.restore(saved, self.alice, 10, saved.noticed_at + 90)
-            flag = take(fresh, 10)
-            assert flag
-            self.assertEqual(flag.sent_since, 10 - 100)
 
     def test_what_was_noticed_since_the_start_is_owed_besides_what_was_kept(self) -> None:
         (saved,) = self.saved(1)
@@ -393,8 +360,8 @@ class DiskTests(SynchronousTestCase):
             fresh = table()
             fresh.notice(addressee(name="Notes"), "Notes", new_mail=True, now=START + 10)
             first = take(fresh, START + 10) if taken else None
-            fresh.restore(saved, self.alice, START + 11, EPOCH)
-            self.assertEqual(fresh.to_save(START + 12, EPOCH)[0][0].mailboxes, {"INBOX", "Notes"})
+            fresh.restore(saved, self.alice, START + 11)
+            self.assertEqual(fresh.to_save(START + 12)[0][0].mailboxes, {"INBOX", "Notes"})
             if first is not None:
                 fresh.answered(first, START + 12)
             flag = take(fresh, START + 12)
@@ -404,15 +371,8 @@ class DiskTests(SynchronousTestCase):
     def test_a_saved_flag_that_is_of_no_use_is_cleared(self) -> None:
         (saved,) = self.saved(1)
         fresh = table()
-        fresh.restore(saved, registration("alice", "Other"), START + 10, EPOCH)
-        self.assertEqual(fresh.to_save(START + 11, EPOCH), ([], [self.alice.key]))
-
-    def test_a_clock_that_was_set_back_does_not_strand_a_restored_flag(self) -> None:
-        at = EPOCH + 9e6
-        saved = WaitingFlag(self.alice.key, at, at, frozenset(["INBOX"]))
-        fresh = table()
-        fresh.restore(saved, self.alice, START, EPOCH)
-        self.assertLessEqual(due(fresh), START + 30)
+        fresh.restore(saved, registration("alice", "Other"), START + 10)
+        self.assertEqual(fresh.to_save(START + 11), ([], [self.alice.key]))
 
 
 class WaitingMachine(RuleBasedStateMachine):
@@ -469,11 +429,11 @@ class WaitingMachine(RuleBasedStateMachine):
 
     @rule()
     def fail_to_save(self) -> None:
-        self.table.save_failed(*self.table.to_save(self.now, EPOCH), self.now)
+        self.table.save_failed(*self.table.to_save(self.now), self.now)
 
     @rule(limit=st.sampled_from([1, 1000]))
     def save(self, limit: int) -> None:
-        changed, cleared = self.table.to_save(self.now, EPOCH, limit=limit)
+        changed, cleared = self.table.to_save(self.now, limit=limit)
         assert max(len(changed), len(cleared)) <= limit
         assert not {flag.key for flag in changed} & set(cleared)
         self.disk.update((flag.key, flag) for flag in changed)

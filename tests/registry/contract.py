@@ -25,8 +25,8 @@ def registration(key: RegistrationKey, registered_at: float = 1000.0) -> Registr
     return Registration(key, ("INBOX",), registered_at)
 
 
-def flag(key: RegistrationKey, *mailboxes: str, noticed_at: float = 2000.0) -> WaitingFlag:
-    return WaitingFlag(key, noticed_at, noticed_at + 30.5, frozenset(mailboxes))
+def flag(key: RegistrationKey, *mailboxes: str) -> WaitingFlag:
+    return WaitingFlag(key, frozenset(mailboxes))
 
 
 Keyed = TypeVar("Keyed", Registration, WaitingFlag)
@@ -362,8 +362,8 @@ class RegistryContract(_Base):
         self.register(registration(ALICE), registration(ALICE_2), registration(BOB))
         self.save([flag(ALICE, "INBOX", "Notes"), flag(BOB)])
         self.assertEqual(self.flags(), [flag(ALICE, "INBOX", "Notes"), flag(BOB)])
-        self.save([flag(ALICE, "Sent", noticed_at=3000.0), flag(ALICE_2)], [BOB])
-        self.assertEqual(self.flags(), [flag(ALICE, "Sent", noticed_at=3000.0), flag(ALICE_2)])
+        self.save([flag(ALICE, "Sent"), flag(ALICE_2)], [BOB])
+        self.assertEqual(self.flags(), [flag(ALICE, "Sent"), flag(ALICE_2)])
         self.save([], [ALICE, ALICE_2, BOB])
         self.assertEqual(self.flags(), [])
 

@@ -48,7 +48,7 @@ DAMAGE = {
         "confirmed": NOT_A_LIST,
         "registered_at": NO_TIME,
     },
-    "flags": {"mailboxes": NOT_A_LIST, "noticed_at": NO_TIME, "due": NO_TIME},
+    "flags": {"mailboxes": NOT_A_LIST},
 }
 LOOSE = {
     "registrations": {
@@ -57,7 +57,7 @@ LOOSE = {
         "registered_at": ("NULL", "'soon'", "x'00'"),
         "user": ("x'616c696365'",),
     },
-    "flags": {"mailboxes": ("NULL",), "noticed_at": ("NULL", "'soon'"), "due": ("NULL",)},
+    "flags": {"mailboxes": ("NULL",)},
 }
 """What only fits into a table that was made anew without its constraints."""
 

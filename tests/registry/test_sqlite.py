@@ -31,7 +31,7 @@ from tests.registry.contract import (
     flag,
     registration,
 )
-from xaps.model import Registration, RegistrationKey, WaitingFlag
+from xaps.model import Registration, RegistrationKey
 from xaps.registry import sqlite
 from xaps.registry.database import open_reader, open_writer
 from xaps.registry.groupcommit import Run
@@ -276,14 +276,14 @@ class GroupCommitTests(InFolder):
         self.assertEqual(len(self.results(self.registry.registrations("alice"))), 1)
 
     def test_a_bad_write_is_undone_and_fails_no_other(self) -> None:
-        bad = WaitingFlag(ALICE, noticed_at=float("nan"), due=1.0)  # NaN is NULL for SQLite
+        bad = flag(ALICE, "\ud800")
         head = self.registry.register(registration(BOB))
         before = self.registry.register(registration(ALICE))
         failing = self.registry.save_flags([flag(BOB), bad], [])
         after = self.registry.register(registration(ALICE_2))
         self.worker.work()
         self.worker.work()
-        self.assertIn("NOT NULL", self.why(failing))
+        self.assertIn("not valid Unicode", self.why(failing))
         self.successResultOf(gatherResults([head, before, after]))
         flags = self.registry.flags()
         self.worker.work()

@@ -44,7 +44,7 @@ TIMES = st.integers(0, 40).map(lambda quarters: quarters / 4)
 MAILBOXES = st.lists(
     st.sampled_from(["INBOX", "inbox", "Sent", "Entwürfe", '"', "x" * 600]), unique=True, max_size=4
 )
-FLAGS = st.builds(WaitingFlag, KEYS, TIMES, TIMES, MAILBOXES.map(frozenset))
+FLAGS = st.builds(WaitingFlag, KEYS, MAILBOXES.map(frozenset))
 
 
 class Worker:

@@ -67,7 +67,7 @@ class Dispatcher:
     :param topic: gives the topic that phones are to register with; raises
         :class:`~xaps.model.Refused` while there is no usable credential.
     :param on_outcome: told of each answer: the outcome, and the seconds since the first of the
-        events that the push was for.
+        events that the push was for, or since the start.
     """
 
     _log = Logger()
@@ -97,7 +97,7 @@ class Dispatcher:
         self.flags = Flags(delay=delay, check_interval=check_interval, new_id=new_id)
         self._complaints = Complaints(self._log, clock.seconds)
         self.holds = Holds(sender.room, self._complaints)
-        self._saver = FlagSaver(clock, wall, registry, self.flags)
+        self._saver = FlagSaver(clock, registry, self.flags)
         self._credentials = 0  # that there have been
         self._epoch = float("-inf")
         self._expire_from = 0.0
@@ -110,13 +110,12 @@ class Dispatcher:
 
     async def _restore(self) -> int:
         now = self._clock.seconds()
-        epoch = self._wall() - now
         page = await self._registry.flags()
         while page:
             for saved in page:
                 registration = await self._registry.get(saved.key)
                 if registration is not None:
-                    self.flags.restore(saved, registration, now, epoch)
+                    self.flags.restore(saved, registration, now)
             page = await self._registry.flags(page[-1].key)
         self._arm()
         self._saver.arm()

@@ -5,8 +5,9 @@ due now; any other event makes it due ``delay`` seconds after the first such eve
 because more follow. What happens while a push is in flight makes it due again afterwards. So a
 mail storm costs a phone two pushes, and an outage leaves no more than one flag a phone.
 
-Pure: nothing here sends, sleeps or writes. Time is an argument, and monotonic; `epoch`, the time of
-day when it was 0, makes it the time of day that is kept on disk.
+Pure: nothing here sends, sleeps or writes. Time is an argument, and monotonic. So none is kept on
+disk: what is owed at a start is due, and counts as noticed then. It cannot be too old by a clock
+that is wrong.
 """
 
 from __future__ import annotations
@@ -24,10 +25,6 @@ from xaps.model import DAY, Addressee, Registration, RegistrationKey, WaitingFla
 LIFETIME = DAY
 """Seconds after its latest event at which a flag that could not be pushed is given up."""
 
-GRACE = 3600.0
-"""Seconds that a flag from before the start has at the least: it may only seem to be old, because
-a clock was wrong."""
-
 MAX_NAMED = 90
 """Mailboxes in one push: a payload has at most 4096 bytes, and each takes 35."""
 
@@ -40,9 +37,6 @@ SAVE_SLICE = 1000
 
 EXPIRE_SLICE = 5000
 """Flags that are looked at in one go for whether they have expired."""
-
-RESAVE_AFTER = 3600.0
-"""Seconds after which a saved flag is written again only because it got younger."""
 
 
 @attrs.define(eq=False)
@@ -75,8 +69,8 @@ class Flag:
     """In flight: the registration is gone, what the push names is owed no more."""
     renewed: bool = False
     """In flight: the phone has registered again."""
-    saved_at: float | None = None
-    """The `noticed_at` that is on disk; ``None``: the flag is not on disk."""
+    saved: bool = False
+    """Whether it is on disk."""
 
 
 class Flags:
@@ -126,12 +120,10 @@ class Flags:
         if due < flag.due:
             self._schedule(flag, due)
             changed = True
-        if changed or flag.saved_at is None or now - flag.saved_at > RESAVE_AFTER:
+        if changed or not flag.saved:
             self._unsaved.setdefault(phone.key, now)
 
-    def restore(
-        self, saved: WaitingFlag, registration: Registration, now: float, epoch: float
-    ) -> None:
+    def restore(self, saved: WaitingFlag, registration: Registration, now: float) -> None:
         """Take up a flag that was kept on disk; what was noticed since the start is owed too."""
         flag = self._flags.get(saved.key)
         wanted = _of(registration, map(canonical, saved.mailboxes))
@@ -139,19 +131,15 @@ class Flags:
             if flag is None:
                 self._cleared.add(saved.key)
             return
-        age = min(max(0.0, now + epoch - saved.noticed_at), LIFETIME - GRACE)
         if flag is None:
             flag = Flag(saved.key, self._new_id(), registration.registered_at)
             self._flags[saved.key] = flag
-            flag.noticed_at = flag.waiting_since = now - age
+            flag.noticed_at = flag.waiting_since = now
         else:
-            flag.waiting_since = min(flag.waiting_since, now - age)
             self._unsaved.setdefault(saved.key, now)
-        flag.saved_at = now - age
+        flag.saved = True
         flag.mailboxes |= wanted
-        # A clock that was wrong must not leave a flag due in the far future.
-        due = min(saved.due - epoch, now + self._delay + self._check_interval)
-        self._schedule(flag, min(flag.due, due))
+        self._schedule(flag, min(flag.due, now))
 
     def registered(self, registration: Registration) -> None:
         """The registration was renewed: what is owed is owed as it now reads."""
@@ -252,7 +240,7 @@ class Flags:
         return now + SAVE_AFTER if self._cleared else None
 
     def to_save(
-        self, now: float, epoch: float, *, everything: bool = False, limit: int = SAVE_SLICE
+        self, now: float, *, everything: bool = False, limit: int = SAVE_SLICE
     ) -> tuple[list[WaitingFlag], list[RegistrationKey]]:
         """What has to be written now: flags that changed, and keys to forget. Ask again until
         there is nothing.
@@ -265,12 +253,8 @@ class Flags:
             if since + SAVE_AFTER > now and not everything:
                 break
             flag = self._flags[key]
-            flag.saved_at = flag.noticed_at
-            # What was begun is owed at once after a start, whatever it waits for now.
-            begun = flag.sent or flag.not_before > -math.inf
-            due = flag.noticed_at if begun else flag.due
-            mailboxes = frozenset((*flag.mailboxes, *flag.sent))
-            changed.append(WaitingFlag(key, flag.noticed_at + epoch, due + epoch, mailboxes))
+            flag.saved = True
+            changed.append(WaitingFlag(key, frozenset((*flag.mailboxes, *flag.sent))))
             self._cleared.discard(key)
         for saved in changed:
             del self._unsaved[saved.key]
@@ -313,7 +297,7 @@ class Flags:
     def _forget(self, flag: Flag) -> None:
         del self._flags[flag.key]
         self._unsaved.pop(flag.key, None)
-        if flag.saved_at is not None:
+        if flag.saved:
             self._cleared.add(flag.key)
 
 

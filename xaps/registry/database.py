@@ -78,6 +78,10 @@ MIGRATIONS = (
     CREATE INDEX registration_times
         ON registrations (user, account_id, device_token, registered_at);
 
+    -- A clock that is wrong at the start cannot make a flag old.
+    ALTER TABLE flags DROP COLUMN noticed_at;
+    ALTER TABLE flags DROP COLUMN due;
+
     -- Right whoever changes the registrations.
     CREATE TRIGGER registration_added AFTER INSERT ON registrations BEGIN
         {_ADDRESSEES.format("new", "")};

@@ -164,12 +164,9 @@ ADDRESSEES = Table(
 )
 FLAGS = Table(
     "flags",
-    "user, account_id, device_token, noticed_at, due, mailboxes",
-    lambda user, account_id, token, noticed_at, due, mailboxes: WaitingFlag(
-        key(user, account_id, token),
-        _time(noticed_at, "noticed_at"),
-        _time(due, "due"),
-        _names(mailboxes, "mailboxes")[1],
+    "user, account_id, device_token, mailboxes",
+    lambda user, account_id, token, mailboxes: WaitingFlag(
+        key(user, account_id, token), _names(mailboxes, "mailboxes")[1]
     ),
 )
 
@@ -187,9 +184,9 @@ def registration_columns(registration: Registration) -> tuple[str | float, ...]:
     )
 
 
-def flag_columns(flag: WaitingFlag) -> tuple[str | float, ...]:
+def flag_columns(flag: WaitingFlag) -> tuple[str, ...]:
     """The columns of a flag, those of its key last."""
-    return flag.noticed_at, flag.due, _array(sorted(flag.mailboxes)), *key_columns(flag.key)
+    return _array(sorted(flag.mailboxes)), *key_columns(flag.key)
 
 
 def _array(names: Iterable[str]) -> str:

@@ -80,7 +80,7 @@ EXPIRE = f"""
 CLEAR_FLAG = f"DELETE FROM flags WHERE {_KEY}"
 SAVE_FLAG = f"""
     INSERT OR REPLACE INTO flags ({FLAGS.columns})
-    SELECT user, account_id, device_token, ?, ?, ? FROM registrations WHERE {_KEY}
+    SELECT user, account_id, device_token, ? FROM registrations WHERE {_KEY}
 """
 
 
