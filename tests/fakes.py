@@ -73,6 +73,11 @@ class MemoryRegistry:
     def count(self) -> Deferred[int]:
         return self._read(lambda: len(self._registrations))
 
+    def newest(self) -> Deferred[float | None]:
+        return self._read(
+            lambda: max((each.registered_at for each in self._registrations.values()), default=None)
+        )
+
     def remove(
         self, key: RegistrationKey, *, registered_until: float | None = None
     ) -> Deferred[bool]:

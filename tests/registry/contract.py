@@ -112,6 +112,7 @@ class RegistryContract(_Base):
         self.assertIsNone(self.done(self.registry.get(ALICE)))
         self.assertEqual(self.keys(), [])
         self.assertEqual(self.done(self.registry.count()), 0)
+        self.assertIsNone(self.done(self.registry.newest()))
         self.assertEqual(self.flags(), [])
 
     def test_a_registration_is_found_as_it_was_given(self) -> None:
@@ -353,6 +354,7 @@ class RegistryContract(_Base):
             registration(BOB, 10.0), registration(ALICE_2, 11.0), registration(ALICE, 9.0)
         )
         self.assertEqual(self.expire(9.0), [])
+        self.assertEqual(self.done(self.registry.newest()), 11.0)
         self.assertEqual(self.expire(11.0), [ALICE, BOB])
         self.assertEqual(self.keys(), [ALICE_2])
 

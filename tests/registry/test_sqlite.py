@@ -146,6 +146,7 @@ class LookupTests(InFolder):
     def test_no_statement_scans_a_table(self) -> None:
         for statement in (
             sqlite.CONCERNED,
+            sqlite.NEWEST,
             sqlite.OF_USER,
             sqlite.ONE,
             *PAGES,

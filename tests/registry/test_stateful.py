@@ -147,6 +147,7 @@ class Registries(RuleBasedStateMachine):
             return
         self.ask_both(lambda registry: registry.page())
         self.ask_both(lambda registry: registry.count())
+        self.ask_both(lambda registry: registry.newest())
         self.ask_both(lambda registry: registry.flags())
         assert self.found == self.expected
         assert len(self.found) >= 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import uuid
 from collections.abc import Callable, Iterable, Sequence
@@ -37,7 +38,8 @@ from xaps.registry.interface import MAX_MAILBOXES, MAX_PER_USER, IRegistry, Regi
 from xaps.system.complaints import Complaints
 
 RENEWAL = 2 * DAY
-"""Seconds in which every phone that is there registers again."""
+"""Seconds in which every phone that is there registers again. Nobody is dropped as too old before
+they have passed since the start, and since the clock was last seen to be wrong."""
 
 CLOCK_SET = 60.0
 """Seconds by which the time of day may be corrected in an hour, without having been wrong."""
@@ -99,7 +101,7 @@ class Dispatcher:
         self.holds = Holds(sender.room, self._complaints)
         self._saver = FlagSaver(clock, registry, self.flags)
         self._credentials = 0  # that there have been
-        self._epoch = float("-inf")
+        self._epoch = -math.inf
         self._expire_from = 0.0
         self._pump_call: IDelayedCall | None = None
         self._all_answered: Deferred[None] | None = None
@@ -414,15 +416,27 @@ class Dispatcher:
                 "Gave up {count} pushes that waited for 24 hours", count=self.flags.expired
             )
             self.flags.expired = 0
-        epoch = self._wall() - now
-        if abs(epoch - self._epoch) > CLOCK_SET:
-            # At the start, too, phones may only seem to be old: the clock may have been wrong.
-            self._expire_from = now + RENEWAL
-        self._epoch = epoch
-        if now < self._expire_from:
-            return
+        wall = self._wall()
+        step, self._epoch = wall - now - self._epoch, wall - now
         try:
-            while expired := await self._registry.expire(now + epoch - REGISTRATION_LIFETIME):
+            doubt = _doubt(wall, step, await self._registry.newest())
+            if doubt:
+                self._complaints.tell(
+                    LogLevel.warn,
+                    "The clock may be wrong: {doubt}. Until all phones have had {days:.0f} days to "
+                    "register again, none is dropped for its age",
+                    kind="clock",
+                    every=DAY,
+                    doubt=doubt,
+                    days=RENEWAL / DAY,
+                )
+            if doubt or step == math.inf:
+                self._expire_from = now + RENEWAL
+                return
+            self._complaints.over("clock")
+            if now < self._expire_from:
+                return
+            while expired := await self._registry.expire(wall - REGISTRATION_LIFETIME):
                 for key in expired:
                     self._forget(key)
                     self._log.info("Dropped {key}: not renewed for 30 days", key=key)
@@ -437,3 +451,19 @@ class Dispatcher:
     def _forget(self, key: RegistrationKey) -> None:
         self.flags.drop(key)
         self.holds.forget(key)
+
+
+def _doubt(wall: float, step: float, newest: float | None) -> str | None:
+    """Why the time of day cannot be believed.
+
+    :param step: seconds by which it was set since the last look; infinite at the first.
+    :param newest: when the latest registration was made.
+    """
+    if CLOCK_SET < abs(step) < math.inf:
+        return f"it was set by {step:+.0f} s"
+    if newest is not None and newest > wall + CLOCK_SET:
+        return f"the latest registration lies {(newest - wall) / DAY:.1f} days in the future"
+    if newest is not None and newest < wall - RENEWAL:
+        days = f"{(wall - newest) / DAY:.0f} days"
+        return f"or IMAP servers do not reach xapsd, no phone has registered for {days}"
+    return None

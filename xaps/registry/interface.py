@@ -54,6 +54,9 @@ class IRegistry(Protocol):
 
     def count(self) -> Deferred[int]: ...
 
+    def newest(self) -> Deferred[float | None]:
+        """When the latest registration was made; ``None``: there is none."""
+
     def remove(
         self, key: RegistrationKey, *, registered_until: float | None = None
     ) -> Deferred[bool]:

@@ -17,7 +17,7 @@ from xaps.registry import rows
 from xaps.registry.database import APPLICATION_ID, explaining, open_reader
 from xaps.registry.groupcommit import GroupCommit, Run
 from xaps.registry.interface import MAX_MAILBOXES, MAX_PER_USER
-from xaps.registry.rows import ADDRESSEES, FLAGS, PAGE, REGISTRATIONS, RowReader, Table
+from xaps.registry.rows import ADDRESSEES, END_OF_TIME, FLAGS, PAGE, REGISTRATIONS, RowReader, Table
 
 MAX_PENDING = 10_000
 """Writes that can wait for the disk."""
@@ -41,6 +41,7 @@ OF_USER = f"""
 """
 ONE = f"SELECT {_COLUMNS} FROM registrations WHERE {_KEY}"
 COUNT = "SELECT count(*) FROM registrations"
+NEWEST = f"SELECT max(registered_at) FROM registrations WHERE registered_at < {END_OF_TIME}"
 _ADD = f"""
     INSERT INTO registrations ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)
     ON CONFLICT (user, account_id, device_token) DO UPDATE SET
@@ -135,6 +136,9 @@ class SQLiteRegistry:
 
     def count(self) -> Deferred[int]:
         return self._writer.read(lambda connection: connection.execute(COUNT).fetchone()[0])
+
+    def newest(self) -> Deferred[float | None]:
+        return self._writer.read(lambda connection: connection.execute(NEWEST).fetchone()[0])
 
     def register(self, registration: Registration) -> Deferred[tuple[RegistrationKey, ...] | None]:
         values = (*rows.registration_columns(registration), self._wall())
