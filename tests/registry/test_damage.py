@@ -39,7 +39,7 @@ NOT_A_LIST = (
     "replace(hex(zeroblob(100000)), '00', '[')",
 )
 NO_TIME = ("-1.0", "9e999", "1e300")
-DAMAGE = {
+DAMAGE: dict[str, dict[str, tuple[str, ...]]] = {
     "registrations": {
         "user": ("'ALICE'", "CAST(x'ff' AS TEXT)"),
         "account_id": ("CAST(x'ff' AS TEXT)",),
@@ -50,7 +50,7 @@ DAMAGE = {
     },
     "flags": {"mailboxes": NOT_A_LIST},
 }
-LOOSE = {
+LOOSE: dict[str, dict[str, tuple[str, ...]]] = {
     "registrations": {
         "mailboxes": ("NULL", "x'5b5d'", "5"),
         "confirmed": ("NULL",),

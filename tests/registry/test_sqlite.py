@@ -181,16 +181,15 @@ class FileTests(InFolder):
         self.successResultOf(registry.register(registration(ALICE)))
         modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in self.folder.iterdir()}
         name = self.path.name
-        self.assertEqual(modes, {f"{name}{end}": 0o600 for end in ("", "-wal", "-shm", ".lock")})
+        self.assertEqual(modes, {f"{name}{end}": 0o600 for end in ("", "-wal", "-shm")})
 
-    def test_one_file_and_the_lock_are_left_after_closing_and_it_holds_everything(self) -> None:
+    def test_one_file_is_left_after_closing_and_it_holds_everything(self) -> None:
         registry = self.open()
         given = Registration(ALICE, ("INBOX", "Entwürfe"), 5.0, frozenset({"INBOX"}))
         self.successResultOf(registry.register(given))
         self.successResultOf(registry.save_flags([flag(ALICE, "INBOX")], []))
         self.successResultOf(registry.close())
-        lock = self.path.with_name(f"{self.path.name}.lock")
-        self.assertEqual(sorted(self.folder.iterdir()), [self.path, lock])
+        self.assertEqual(list(self.folder.iterdir()), [self.path])
         again = self.open()
         self.assertEqual(self.all(again), [given])
         self.assertEqual(self.results(again.flags()), [flag(ALICE, "INBOX")])
@@ -441,6 +440,18 @@ class FaultTests(InFolder):
         self.path.rename(self.folder / "old")
         self.path.write_bytes((self.folder / "old").read_bytes())
         self.assertIn("restart the daemon", self.why(registry.register(registration(ALICE))))
+
+    def test_nothing_is_written_beside_a_log_that_was_removed_and_what_was_in_it_is_kept(
+        self,
+    ) -> None:
+        for end in ("-wal", "-shm"):
+            path = self.folder / end
+            registry = self.open(path)
+            self.successResultOf(registry.register(registration(ALICE)))
+            path.with_name(end + end).unlink()
+            self.assertIn("restart the daemon", self.why(registry.register(registration(BOB))))
+            self.successResultOf(registry.close())
+            self.assertEqual(self.all(self.open(path)), [registration(ALICE)], end)
 
     def test_a_name_that_is_not_unicode_is_an_error_for_reads(self) -> None:
         registry = self.open()

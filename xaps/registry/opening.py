@@ -40,7 +40,7 @@ def open_registry(
     ``.json``, or JSON is in it), the SQLite file is ``database.sqlite3`` beside it, and what
     is in the JSON file is imported if that was never done before. It is left as it is.
 
-    It is this process's alone until it is closed. That needs a lock file beside it.
+    It is this process's alone until it is closed.
 
     This reads the disk and can wait for `busy_timeout`: do it before the reactor runs, but after
     the process has become a daemon (neither locks nor threads survive a fork).
