@@ -9,8 +9,9 @@ from typing import TypeVar
 import attrs
 from twisted.internet.defer import Deferred, execute
 
-from xaps.model import Registration, RegistrationKey, WaitingFlag, lower
-from xaps.registry.interface import RegistryError
+from xaps.mailboxes import canonical, pushable
+from xaps.model import Addressee, Registration, RegistrationKey, WaitingFlag, lower
+from xaps.registry.interface import MAX_MAILBOXES, RegistryError
 
 T = TypeVar("T")
 
@@ -28,6 +29,7 @@ class MemoryRegistry:
     def __init__(
         self,
         max_per_user: int = 100,
+        max_mailboxes: int = MAX_MAILBOXES,
         *,
         page: int = 2,
         wall: Callable[[], float] = lambda: math.inf,
@@ -35,6 +37,7 @@ class MemoryRegistry:
         self.failure: str | None = None
         self.held = False
         self._max_per_user = max_per_user
+        self._max_mailboxes = max_mailboxes
         self._page = page
         self._wall = wall
         self._registrations: dict[RegistrationKey, Registration] = {}
@@ -52,6 +55,9 @@ class MemoryRegistry:
     def register(self, registration: Registration) -> Deferred[tuple[RegistrationKey, ...] | None]:
         return self._slowly(lambda: self._register(registration))
 
+    def addressees(self, user: str, mailbox: str) -> Deferred[Sequence[Addressee]]:
+        return self._read(lambda: self._concerned(lower(user), canonical(mailbox)))
+
     def registrations(self, user: str) -> Deferred[Sequence[Registration]]:
         return self._read(lambda: self._of_user(lower(user)))
 
@@ -66,6 +72,11 @@ class MemoryRegistry:
 
     def count(self) -> Deferred[int]:
         return self._read(lambda: len(self._registrations))
+
+    def newest(self) -> Deferred[float | None]:
+        return self._read(
+            lambda: max((each.registered_at for each in self._registrations.values()), default=None)
+        )
 
     def remove(
         self, key: RegistrationKey, *, registered_until: float | None = None
@@ -94,6 +105,13 @@ class MemoryRegistry:
         keys = sorted(key for key in self._registrations if key.user == user)
         return [self._registrations[key] for key in keys]
 
+    def _concerned(self, user: str, mailbox: str) -> list[Addressee]:
+        return [
+            Addressee(each.key, each.registered_at, names[mailbox])
+            for each in self._of_user(user)
+            if mailbox in (names := pushable(each))
+        ]
+
     def _after(self, found: dict[RegistrationKey, T], key: RegistrationKey | None) -> list[T]:
         keys = sorted(each for each in found if key is None or each > key)
         return [found[each] for each in keys[: self._page]]
@@ -107,13 +125,15 @@ class MemoryRegistry:
             return None
         self._registrations[key] = registration
         others = [other for other in self._of_user(key.user) if other.key != key]
-        others.sort(key=lambda other: (other.registered_at, other.key))
-        dropped = tuple(
-            other.key for other in others[: max(0, len(others) + 1 - self._max_per_user)]
-        )
-        for other_key in dropped:
-            self._drop(other_key)
-        return dropped
+        others.sort(key=lambda other: (other.registered_at, other.key), reverse=True)
+        mailboxes = len(registration.mailboxes)
+        dropped = []
+        for phones, other in enumerate(others, 2):
+            mailboxes += len(other.mailboxes)
+            if phones > self._max_per_user or mailboxes > self._max_mailboxes:
+                self._drop(other.key)
+                dropped.append(other.key)
+        return tuple(sorted(dropped))
 
     def _remove(self, key: RegistrationKey, registered_until: float | None) -> bool:
         found = self._registrations.get(key)

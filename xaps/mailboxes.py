@@ -5,6 +5,7 @@ from __future__ import annotations
 import binascii
 import hashlib
 import re
+from collections.abc import Iterable
 
 from xaps.model import Registration
 
@@ -58,21 +59,20 @@ def digest(name: str) -> str:
     return hashlib.md5(encoded, usedforsecurity=False).hexdigest().upper()
 
 
-def pushable(registration: Registration, mailbox: str) -> str | None:
-    """The name under which the phone knows `mailbox`, or ``None`` if it is not to be pushed.
+def pushable(registration: Registration) -> dict[str, str | None]:
+    """The mailboxes that the phone can be told of, as they are compared, and what it knows each by.
 
     iOS Mail can be told of INBOX always, and of other mailboxes only when it knows their hashes.
     """
-    wanted = canonical(mailbox)
-    for name in registration.mailboxes:
-        if canonical(name) == wanted and (wanted == INBOX or name in registration.confirmed):
-            return name
-    return None
+    names = {canonical(name): name for name in sorted(registration.confirmed)}
+    if INBOX not in names and any(canonical(name) == INBOX for name in registration.mailboxes):
+        return {**names, INBOX: None}
+    return {**names}
 
 
-def hashes(registration: Registration, mailboxes: frozenset[str]) -> tuple[str, ...]:
-    """What to put into the payload's ``m`` for these of the registration's mailboxes."""
-    return tuple(sorted(digest(name) for name in mailboxes & registration.confirmed))
+def hashes(names: Iterable[str | None]) -> tuple[str, ...]:
+    """What to put into the payload's ``m`` for mailboxes that the phone knows by these names."""
+    return tuple(sorted(digest(name) for name in names if name is not None))
 
 
 def _decoded(match: re.Match[str]) -> str:

@@ -74,6 +74,16 @@ class Registration:
 
 
 @attrs.frozen
+class Addressee:
+    """A phone that can be told of a mailbox."""
+
+    key: RegistrationKey
+    registered_at: float
+    name: str | None
+    """What the phone knows the mailbox by; ``None``: it was told no name, but it is INBOX."""
+
+
+@attrs.frozen
 class Notice:
     """Something happened in a mailbox."""
 
@@ -194,8 +204,5 @@ class WaitingFlag:
     """A push that is still owed to a phone, as it is kept across a restart."""
 
     key: RegistrationKey
-    noticed_at: float
-    """When the latest event was accepted; a flag expires 24 hours later."""
-    due: float
     mailboxes: frozenset[str] = frozenset()
-    """The mailboxes that had events, named as in the registration."""
+    """The mailboxes that had events, as they are compared."""

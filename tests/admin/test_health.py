@@ -15,6 +15,7 @@ from xaps.admin.history import PUSHES_FAIL
 from xaps.apns.status import ConnectionState
 from xaps.model import (
     DAY,
+    Addressee,
     Delivered,
     Gone,
     Misconfigured,
@@ -173,11 +174,12 @@ class RegistryTests(HealthTestCase):
     def test_notices_that_are_refused_are_failing_though_some_are_taken(self) -> None:
         self.register()
 
-        def damaged(user: str) -> Deferred[Sequence[Registration]]:
-            return fail(RegistryError("it is damaged")) if user == "bob" else of_user(user)
+        def damaged(user: str, mailbox: str) -> Deferred[Sequence[Addressee]]:
+            broken = RegistryError("it is damaged")
+            return fail(broken) if user == "bob" else addressees(user, mailbox)
 
-        of_user = self.registry.registrations
-        self.registry.registrations = damaged  # type: ignore[method-assign]  # on one page
+        addressees = self.registry.addressees
+        self.registry.addressees = damaged  # type: ignore[method-assign]  # on one page
         for _ in range(3):
             self.failureResultOf(self.intake.notify(Notice("bob", "INBOX", True)), Refused)
             self.successResultOf(self.intake.notify(Notice("alice", "INBOX", True)))
@@ -195,9 +197,9 @@ class RegistryTests(HealthTestCase):
 
     def after(self, error: Exception) -> str:
         """The health when notices end so."""
-        registrations = self.registry.registrations
-        self.registry.registrations = (  # type: ignore[method-assign]  # for these alone
-            lambda user: fail(error) if user == "bob" else registrations(user)
+        addressees = self.registry.addressees
+        self.registry.addressees = (  # type: ignore[method-assign]  # for these alone
+            lambda user, mailbox: fail(error) if user == "bob" else addressees(user, mailbox)
         )
         for _ in range(3):
             self.failureResultOf(self.intake.notify(Notice("bob", "INBOX", True)), type(error))

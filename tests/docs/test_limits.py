@@ -98,6 +98,7 @@ LIMITS = {
     "Time between two tries": period(cyrus_listener.LONGEST_RETRY),
     "Time for the events that are left at the stop": period(cyrus_listener.STOP_PATIENCE),
     "Phones of one user": number(interface.MAX_PER_USER),
+    "Mailboxes of all phones of one user": number(interface.MAX_MAILBOXES),
     "Age of a registration that the phone has not renewed": period(model.REGISTRATION_LIFETIME),
     "Writes that wait for the disk": number(sqlite.MAX_PENDING),
     "Time that a write waits for another program's lock on the database": period(

@@ -172,6 +172,12 @@ class StartTests(EndToEndTestCase):
             f"{database}: another xapsd (pid {first.pid}) uses it; stop that one first",
             "\n".join(second.log),
         )
+        other_name = self.folder / "other name"
+        other_name.hardlink_to(database)
+        third = self.make_daemon(apns.url, databaseFile=str(other_name))
+        third.start(wait=False)
+        self.assertEqual(third.wait(), EX_UNAVAILABLE)
+        self.assertIn(f"another xapsd (pid {first.pid}) uses it", "\n".join(third.log))
         first.notify("alice")
         apns.wait_for(1)
         first.kill()

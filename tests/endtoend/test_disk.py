@@ -60,3 +60,24 @@ class FullDiskTests(EndToEndTestCase):
         before = len(apns.pushes)
         apns.resume()
         self.assertEqual(apns.wait_for(before + 1)[-1]["device_token"], ALICE)
+
+
+class RemovedFilesTests(EndToEndTestCase):
+    def test_after_the_log_was_removed_nothing_is_promised_and_a_restart_has_lost_nothing(
+        self,
+    ) -> None:
+        apns = self.make_apns()
+        daemon = self.make_daemon(apns.url)
+        database = daemon.socket.with_name("phones.sqlite3")
+        daemon.settings["databaseFile"] = str(database)
+        daemon.start()
+        daemon.register("alice", ACCOUNT, ALICE)
+        database.with_name(f"{database.name}-wal").unlink()
+        status, reason = daemon.http_register("bob", ACCOUNT, BOB)
+        self.assertEqual(status, 503)
+        self.assertIn(b"restart the daemon", reason)
+        daemon.restart()
+        self.assertIn("Ready: 1 phones", daemon.wait_for_log("Ready: "))
+        daemon.register("bob", ACCOUNT, BOB)
+        daemon.http_notify("alice")
+        apns.wait_for(1, matching=lambda push: push["device_token"] == ALICE)

@@ -338,15 +338,16 @@ class OutcomeTests(DispatcherTestCase):
         self.sender.answer(Delivered())
         self.assertEqual(self.outcomes[-1], (self.key, Delivered(), 12.0))
 
-    def test_a_push_from_before_the_start_counts_from_its_event(self) -> None:
+    def test_a_push_from_before_the_start_counts_from_the_start(self) -> None:
         self.notify()
         self.turn(1)
         self.turn(99)
         self.sender = FakeSender()
         self.dispatcher = self.started()
         self.turn()
+        self.turn(2)
         self.sender.answer(Delivered())
-        self.assertEqual(self.outcomes, [(self.key, Delivered(), 100.0)])
+        self.assertEqual(self.outcomes, [(self.key, Delivered(), 2.0)])
 
     def test_a_push_that_can_succeed_later_is_tried_again_with_the_same_id(self) -> None:
         self.push_and_answer(RetryAfter("TooManyRequests", 300))
@@ -1387,13 +1388,20 @@ class ExpiryTests(DispatcherTestCase):
         self.successResultOf(expiring)
 
     def left(self) -> list[RegistrationKey]:
+        """Who is registered, besides who always registers again."""
         registrations = Deferred.fromCoroutine(everything(self.registry.page))
-        return [each.key for each in self.successResultOf(registrations)]
+        keys = [each.key for each in self.successResultOf(registrations)]
+        return [key for key in keys if key.user != "daily"]
 
     def run_for_long(self) -> None:
         """As long as every phone needs to register again."""
         self.expire()
         self.turn(RENEWAL)
+        self.register(user="daily")
+
+    def doubts(self) -> list[str]:
+        warnings = [text for level, text in self.logged if level is LogLevel.warn]
+        return [text for text in warnings if text.startswith("The clock may be wrong: ")]
 
     def test_registrations_not_renewed_for_30_days_are_dropped_with_their_flags(self) -> None:
         self.run_for_long()
@@ -1414,6 +1422,7 @@ class ExpiryTests(DispatcherTestCase):
     def test_registrations_made_under_a_clock_far_behind_survive_a_restart(self) -> None:
         alice, bob = self.register(at=0.0), self.register(user="bob", at=0.0)
         for _ in range(47):
+            self.register(user="daily")
             self.expire()
             self.turn(3600)
         self.assertEqual(self.left(), [alice, bob])
@@ -1421,6 +1430,39 @@ class ExpiryTests(DispatcherTestCase):
         self.turn(3600)
         self.expire()
         self.assertEqual(self.left(), [alice])
+        self.assertEqual(self.doubts(), [])
+
+    def test_while_nobody_registers_nobody_is_dropped(self) -> None:
+        """The clock is far ahead, or no phone can register: there is no credential, perhaps."""
+        alice, bob = self.register(), self.register(user="bob")
+        self.epoch += REGISTRATION_LIFETIME + DAY
+        self.dispatcher = self.started()
+        for _ in range(100):
+            self.expire()
+            self.turn(3600)
+        self.assertEqual(self.left(), [alice, bob])
+        self.assertIn("no phone has registered for 31 days", self.doubts()[0])
+        self.assertEqual(len(self.doubts()), 5)  # in four days and an hour
+        # Now one does, and the other one has its time for it, too.
+        self.register()
+        self.expire()
+        self.assertEqual(self.left(), [alice, bob])
+        self.turn(RENEWAL - 3601)
+        self.register()
+        self.expire()
+        self.assertEqual(self.left(), [alice, bob])
+        self.turn(2)
+        self.expire()
+        self.assertEqual(self.left(), [alice])
+
+    def test_while_registrations_lie_in_the_future_nobody_is_dropped(self) -> None:
+        self.run_for_long()
+        old, new = self.register(at=0.0), self.register(user="bob", at=self.wall() + 2 * DAY)
+        for _ in range(47):
+            self.expire()
+            self.turn(3600)
+        self.assertEqual(self.left(), [old, new])
+        self.assertIn("the latest registration lies 2.0 days in the future", self.doubts()[0])
 
     def test_pushes_that_waited_for_a_day_are_given_up_and_told_of(self) -> None:
         self.sender.capacity = 0
@@ -1438,8 +1480,10 @@ class ExpiryTests(DispatcherTestCase):
         alice, bob = self.register(), self.register(user="bob")
         self.expire()
         self.epoch += REGISTRATION_LIFETIME + 1
+        self.register(user="daily")
         self.expire()
         self.assertEqual(self.left(), [alice, bob])
+        self.assertIn("it was set by +2592001 s", self.doubts()[0])
         self.turn(DAY)
         self.register()  # as phones do daily
         self.turn(DAY)
@@ -1449,12 +1493,14 @@ class ExpiryTests(DispatcherTestCase):
     def test_a_clock_that_is_kept_right_does_not_put_it_off(self) -> None:
         old = self.register(at=0.0)
         for _ in range(48):
+            self.register(user="daily")
             self.expire()
             self.assertEqual(self.left(), [old])
             self.turn(3600)
             self.epoch += 0.5
         self.expire()
         self.assertEqual(self.left(), [])
+        self.assertEqual(self.doubts(), [])
 
     def test_a_registry_that_fails_is_logged_and_no_more(self) -> None:
         self.run_for_long()
@@ -1471,7 +1517,10 @@ class ExpiryTests(DispatcherTestCase):
         self.register(token="cc" * 32)
         self.turn()
         self.assertEqual([push.key.device_token for push in self.sender.pushes], ["bb" * 32])
-        dropped = "Dropped alice ACCOUNT aaaaaa...: user alice has more than 100 phones registered"
+        dropped = (
+            "Dropped alice ACCOUNT aaaaaa...: user alice has more than 100 phones or 10000"
+            " mailboxes registered"
+        )
         self.assertIn((LogLevel.warn, dropped), self.logged)
 
     def test_forgetting_takes_effect_at_once(self) -> None:

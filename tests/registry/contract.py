@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import attrs
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from xaps.model import Registration, RegistrationKey, WaitingFlag
+from xaps.mailboxes import pushable
+from xaps.model import Addressee, Registration, RegistrationKey, WaitingFlag
 from xaps.registry.interface import IRegistry, RegistryError
 
 T = TypeVar("T")
@@ -23,8 +25,8 @@ def registration(key: RegistrationKey, registered_at: float = 1000.0) -> Registr
     return Registration(key, ("INBOX",), registered_at)
 
 
-def flag(key: RegistrationKey, *mailboxes: str, noticed_at: float = 2000.0) -> WaitingFlag:
-    return WaitingFlag(key, noticed_at, noticed_at + 30.5, frozenset(mailboxes))
+def flag(key: RegistrationKey, *mailboxes: str) -> WaitingFlag:
+    return WaitingFlag(key, frozenset(mailboxes))
 
 
 Keyed = TypeVar("Keyed", Registration, WaitingFlag)
@@ -52,15 +54,15 @@ class RegistryContract(_Base):
 
     now = 1_000_000.0
 
-    def make_registry(self, max_per_user: int = 100) -> IRegistry:
+    def make_registry(self, max_per_user: int = 100, max_mailboxes: int = 10_000) -> IRegistry:
         raise NotImplementedError
 
     def setUp(self) -> None:
         super().setUp()
         self.registry = self.new_registry()
 
-    def new_registry(self, max_per_user: int = 100) -> IRegistry:
-        registry = self.make_registry(max_per_user)
+    def new_registry(self, max_per_user: int = 100, max_mailboxes: int = 10_000) -> IRegistry:
+        registry = self.make_registry(max_per_user, max_mailboxes)
         self.addCleanup(lambda: self.done(registry.close()))
         return registry
 
@@ -110,6 +112,7 @@ class RegistryContract(_Base):
         self.assertIsNone(self.done(self.registry.get(ALICE)))
         self.assertEqual(self.keys(), [])
         self.assertEqual(self.done(self.registry.count()), 0)
+        self.assertIsNone(self.done(self.registry.newest()))
         self.assertEqual(self.flags(), [])
 
     def test_a_registration_is_found_as_it_was_given(self) -> None:
@@ -229,7 +232,86 @@ class RegistryContract(_Base):
         self.assertEqual(self.listed(self.registry.flags(between)), [flag(BOB)])
         self.assertEqual(self.listed(self.registry.flags(BOB)), [])
 
+    # ------------------------------------------------------- who is concerned
+
+    def concerned(self, user: str, mailbox: str) -> list[Addressee]:
+        return self.listed(self.registry.addressees(user, mailbox))
+
+    def test_a_mailbox_concerns_the_phones_that_can_be_told_of_it(self) -> None:
+        mailboxes = ("Sent", "INBOX", "Notes")
+        self.register(
+            Registration(ALICE_2, mailboxes, 2.0, frozenset({"Sent", "INBOX"})),
+            Registration(ALICE, mailboxes, 1.0, frozenset({"Notes", "Sent"})),
+            Registration(ALICE_OTHER_ACCOUNT, ("Sent",), 3.0),
+            Registration(BOB, mailboxes, 4.0, frozenset({"Sent"})),
+        )
+        self.assertEqual(
+            self.concerned("Alice", "Sent"),
+            [Addressee(ALICE, 1.0, "Sent"), Addressee(ALICE_2, 2.0, "Sent")],
+        )
+        self.assertEqual(self.concerned("alice", "Notes"), [Addressee(ALICE, 1.0, "Notes")])
+        # INBOX can be pushed without a name.
+        self.assertEqual(
+            self.concerned("alice", "INBOX"),
+            [Addressee(ALICE, 1.0, None), Addressee(ALICE_2, 2.0, "INBOX")],
+        )
+        for nobody in ("Other", "sent", "inbox/Sent", ""):
+            self.assertEqual(self.concerned("alice", nobody), [])
+        self.assertEqual(self.concerned("carol", "INBOX"), [])
+
+    def test_inbox_is_the_same_in_any_case_and_known_as_the_phone_spelled_it(self) -> None:
+        self.register(
+            Registration(ALICE, ("inBox",), 1.0, frozenset({"inBox"})),
+            Registration(ALICE_2, ("Inbox", "\u0131NBOX"), 2.0, frozenset({"\u0131NBOX"})),
+        )
+        for spelling in ("INBOX", "inbox"):
+            self.assertEqual(
+                self.concerned("alice", spelling),
+                [Addressee(ALICE, 1.0, "inBox"), Addressee(ALICE_2, 2.0, None)],
+            )
+        found = self.concerned("alice", "\u0131NBOX")  # whose upper case is INBOX
+        self.assertEqual(found, [Addressee(ALICE_2, 2.0, "\u0131NBOX")])
+
+    def test_odd_mailboxes_are_told_apart(self) -> None:
+        odd = ('"', "'; DROP TABLE addressees; --", "\\", "%_", " ", "1", "null", "ü\U0001f4ec")
+        self.register(Registration(ALICE, odd, 1.0, frozenset(odd)))
+        for name in odd:
+            self.assertEqual(self.concerned("alice", name), [Addressee(ALICE, 1.0, name)])
+
+    def test_who_is_concerned_is_what_the_latest_registration_says(self) -> None:
+        self.register(
+            Registration(ALICE, ("INBOX", "Notes"), 1.0, frozenset({"INBOX", "Notes"})),
+            Registration(ALICE_2, ("INBOX", "Notes"), 2.0, frozenset({"Notes"})),
+        )
+        renewed = Registration(ALICE, ("INBOX", "Sent"), 3.0, frozenset({"Sent"}))
+        self.register(renewed)
+        self.assertEqual(self.concerned("alice", "Notes"), [Addressee(ALICE_2, 2.0, "Notes")])
+        self.assertEqual(self.concerned("alice", "Sent"), [Addressee(ALICE, 3.0, "Sent")])
+        self.register(attrs.evolve(renewed, registered_at=4.0))
+        self.assertEqual(self.concerned("alice", "Sent"), [Addressee(ALICE, 4.0, "Sent")])
+        for phone in self.phones():
+            for mailbox, name in pushable(phone).items():
+                expected = Addressee(phone.key, phone.registered_at, name)
+                self.assertIn(expected, self.concerned("alice", mailbox))
+        self.done(self.registry.remove(ALICE_2))
+        self.expire(5.0)
+        for mailbox in ("INBOX", "Notes", "Sent"):
+            self.assertEqual(self.concerned("alice", mailbox), [])
+
     # --------------------------------------------------------------- bounds
+
+    def test_over_the_bound_of_mailboxes_the_least_recently_renewed_go(self) -> None:
+        self.registry = self.new_registry(max_mailboxes=5)
+        first, second, third = ALICE, ALICE_2, ALICE_OTHER_ACCOUNT
+        for key, time in (first, 1.0), (second, 2.0), (BOB, 0.0):
+            self.register(Registration(key, ("INBOX", "Notes"), time))
+        self.register(Registration(first, ("INBOX", "Notes", "Sent"), 3.0))
+        dropped = self.done(self.registry.register(Registration(third, ("INBOX",), 4.0)))
+        self.assertEqual(dropped, (second,))
+        self.assertEqual(self.keys(), [first, third, BOB])
+        many = Registration(second, ("1", "2", "3", "4", "5", "6"), 5.0)
+        self.assertEqual(self.done(self.registry.register(many)), (first, third))
+        self.assertEqual(self.keys(), [second, BOB])
 
     def test_over_the_bound_the_least_recently_renewed_goes(self) -> None:
         self.registry = self.new_registry(max_per_user=2)
@@ -272,6 +354,7 @@ class RegistryContract(_Base):
             registration(BOB, 10.0), registration(ALICE_2, 11.0), registration(ALICE, 9.0)
         )
         self.assertEqual(self.expire(9.0), [])
+        self.assertEqual(self.done(self.registry.newest()), 11.0)
         self.assertEqual(self.expire(11.0), [ALICE, BOB])
         self.assertEqual(self.keys(), [ALICE_2])
 
@@ -281,8 +364,8 @@ class RegistryContract(_Base):
         self.register(registration(ALICE), registration(ALICE_2), registration(BOB))
         self.save([flag(ALICE, "INBOX", "Notes"), flag(BOB)])
         self.assertEqual(self.flags(), [flag(ALICE, "INBOX", "Notes"), flag(BOB)])
-        self.save([flag(ALICE, "Sent", noticed_at=3000.0), flag(ALICE_2)], [BOB])
-        self.assertEqual(self.flags(), [flag(ALICE, "Sent", noticed_at=3000.0), flag(ALICE_2)])
+        self.save([flag(ALICE, "Sent"), flag(ALICE_2)], [BOB])
+        self.assertEqual(self.flags(), [flag(ALICE, "Sent"), flag(ALICE_2)])
         self.save([], [ALICE, ALICE_2, BOB])
         self.assertEqual(self.flags(), [])
 

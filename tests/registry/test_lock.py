@@ -13,7 +13,6 @@ from pathlib import Path
 from twisted.internet.defer import execute
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.conditions import without_root
 from tests.peers.child import PATIENCE, ROOT, PythonChild
 from tests.registry.contract import ALICE, registration
 from tests.registry.test_sqlite import HeldWorker
@@ -48,7 +47,6 @@ class LockTestCase(SynchronousTestCase):
         self.folder = Path(folder.name) / "data"
         self.folder.mkdir()
         self.path = self.folder / "phones.sqlite3"
-        self.lock = self.folder / "phones.sqlite3.lock"
 
     def open(
         self, path: Path | None = None, *, run: Run = execute, patience: float = 0.0
@@ -78,8 +76,12 @@ class LockTests(LockTestCase):
         link = self.folder / "link"
         link.symlink_to("database.sqlite3")
         self.open(json)
-        for name in (json, self.folder / "database.sqlite3", link):
+        hard_link = self.folder / "hard link"
+        hard_link.hardlink_to(self.folder / "database.sqlite3")
+        for name in (json, self.folder / "database.sqlite3", link, hard_link):
             self.assertIn("another xapsd", self.in_use(name))
+        # Nor is anything made beside it.
+        self.assertEqual(list(self.folder.glob("hard link?*")), [])
 
     def test_two_registries_in_one_folder_do_not_mind_each_other(self) -> None:
         self.open()
@@ -122,40 +124,6 @@ class LockTests(LockTestCase):
         timer.start()
         self.addCleanup(timer.join)
         self.open(patience=PATIENCE)
-
-    def test_the_file_is_the_owners_alone_and_holds_the_pid(self) -> None:
-        previous = os.umask(0)
-        self.addCleanup(os.umask, previous)
-        self.open()
-        self.assertEqual(self.lock.stat().st_mode & 0o777, 0o600)
-        self.assertEqual(self.lock.read_text(), f"{os.getpid()}\n")
-
-    def test_what_one_that_died_left_in_the_file_is_replaced(self) -> None:
-        self.lock.write_text("123456789012\n")
-        self.open()
-        self.assertEqual(self.lock.read_text(), f"{os.getpid()}\n")
-
-    def test_a_pid_that_cannot_be_read_is_not_told(self) -> None:
-        self.open()
-        self.lock.write_text("rm -rf /\n")
-        self.assertIn("another xapsd uses it", self.in_use())
-
-    def test_a_lock_file_of_somebody_else_is_named(self) -> None:
-        self.open().close()
-        self.folder.chmod(0o777)
-        self.path.chmod(0o666)
-        self.lock.chmod(0o400)
-        with without_root(), self.assertRaises(RegistryError) as caught:
-            self.open()
-        self.assertIn(f"{self.lock} cannot be opened", str(caught.exception))
-        self.assertIn("Permission denied; change its owner", str(caught.exception))
-
-    def test_a_link_in_the_place_of_the_lock_file_is_not_followed(self) -> None:
-        other = self.folder / "other"
-        other.write_text("precious")
-        self.lock.symlink_to(other)
-        self.assertRaises(RegistryError, self.open)
-        self.assertEqual(other.read_text(), "precious")
 
     def test_it_can_be_read_while_somebody_has_it(self) -> None:
         registry = self.open()

@@ -10,8 +10,8 @@ from xaps.registry.interface import RegistryError
 class MemoryRegistryContractTests(RegistryContract, SynchronousTestCase):
     """The fake that other tests use does what the real one does."""
 
-    def make_registry(self, max_per_user: int = 100) -> MemoryRegistry:
-        return MemoryRegistry(max_per_user, wall=lambda: self.now)
+    def make_registry(self, max_per_user: int = 100, max_mailboxes: int = 10_000) -> MemoryRegistry:
+        return MemoryRegistry(max_per_user, max_mailboxes, wall=lambda: self.now)
 
 
 class MemoryRegistryTests(SynchronousTestCase):

@@ -14,11 +14,13 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.conditions import files_no_larger_than, without_root
 from tests.registry.contract import ALICE, BOB, everything, registration
-from xaps.model import Registration, RegistrationKey
+from xaps.mailboxes import pushable
+from xaps.model import Addressee, Registration, RegistrationKey
 from xaps.registry import opening
 from xaps.registry.database import APPLICATION_ID, MIGRATIONS, open_writer
 from xaps.registry.interface import MAX_PER_USER, RegistryError
 from xaps.registry.opening import open_registry
+from xaps.registry.rows import registration_columns
 from xaps.registry.sqlite import SQLiteRegistry
 
 NOW = 1_800_000_000.0
@@ -146,6 +148,43 @@ class RefusedFileTests(OpeningTestCase):
         self.assertIn("written by a newer version of xaps", message)
         self.assertIn(f"format {len(MIGRATIONS) + 1}", message)
         self.assertEqual(self.path.read_bytes(), before)
+
+    def test_a_file_of_the_first_version_keeps_everything_and_is_as_good_as_a_new_one(self) -> None:
+        mailboxes = ("Sent", "inbox", "Entwürfe")
+        phones = [
+            Registration(BOB, mailboxes, NOW, frozenset({"Sent", "Entwürfe"})),
+            *(
+                Registration(RegistrationKey("carol", f"A{number}", TOKEN), ("INBOX",), NOW)
+                for number in range(3)
+            ),
+        ]
+        with contextlib.closing(sqlite3.connect(self.path)) as other:
+            other.executescript(MIGRATIONS[0])
+            other.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            other.execute("PRAGMA user_version = 1")
+            add = "INSERT INTO registrations VALUES (?, ?, ?, ?, ?, ?)"
+            other.executemany(add, map(registration_columns, phones))
+            damaged = ("dave", "A", "aa", "[", "[]", NOW), ("erin", "A", "aa", "[]", "[1", 9e999)
+            other.executemany(add, damaged)
+            other.execute(
+                "INSERT INTO flags SELECT user, account_id, device_token, 1.0, 2.0, '[\"inbox\"]'"
+                " FROM registrations"
+            )
+            other.commit()
+        for _ in range(2):
+            registry = self.open()
+            self.assertEqual(self.all(registry), phones)
+            flags = self.successResultOf(registry.flags())
+            self.assertEqual(
+                [(flag.key.user, flag.mailboxes) for flag in flags],
+                [(user, {"inbox"}) for user in ("bob", "carol", "carol", "carol", "dave", "erin")],
+            )
+            for phone in phones:
+                for mailbox, name in pushable(phone).items():
+                    found = self.successResultOf(registry.addressees(phone.key.user, mailbox))
+                    self.assertIn(Addressee(phone.key, NOW, name), found)
+            self.successResultOf(registry.register(phones[0]))
+            self.successResultOf(registry.close())
 
     def test_the_database_of_another_program(self) -> None:
         for statement in (

@@ -31,7 +31,7 @@ from tests.registry.contract import (
     flag,
     registration,
 )
-from xaps.model import Registration, RegistrationKey, WaitingFlag
+from xaps.model import Registration, RegistrationKey
 from xaps.registry import sqlite
 from xaps.registry.database import open_reader, open_writer
 from xaps.registry.groupcommit import Run
@@ -70,6 +70,7 @@ class InFolder(SynchronousTestCase):
         *,
         run: Run = execute,
         max_per_user: int = 100,
+        max_mailboxes: int = 10_000,
         max_pending: int = 1000,
         busy_timeout: float = 0.05,
         wall: Callable[[], float] = time.time,
@@ -82,6 +83,7 @@ class InFolder(SynchronousTestCase):
             run=run,
             wall=wall,
             max_per_user=max_per_user,
+            max_mailboxes=max_mailboxes,
             max_pending=max_pending,
         )
         self.addCleanup(registry.close)
@@ -117,9 +119,11 @@ class SQLiteRegistryContractTests(RegistryContract, InFolder):
         InFolder.setUp(self)
         RegistryContract.setUp(self)
 
-    def make_registry(self, max_per_user: int = 100) -> SQLiteRegistry:
+    def make_registry(self, max_per_user: int = 100, max_mailboxes: int = 10_000) -> SQLiteRegistry:
         self.path = self.path.with_name(f"next.{self.path.name}")
-        return self.open(max_per_user=max_per_user, wall=lambda: self.now)
+        return self.open(
+            max_per_user=max_per_user, max_mailboxes=max_mailboxes, wall=lambda: self.now
+        )
 
 
 PAGES = [AFTER.format(table) for table in (FLAGS, REGISTRATIONS)]
@@ -141,6 +145,8 @@ class LookupTests(InFolder):
 
     def test_no_statement_scans_a_table(self) -> None:
         for statement in (
+            sqlite.CONCERNED,
+            sqlite.NEWEST,
             sqlite.OF_USER,
             sqlite.ONE,
             *PAGES,
@@ -152,13 +158,19 @@ class LookupTests(InFolder):
             sqlite.SAVE_FLAG,
             sqlite.CLEAR_FLAG,
         ):
-            self.assertNotIn("SCAN", self.plan(statement), statement)
+            plan = self.plan(statement)
+            self.assertNotRegex(plan, "SCAN (registrations|addressees|flags)", statement)
 
     def test_nothing_is_sorted_for_a_lookup_or_a_page(self) -> None:
-        for statement in (sqlite.OF_USER, *PAGES, sqlite.EXPIRE):
+        for statement in (sqlite.CONCERNED, sqlite.OF_USER, *PAGES, sqlite.EXPIRE):
             self.assertNotIn("TEMP B-TREE", self.plan(statement), statement)
         self.assertIn("USING PRIMARY KEY (user=?)", self.plan(sqlite.OF_USER))
         self.assertIn("INDEX registrations_by_age (registered_at<?)", self.plan(sqlite.EXPIRE))
+
+    def test_a_notice_reads_what_it_concerns_and_no_list_of_mailboxes(self) -> None:
+        plan = self.plan(sqlite.CONCERNED)
+        self.assertIn("registrations USING COVERING INDEX registration_times (user=?)", plan)
+        self.assertIn("(user=? AND account_id=? AND device_token=? AND mailbox=?)", plan)
 
 
 class FileTests(InFolder):
@@ -169,16 +181,15 @@ class FileTests(InFolder):
         self.successResultOf(registry.register(registration(ALICE)))
         modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in self.folder.iterdir()}
         name = self.path.name
-        self.assertEqual(modes, {f"{name}{end}": 0o600 for end in ("", "-wal", "-shm", ".lock")})
+        self.assertEqual(modes, {f"{name}{end}": 0o600 for end in ("", "-wal", "-shm")})
 
-    def test_one_file_and_the_lock_are_left_after_closing_and_it_holds_everything(self) -> None:
+    def test_one_file_is_left_after_closing_and_it_holds_everything(self) -> None:
         registry = self.open()
         given = Registration(ALICE, ("INBOX", "Entwürfe"), 5.0, frozenset({"INBOX"}))
         self.successResultOf(registry.register(given))
         self.successResultOf(registry.save_flags([flag(ALICE, "INBOX")], []))
         self.successResultOf(registry.close())
-        lock = self.path.with_name(f"{self.path.name}.lock")
-        self.assertEqual(sorted(self.folder.iterdir()), [self.path, lock])
+        self.assertEqual(list(self.folder.iterdir()), [self.path])
         again = self.open()
         self.assertEqual(self.all(again), [given])
         self.assertEqual(self.results(again.flags()), [flag(ALICE, "INBOX")])
@@ -265,14 +276,14 @@ class GroupCommitTests(InFolder):
         self.assertEqual(len(self.results(self.registry.registrations("alice"))), 1)
 
     def test_a_bad_write_is_undone_and_fails_no_other(self) -> None:
-        bad = WaitingFlag(ALICE, noticed_at=float("nan"), due=1.0)  # NaN is NULL for SQLite
+        bad = flag(ALICE, "\ud800")
         head = self.registry.register(registration(BOB))
         before = self.registry.register(registration(ALICE))
         failing = self.registry.save_flags([flag(BOB), bad], [])
         after = self.registry.register(registration(ALICE_2))
         self.worker.work()
         self.worker.work()
-        self.assertIn("NOT NULL", self.why(failing))
+        self.assertIn("not valid Unicode", self.why(failing))
         self.successResultOf(gatherResults([head, before, after]))
         flags = self.registry.flags()
         self.worker.work()
@@ -429,6 +440,18 @@ class FaultTests(InFolder):
         self.path.rename(self.folder / "old")
         self.path.write_bytes((self.folder / "old").read_bytes())
         self.assertIn("restart the daemon", self.why(registry.register(registration(ALICE))))
+
+    def test_nothing_is_written_beside_a_log_that_was_removed_and_what_was_in_it_is_kept(
+        self,
+    ) -> None:
+        for end in ("-wal", "-shm"):
+            path = self.folder / end
+            registry = self.open(path)
+            self.successResultOf(registry.register(registration(ALICE)))
+            path.with_name(end + end).unlink()
+            self.assertIn("restart the daemon", self.why(registry.register(registration(BOB))))
+            self.successResultOf(registry.close())
+            self.assertEqual(self.all(self.open(path)), [registration(ALICE)], end)
 
     def test_a_name_that_is_not_unicode_is_an_error_for_reads(self) -> None:
         registry = self.open()

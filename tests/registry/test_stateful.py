@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from xaps.registry.rows import PAGE
 from xaps.registry.sqlite import SQLiteRegistry
 
 MAX_PER_USER = 3
+MAX_MAILBOXES = 6
 
 IN_MEMORY = Path("/dev/shm")
 """Waiting for a real disk would show nothing here and take most of the time."""
@@ -42,7 +44,7 @@ TIMES = st.integers(0, 40).map(lambda quarters: quarters / 4)
 MAILBOXES = st.lists(
     st.sampled_from(["INBOX", "inbox", "Sent", "Entwürfe", '"', "x" * 600]), unique=True, max_size=4
 )
-FLAGS = st.builds(WaitingFlag, KEYS, TIMES, TIMES, MAILBOXES.map(frozenset))
+FLAGS = st.builds(WaitingFlag, KEYS, MAILBOXES.map(frozenset))
 
 
 class Worker:
@@ -69,7 +71,7 @@ class Registries(RuleBasedStateMachine):
         super().__init__()
         self.folder = tempfile.TemporaryDirectory(dir=IN_MEMORY if IN_MEMORY.is_dir() else None)
         self.path = Path(self.folder.name) / "phones.sqlite3"
-        self.fake = MemoryRegistry(MAX_PER_USER, page=PAGE, wall=lambda: NOW)
+        self.fake = MemoryRegistry(MAX_PER_USER, MAX_MAILBOXES, page=PAGE, wall=lambda: NOW)
         self.worker = Worker()
         self.real = self.open()
         self.expected: list[Any] = []
@@ -83,6 +85,7 @@ class Registries(RuleBasedStateMachine):
             run=self.worker,
             wall=lambda: NOW,
             max_per_user=MAX_PER_USER,
+            max_mailboxes=MAX_MAILBOXES,
         )
 
     def teardown(self) -> None:
@@ -135,6 +138,8 @@ class Registries(RuleBasedStateMachine):
         self.catch_up()
         self.ask_both(lambda registry: registry.get(key))
         self.ask_both(lambda registry: registry.registrations(key.user))
+        for mailbox in ("Inbox", "Sent", "Entwürfe", '"'):
+            self.ask_both(methodcaller("addressees", key.user, mailbox))
 
     @invariant()
     def they_answer_alike(self) -> None:
@@ -142,6 +147,7 @@ class Registries(RuleBasedStateMachine):
             return
         self.ask_both(lambda registry: registry.page())
         self.ask_both(lambda registry: registry.count())
+        self.ask_both(lambda registry: registry.newest())
         self.ask_both(lambda registry: registry.flags())
         assert self.found == self.expected
         assert len(self.found) >= 3

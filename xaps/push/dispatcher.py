@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import random
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Never, Protocol
 
 from twisted.internet.defer import Deferred, fail
@@ -13,10 +14,11 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 
-from xaps.mailboxes import hashes, pushable
+from xaps.mailboxes import canonical, hashes, pushable
 from xaps.model import (
     DAY,
     REGISTRATION_LIFETIME,
+    Addressee,
     Delivered,
     Gone,
     Misconfigured,
@@ -32,12 +34,13 @@ from xaps.model import (
 from xaps.push.flags import Flag, Flags
 from xaps.push.holds import Holds, Reason
 from xaps.push.saving import FlagSaver
-from xaps.registry.interface import MAX_PER_USER, IRegistry, RegistryError
+from xaps.registry.interface import MAX_MAILBOXES, MAX_PER_USER, IRegistry, RegistryError
 from xaps.system.complaints import Complaints
 from xaps.system.coroutines import run
 
 RENEWAL = 2 * DAY
-"""Seconds in which every phone that is there registers again."""
+"""Seconds in which every phone that is there registers again. Nobody is dropped as too old before
+they have passed since the start, and since the clock was last seen to be wrong."""
 
 CLOCK_SET = 60.0
 """Seconds by which the time of day may be corrected in an hour, without having been wrong."""
@@ -67,7 +70,7 @@ class Dispatcher:
     :param topic: gives the topic that phones are to register with; raises
         :class:`~xaps.model.Refused` while there is no usable credential.
     :param on_outcome: told of each answer: the outcome, and the seconds since the first of the
-        events that the push was for.
+        events that the push was for, or since the start.
     """
 
     _log = Logger()
@@ -97,9 +100,9 @@ class Dispatcher:
         self.flags = Flags(delay=delay, check_interval=check_interval, new_id=new_id)
         self._complaints = Complaints(self._log, clock.seconds)
         self.holds = Holds(sender.room, self._complaints)
-        self._saver = FlagSaver(clock, wall, registry, self.flags)
+        self._saver = FlagSaver(clock, registry, self.flags)
         self._credentials = 0  # that there have been
-        self._epoch = float("-inf")
+        self._epoch = -math.inf
         self._expire_from = 0.0
         self._pump_call: IDelayedCall | None = None
         self._all_answered: Deferred[None] | None = None
@@ -110,13 +113,12 @@ class Dispatcher:
 
     async def _restore(self) -> int:
         now = self._clock.seconds()
-        epoch = self._wall() - now
         page = await self._registry.flags()
         while page:
             for saved in page:
                 registration = await self._registry.get(saved.key)
                 if registration is not None:
-                    self.flags.restore(saved, registration, now, epoch)
+                    self.flags.restore(saved, registration, now)
             page = await self._registry.flags(page[-1].key)
         self._arm()
         self._saver.arm()
@@ -163,10 +165,13 @@ class Dispatcher:
             return
         for other in dropped:
             self._forget(other)
-            self._log.warn(
-                "Dropped {key}: user {key.user} has more than {bound} phones registered",
+            self._complaints.tell(
+                LogLevel.warn,
+                "Dropped {key}: user {key.user} has more than {phones} phones or {mailboxes} "
+                "mailboxes registered",
                 key=other,
-                bound=MAX_PER_USER,
+                phones=MAX_PER_USER,
+                mailboxes=MAX_MAILBOXES,
             )
         self.flags.registered(registration)
         if self.holds.forget(key):
@@ -190,21 +195,17 @@ class Dispatcher:
         if (error := self.unsaved) is not None:
             reason = f"pushes that wait cannot be written to disk, no more are taken: {error}"
             return fail(Refused(reason, temporary=True))
-        return self._registry.registrations(notice.user).addCallbacks(
+        return self._registry.addressees(notice.user, notice.mailbox).addCallbacks(
             self._flag,
             self._refuse,
             callbackArgs=(notice,),
             errbackArgs=("A notice could not be taken: {error}",),
         )
 
-    def _flag(self, registrations: Iterable[Registration], notice: Notice) -> int:
+    def _flag(self, phones: Sequence[Addressee], notice: Notice) -> int:
         now = self._clock.seconds()
-        phones = 0
-        for registration in registrations:
-            mailbox = pushable(registration, notice.mailbox)
-            if mailbox is not None:
-                self.flags.notice(registration, mailbox, new_mail=notice.new_mail, now=now)
-                phones += 1
+        for phone in phones:
+            self.flags.notice(phone, notice.mailbox, new_mail=notice.new_mail, now=now)
         if phones:
             self._arm()
             self._saver.arm()
@@ -213,9 +214,9 @@ class Dispatcher:
             user=notice.user,
             what="new mail" if notice.new_mail else "a change",
             mailbox=notice.mailbox,
-            phones=phones,
+            phones=len(phones),
         )
-        return phones
+        return len(phones)
 
     def pump(self) -> None:
         """Push what is due, as far as the sender has room; come back when more is due."""
@@ -237,7 +238,7 @@ class Dispatcher:
         while (flag := self.flags.first(now)) is not None:
             if flag.due > now:
                 return None
-            hold = self.holds.on(flag.registration.key, now)
+            hold = self.holds.on(flag.key, now)
             if hold is None:
                 return flag
             if hold.reason is not Reason.SUSPENDED or hold.until is None:
@@ -246,19 +247,18 @@ class Dispatcher:
         return None
 
     async def _push(self, flag: Flag) -> None:
-        registration = flag.registration
-        key = registration.key
+        key, registered_at = flag.key, flag.registered_at
         credentials = self._credentials
         probe = self.holds.sent()
         self._log.debug("Pushing {key}", key=key)
         try:
-            push = Push(key, flag.apns_id, hashes(registration, flag.sent))
+            push = Push(key, flag.apns_id, hashes(flag.sent.values()))
             outcome = await self._sender.send(push)
             if credentials != self._credentials and isinstance(outcome, Misconfigured | Rejected):
                 outcome = RetryAfter(f"{outcome.reason}, for the credential before", 0.0)
             self._on_outcome(key, outcome, self._clock.seconds() - flag.sent_since)
             self._learn(key, outcome, probe=probe)
-            await self._follow(outcome, flag, registration)
+            await self._follow(outcome, flag, registered_at)
         except Exception:
             # Not one push may end without a next step, whatever goes wrong here.
             self._log.failure("Handling the answer for {key} failed", key=key)
@@ -275,10 +275,10 @@ class Dispatcher:
         now = self._clock.seconds()
         self.flags.hasten(self.holds.answered(key, outcome, now, probe=probe), now)
 
-    async def _follow(self, outcome: Outcome, flag: Flag, registration: Registration) -> None:
-        """What an answer means for the phone, which the push went to as `registration`."""
+    async def _follow(self, outcome: Outcome, flag: Flag, registered_at: float) -> None:
+        """What an answer means for the phone, which had registered then when the push went out."""
         now = self._clock.seconds()
-        key = registration.key
+        key = flag.key
         match outcome:
             case Delivered():
                 self._log.debug("Pushed {key}", key=key)
@@ -288,9 +288,9 @@ class Dispatcher:
             case Misconfigured():
                 self.flags.failed(flag, now, now)
             case Gone() if not self.holds.doubts_gone(key):
-                await self._gone(flag, registration, outcome)
+                await self._gone(flag, registered_at, outcome)
             case Gone() | Rejected(until_registered=True):
-                if flag.registration is not registration or flag.dropped:
+                if flag.renewed or flag.dropped:
                     delay = 0.0  # it has registered again meanwhile, or is forgotten
                 else:
                     delay = self.holds.suspend(key, outcome.reason, now)
@@ -322,18 +322,18 @@ class Dispatcher:
             LogLevel.warn,
             "Push to {key} failed: {reason}; next try in {delay:.0f} s",
             kind=reason,
-            key=flag.registration.key,
+            key=flag.key,
             reason=reason,
             delay=delay,
         )
         now = self._clock.seconds()
         self.flags.failed(flag, now + delay, now)
 
-    async def _gone(self, flag: Flag, registration: Registration, outcome: Gone) -> None:
-        key = registration.key
+    async def _gone(self, flag: Flag, registered_at: float, outcome: Gone) -> None:
+        key = flag.key
         # A phone that registered after APNs learned that its token was gone, or while the push
         # was under way, is back.
-        until = registration.registered_at if outcome.since is None else outcome.since
+        until = registered_at if outcome.since is None else outcome.since
         try:
             dropped = await self._registry.remove(key, registered_until=until)
             if not dropped and await self._registry.get(key) is not None:
@@ -356,14 +356,14 @@ class Dispatcher:
         :class:`~xaps.model.Refused` when the phone cannot be told of `mailbox`, or nothing can be
         sent now.
         """
-        name = pushable(registration, mailbox)
-        if name is None:
+        names = pushable(registration)
+        if (wanted := canonical(mailbox)) not in names:
             return fail(Refused(f"this phone has no push for the mailbox {mailbox!r}"))
         hold = self.holds.on_sending()
         if hold is not None:
             return fail(Refused(hold.text, temporary=True))
-        hashed = hashes(registration, frozenset([name]))
-        sending = self._sender.send(Push(registration.key, self._new_id(), hashed))
+        push = Push(registration.key, self._new_id(), hashes([names[wanted]]))
+        sending = self._sender.send(push)
         return sending.addCallback(self._pushed_now, registration.key)
 
     def _pushed_now(self, outcome: Outcome, key: RegistrationKey) -> Outcome:
@@ -417,15 +417,27 @@ class Dispatcher:
                 "Gave up {count} pushes that waited for 24 hours", count=self.flags.expired
             )
             self.flags.expired = 0
-        epoch = self._wall() - now
-        if abs(epoch - self._epoch) > CLOCK_SET:
-            # At the start, too, phones may only seem to be old: the clock may have been wrong.
-            self._expire_from = now + RENEWAL
-        self._epoch = epoch
-        if now < self._expire_from:
-            return
+        wall = self._wall()
+        step, self._epoch = wall - now - self._epoch, wall - now
         try:
-            while expired := await self._registry.expire(now + epoch - REGISTRATION_LIFETIME):
+            doubt = _doubt(wall, step, await self._registry.newest())
+            if doubt:
+                self._complaints.tell(
+                    LogLevel.warn,
+                    "The clock may be wrong: {doubt}. Until all phones have had {days:.0f} days to "
+                    "register again, none is dropped for its age",
+                    kind="clock",
+                    every=DAY,
+                    doubt=doubt,
+                    days=RENEWAL / DAY,
+                )
+            if doubt or step == math.inf:
+                self._expire_from = now + RENEWAL
+                return
+            self._complaints.over("clock")
+            if now < self._expire_from:
+                return
+            while expired := await self._registry.expire(wall - REGISTRATION_LIFETIME):
                 for key in expired:
                     self._forget(key)
                     self._log.info("Dropped {key}: not renewed for 30 days", key=key)
@@ -440,3 +452,19 @@ class Dispatcher:
     def _forget(self, key: RegistrationKey) -> None:
         self.flags.drop(key)
         self.holds.forget(key)
+
+
+def _doubt(wall: float, step: float, newest: float | None) -> str | None:
+    """Why the time of day cannot be believed.
+
+    :param step: seconds by which it was set since the last look; infinite at the first.
+    :param newest: when the latest registration was made.
+    """
+    if CLOCK_SET < abs(step) < math.inf:
+        return f"it was set by {step:+.0f} s"
+    if newest is not None and newest > wall + CLOCK_SET:
+        return f"the latest registration lies {(newest - wall) / DAY:.1f} days in the future"
+    if newest is not None and newest < wall - RENEWAL:
+        days = f"{(wall - newest) / DAY:.0f} days"
+        return f"or IMAP servers do not reach xapsd, no phone has registered for {days}"
+    return None

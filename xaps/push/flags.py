@@ -5,8 +5,9 @@ due now; any other event makes it due ``delay`` seconds after the first such eve
 because more follow. What happens while a push is in flight makes it due again afterwards. So a
 mail storm costs a phone two pushes, and an outage leaves no more than one flag a phone.
 
-Pure: nothing here sends, sleeps or writes. Time is an argument, and monotonic; `epoch`, the time of
-day when it was 0, makes it the time of day that is kept on disk.
+Pure: nothing here sends, sleeps or writes. Time is an argument, and monotonic. So none is kept on
+disk: what is owed at a start is due, and counts as noticed then. It cannot be too old by a clock
+that is wrong.
 """
 
 from __future__ import annotations
@@ -18,15 +19,11 @@ from collections.abc import Callable, Iterable, Iterator
 
 import attrs
 
-from xaps.mailboxes import INBOX, canonical
-from xaps.model import DAY, Registration, RegistrationKey, WaitingFlag
+from xaps.mailboxes import INBOX, canonical, pushable
+from xaps.model import DAY, Addressee, Registration, RegistrationKey, WaitingFlag
 
 LIFETIME = DAY
 """Seconds after its latest event at which a flag that could not be pushed is given up."""
-
-GRACE = 3600.0
-"""Seconds that a flag from before the start has at the least: it may only seem to be old, because
-a clock was wrong."""
 
 MAX_NAMED = 90
 """Mailboxes in one push: a payload has at most 4096 bytes, and each takes 35."""
@@ -41,16 +38,14 @@ SAVE_SLICE = 1000
 EXPIRE_SLICE = 5000
 """Flags that are looked at in one go for whether they have expired."""
 
-RESAVE_AFTER = 3600.0
-"""Seconds after which a saved flag is written again only because it got younger."""
-
 
 @attrs.define(eq=False)
 class Flag:
     """What is owed to one registration."""
 
-    registration: Registration
+    key: RegistrationKey
     apns_id: str
+    registered_at: float
     due: float = math.inf
     """When to push; in flight: when to push again, ``inf`` when nothing has happened since."""
     not_before: float = -math.inf
@@ -59,10 +54,11 @@ class Flag:
     """When the latest event was accepted."""
     waiting_since: float = 0.0
     """When the first event that has not been pushed was accepted."""
-    mailboxes: set[str] = attrs.field(factory=set)
-    """The mailboxes that are owed, spelled as in the registration."""
-    sent: frozenset[str] = frozenset()
-    """The mailboxes that the push in flight names; empty while none is in flight."""
+    mailboxes: dict[str, str | None] = attrs.field(factory=dict)
+    """The mailboxes that are owed, and what the phone knows each by; see
+    :func:`~xaps.mailboxes.pushable`."""
+    sent: dict[str, str | None] = attrs.field(factory=dict)
+    """Those that the push in flight names; empty while none is in flight."""
     sent_since: float = 0.0
     """In flight: the `waiting_since` of what the push names."""
     failures: int = 0
@@ -71,8 +67,10 @@ class Flag:
     """In a row; how often it came back for no reason of its own, such as a lost connection."""
     dropped: bool = False
     """In flight: the registration is gone, what the push names is owed no more."""
-    saved_at: float | None = None
-    """The `noticed_at` that is on disk; ``None``: the flag is not on disk."""
+    renewed: bool = False
+    """In flight: the phone has registered again."""
+    saved: bool = False
+    """Whether it is on disk."""
 
 
 class Flags:
@@ -106,55 +104,51 @@ class Flags:
         """The flag of that registration, if it is not clean."""
         return self._flags.get(key)
 
-    def notice(
-        self, registration: Registration, mailbox: str, *, new_mail: bool, now: float
-    ) -> None:
-        """Something happened in `mailbox` (spelled as in the registration)."""
-        flag = self._flags.get(registration.key)
+    def notice(self, phone: Addressee, mailbox: str, *, new_mail: bool, now: float) -> None:
+        """Something happened in `mailbox`, which the phone can be told of."""
+        flag = self._flags.get(phone.key)
         if flag is None:
-            flag = self._flags[registration.key] = Flag(registration, self._new_id())
+            flag = Flag(phone.key, self._new_id(), phone.registered_at)
+            self._flags[phone.key] = flag
+        mailbox = canonical(mailbox)
         changed = mailbox not in flag.mailboxes
         if not flag.mailboxes:
             flag.waiting_since = now
-        flag.mailboxes.add(mailbox)
+        flag.mailboxes[mailbox] = phone.name
         flag.noticed_at = now
         due = max(now if new_mail else self._after_delay(now), flag.not_before)
         if due < flag.due:
             self._schedule(flag, due)
             changed = True
-        if changed or flag.saved_at is None or now - flag.saved_at > RESAVE_AFTER:
-            self._unsaved.setdefault(registration.key, now)
+        if changed or not flag.saved:
+            self._unsaved.setdefault(phone.key, now)
 
-    def restore(
-        self, saved: WaitingFlag, registration: Registration, now: float, epoch: float
-    ) -> None:
+    def restore(self, saved: WaitingFlag, registration: Registration, now: float) -> None:
         """Take up a flag that was kept on disk; what was noticed since the start is owed too."""
         flag = self._flags.get(saved.key)
-        wanted = saved.mailboxes & frozenset(registration.mailboxes)
+        wanted = _of(registration, map(canonical, saved.mailboxes))
         if not wanted:
             if flag is None:
                 self._cleared.add(saved.key)
             return
-        age = min(max(0.0, now + epoch - saved.noticed_at), LIFETIME - GRACE)
         if flag is None:
-            flag = self._flags[saved.key] = Flag(registration, self._new_id())
-            flag.noticed_at = flag.waiting_since = now - age
+            flag = Flag(saved.key, self._new_id(), registration.registered_at)
+            self._flags[saved.key] = flag
+            flag.noticed_at = flag.waiting_since = now
         else:
-            flag.waiting_since = min(flag.waiting_since, now - age)
             self._unsaved.setdefault(saved.key, now)
-        flag.saved_at = now - age
+        flag.saved = True
         flag.mailboxes |= wanted
-        # A clock that was wrong must not leave a flag due in the far future.
-        due = min(saved.due - epoch, now + self._delay + self._check_interval)
-        self._schedule(flag, min(flag.due, due))
+        self._schedule(flag, min(flag.due, now))
 
     def registered(self, registration: Registration) -> None:
         """The registration was renewed: what is owed is owed as it now reads."""
         flag = self._flags.get(registration.key)
         if flag is not None:
-            flag.registration = registration
+            flag.registered_at = registration.registered_at
+            flag.renewed = True
             flag.dropped = False
-            flag.mailboxes &= set(registration.mailboxes)
+            flag.mailboxes = _of(registration, flag.mailboxes)
             if not flag.mailboxes and not flag.sent:
                 self._forget(flag)
 
@@ -174,7 +168,9 @@ class Flags:
     def take(self, flag: Flag, now: float) -> None:
         """Its push goes out: what it owes moves from `mailboxes` to `sent`."""
         flag.sent = _first(flag.mailboxes)
-        flag.mailboxes -= flag.sent
+        for mailbox in flag.sent:
+            del flag.mailboxes[mailbox]
+        flag.renewed = False
         flag.sent_since = flag.waiting_since
         flag.due = now if flag.mailboxes else math.inf
         flag.not_before = -math.inf
@@ -188,7 +184,7 @@ class Flags:
             self._forget(flag)
             return
         flag.apns_id = self._new_id()
-        self._unsaved.setdefault(flag.registration.key, now)
+        self._unsaved.setdefault(flag.key, now)
         self._schedule(flag, flag.due)
 
     def failed(self, flag: Flag, retry_at: float, now: float) -> None:
@@ -196,10 +192,10 @@ class Flags:
         if flag.dropped:
             self.answered(flag, now)
             return
-        flag.mailboxes |= flag.sent
+        flag.mailboxes = flag.sent | flag.mailboxes
         flag.waiting_since = flag.sent_since
         self._no_longer_in_flight(flag)
-        self._unsaved.setdefault(flag.registration.key, now)
+        self._unsaved.setdefault(flag.key, now)
         self.push_at(flag, retry_at)
 
     def push_at(self, flag: Flag, at: float) -> None:
@@ -221,7 +217,7 @@ class Flags:
             return
         if flag.sent:
             flag.dropped = True
-            flag.mailboxes = set()
+            flag.mailboxes = {}
             flag.due = math.inf
         else:
             self._forget(flag)
@@ -244,7 +240,7 @@ class Flags:
         return now + SAVE_AFTER if self._cleared else None
 
     def to_save(
-        self, now: float, epoch: float, *, everything: bool = False, limit: int = SAVE_SLICE
+        self, now: float, *, everything: bool = False, limit: int = SAVE_SLICE
     ) -> tuple[list[WaitingFlag], list[RegistrationKey]]:
         """What has to be written now: flags that changed, and keys to forget. Ask again until
         there is nothing.
@@ -257,12 +253,8 @@ class Flags:
             if since + SAVE_AFTER > now and not everything:
                 break
             flag = self._flags[key]
-            flag.saved_at = flag.noticed_at
-            # What was begun is owed at once after a start, whatever it waits for now.
-            begun = flag.sent or flag.not_before > -math.inf
-            due = flag.noticed_at if begun else flag.due
-            mailboxes = frozenset(flag.mailboxes | flag.sent)
-            changed.append(WaitingFlag(key, flag.noticed_at + epoch, due + epoch, mailboxes))
+            flag.saved = True
+            changed.append(WaitingFlag(key, frozenset((*flag.mailboxes, *flag.sent))))
             self._cleared.discard(key)
         for saved in changed:
             del self._unsaved[saved.key]
@@ -295,27 +287,29 @@ class Flags:
             heapq.heapify(self._heap)
 
     def _is_stale(self, due: float, flag: Flag) -> bool:
-        return (
-            bool(flag.sent) or flag.due != due or self._flags.get(flag.registration.key) is not flag
-        )
+        return bool(flag.sent) or flag.due != due or self._flags.get(flag.key) is not flag
 
     def _no_longer_in_flight(self, flag: Flag) -> None:
-        flag.sent = frozenset()
+        flag.sent = {}
         flag.dropped = False
         self.in_flight -= 1
 
     def _forget(self, flag: Flag) -> None:
-        key = flag.registration.key
-        del self._flags[key]
-        self._unsaved.pop(key, None)
-        if flag.saved_at is not None:
-            self._cleared.add(key)
+        del self._flags[flag.key]
+        self._unsaved.pop(flag.key, None)
+        if flag.saved:
+            self._cleared.add(flag.key)
 
 
-def _first(mailboxes: set[str]) -> frozenset[str]:
-    """What one push names of these: all, or as many as a payload surely has room for, with INBOX
-    among them."""
-    if len(mailboxes) <= MAX_NAMED:
-        return frozenset(mailboxes)
-    inbox_first = sorted(mailboxes, key=lambda name: (canonical(name) != INBOX, name))
-    return frozenset(inbox_first[:MAX_NAMED])
+def _of(registration: Registration, mailboxes: Iterable[str]) -> dict[str, str | None]:
+    """Those that the phone can be told of now."""
+    names = pushable(registration)
+    return {mailbox: names[mailbox] for mailbox in mailboxes if mailbox in names}
+
+
+def _first(mailboxes: dict[str, str | None]) -> dict[str, str | None]:
+    """What one push names of these: as many as a payload surely has room for, with INBOX among
+    them, and of the others those that have waited for longest."""
+    inbox = (INBOX,) if INBOX in mailboxes else ()
+    names = itertools.islice(dict.fromkeys((*inbox, *mailboxes)), MAX_NAMED)
+    return {mailbox: mailboxes[mailbox] for mailbox in names}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger, LogLevel
@@ -26,17 +24,12 @@ class FlagSaver:
 
     What cannot be written is written later: the flags keep it, and it is tried again each second,
     at the stop as well.
-
-    :param wall: the time of day.
     """
 
     _log = Logger()
 
-    def __init__(
-        self, clock: IReactorTime, wall: Callable[[], float], registry: IRegistry, flags: Flags
-    ) -> None:
+    def __init__(self, clock: IReactorTime, registry: IRegistry, flags: Flags) -> None:
         self._clock = clock
-        self._wall = wall
         self._registry = registry
         self._flags = flags
         self._complaints = Complaints(self._log, clock.seconds)
@@ -102,8 +95,7 @@ class FlagSaver:
     async def _save(self) -> None:
         while True:
             now = self._clock.seconds()
-            epoch = self._wall() - now
-            changed, cleared = self._flags.to_save(now, epoch, everything=self._everything)
+            changed, cleared = self._flags.to_save(now, everything=self._everything)
             if not changed:  # what is only to be forgotten costs no phone a push
                 self._behind_since = None
             elif self._behind_since is None:

@@ -19,6 +19,22 @@ from xaps.registry.rows import FLAGS, REGISTRATIONS
 APPLICATION_ID = 0x78617073
 """Marks the file as ours (``xaps`` in ASCII), so that no other program's database is taken over."""
 
+_ADDRESSEES = """
+    INSERT INTO addressees
+    SELECT user, account_id, device_token, mailbox, max(name) FROM (
+        SELECT {0}.user, {0}.account_id, {0}.device_token,
+            iif(upper(value) = 'INBOX', 'INBOX', value) AS mailbox, value AS name
+        FROM {1} json_each(iif(json_valid({0}.confirmed), {0}.confirmed, '[]'))
+        WHERE type = 'text'
+        UNION ALL
+        SELECT {0}.user, {0}.account_id, {0}.device_token, 'INBOX', NULL
+        FROM {1} json_each(iif(json_valid({0}.mailboxes), {0}.mailboxes, '[]'))
+        WHERE type = 'text' AND upper(value) = 'INBOX'
+    )
+    GROUP BY user, account_id, device_token, mailbox
+"""
+"""What :func:`xaps.mailboxes.pushable` says of a registration; SQLite's ``upper`` is for ASCII."""
+
 MIGRATIONS = (
     """
     CREATE TABLE registrations (
@@ -45,6 +61,45 @@ MIGRATIONS = (
     ) STRICT, WITHOUT ROWID;
 
     CREATE TABLE imports (source TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
+    """,
+    f"""
+    -- Whom a notice concerns is found without the lists of mailboxes, which can be long.
+    CREATE TABLE addressees (
+        user TEXT,
+        account_id TEXT,
+        device_token TEXT,
+        mailbox TEXT,  -- as names are compared
+        name TEXT,  -- what the phone knows it by
+        PRIMARY KEY (user, account_id, device_token, mailbox)
+    ) WITHOUT ROWID;
+
+    {_ADDRESSEES.format("registrations", "registrations,")};
+
+    CREATE INDEX registration_times
+        ON registrations (user, account_id, device_token, registered_at);
+
+    -- A clock that is wrong at the start cannot make a flag old.
+    ALTER TABLE flags DROP COLUMN noticed_at;
+    ALTER TABLE flags DROP COLUMN due;
+
+    -- Right whoever changes the registrations.
+    CREATE TRIGGER registration_added AFTER INSERT ON registrations BEGIN
+        {_ADDRESSEES.format("new", "")};
+    END;
+
+    CREATE TRIGGER registration_removed AFTER DELETE ON registrations BEGIN
+        DELETE FROM addressees
+        WHERE (user, account_id, device_token) = (old.user, old.account_id, old.device_token);
+    END;
+
+    CREATE TRIGGER registration_changed AFTER UPDATE ON registrations
+    WHEN (old.user, old.account_id, old.device_token, old.mailboxes, old.confirmed)
+        IS NOT (new.user, new.account_id, new.device_token, new.mailboxes, new.confirmed)
+    BEGIN
+        DELETE FROM addressees
+        WHERE (user, account_id, device_token) = (old.user, old.account_id, old.device_token);
+        {_ADDRESSEES.format("new", "")};
+    END;
     """,
 )
 """What makes each version of the schema out of the one before; ``PRAGMA user_version`` counts
@@ -108,59 +163,58 @@ class RegistryInUse(RegistryError):
 
 
 def lock(path: Path, *, patience: float) -> IO[bytes]:
-    """A lock file beside the registry, locked until it is closed.
+    """The registry's file, made if need be and locked until it is closed: the file itself, whatever
+    names lead to it. SQLite's own locks are of another kind.
 
     The system lets go of it when the process ends, however it does. What it starts does not get
-    the file descriptor. The file stays: to remove it would be a race with whom it is to stop.
+    the file descriptor.
 
-    :param path: the registry.
     :param patience: seconds to wait; ``xapsctl export`` needs it for a moment.
     :raises RegistryInUse: another process has it.
-    :raises RegistryError: the lock file cannot be used.
+    :raises RegistryError: the file cannot be opened or locked.
     """
-    # The one of the file itself, by whatever name it is opened.
-    file = Path(f"{os.path.realpath(path)}.lock")
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    deadline = time.monotonic() + patience
     try:
-        held = open(os.open(file, flags, 0o600), "r+b", buffering=0)  # noqa: PTH123, SIM115
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        file = open(os.open(path, flags, 0o600), "r+b", buffering=0)  # noqa: PTH123, SIM115
     except OSError as error:
         raise RegistryError(
-            f"the registry {path}: {file} cannot be opened by uid {os.geteuid()}:"
-            f" {error.strerror}; change its owner, or remove it if no daemon runs"
+            f"the registry {path}: it cannot be opened for writing by the daemon's user (uid"
+            f" {os.geteuid()}): {error.strerror}; change its owner or permissions"
         ) from error
-    try:
-        _wait_for(held, path, patience)
-        with contextlib.suppress(OSError):  # the disk is full; it is only for people
-            held.truncate(0)
-            held.write(b"%d\n" % os.getpid())
-    except BaseException:
-        held.close()
-        raise
-    return held
-
-
-def _wait_for(file: IO[bytes], path: Path, patience: float) -> None:
-    deadline = time.monotonic() + patience
     while True:
         try:
-            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if time.monotonic() >= deadline:
-                pid = file.read(20).strip()
-                named = f" (pid {pid.decode()})" if pid.isdigit() else ""
-                raise RegistryInUse(
-                    f"the registry {path}: another xapsd{named} uses it; stop that one first"
-                ) from None
+            if time.monotonic() < deadline:
+                time.sleep(0.05)
+                continue
+            holder = _holder(os.fstat(file.fileno()).st_ino)
+            file.close()
+            raise RegistryInUse(
+                f"the registry {path}: another xapsd{holder} uses it; stop that one first"
+            ) from None
         except OSError as error:
+            file.close()
             raise RegistryError(
                 f"the registry {path}: it cannot be locked: {error.strerror}; put it on a local"
                 " disk"
             ) from error
-        time.sleep(0.05)
+        return file
+
+
+def _holder(inode: int) -> str:
+    """Which process has locked that file, as far as the kernel tells."""
+    with contextlib.suppress(OSError):
+        locks = Path("/proc/locks").read_text()
+        if found := re.search(rf"FLOCK +ADVISORY +WRITE ([1-9]\d*) \S+:{inode} ", locks):
+            return f" (pid {found[1]})"
+    return ""
 
 
 class _LockedConnection(sqlite3.Connection):
-    """Others may open the file when this is closed."""
+    """Others may open the file when this is closed; not before, as closing any file descriptor of
+    it ends SQLite's locks."""
 
     lock: IO[bytes]
 
@@ -178,7 +232,7 @@ def open_writer(path: Path, *, busy_timeout: float) -> sqlite3.Connection:
     :raises RegistryInUse: another process has opened it.
     :raises RegistryError: the file cannot be used.
     """
-    _check_files(path)
+    _check_folder(path)
     held = lock(path, patience=busy_timeout)
     with contextlib.ExitStack() as if_it_fails, explaining(path):
         if_it_fails.callback(held.close)
@@ -214,10 +268,9 @@ def _text(raw: bytes) -> str:
     return raw.decode("utf-8", "surrogateescape")
 
 
-def _check_files(path: Path) -> None:
-    """Make the file if need be; SQLite calls all that can be wrong "unable to open"."""
+def _check_folder(path: Path) -> None:
+    """SQLite calls all that can be wrong "unable to open"."""
     folder = path.parent
-    us = f"the daemon's user (uid {os.geteuid()})"
     wrong = ""
     if not folder.is_dir():
         wrong = (
@@ -228,17 +281,22 @@ def _check_files(path: Path) -> None:
         wrong = "it is a folder; databaseFile names a file in a folder"
     # SQLite makes two files beside the database.
     elif not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
-        wrong = f"the folder {folder} is not writable for {us}; change its owner or permissions"
-    else:
-        try:
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        except OSError as error:
-            wrong = (
-                f"it cannot be opened for writing by {us}: {error.strerror}; change its owner or"
-                " permissions"
-            )
+        wrong = (
+            f"the folder {folder} is not writable for the daemon's user (uid {os.geteuid()});"
+            " change its owner or permissions"
+        )
     if wrong:
         raise RegistryError(f"the registry {path}: {wrong}")
+
+
+def _statements(script: str) -> Iterator[str]:
+    """Not ``executescript``, which would end the transaction."""
+    statement = ""
+    for part in script.split(";"):
+        statement += f"{part};"
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
 
 
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:
@@ -273,7 +331,7 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     connection.execute("PRAGMA foreign_keys = ON")
     # Begun even if there is nothing to change: it shows that the file can be written.
     with transaction(connection):
-        for statement in ";".join(MIGRATIONS[version:]).split(";"):
+        for statement in _statements("".join(MIGRATIONS[version:])):
             connection.execute(statement)
         if version < len(MIGRATIONS):
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
@@ -281,6 +339,7 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     # Somebody may have changed the tables.
     for columns in (
         f"{REGISTRATIONS.columns} FROM registrations",
+        "mailbox, name FROM addressees",
         f"{FLAGS.columns} FROM flags",
         "source FROM imports",
     ):

@@ -7,10 +7,13 @@ from typing import Protocol
 
 from twisted.internet.defer import Deferred
 
-from xaps.model import Registration, RegistrationKey, WaitingFlag
+from xaps.model import Addressee, Registration, RegistrationKey, WaitingFlag
 
 MAX_PER_USER = 100
 """Phones that one user can have registered."""
+
+MAX_MAILBOXES = 10_000
+"""Mailboxes that all phones of one user together can have registered."""
 
 
 class RegistryError(Exception):
@@ -28,16 +31,20 @@ class IRegistry(Protocol):
     """
 
     def register(self, registration: Registration) -> Deferred[tuple[RegistrationKey, ...] | None]:
-        """Add or renew; fires when it is on disk. Over the bound of registrations for a user the
-        least recently renewed ones go; fires with the keys of these.
+        """Add or renew; fires when it is on disk. Over a bound for a user's phones the least
+        recently renewed ones go; fires with the keys of these.
 
         Fires with ``None``, and nothing is changed, where one is kept that was registered later:
         this one was tried again, and its phone has registered meanwhile. But what is kept with a
         time in the future, by a clock that was wrong, is replaced by any: else the phone was locked
         out until then."""
 
+    def addressees(self, user: str, mailbox: str) -> Deferred[Sequence[Addressee]]:
+        """The user's phones that can be told of that mailbox (see :func:`xaps.mailboxes.pushable`),
+        in the order of their keys. What it costs depends on their number alone."""
+
     def registrations(self, user: str) -> Deferred[Sequence[Registration]]:
-        """All of a user's registrations (`user` is compared lower-cased)."""
+        """All of a user's registrations (`user` is compared lower-cased), for an administrator."""
 
     def get(self, key: RegistrationKey) -> Deferred[Registration | None]: ...
 
@@ -46,6 +53,9 @@ class IRegistry(Protocol):
         `after`. The last page is empty. What changes between two pages may be in them or not."""
 
     def count(self) -> Deferred[int]: ...
+
+    def newest(self) -> Deferred[float | None]:
+        """When the latest registration was made; ``None``: there is none."""
 
     def remove(
         self, key: RegistrationKey, *, registered_until: float | None = None

@@ -13,7 +13,7 @@ from xaps.model import REGISTRATION_LIFETIME, Registration
 from xaps.registry.database import explaining, open_reader, open_writer, transaction
 from xaps.registry.godata import AppleCertificates, GoDataError, parse
 from xaps.registry.groupcommit import Run
-from xaps.registry.interface import MAX_PER_USER, RegistryError
+from xaps.registry.interface import RegistryError
 from xaps.registry.rows import REGISTRATIONS, RowReader
 from xaps.registry.sqlite import BUSY_TIMEOUT, SQLiteRegistry, add_if_newer
 
@@ -40,7 +40,7 @@ def open_registry(
     ``.json``, or JSON is in it), the SQLite file is ``database.sqlite3`` beside it, and what
     is in the JSON file is imported if that was never done before. It is left as it is.
 
-    It is this process's alone until it is closed. That needs a lock file beside it.
+    It is this process's alone until it is closed.
 
     This reads the disk and can wait for `busy_timeout`: do it before the reactor runs, but after
     the process has become a daemon (neither locks nor threads survive a fork).
@@ -115,7 +115,7 @@ def _import(
     if found.certificates is not None:
         on_certificates(found.certificates)
     with transaction(connection):
-        added = add_if_newer(connection, found.registrations, MAX_PER_USER)
+        added = add_if_newer(connection, found.registrations)
         connection.execute("INSERT INTO imports (source) VALUES (?)", (source.name,))
     for problem in found.problems:
         _log.warn("{source}: not imported: {problem}", source=str(source), problem=problem)

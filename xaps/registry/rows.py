@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 import attrs
 from twisted.logger import Logger
 
-from xaps.model import Registration, RegistrationKey, WaitingFlag, short_token
+from xaps.model import Addressee, Registration, RegistrationKey, WaitingFlag, short_token
 
 T = TypeVar("T")
 
@@ -153,14 +153,20 @@ REGISTRATIONS = Table(
         _names(confirmed, "confirmed")[1],
     ),
 )
+ADDRESSEES = Table(
+    "addressees",
+    "user, account_id, device_token, registered_at, name",
+    lambda user, account_id, token, registered_at, name: Addressee(
+        key(user, account_id, token),
+        _time(registered_at, "registered_at"),
+        None if name is None else _text(name, "name"),
+    ),
+)
 FLAGS = Table(
     "flags",
-    "user, account_id, device_token, noticed_at, due, mailboxes",
-    lambda user, account_id, token, noticed_at, due, mailboxes: WaitingFlag(
-        key(user, account_id, token),
-        _time(noticed_at, "noticed_at"),
-        _time(due, "due"),
-        _names(mailboxes, "mailboxes")[1],
+    "user, account_id, device_token, mailboxes",
+    lambda user, account_id, token, mailboxes: WaitingFlag(
+        key(user, account_id, token), _names(mailboxes, "mailboxes")[1]
     ),
 )
 
@@ -178,9 +184,9 @@ def registration_columns(registration: Registration) -> tuple[str | float, ...]:
     )
 
 
-def flag_columns(flag: WaitingFlag) -> tuple[str | float, ...]:
+def flag_columns(flag: WaitingFlag) -> tuple[str, ...]:
     """The columns of a flag, those of its key last."""
-    return flag.noticed_at, flag.due, _array(sorted(flag.mailboxes)), *key_columns(flag.key)
+    return _array(sorted(flag.mailboxes)), *key_columns(flag.key)
 
 
 def _array(names: Iterable[str]) -> str:

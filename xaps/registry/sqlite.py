@@ -11,12 +11,13 @@ from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred, execute
 
-from xaps.model import Registration, RegistrationKey, WaitingFlag, lower
+from xaps.mailboxes import canonical
+from xaps.model import Addressee, Registration, RegistrationKey, WaitingFlag, lower
 from xaps.registry import rows
 from xaps.registry.database import APPLICATION_ID, explaining, open_reader
 from xaps.registry.groupcommit import GroupCommit, Run
-from xaps.registry.interface import MAX_PER_USER
-from xaps.registry.rows import FLAGS, PAGE, REGISTRATIONS, RowReader, Table
+from xaps.registry.interface import MAX_MAILBOXES, MAX_PER_USER
+from xaps.registry.rows import ADDRESSEES, END_OF_TIME, FLAGS, PAGE, REGISTRATIONS, RowReader, Table
 
 MAX_PENDING = 10_000
 """Writes that can wait for the disk."""
@@ -30,11 +31,17 @@ T = TypeVar("T")
 _COLUMNS = REGISTRATIONS.columns
 _KEY = "user = ? AND account_id = ? AND device_token = ?"
 
+CONCERNED = f"""
+    SELECT {ADDRESSEES.columns} FROM registrations INDEXED BY registration_times
+    JOIN addressees USING (user, account_id, device_token)
+    WHERE user = ? AND mailbox = ? ORDER BY account_id, device_token
+"""
 OF_USER = f"""
     SELECT {_COLUMNS} FROM registrations WHERE user = ? ORDER BY account_id, device_token
 """
 ONE = f"SELECT {_COLUMNS} FROM registrations WHERE {_KEY}"
 COUNT = "SELECT count(*) FROM registrations"
+NEWEST = f"SELECT max(registered_at) FROM registrations WHERE registered_at < {END_OF_TIME}"
 _ADD = f"""
     INSERT INTO registrations ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)
     ON CONFLICT (user, account_id, device_token) DO UPDATE SET
@@ -48,25 +55,33 @@ REGISTER = f"""
         AND registrations.registered_at <= ?) IS NOT TRUE
 """
 ADD_IF_NEWER = f"{_ADD} WHERE excluded.registered_at > registrations.registered_at"
-_DROP = """
+TRIM = """
     DELETE FROM registrations WHERE (user, account_id, device_token) IN (
-        SELECT user, account_id, device_token FROM registrations WHERE {}
+        SELECT user, account_id, device_token FROM (
+            SELECT user, account_id, device_token, count(*) OVER newest_first AS phones,
+                sum(iif(json_valid(mailboxes), json_array_length(mailboxes), 0))
+                    OVER newest_first AS names
+            FROM registrations WHERE user = ?
+            WINDOW newest_first AS (
+                ORDER BY (account_id = ? AND device_token = ?) DESC,
+                    registered_at DESC, account_id DESC, device_token DESC
+            )
+        ) WHERE phones > ? OR phones > 1 AND names > ?
     )
     RETURNING user, account_id, device_token
 """
-TRIM = _DROP.format(
-    """
-        user = ? AND NOT (account_id = ? AND device_token = ?)
-        ORDER BY registered_at, account_id, device_token
-        LIMIT max(0, (SELECT count(*) FROM registrations WHERE user = ?) - ?)
-    """
-)
 REMOVE = f"DELETE FROM registrations WHERE {_KEY} AND registered_at <= ?"
-EXPIRE = _DROP.format(f"registered_at < ? ORDER BY registered_at LIMIT {PAGE}")
+EXPIRE = f"""
+    DELETE FROM registrations WHERE (user, account_id, device_token) IN (
+        SELECT user, account_id, device_token FROM registrations WHERE registered_at < ?
+        ORDER BY registered_at LIMIT {PAGE}
+    )
+    RETURNING user, account_id, device_token
+"""
 CLEAR_FLAG = f"DELETE FROM flags WHERE {_KEY}"
 SAVE_FLAG = f"""
     INSERT OR REPLACE INTO flags ({FLAGS.columns})
-    SELECT user, account_id, device_token, ?, ?, ? FROM registrations WHERE {_KEY}
+    SELECT user, account_id, device_token, ? FROM registrations WHERE {_KEY}
 """
 
 
@@ -85,26 +100,30 @@ class SQLiteRegistry:
         run: Run,
         wall: Callable[[], float],
         max_per_user: int = MAX_PER_USER,
+        max_mailboxes: int = MAX_MAILBOXES,
         max_pending: int = MAX_PENDING,
     ) -> None:
         """:param connection: what :func:`.open_writer` gave for `path`."""
         self._path = path
         self._wall = wall
-        self._max_per_user = max_per_user
+        self._bounds = max_per_user, max_mailboxes
         self._reader = open_reader(path)
         self._rows = RowReader(path)
         self._writer = GroupCommit(connection, path, run=run, max_pending=max_pending)
 
+    def addressees(self, user: str, mailbox: str) -> Deferred[Sequence[Addressee]]:
+        return execute(self._select, ADDRESSEES, CONCERNED, lower(user), canonical(mailbox))
+
     def registrations(self, user: str) -> Deferred[Sequence[Registration]]:
-        return execute(self._select, OF_USER, lower(user))
+        return execute(self._select, REGISTRATIONS, OF_USER, lower(user))
 
     def get(self, key: RegistrationKey) -> Deferred[Registration | None]:
-        found = execute(self._select, ONE, *rows.key_columns(key))
+        found = execute(self._select, REGISTRATIONS, ONE, *rows.key_columns(key))
         return found.addCallback(lambda found: found[0] if found else None)
 
-    def _select(self, statement: str, *parameters: str) -> Sequence[Registration]:
+    def _select(self, table: Table[T], statement: str, *parameters: str) -> Sequence[T]:
         with explaining(self._path):
-            return self._rows.good(REGISTRATIONS, self._reader.execute(statement, parameters))
+            return self._rows.good(table, self._reader.execute(statement, parameters))
 
     def page(self, after: RegistrationKey | None = None) -> Deferred[Sequence[Registration]]:
         return self._page(REGISTRATIONS, after)
@@ -118,22 +137,23 @@ class SQLiteRegistry:
     def count(self) -> Deferred[int]:
         return self._writer.read(lambda connection: connection.execute(COUNT).fetchone()[0])
 
+    def newest(self) -> Deferred[float | None]:
+        return self._writer.read(lambda connection: connection.execute(NEWEST).fetchone()[0])
+
     def register(self, registration: Registration) -> Deferred[tuple[RegistrationKey, ...] | None]:
         values = (*rows.registration_columns(registration), self._wall())
 
         def register(connection: sqlite3.Connection) -> tuple[RegistrationKey, ...] | None:
             if not connection.execute(REGISTER, values).rowcount:
                 return None
-            return tuple(_trim(connection, registration.key, self._max_per_user))
+            return tuple(_trim(connection, registration.key, self._bounds))
 
         return self._writer.write(register)
 
     def add(self, registrations: Iterable[Registration]) -> Deferred[int]:
         """See :func:`add_if_newer`; all or nothing."""
         added = list(registrations)
-        return self._writer.write(
-            lambda connection: add_if_newer(connection, added, self._max_per_user)
-        )
+        return self._writer.write(lambda connection: add_if_newer(connection, added, self._bounds))
 
     def remove(
         self, key: RegistrationKey, *, registered_until: float | None = None
@@ -190,23 +210,25 @@ def _keys(found: Iterable[tuple[Any, ...]]) -> list[RegistrationKey]:
 
 
 def _trim(
-    connection: sqlite3.Connection, newest: RegistrationKey, max_per_user: int
+    connection: sqlite3.Connection, newest: RegistrationKey, bounds: tuple[int, int]
 ) -> list[RegistrationKey]:
-    parameters = (*rows.key_columns(newest), newest.user, max_per_user)
+    parameters = (*rows.key_columns(newest), *bounds)
     return _keys(connection.execute(TRIM, parameters).fetchall())
 
 
 def add_if_newer(
-    connection: sqlite3.Connection, registrations: Iterable[Registration], max_per_user: int
+    connection: sqlite3.Connection,
+    registrations: Iterable[Registration],
+    bounds: tuple[int, int] = (MAX_PER_USER, MAX_MAILBOXES),
 ) -> int:
     """Add what is not there or is older there; gives the number of those."""
-    before = connection.total_changes
+    added = 0
     users = set()
     for registration in registrations:
-        connection.execute(ADD_IF_NEWER, rows.registration_columns(registration))
+        row = rows.registration_columns(registration)
+        added += connection.execute(ADD_IF_NEWER, row).rowcount
         users.add(registration.key.user)
-    added = connection.total_changes - before
     for user in users:
         # None of them was registered just now: no account id is empty.
-        _trim(connection, RegistrationKey(user, "", ""), max_per_user)
+        _trim(connection, RegistrationKey(user, "", ""), bounds)
     return added
