@@ -29,6 +29,7 @@ class Child:
     """One run of a program. Everything blocks, up to a deadline; use it in `SynchronousTestCase`
     with ``self.addCleanup(child.close)``.
 
+    :ivar reading: while somebody holds it, nothing is read of what the process prints.
     :param arguments: the program and its arguments.
     :param folder: the working folder.
     :param errors: a file for stderr; ``None`` mixes it into the lines.
@@ -46,6 +47,7 @@ class Child:
         self._lines: list[str] = []
         self._ended = False
         self._changed = threading.Condition()
+        self.reading = threading.Lock()
         stderr = subprocess.STDOUT if errors is None else errors.open("ab")
         try:
             self._process = subprocess.Popen(
@@ -163,7 +165,7 @@ class Child:
         assert self._process.stdout is not None
         with self._process.stdout as stdout:
             for line in stdout:
-                with self._changed:
+                with self.reading, self._changed:
                     self._lines.append(line.decode(errors="replace").rstrip("\r\n"))
                     self._changed.notify_all()
         with self._changed:

@@ -23,6 +23,7 @@ import sqlite3
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,11 @@ class Daemon:
     def reload(self) -> None:
         """SIGHUP: look at the credential now."""
         self._running.signal(signal.SIGHUP)
+
+    @property
+    def unread_log(self) -> AbstractContextManager[object]:
+        """A context in which nobody reads what it logs."""
+        return self._running.reading
 
     def wait(self, timeout: float = PATIENCE) -> int:
         """Wait until it ends by itself; returns the exit status."""
