@@ -3,6 +3,7 @@
 # make check  ruff, mypy and the suite on both sets of dependencies (Debian 12's and PyPI's newest)
 # make bench  measures                              make clean  removes what these made
 # make soak   ten minutes of faults and SIGKILL     make soak-short  the same in one minute
+# make siege  ten minutes of hostile peers          make siege-short  the same in one minute
 # make fuzz   a million inputs for each parser (RUNS=1000 for fewer)
 # make deb    builds dist/xapsd_VERSION_all.deb with Debian's tools
 # make test-deb   builds it, asks lintian, installs it, runs it and purges it (root, Debian 12)
@@ -17,7 +18,7 @@ TESTS ?= tests
 JOBS ?= 4
 RUNS ?= 1000000
 
-.PHONY: try test lint types test-debian check bench soak soak-short fuzz deb clean
+.PHONY: try test lint types test-debian check bench soak soak-short siege siege-short fuzz deb clean
 
 $(VENV)/ready: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -55,6 +56,12 @@ soak: $(VENV)/ready
 
 soak-short: $(VENV)/ready
 	$(BIN)/python -m benchmarks.soak --seconds 60
+
+siege: $(VENV)/ready
+	$(BIN)/python -m benchmarks.siege --seconds 600
+
+siege-short: $(VENV)/ready
+	$(BIN)/python -m benchmarks.siege --seconds 60
 
 fuzz: $(VENV)/ready
 	$(BIN)/pip install --quiet --disable-pip-version-check atheris

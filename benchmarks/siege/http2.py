@@ -1,0 +1,152 @@
+"""Hostile clients of HTTPS with HTTP/2, frame by frame (RFC 9113)."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import ssl
+import struct
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+from hpack import Encoder
+
+from benchmarks.load import cpu_seconds
+from benchmarks.siege.clients import MANY, NOTICE
+from benchmarks.siege.kinds import HONEST, Doors, Report, hold_until, kind, push_out, read_all
+from tests.standins.steps import frame
+
+DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PING, GOAWAY = 0, 1, 2, 3, 4, 6, 7
+CONTINUATION = 9
+END_STREAM, END_HEADERS = 0x1, 0x4
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+WINDOW = struct.Struct("!HI")
+"""A setting: its number, of INITIAL_WINDOW_SIZE, and its value."""
+CANCEL = struct.pack("!I", 8)
+IDLE = b"".join(frame(PRIORITY, 0, stream, b"\0\0\0\0\x10") for stream in (101, 103, 105))
+
+
+def _connect(doors: Doors, window: int = 65535) -> ssl.SSLSocket:
+    connection = doors.tls("h2", patience=3)
+    connection.sendall(PREFACE + frame(SETTINGS, 0, 0, WINDOW.pack(4, window)))
+    return connection
+
+
+def _headers(stream: int, flags: int = END_HEADERS, **pseudo: str) -> bytes:
+    named = {"method": "POST", "scheme": "https", "authority": "x", "path": "/notify", **pseudo}
+    block = Encoder().encode([(f":{name}", value) for name, value in named.items() if value])
+    return frame(HEADERS, flags, stream, block)
+
+
+@kind("clients", 8)
+def priority_on_idle_streams(doors: Doors, rng: random.Random, seconds: float) -> Report:
+    """Each connection goes away; when they all have, a new one must be served."""
+    end = time.monotonic() + seconds - 2
+
+    def come_and_go(_: int) -> bool:
+        with contextlib.suppress(OSError):
+            if time.monotonic() < end:
+                with _connect(doors) as connection:
+                    connection.sendall(IDLE)
+                    read_all(connection, 0.05)
+                    return True
+        return False
+
+    with ThreadPoolExecutor(20) as pool:
+        made = sum(pool.map(come_and_go, range(MANY)))
+    time.sleep(1)
+    try:
+        with doors.tls("http/1.1", source=HONEST) as connection:
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            served = connection.recv(100)[:12].decode()
+    except OSError as error:
+        served = repr(error)
+    wrong = [] if served.startswith("HTTP/1.1 4") else [f"an honest client gets {served!r}"]
+    return Report(f"{made} connections with PRIORITY for idle streams", "let go of them", wrong)
+
+
+@kind("clients", 8)
+def zero_window(doors: Doors, rng: random.Random, seconds: float) -> Report:
+    end = time.monotonic() + seconds
+    requests = b"".join(  # with answers that have a body
+        _headers(stream, path="/") + frame(DATA, END_STREAM, stream, NOTICE)
+        for stream in range(1, 200, 2)
+    )
+    share = 0.0
+    with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+        for _ in range(5):
+            stack.enter_context(_connect(doors, window=0)).sendall(requests)
+        time.sleep(2)
+        before, begun = cpu_seconds(doors.pid), time.monotonic()
+        hold_until(end)
+        share = 100 * (cpu_seconds(doors.pid) - before) / max(0.1, time.monotonic() - begun)
+    return Report("5 x 100 requests with a window of 0", f"used {share:.0f} % of a processor")
+
+
+@kind("clients", 6)
+def rapid_reset(doors: Doors, rng: random.Random, seconds: float) -> Report:
+    def pairs() -> Iterator[bytes]:
+        for start in range(1, 2**31 - 200, 200):
+            streams = range(start, start + 200, 2)
+            yield b"".join(_headers(s) + frame(RST_STREAM, 0, s, CANCEL) for s in streams)
+
+    return _flood(doors, pairs, seconds)
+
+
+@kind("clients", 5)
+def continuation_flood(doors: Doors, rng: random.Random, seconds: float) -> Report:
+    part = frame(CONTINUATION, 0, 1, Encoder().encode([("x", "y" * 8000)], huffman=False))
+
+    def parts() -> Iterator[bytes]:
+        yield _headers(1, flags=0)
+        while True:
+            yield part
+
+    return _flood(doors, parts, seconds)
+
+
+@kind("clients", 5)
+def control_frames_flood(doors: Doors, rng: random.Random, seconds: float) -> Report:
+    """SETTINGS and PING, whose acknowledgements are not read."""
+    pair = frame(SETTINGS, 0, 0, WINDOW.pack(4, 65535)) + frame(PING, 0, 0, b"12345678")
+
+    def pairs() -> Iterator[bytes]:
+        while True:
+            yield pair * 100
+
+    return _flood(doors, pairs, seconds)
+
+
+def _flood(doors: Doors, frames: Callable[[], Iterator[bytes]], seconds: float) -> Report:
+    """On one connection after the other."""
+    end = time.monotonic() + seconds
+    sent = lives = 0
+    while time.monotonic() < end:
+        with contextlib.suppress(OSError), _connect(doors) as connection:
+            lives += 1
+            for data in frames():
+                taken = push_out(connection, data, end)
+                sent += taken
+                if taken < len(data):
+                    break
+        time.sleep(0.05)
+    return Report(f"{sent >> 10} KiB of frames", f"ended {max(0, lives - 1)} connections")
+
+
+@kind("clients", 4)
+def connect_without_path(doors: Doors, rng: random.Random, seconds: float) -> Report:
+    """If there is a traceback in the log, it is found there."""
+    kinds: Counter[int] = Counter()
+    for _ in range(10):
+        with contextlib.suppress(OSError), _connect(doors) as connection:
+            ended = END_HEADERS | END_STREAM
+            connection.sendall(_headers(1, ended, method="CONNECT", path="", scheme=""))
+            said, _ = read_all(connection, 0.3)
+            while len(said) >= 9:
+                kinds[said[3]] += 1
+                said = said[9 + int.from_bytes(said[:3], "big") :]
+    told = kinds[HEADERS] + kinds[RST_STREAM] + kinds[GOAWAY]
+    did = f"{kinds[HEADERS]} answers, {kinds[RST_STREAM]} resets, {kinds[GOAWAY]} GOAWAY"
+    return Report("10 x CONNECT without :path", did, [] if told else ["it was not answered"])
