@@ -28,6 +28,17 @@ from xaps.push import saving
 health.LOOK, history.PUSHES_FAIL, saving.PATIENCE = 0.1, 0.5, 0.5
 """
 """What takes minutes takes moments."""
+SLOW_DISK = """
+import os, time
+from xaps.admin import control
+from xaps.registry.groupcommit import GroupCommit
+commit = GroupCommit._commit
+def slowly(*given):
+    while os.path.exists("slow"):
+        time.sleep(0.05)
+    return commit(*given)
+GroupCommit._commit, control.PATIENCE = slowly, 0.2
+"""
 PHONES = {f"user-{number}": f"{number:064x}" for number in range(1, 9)}
 FEW_FILES = 400 + 3 * 100
 """Open files of a process whose listeners have a hundred connections each."""
@@ -217,15 +228,22 @@ class APNsTests(HealthTestCase):
 class IntakeTests(HealthTestCase):
     def test_no_connection_is_free(self) -> None:
         few = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, {(FEW_FILES,) * 2})\n"
-        _, daemon = self.start_good(few)
+        _, daemon = self.start_good(few + SLOW_DISK)
+        slow = daemon.folder / "slow"
+        slow.touch()
         clients = []
-        for _ in range(100):
+        for number in range(100):
             client = socket.socket(socket.AF_UNIX)
             self.addCleanup(client.close)
             client.connect(str(daemon.socket))
-            client.sendall(b"NOTIFY ")  # and no more
+            client.sendall(  # they wait for their answer: nobody else can have their places
+                b'REGISTER aps-account-id="%d"\taps-device-token="%064x"\t'
+                b'aps-subtopic="com.apple.mobilemail"\tdovecot-username="user-%d"\t'
+                b'dovecot-mailboxes=("INBOX")\n' % ((number,) * 3)
+            )
             clients.append(client)
-        self.assert_fails(daemon, "slots", "100 are open", work=lambda: daemon.notify("user-1"))
+        self.assert_fails(daemon, "slots", "100 are busy", work=lambda: daemon.notify("user-1"))
+        slow.unlink()
         for client in clients:
             client.close()
         self.assert_good(daemon)

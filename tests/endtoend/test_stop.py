@@ -103,7 +103,7 @@ class HangingTests(StopTestCase):
         )
         (daemon.folder / "dead").touch()
         self.assertEqual(daemon.stop(), GIVEN_UP)
-        daemon.wait_for_log("are lost: the disk has not answered")
+        daemon.wait_for_log("are lost: the disk does not answer")
         daemon.wait_for_log("what was still under way: the registry")
 
 

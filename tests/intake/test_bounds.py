@@ -324,9 +324,9 @@ class BoundTests(IntakeCase):
             return slots.trouble
 
         self.assertIsNone(trouble())
-        clients = [self.connect() for _ in range(10)]
+        clients = self.fill(10)
         self.assertIsNone(trouble())
-        self.assertIn("10 are open", str(trouble()))
+        self.assertIn("10 are busy", str(trouble()))
         for client in clients[:3]:
             client.lose()
         self.assertIsNone(trouble())

@@ -69,7 +69,7 @@ class ClientConnection(Protocol):
         self._start = b""  # what has not sufficed to tell the dialect
         self._queue: deque[Request | Answer | bytes] = deque()
         self._queued = 0  # bytes that it was made of
-        self._owner: Hashable = self
+        self._owner: Hashable = None
         self._current: Request | None = None
         self._output_paused = False
         self._timer: IDelayedCall | None = None
@@ -136,7 +136,7 @@ class ClientConnection(Protocol):
         about the same. A connection that has told none is for itself."""
         if self._queue and isinstance(event := self._queue[0], Request):
             self._owner = event.user
-        return self._owner
+        return self._owner or self
 
     @property
     def idle(self) -> bool:

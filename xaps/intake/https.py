@@ -26,6 +26,7 @@ class HttpsFactory(TLSMemoryBIOFactory):
     noisy = False
 
     def __init__(self, connections: Connections, options: CertificateOptions) -> None:
+        self.connections = connections
         self._inside = _InsideFactory(connections)
         super().__init__(options, False, self._inside)
 
