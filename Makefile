@@ -57,7 +57,7 @@ soak-short: $(VENV)/ready
 
 fuzz: $(VENV)/ready
 	$(BIN)/pip install --quiet --disable-pip-version-check atheris
-	for target in lines http session configuration; do \
+	for target in lines http imap session configuration; do \
 		$(BIN)/python -m benchmarks.fuzz $$target --runs $(RUNS) || exit 1; \
 	done
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from xaps.credentials.sources import source_from_config
 from xaps.intake.cyrus.conf import ImapdConfError, read_imapd_conf
 from xaps.listen.ports import usable
 from xaps.listen.tls import TLSError, server_options
-from xaps.listen.unix import ListenError, group_id, join
+from xaps.listen.unix import DOVECOT, ListenError, dovecot_group, group_id, join
 from xaps.model import CertificateCredential
 from xaps.registry.opening import BESIDE
 from xaps.system.files import careless, let_read, read_file
@@ -115,7 +116,7 @@ def _addresses(config: Config) -> Iterator[str]:
 
 
 def _groups(config: Config) -> Iterator[str]:
-    for key in ("socketGroup", "cyrusSocketGroup", "controlSocketGroup"):
+    for key in ("socketGroup", "imapSocketGroup", "cyrusSocketGroup", "controlSocketGroup"):
         group = getattr(config, KEYS[key].attribute)
         if group is None:
             continue
@@ -126,6 +127,10 @@ def _groups(config: Config) -> Iterator[str]:
         else:
             if os.geteuid() != 0 and not ours:
                 yield f"{key}: {group}: {join(group)}"
+    if config.imap_socket and config.imap_socket_group is None and dovecot_group() is None:
+        with contextlib.suppress(ListenError):
+            group_id("imapSocketGroup", DOVECOT)
+            yield _warning(f"imapSocket: Dovecot cannot use it: {join(DOVECOT)}")
 
 
 def _database(config: Config) -> Iterator[str]:
@@ -157,7 +162,7 @@ def _cyrus(config: Config) -> Iterator[str]:
 def _sockets(config: Config) -> Iterator[str]:
     # No more than warnings: systemd can make folders when it starts the service, as it does with
     # the one that is usual.
-    for key in ("socket", "cyrusSocket", "controlSocket"):
+    for key in ("socket", "imapSocket", "cyrusSocket", "controlSocket"):
         path = getattr(config, KEYS[key].attribute)
         folder = Path(path).parent
         if not path or path.startswith("systemd:") or folder == RUNTIME:

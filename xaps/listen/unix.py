@@ -18,6 +18,8 @@ from twisted.logger import Logger, LogLevel
 
 from xaps.system.complaints import Complaints
 
+DOVECOT = "dovecot"
+"""The group that Dovecot's packages make, and that its imap processes are in."""
 _PAUSE = 1.0
 """Seconds to wait when the process may open no more files."""
 
@@ -89,6 +91,15 @@ def group_id(key: str, group: str) -> int:
             f"{key}: there is no group {group!r} on this machine; correct the name, or create it "
             f"with groupadd --system {group}"
         ) from error
+
+
+def dovecot_group() -> str | None:
+    """The group of Dovecot's processes, if this process may give a socket to it."""
+    try:
+        gid = grp.getgrnam(DOVECOT).gr_gid
+    except KeyError:
+        return None
+    return DOVECOT if os.geteuid() == 0 or gid in (os.getegid(), *os.getgroups()) else None
 
 
 def _remove_stale(where: str, path: Path, kind: socket.SocketKind) -> None:
