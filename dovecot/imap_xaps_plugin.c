@@ -164,7 +164,7 @@ static bool cmd_xapplepushservice(struct client_command_context *cmd)
 	problem = ask(request, path, &lines);
 	if (problem != NULL) {
 		e_error(client->event, "xapsd (%s) did not register a phone: %s", path, problem);
-		client_send_tagline(cmd, "NO [UNAVAILABLE] Push is not available now.");
+		client_send_tagline(cmd, "NO [UNAVAILABLE] Push is not available now");
 		return TRUE;
 	}
 	for (; lines[1] != NULL; lines++)
@@ -175,7 +175,11 @@ static bool cmd_xapplepushservice(struct client_command_context *cmd)
 
 static void client_created(struct client **client)
 {
-	if (mail_user_is_plugin_loaded((*client)->user, this_module))
+	/* Those of the setting imap_capability are there already. */
+	const char *const *offered = t_strsplit(str_c((*client)->capability_string), " ");
+
+	if (mail_user_is_plugin_loaded((*client)->user, this_module) &&
+	    !str_array_icase_find(offered, COMMAND))
 		client_add_capability(*client, COMMAND);
 	if (next_hook != NULL)
 		next_hook(client);

@@ -215,7 +215,9 @@ def lua_notices(url: str) -> str:
 def ox_notices(url: str) -> str:
     """The settings with which Dovecot's own OX driver sends notices to `url`. It does so for users
     for whom `Dovecot.opt_in` was called."""
-    settings = documented("push_notification ox {" if is_2_4() else "push_notification_driver = ox:")
+    settings = documented(
+        "push_notification ox {" if is_2_4() else "push_notification_driver = ox:"
+    )
     return settings.replace("http://[::1]:11619/ox", url)
 
 
