@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import repeat
 from pathlib import Path
 
@@ -229,7 +230,7 @@ class FaultTests(PluginCase):
             b"OK \xc3\xa4\r\n",
             b"\xff" * 100 + b"\n",
         ):
-            self.answerer.answer = lambda answer=answer: [answer]  # type: ignore[misc]
+            self.answerer.answer = partial(iter, [answer])
             self.assertEqual(self.register(session), UNAVAILABLE, answer)
         self.assert_told(dovecot, "the answer is garbage")
 
@@ -237,7 +238,7 @@ class FaultTests(PluginCase):
         dovecot = self.start()
         session = self.session(dovecot)
         for answer in (b"", LINES, b"OK Done", LINES[:-1]):
-            self.answerer.answer = lambda answer=answer: [answer]  # type: ignore[misc]
+            self.answerer.answer = partial(iter, [answer])
             self.assertEqual(self.register(session), UNAVAILABLE, answer)
         self.assert_told(dovecot, "the answer has no end")
 
@@ -245,7 +246,7 @@ class FaultTests(PluginCase):
         dovecot = self.start()
         session = self.session(dovecot)
         for piece in (b"x" * 1024, LINES, b"\0" * 1024, b"\r\n"):
-            self.answerer.answer = lambda piece=piece: repeat(piece)  # type: ignore[misc]
+            self.answerer.answer = partial(repeat, piece)
             heard = self.register(session)
             self.assertEqual(heard, UNAVAILABLE, piece)
         self.assert_told(dovecot, "the answer is too long")

@@ -66,7 +66,7 @@ class ImapDialect(LinesDialect):
 
     def answer(self, answer: Answer) -> bytes:
         if not answer.reason:
-            return answer.body + b"OK Push is set up.\r\n"
+            return answer.body + b"OK Push is set up\r\n"
         word = "NO [UNAVAILABLE]" if answer.status >= 500 else "BAD"
         return f"{word} {answer.reason}\r\n".encode("ascii")
 
