@@ -156,7 +156,7 @@ def seeds(target: str) -> Iterator[bytes]:
         case "imap":
             for start in (b"\0", b"\5"):
                 yield start + (
-                    b'IMAP\t1\tb\x01tc\taps-version 2 "aps-account-id" A aps-device-token abcd '
+                    b'IMAP\t1\tb\taps-version 2 "aps-account-id" A aps-device-token abcd '
                     b'aps-subtopic com.apple.mobilemail mailboxes (INBOX "a\\"b" {3}\x01r\x01nx y '
                     b'NIL) sender (x (NIL) "")\nIMAP\t1\tb\taps-version 1\n'
                 )

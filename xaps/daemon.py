@@ -141,7 +141,11 @@ def listen_to_imap_servers(
         opened.append(plain)
     if path := config.imap_socket:
         imap = ClientConnectionFactory(connections("imapSocket"), imap=True)
-        group = config.imap_socket_group or dovecot_group()
+        group, advice = config.imap_socket_group, ""
+        if group is None:
+            group, advice = dovecot_group()
+        if advice:
+            _log.warn("imapSocket: {advice}", advice=advice)
         listeners.unix("imapSocket", path, imap, mode=config.imap_socket_mode, group=group)
         opened.append(imap)
     if address := config.listen_addr:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from xaps.credentials.sources import source_from_config
 from xaps.intake.cyrus.conf import ImapdConfError, read_imapd_conf
 from xaps.listen.ports import usable
 from xaps.listen.tls import TLSError, server_options
-from xaps.listen.unix import DOVECOT, ListenError, dovecot_group, group_id, join
+from xaps.listen.unix import ListenError, dovecot_group, group_id, join
 from xaps.model import CertificateCredential
 from xaps.registry.opening import BESIDE
 from xaps.system.files import careless, let_read, read_file
@@ -127,10 +126,8 @@ def _groups(config: Config) -> Iterator[str]:
         else:
             if os.geteuid() != 0 and not ours:
                 yield f"{key}: {group}: {join(group)}"
-    if config.imap_socket and config.imap_socket_group is None and dovecot_group() is None:
-        with contextlib.suppress(ListenError):
-            group_id("imapSocketGroup", DOVECOT)
-            yield _warning(f"imapSocket: Dovecot cannot use it: {join(DOVECOT)}")
+    if config.imap_socket and config.imap_socket_group is None and (advice := dovecot_group()[1]):
+        yield _warning(f"imapSocket: {advice}")
 
 
 def _database(config: Config) -> Iterator[str]:

@@ -93,13 +93,16 @@ def group_id(key: str, group: str) -> int:
         ) from error
 
 
-def dovecot_group() -> str | None:
-    """The group of Dovecot's processes, if this process may give a socket to it."""
+def dovecot_group(name: str = DOVECOT) -> tuple[str | None, str]:
+    """The group of Dovecot's processes, or ``None``; and what is to be done where this machine has
+    that group and this process may not give it a socket."""
     try:
-        gid = grp.getgrnam(DOVECOT).gr_gid
+        gid = grp.getgrnam(name).gr_gid
     except KeyError:
-        return None
-    return DOVECOT if os.geteuid() == 0 or gid in (os.getegid(), *os.getgroups()) else None
+        return None, ""
+    if os.geteuid() == 0 or gid in (os.getegid(), *os.getgroups()):
+        return name, ""
+    return None, f"Dovecot cannot use the socket: {join(name)}"
 
 
 def _remove_stale(where: str, path: Path, kind: socket.SocketKind) -> None:
