@@ -48,6 +48,7 @@ bench: $(VENV)/ready
 	$(BIN)/python -m benchmarks.replace
 	$(BIN)/python -m benchmarks.registry
 	$(BIN)/python -m benchmarks.delays
+	$(BIN)/python -m benchmarks.registrations
 
 soak: $(VENV)/ready
 	$(BIN)/python -m benchmarks.soak --seconds 600
