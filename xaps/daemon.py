@@ -145,7 +145,7 @@ def listen_to_imap_servers(
         if group is None:
             group, advice = dovecot_group()
         if advice:
-            _log.warn("imapSocket: {advice}", advice=advice)
+            _log.info("imapSocket: {advice}", advice=advice)
         listeners.unix("imapSocket", path, imap, mode=config.imap_socket_mode, group=group)
         opened.append(imap)
     if address := config.listen_addr:
