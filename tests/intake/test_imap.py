@@ -95,7 +95,8 @@ class RegistrationTests(Case):
         self.assertEqual(self.registered(line(b'"aps-account-id"' + b" ".join(pairs[::-1]))), ALICE)
 
     def test_arguments_that_are_not_known_are_left_alone(self) -> None:
-        for more in (b" sender (a (b) NIL {1}\r\nx)", b" x NIL", b' "" ""', b" \xc3\xa4 \xff"):
+        odd = b' "the user\'s name" bob sender x sender y'
+        for more in (b" sender (a (b) NIL {1}\r\nx)", b" x NIL", b' "" ""', b" \xc3\xa4 \xff", odd):
             self.assertEqual(self.registered(line(ARGUMENTS + more)), ALICE)
             self.assertEqual(self.registered(line(more[1:] + b" " + ARGUMENTS)), ALICE)
 
@@ -134,9 +135,7 @@ class RegistrationTests(Case):
             (b"aps-version", "the last argument is the name of one, without a value"),
             (b"NIL 2", "a list or NIL stands where the name of an argument was expected"),
             (b"() 2", "a list or NIL stands where the name of an argument was expected"),
-            (ARGUMENTS + b" APS-VERSION 1", '"aps-version" is there twice'),
-            (ARGUMENTS + b" x 1 x 2", '"x" is there twice'),
-            (ARGUMENTS + b' "the user\'s name" bob', '"the user\'s name" is there twice'),
+            (ARGUMENTS + b" APS-VERSION 1", "aps-version is there twice"),
             (ARGUMENTS.replace(b'"ABC0"', b"(ABC0)"), "aps-device-token is not a string"),
             (ARGUMENTS.replace(b'"ABC0"', b"NIL"), "aps-device-token is missing"),
             (ARGUMENTS.replace(b"ABC0", b"xyz0"), "aps-device-token is not hexadecimal"),

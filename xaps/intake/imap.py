@@ -85,9 +85,10 @@ def registration(user: str, arguments: bytes) -> Request:
         if not isinstance(name, bytes):
             raise Refused("a list or NIL stands where the name of an argument was expected")
         key = name.decode("latin-1").lower()
-        if key in fields:
-            raise Refused(f"{quoted(key)} is there twice")
-        fields[key] = _value(value, key) if key in _KNOWN else None
+        if key in _KNOWN:
+            if key in fields:
+                raise Refused(f"{key} is there twice")
+            fields[key] = _value(value, key)
     version = 1 if fields.get("aps-version") == "1" else 2
     if version == 1:
         fields["mailboxes"] = None
