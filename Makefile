@@ -50,6 +50,7 @@ bench: $(VENV)/ready
 	$(BIN)/python -m benchmarks.registry
 	$(BIN)/python -m benchmarks.delays
 	$(BIN)/python -m benchmarks.hostile
+	$(BIN)/python -m benchmarks.registrations
 
 soak: $(VENV)/ready
 	$(BIN)/python -m benchmarks.soak --seconds 600
@@ -65,7 +66,7 @@ siege-short: $(VENV)/ready
 
 fuzz: $(VENV)/ready
 	$(BIN)/pip install --quiet --disable-pip-version-check atheris
-	for target in lines http session configuration; do \
+	for target in lines http imap session configuration; do \
 		$(BIN)/python -m benchmarks.fuzz $$target --runs $(RUNS) || exit 1; \
 	done
 

@@ -16,7 +16,7 @@ import random
 import sys
 from pathlib import Path
 
-NAMES = ("lines", "http", "session", "configuration")
+NAMES = ("lines", "http", "imap", "session", "configuration")
 LONGEST = 1024
 """Bytes of an input: enough for any message, and short ones take less time."""
 

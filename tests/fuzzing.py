@@ -15,6 +15,7 @@ from xaps.apns.session import Answered, Closed, GivenBack, Lost, Session, Sessio
 from xaps.config.reading import ConfigError, load
 from xaps.intake.dialect import Answer, Dialect, Request
 from xaps.intake.http import HttpDialect
+from xaps.intake.imap import ImapDialect
 from xaps.intake.lines import LinesDialect
 
 CAPTURES = Path(__file__).parent / "captures" / "dovecot"
@@ -30,6 +31,11 @@ def lines(data: bytes) -> None:
 def http(data: bytes) -> None:
     """HTTP as IMAP servers speak it."""
     converse(HttpDialect, data)
+
+
+def imap(data: bytes) -> None:
+    """What our plugin for Dovecot passes on of phones."""
+    converse(ImapDialect, data)
 
 
 def converse(dialect: Callable[[], Dialect], data: bytes) -> None:
@@ -123,6 +129,7 @@ _MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "lines": lines,
     "http": http,
+    "imap": imap,
     "session": session,
     "configuration": configuration,
 }
@@ -146,6 +153,13 @@ def seeds(target: str) -> Iterator[bytes]:
                 b"Expect: 100-continue\r\nUpgrade: h2c\r\nConnection: upgrade\r\n\r\n"
                 b'2a\r\n{"Username":"bob","Mailbox":"INBOX","Events":\r\n3\r\n[]}\r\n0\r\n\r\n'
             )
+        case "imap":
+            for start in (b"\0", b"\5"):
+                yield start + (
+                    b'IMAP\t1\tb\taps-version 2 "aps-account-id" A aps-device-token abcd '
+                    b'aps-subtopic com.apple.mobilemail mailboxes (INBOX "a\\"b" {3}\x01r\x01nx y '
+                    b'NIL) sender (x (NIL) "")\nIMAP\t1\tb\taps-version 1\n'
+                )
         case "session":
             encoder = Encoder()
             answer = b"".join(

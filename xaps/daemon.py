@@ -48,7 +48,7 @@ from xaps.intake.cyrus.names import CyrusSettings
 from xaps.intake.https import HttpsFactory
 from xaps.listen.ports import Listeners
 from xaps.listen.tls import TLSError, server_options
-from xaps.listen.unix import ListenError
+from xaps.listen.unix import ListenError, dovecot_group
 from xaps.model import Credential, Refused
 from xaps.push.dispatcher import Dispatcher
 from xaps.registry.godata import AppleCertificates
@@ -73,7 +73,7 @@ HOUSEKEEPING = 3600.0
 """Seconds between two looks for registrations and flags that are too old."""
 MAX_CONNECTIONS = 10_000
 """Connections of IMAP servers on one listener; fewer if the process may open fewer files."""
-SPARE_FILES = 400
+SPARE_FILES = 500
 """Open files that are kept for everything but those connections: those of administrators, and
 those that are only to be told that they are too many, among them."""
 
@@ -93,9 +93,9 @@ def raise_open_files() -> int:
 
 
 def connections_each(open_files: int) -> int:
-    """How many connections each of the three listeners for IMAP servers may have in a process that
+    """How many connections each of the four listeners for IMAP servers may have in a process that
     may have so many open files."""
-    return max(100, min(MAX_CONNECTIONS, (open_files - SPARE_FILES) // 3))
+    return max(100, min(MAX_CONNECTIONS, (open_files - SPARE_FILES) // 4))
 
 
 class StartError(Exception):
@@ -139,6 +139,15 @@ def listen_to_imap_servers(
         plain = ClientConnectionFactory(connections("socket"), lines=True)
         listeners.unix("socket", path, plain, mode=config.socket_mode, group=config.socket_group)
         opened.append(plain)
+    if path := config.imap_socket:
+        imap = ClientConnectionFactory(connections("imapSocket"), imap=True)
+        group, advice = config.imap_socket_group, ""
+        if group is None:
+            group, advice = dovecot_group()
+        if advice:
+            _log.info("imapSocket: {advice}", advice=advice)
+        listeners.unix("imapSocket", path, imap, mode=config.imap_socket_mode, group=group)
+        opened.append(imap)
     if address := config.listen_addr:
         plain = ClientConnectionFactory(connections("listenAddr"))
         tcp("listenAddr", address, config.port, plain, risk)

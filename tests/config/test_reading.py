@@ -120,6 +120,8 @@ class TableTests(ConfigTestCase):
         self.assertEqual((config.check_interval, config.delay), (20, 30))
         self.assertEqual((config.socket, config.socket_mode), ("/run/xapsd/xapsd.sock", 0o660))
         self.assertEqual((config.cyrus_socket, config.cyrus_socket_mode), ("", 0o660))
+        self.assertEqual((config.imap_socket, config.imap_socket_mode), ("", 0o660))
+        self.assertIs(config.imap_socket_group, None)
         self.assertEqual(config.control_socket, "/run/xapsd/control.sock")
         self.assertEqual(config.control_socket_mode, 0o660)
         self.assertEqual(config.apns_server, HostPort("api.push.apple.com", 443))

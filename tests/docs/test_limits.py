@@ -19,7 +19,7 @@ from xaps.config import kinds
 from xaps.config import reading as configuration
 from xaps.credentials import reading
 from xaps.ctl import client as ctl_client
-from xaps.intake import answers, connection, connections, http, http2, lines, messages
+from xaps.intake import answers, connection, connections, http, http2, imap, lines, messages
 from xaps.intake.cyrus import drain as cyrus_drain
 from xaps.intake.cyrus import listener as cyrus_listener
 from xaps.listen import ports as listeners
@@ -56,8 +56,19 @@ def number(number: int) -> str:
     return f"{number:,}"
 
 
+def plugin(name: str) -> int:
+    """A number in our plugin for Dovecot."""
+    text = (DOCS.parent / "dovecot" / "imap_xaps_plugin.c").read_text()
+    (value,) = re.findall(rf"^#define {name} (\d+)$", text, re.MULTILINE)
+    return int(value)
+
+
 LIMITS = {
-    "Line on the UNIX socket": size(lines.MAX_LINE),
+    "Line on ``socket`` and ``imapSocket``": size(lines.MAX_LINE),
+    "Lists in lists, in what a phone sends": number(imap.MAX_DEPTH),
+    "Answer on ``imapSocket``, with the mailboxes that are confirmed to the phone": size(
+        imap.MAX_ANSWER
+    ),
     "Request line and headers": size(http.MAX_HEAD),
     "Bytes over HTTP/2 from one request to the next, without the body": size(http2.MAX_IDLE_BYTES),
     "Body of a request": size(http.MAX_BODY),
@@ -79,11 +90,15 @@ LIMITS = {
         connections.MAX_HELD
     ),
     "Time for all these requests before everything else has its turn": period(connections.TURN),
-    "Connections of each of ``socket``, ``listenAddr`` and ``tlsListenAddr``": number(
+    "Connections of each of ``socket``, ``imapSocket``, ``listenAddr``, ``tlsListenAddr``": number(
         daemon.MAX_CONNECTIONS
     ),
     "Connections beyond those that are told so": number(connections.SURPLUS),
     "Open files that are kept for everything else": number(daemon.SPARE_FILES),
+    "Time for the answer to a registration through the plugin": period(
+        plugin("DEADLINE_MSECS") / 1000
+    ),
+    "Time that the plugin asks nothing after that": period(plugin("PAUSE_MSECS") / 1000),
     "Connections that wait to be accepted": number(listeners.BACKLOG),
     "Connections of ``controlSocket``, and of ``metricsAddr``": number(controlweb.MAX_CONNECTIONS),
     "Request on one of these": size(controlweb.MAX_BODY),

@@ -214,6 +214,7 @@ class IntakeCase(SynchronousTestCase):
         self,
         *,
         lines: bool = False,
+        imap: bool = False,
         folder_push: bool = True,
         allow_from: tuple[Network, ...] = (),
         auth_token: str | None = None,
@@ -229,7 +230,7 @@ class IntakeCase(SynchronousTestCase):
             auth_token=auth_token,
             limit=max_connections,
         )
-        self.factory = ClientConnectionFactory(connections, lines=lines)
+        self.factory = ClientConnectionFactory(connections, lines=lines, imap=imap)
 
     def connect(self) -> Connection:
         return Connection(self)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 import os
 import socket
 import stat
@@ -11,7 +12,7 @@ from pathlib import Path
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from tests.conditions import without_root
-from xaps.listen.unix import ListenError, bind_unix, group_id
+from xaps.listen.unix import ListenError, bind_unix, dovecot_group, group_id
 
 
 class BindTests(SynchronousTestCase):
@@ -140,3 +141,16 @@ class BindTests(SynchronousTestCase):
     def test_a_path_that_is_too_long_is_explained(self) -> None:
         self.path = Path("x" * 120)
         self.assertIn("107 bytes", self.refusal())
+
+
+class DovecotGroupTests(SynchronousTestCase):
+    def test_it_is_used_where_it_exists_and_the_process_may_give_a_socket_to_it(self) -> None:
+        with without_root():
+            ours = grp.getgrgid(os.getegid()).gr_name
+            self.assertEqual(dovecot_group(ours), (ours, ""))
+            other = grp.getgrgid(1).gr_name
+            group, advice = dovecot_group(other)
+            self.assertIs(group, None)
+            self.assertIn("cannot use the socket: the daemon's user must be a member of it", advice)
+            self.assertIn(f"usermod -aG {other} ", advice)
+        self.assertEqual(dovecot_group("nobody-has-this"), (None, ""))

@@ -1,4 +1,4 @@
-"""Debian's Dovecot with its IMAP and LMTP services, started and ended by a test.
+"""Debian's Dovecot, 2.3 or 2.4, with its IMAP and LMTP services, started and ended by a test.
 
 Nothing of an installed Dovecot's configuration, data or service is used or touched, and no root
 is needed: everything lives in a temporary folder. A test that is run by root gives the folder and
@@ -10,6 +10,7 @@ folders, as it does on most servers); Lua is part of Debian's ``dovecot-core``.
 
 from __future__ import annotations
 
+import functools
 import grp
 import imaplib
 import os
@@ -29,7 +30,7 @@ from email.policy import SMTP
 from pathlib import Path
 from typing import Any
 
-from tests.peers import missing
+from tests.peers import missing, plugin
 from tests.peers.child import PATIENCE
 from tests.peers.nghttpd import free_port
 
@@ -119,9 +120,94 @@ plugin {{
 """
 
 
+_CONFIGURATION_2_4 = """\
+dovecot_config_version = 2.4.1
+dovecot_storage_version = 2.4.1
+base_dir = {folder}/run
+state_dir = {folder}/state
+log_path = {folder}/log
+listen = 127.0.0.1
+protocols = imap lmtp
+ssl = no
+auth_allow_cleartext = yes
+default_internal_user = {user}
+default_internal_group = {group}
+default_login_user = {user}
+first_valid_uid = {uid}
+mail_home = {folder}/mail/%{{user}}
+mail_driver = maildir
+mail_path = ~/Maildir
+passdb static {{
+  password = {password}
+}}
+userdb static {{
+  allow_all_users = yes
+  fields {{
+    uid = {uid}
+    gid = {gid}
+  }}
+}}
+namespace inbox {{
+  inbox = yes
+  separator = /
+}}
+service imap-login {{
+  chroot =
+  inet_listener imap {{
+    port = {imap_port}
+  }}
+  inet_listener imaps {{
+    port = 0
+  }}
+}}
+service lmtp {{
+  unix_listener lmtp {{
+    mode = 0
+  }}
+  inet_listener lmtp {{
+    port = {lmtp_port}
+  }}
+}}
+service anvil {{
+  chroot =
+}}
+service stats {{
+  chroot =
+}}
+protocol lmtp {{
+  mail_plugins {{
+    sieve = yes
+  }}
+}}
+sieve_script filing {{
+  type = before
+  driver = file
+  path = {folder}/filing.sieve
+}}
+"""
+
+
+@functools.cache
+def is_2_4() -> bool:
+    """The syntax of settings is that of Dovecot 2.4."""
+    said = subprocess.run([_PROGRAM, "--version"], check=True, capture_output=True, text=True)
+    return not said.stdout.startswith("2.3.")
+
+
+def registrations(socket: Path) -> str:
+    """The settings with which the plugin of xaps (`tests.peers.plugin`) lets phones register with
+    the daemon at `socket`."""
+    if is_2_4():
+        others = f"import_environment {{\n  XAPS_IMAP_SOCKET = {socket}\n}}\n"
+    else:
+        others = f"import_environment = $import_environment XAPS_IMAP_SOCKET={socket}\n"
+    settings = documented("imap_xaps = yes" if is_2_4() else "$mail_plugins imap_xaps")
+    return f"{settings}{others}mail_plugin_dir = {plugin.modules()}\n"
+
+
 def lua_notices(url: str) -> str:
     """The settings with which `SCRIPT` sends notices to `url`."""
-    settings = documented("push_notification_driver = lua:")
+    settings = documented("lua_file =" if is_2_4() else "push_notification_driver = lua:")
     settings = settings.replace("/etc/dovecot/", "{folder}/")
     return settings.replace("http://[::1]:11619/notify", url)
 
@@ -129,7 +215,10 @@ def lua_notices(url: str) -> str:
 def ox_notices(url: str) -> str:
     """The settings with which Dovecot's own OX driver sends notices to `url`. It does so for users
     for whom `Dovecot.opt_in` was called."""
-    return documented("push_notification_driver = ox:").replace("http://[::1]:11619/ox", url)
+    settings = documented(
+        "push_notification ox {" if is_2_4() else "push_notification_driver = ox:"
+    )
+    return settings.replace("http://[::1]:11619/ox", url)
 
 
 def documented(line: str) -> str:
@@ -164,8 +253,8 @@ class Dovecot:
         account = pwd.getpwnam("nobody") if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
         self._account = account
         self.imap_port, self.lmtp_port = free_port(), free_port()
-        # The settings come first: $mail_plugins means what was said of it before.
-        configuration = settings.replace("{folder}", str(self.folder)) + _CONFIGURATION.format(
+        usual = _CONFIGURATION_2_4 if is_2_4() else _CONFIGURATION
+        usual = usual.format(
             folder=self.folder,
             user=account.pw_name,
             group=grp.getgrgid(account.pw_gid).gr_name,
@@ -175,6 +264,9 @@ class Dovecot:
             imap_port=self.imap_port,
             lmtp_port=self.lmtp_port,
         )
+        settings = settings.replace("{folder}", str(self.folder))
+        # 2.4 wants its version first; for 2.3, $mail_plugins means what was said of it before.
+        configuration = usual + settings if is_2_4() else settings + usual
         (self.folder / "dovecot.conf").write_text(configuration)
         (self.folder / "filing.sieve").write_text(_FILING)
         (self.folder / "mail").mkdir()

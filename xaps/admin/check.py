@@ -17,7 +17,7 @@ from xaps.credentials.sources import source_from_config
 from xaps.intake.cyrus.conf import ImapdConfError, read_imapd_conf
 from xaps.listen.ports import usable
 from xaps.listen.tls import TLSError, server_options
-from xaps.listen.unix import ListenError, group_id, join
+from xaps.listen.unix import ListenError, dovecot_group, group_id, join
 from xaps.model import CertificateCredential
 from xaps.registry.opening import BESIDE
 from xaps.system.files import careless, let_read, read_file
@@ -115,7 +115,7 @@ def _addresses(config: Config) -> Iterator[str]:
 
 
 def _groups(config: Config) -> Iterator[str]:
-    for key in ("socketGroup", "cyrusSocketGroup", "controlSocketGroup"):
+    for key in ("socketGroup", "imapSocketGroup", "cyrusSocketGroup", "controlSocketGroup"):
         group = getattr(config, KEYS[key].attribute)
         if group is None:
             continue
@@ -126,6 +126,8 @@ def _groups(config: Config) -> Iterator[str]:
         else:
             if os.geteuid() != 0 and not ours:
                 yield f"{key}: {group}: {join(group)}"
+    if config.imap_socket and config.imap_socket_group is None and (advice := dovecot_group()[1]):
+        yield _warning(f"imapSocket: {advice}")
 
 
 def _database(config: Config) -> Iterator[str]:
@@ -157,7 +159,7 @@ def _cyrus(config: Config) -> Iterator[str]:
 def _sockets(config: Config) -> Iterator[str]:
     # No more than warnings: systemd can make folders when it starts the service, as it does with
     # the one that is usual.
-    for key in ("socket", "cyrusSocket", "controlSocket"):
+    for key in ("socket", "imapSocket", "cyrusSocket", "controlSocket"):
         path = getattr(config, KEYS[key].attribute)
         folder = Path(path).parent
         if not path or path.startswith("systemd:") or folder == RUNTIME:

@@ -116,6 +116,14 @@ class Config:
     )
     socket_mode: int = kinds.MODE.key("Who may use the socket, as for chmod.", default="0660")
     socket_group: str | None = kinds.USER.key("The group of the socket, for example dovecot.")
+    imap_socket: str = kinds.SOCKET.key(
+        "A UNIX socket for the plugin of dovecot-xaps, for example /run/xapsd/imap.sock. Whoever "
+        "may use it can register phones for any user."
+    )
+    imap_socket_mode: int = kinds.MODE.key("Who may use that socket, as for chmod.", default="0660")
+    imap_socket_group: str | None = kinds.USER.key(
+        "The group of that socket. Empty: dovecot, if xapsd is in that group."
+    )
     cyrus_socket: str = kinds.DATAGRAM_SOCKET.key(
         "A datagram socket for Cyrus, for example /run/xapsd/cyrus.sock: the notifysocket of its "
         "imapd.conf."

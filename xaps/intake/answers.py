@@ -10,6 +10,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger, LogLevel
 
 from xaps.intake.dialect import Answer, Request
+from xaps.intake.imap import untagged
 from xaps.intake.messages import RegisterRequest
 from xaps.mailboxes import INBOX, canonical
 from xaps.model import Notice, Refused, Registration
@@ -70,24 +71,28 @@ class Responder:
             if isinstance(request.content, Notice):
                 phones = await self._handler.notify(request.content)
                 return Answer(200 if phones else 204)
-            return Answer(200, body=await self._register(request.content, request.for_plugin))
+            return Answer(200, body=await self._register(request, request.content))
         except Refused as error:
             return Answer(503 if error.temporary else 400, error.reason)
         except Exception:
             self._log.failure("A request from an IMAP server could not be dealt with")
             return Answer(500, "internal error, see the log of xapsd")
 
-    async def _register(self, request: RegisterRequest, for_plugin: bool) -> bytes:
+    async def _register(self, client: Request, request: RegisterRequest) -> bytes:
         # What is confirmed is part of what is stored, so the answer is made first.
         body, confirmed = self._handler.topic().encode("ascii", "replace"), frozenset[str]()
-        if for_plugin:
+        for_phone = client.for_plugin or client.aps_version == 2
+        if client.aps_version:
+            version = client.aps_version
+            body, confirmed = untagged(body, request, version, folder_push=self._folder_push)
+        elif client.for_plugin:
             body, confirmed = confirm(body, request, folder_push=self._folder_push)
         now = self._wall()
         await self._handler.register(
             Registration(request.key, request.mailboxes, registered_at=now, confirmed=confirmed)
         )
         left_out = len(request.as_sent) - len(confirmed)
-        if left_out and for_plugin and self._folder_push:
+        if left_out and for_phone and self._folder_push:
             self._log.info(
                 "{user}: {count} of {all} mailboxes cannot be confirmed to the phone (their names "
                 "are too long in all or cannot be quoted), it will not be pushed for them",

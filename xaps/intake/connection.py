@@ -24,6 +24,7 @@ from xaps.intake.allow import TCP_ADDRESSES, peer_name
 from xaps.intake.connections import MAX_HELD, Connections
 from xaps.intake.dialect import Answer, Dialect, Request
 from xaps.intake.http import HttpDialect
+from xaps.intake.imap import ImapDialect
 from xaps.intake.lines import LinesDialect, speaks_http
 
 REQUEST_DEADLINE = 30.0
@@ -311,21 +312,28 @@ class ClientConnection(Protocol):
 
 
 class ClientConnectionFactory(Factory):
-    """:param lines: the first bytes of a connection choose between HTTP and the line protocol."""
+    """:param lines: the first bytes of a connection choose between HTTP and the line protocol.
+    :param imap: the clients are our plugin for Dovecot.
+    """
 
     noisy = False
     protocol = ClientConnection
 
-    def __init__(self, connections: Connections, *, lines: bool = False) -> None:
+    def __init__(
+        self, connections: Connections, *, lines: bool = False, imap: bool = False
+    ) -> None:
         self.connections = connections
         self._lines = lines
+        self._imap = imap
 
     def buildProtocol(self, addr: IAddress | None) -> ClientConnection | None:
         connections = self.connections
         if not connections.admits(addr):
             return None
         secret = connections.auth_token if isinstance(addr, TCP_ADDRESSES) else None
-        dialect = None if self._lines else HttpDialect(secret)
+        dialect: Dialect | None = None if self._lines else HttpDialect(secret)
+        if self._imap:
+            dialect = ImapDialect()
         return self.protocol(connections, dialect, surplus=connections.full)
 
     def close(self) -> Deferred[None]:

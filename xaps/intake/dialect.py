@@ -16,6 +16,9 @@ class Request:
     content: RegisterRequest | Notice
     for_plugin: bool = False
     """The client is the Dovecot plugin, which needs its answer in a form of its own."""
+    aps_version: int = 0
+    """The client passes IMAP on to a phone that speaks this version (1 or 2) of the extension, and
+    wants its answer in lines of it; 0 for all others."""
     close: bool = False
     """The client asked for the connection to be closed after the answer."""
 

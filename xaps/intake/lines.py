@@ -82,7 +82,7 @@ class LinesDialect:
             if not line:
                 continue
             try:
-                events.append(Request(parse(line)))
+                events.append(self.request(line))
             except UnknownCommand as error:
                 return [*events, self._last(error.reason)]
             except Refused as error:
@@ -91,6 +91,10 @@ class LinesDialect:
         if len(self._rest) > MAX_LINE:
             return [*events, self._last(_TOO_LONG)]
         return events
+
+    def request(self, line: bytes) -> Request:
+        """:raises Refused: there is none in it."""
+        return Request(parse(line))
 
     def overdue(self) -> Answer:
         return self._last("the command was not finished in time")

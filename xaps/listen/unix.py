@@ -11,6 +11,9 @@ import socket
 import stat
 from pathlib import Path
 
+DOVECOT = "dovecot"
+"""The group that Dovecot's packages make, and that its imap processes are in."""
+
 
 class ListenError(Exception):
     """A listener cannot be opened; the message is one line and says which, why and what to do."""
@@ -79,6 +82,18 @@ def group_id(key: str, group: str) -> int:
             f"{key}: there is no group {group!r} on this machine; correct the name, or create it "
             f"with groupadd --system {group}"
         ) from error
+
+
+def dovecot_group(name: str = DOVECOT) -> tuple[str | None, str]:
+    """The group of Dovecot's processes, or ``None``; and what is to be done where this machine has
+    that group and this process may not give it a socket."""
+    try:
+        gid = grp.getgrnam(name).gr_gid
+    except KeyError:
+        return None, ""
+    if os.geteuid() == 0 or gid in (os.getegid(), *os.getgroups()):
+        return name, ""
+    return None, f"Dovecot cannot use the socket: {join(name)}"
 
 
 def _remove_stale(where: str, path: Path, kind: socket.SocketKind) -> None:
