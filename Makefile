@@ -5,7 +5,7 @@
 # make soak   ten minutes of faults and SIGKILL     make soak-short  the same in one minute
 # make siege  ten minutes of hostile peers          make siege-short  the same in one minute
 # make fuzz   a million inputs for each parser (RUNS=1000 for fewer)
-# make deb    builds dist/xapsd_VERSION_all.deb with Debian's tools
+# make deb    builds dist/xapsd_VERSION_all.deb and dist/dovecot-xaps_VERSION_ARCHITECTURE.deb
 # make test-deb   builds it, asks lintian, installs it, runs it and purges it (root, Debian 12)
 
 PYTHON ?= python3
@@ -74,7 +74,7 @@ fuzz: $(VENV)/ready
 SOURCE = dist/source
 deb: export PATH = /usr/sbin:/usr/bin:/sbin:/bin
 deb:
-	rm -rf $(SOURCE) dist/xaps_* dist/xapsd_*
+	rm -rf $(SOURCE) dist/xaps_* dist/xapsd_* dist/dovecot-xaps*
 	mkdir -p $(SOURCE)
 	tar -c --exclude-vcs --exclude-caches --exclude='./.*' --exclude=./dist --exclude=./build \
 	    --exclude='./_trial_temp*' --exclude='*.egg-info' --exclude=__pycache__ . | tar -x -C $(SOURCE)
@@ -84,7 +84,7 @@ deb:
 	    --transform="s,^\.,xaps-$${version%-*}," .
 	cd $(SOURCE) && dpkg-buildpackage --unsigned-source --unsigned-changes
 	rm -rf $(SOURCE)
-	ls dist/xapsd_*_all.deb
+	ls dist/*.deb
 
 test-deb: deb
 	lintian --allow-root --fail-on error,warning dist/xaps_*.changes

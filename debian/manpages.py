@@ -149,9 +149,11 @@ def _command(name: str, command: Command) -> Iterator[str]:
     arguments = []
     about = []
     for argument, settings in ARGUMENTS.get(command.__name__, ()):
-        value = settings["metavar"]
+        value = settings.get("metavar", "")
         option = argument.startswith("-")
-        form = f"[{argument} {value}]" if option else _NUMBERS[settings.get("nargs")].format(value)
+        form = f"[{argument} {value}]".replace(" ]", "]")
+        if not option:
+            form = _NUMBERS[settings.get("nargs")].format(value)
         arguments.append(form)
         if "help" in settings:
             what = argument if option else value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import http.client
 import json
@@ -11,6 +12,8 @@ import stat
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
+
+from xaps.config.reading import Config
 
 BAD = 1
 """The exit status when the answer is no, or all is not well."""
@@ -67,6 +70,43 @@ class DaemonClient:
         if answer.status != http.HTTPStatus.OK:
             raise CtlError(_error(answer.status, content), BAD)
         return content.decode()
+
+
+def http_host(config: Config) -> str:
+    """Where this machine's IMAP server reaches ``listenAddr``, as URLs have it.
+
+    :raises CtlError: there is no ``listenAddr``.
+    """
+    address = config.listen_addr
+    if not address:
+        raise CtlError("listenAddr is empty in xapsd.yaml, so xapsd takes no notices by HTTP")
+    if address.startswith("systemd:"):
+        address = "::1"
+    address = {"::": "::1", "0.0.0.0": "127.0.0.1"}.get(address, address)  # noqa: S104 - no listening
+    return f"[{address}]" if ":" in address else address
+
+
+def notify(config: Config, user: str, mailbox: str) -> bool:
+    """Tell of new mail, as the Lua script in Dovecot does; whether a phone is to be pushed.
+
+    :raises CtlError: xapsd was not told.
+    """
+    where = f"http://{http_host(config)}:{config.port}/notify"
+    notice = json.dumps({"Username": user, "Mailbox": mailbox, "Events": ["MessageNew"]})
+    secret = base64.b64encode(f"xapsd:{config.auth_token}".encode()).decode()
+    headers = {"Authorization": f"Basic {secret}"} if config.auth_token else {}
+    connection = http.client.HTTPConnection(http_host(config), config.port, timeout=TIMEOUT)
+    try:
+        connection.request("POST", "/notify", notice, headers)
+        answer = connection.getresponse()
+        content = answer.read()
+    except (OSError, http.client.HTTPException) as error:
+        raise CtlError(f"{where}: {error}; does xapsd run?", os.EX_UNAVAILABLE) from None
+    finally:
+        connection.close()
+    if answer.status not in (http.HTTPStatus.OK, http.HTTPStatus.NO_CONTENT):
+        raise CtlError(f"{where}: {content.decode(errors='replace').strip()}", BAD)
+    return answer.status == http.HTTPStatus.OK
 
 
 def _without_none(values: dict[str, str | None]) -> dict[str, str]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from xaps.config.reading import DEFAULT_PATH, Config, load
 from xaps.ctl import answers
-from xaps.ctl.client import BAD, CtlError, DaemonClient
+from xaps.ctl.client import BAD, CtlError, DaemonClient, notify
 from xaps.system.files import replace_file
 
 Command = Callable[["Commands"], int]
@@ -105,6 +105,49 @@ class Commands:
         if not all(answer["outcome"] == "delivered" for answer in found):
             return BAD
         return self._found(found)
+
+    @_argument("user", metavar="USER")
+    @_argument("mailbox", metavar="MAILBOX", nargs="?", default="INBOX", help="default: INBOX")
+    def notify(self) -> int:
+        """Tell of new mail, as an IMAP server does.
+
+        For mail that is delivered without Dovecot and Cyrus. The daemon is asked by HTTP at
+        listenAddr, as the user who calls this may read it in the configuration, or at [::1]:11619.
+        Answers before Apple does; a user without phones is no error.
+        """
+        config = load(self._file) if os.access(self._file, os.R_OK) else Config()
+        told = notify(config, self._options.user, self._options.mailbox)
+        self._tell({"told": told}, ["Pushing." if told else "No phone is to be pushed."])
+        return 0
+
+    @_argument(
+        "--install",
+        action="store_true",
+        help="write it into Dovecot's configuration, where Dovecot accepts it",
+    )
+    @_argument(
+        "--for",
+        metavar="VERSION",
+        dest="version",
+        choices=("2.3", "2.4"),
+        help="2.3 or 2.4; if not given, what is installed",
+    )
+    def dovecot(self) -> int:
+        """Print the configuration of Dovecot that goes with that of xapsd.
+
+        It lets phones register (imapSocket, with the package dovecot-xaps), and tells xapsd what
+        happens in mailboxes (listenAddr). With --install it goes to
+        /etc/dovecot/conf.d/95-xaps.conf, and is taken back if Dovecot refuses it.
+        """
+        from xaps.ctl import dovecot  # noqa: PLC0415
+
+        config = load(self._file)
+        if self._options.install:
+            print("\n".join(dovecot.install(config)))
+        else:
+            version = self._options.version or dovecot.installed()
+            print(dovecot.configuration(config, version), end="")
+        return 0
 
     @_argument(
         "file", metavar="FILE", nargs="?", type=Path, help="where to; if not given, standard output"
