@@ -115,7 +115,8 @@ class Commands:
         listenAddr, as the user who calls this may read it in the configuration, or at [::1]:11619.
         Answers before Apple does; a user without phones is no error.
         """
-        config = load(self._file) if os.access(self._file, os.R_OK) else Config()
+        unreadable = self._options.config is None and not os.access(self._file, os.R_OK)
+        config = Config() if unreadable else load(self._file)
         told = notify(config, self._options.user, self._options.mailbox)
         self._tell({"told": told}, ["Pushing." if told else "No phone is to be pushed."])
         return 0

@@ -3,11 +3,15 @@ checked by it, and taken back when it says no."""
 
 from __future__ import annotations
 
+import grp
 import os
 import re
 import shutil
 import subprocess
 from pathlib import Path
+from stat import S_IMODE
+
+import attrs
 
 from xaps.config.reading import Config
 from xaps.ctl.client import CtlError, http_host
@@ -73,7 +77,11 @@ ENVIRONMENT = {
 }
 """The same for a socket that is elsewhere."""
 
-PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/bin"
+TIMEOUT = 30.0
+"""Seconds that a program of Dovecot's may take."""
+
+GROUP = "dovecot"
+"""Dovecot's processes are in it, whichever user's mail they handle."""
 
 
 def installed() -> str:
@@ -94,13 +102,24 @@ def configuration(config: Config, version: str) -> str:
 
     :raises CtlError: xapsd does not listen for what Dovecot would send.
     """
-    if not config.imap_socket:
-        raise CtlError("imapSocket is empty in xapsd.yaml, so phones cannot register by Dovecot")
-    secret = f"xapsd:{config.auth_token}@" if config.auth_token else ""
+    socket, token = config.imap_socket, config.auth_token or ""
+    if not socket:
+        raise CtlError(
+            "imapSocket is not set, so phones cannot register by Dovecot: add to xapsd.yaml "
+            f"'imapSocket: {SOCKET}', and restart xapsd"
+        )
+    if not re.fullmatch(r"/[\w./-]+", socket):
+        raise CtlError(f"imapSocket is {socket}, which Dovecot cannot be told; make it {SOCKET}")
+    if not re.fullmatch(r"[\w.~+=-]*", token):
+        raise CtlError(
+            "authToken has characters that mean something else in Dovecot's settings or in a URL: "
+            "choose one of letters, digits and - . _ ~ + ="
+        )
+    secret = f"xapsd:{token}@" if token else ""
     url = f"http://{secret}{http_host(config)}:{config.port}/notify"
     text = MARK + CONFIGURATION[version].format(script=SCRIPT, url=url)
-    if config.imap_socket != SOCKET:
-        text += ENVIRONMENT[version].format(socket=config.imap_socket)
+    if socket != SOCKET:
+        text += ENVIRONMENT[version].format(socket=socket)
     return text
 
 
@@ -113,24 +132,21 @@ def install(config: Config, folder: Path = FOLDER) -> list[str]:
     version = installed()
     text = configuration(config, version)
     file = folder / FILE
-    before = _read(file)
-    if before is not None and not before.startswith(MARK):
-        raise CtlError(f"{file} was not made by this command; look at it, and move it away first")
-    modules = Path(re.sub(r".*= ", "", _dovecot("doveconf", "mail_plugin_dir").stdout).strip())
-    if not (modules / PLUGIN).exists():
-        raise CtlError(f"{modules} has no {PLUGIN}: apt install dovecot-xaps")
-    _refuse_others(before)
-    _write(file, text, secret=config.auth_token is not None)
+    before = _before(file)
+    _fits(file, before)
+    secret = bool(config.auth_token)
+    group = _group() if secret else -1
     try:
-        _accepted(file)
-    except CtlError:
+        _write(file, text.encode(), 0o640 if secret else 0o644, -1, group)
+        _accepted(file, version)
+    except BaseException:
         if before is None:
-            file.unlink()
+            file.unlink(missing_ok=True)
         else:
-            _write(file, before, secret=config.auth_token is not None)
+            _write(file, before.content, before.mode, before.uid, before.gid)
         raise
     told = [f"Wrote {file}, for Dovecot {version}."]
-    if config.auth_token is not None:
+    if secret:
         told.append(
             "It holds authToken, so only root and the group dovecot can read it: users who run "
             "dovecot-lda must be in that group."
@@ -138,15 +154,46 @@ def install(config: Config, folder: Path = FOLDER) -> list[str]:
     return [*told, "To use it: systemctl restart dovecot"]
 
 
-def _refuse_others(before: str | None) -> None:
-    """Two that answer one command, or two drivers under one name, do not go together."""
-    said = _dovecot("doveconf", "-n").stdout
-    if re.search(r"\bxaps_(imap|push_notification)\b", said):
+@attrs.frozen
+class _Before:
+    """The file that was there."""
+
+    content: bytes
+    mode: int
+    uid: int
+    gid: int
+
+
+def _before(file: Path) -> _Before | None:
+    try:
+        found = file.stat()
+        return _Before(file.read_bytes(), S_IMODE(found.st_mode), found.st_uid, found.st_gid)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise _failed(file, error) from None
+
+
+def _fits(file: Path, before: _Before | None) -> None:
+    """Nothing stands in the way, and the plugin is there."""
+    if before is not None and not before.content.startswith(MARK.encode()):
+        raise CtlError(
+            f"{file} was not made by this command: look at it, and move it away "
+            f"(mv {file} {file}.old) first"
+        )
+    modules = Path(_doveconf("mail_plugin_dir").stdout.rpartition("= ")[2].strip())
+    if not (modules / PLUGIN).exists():
+        raise CtlError(f"there is no {modules / PLUGIN}: apt install dovecot-xaps")
+    checked = _doveconf("-n")
+    if before is None and checked.returncode:
+        raise CtlError(f"Dovecot's configuration has an error already: {_why(checked)}")
+    # Two that answer one command, or two drivers under one name, do not go together.
+    if re.search(r"\bxaps_(imap|push_notification)\b", checked.stdout):
         raise CtlError(
             "Dovecot uses dovecot-xaps-plugin, which does the same: take xaps_imap and "
             "xaps_push_notification out of its mail_plugins first"
         )
-    driver = re.search(r"^\s*push_notification_driver = (.*)", said, re.MULTILINE)
+    driver = re.search(r"^\s*push_notification_driver = (.*)", checked.stdout, re.MULTILINE)
     if driver and before is None:
         raise CtlError(
             f"Dovecot has a push_notification_driver already ({driver[1]}): add by hand what "
@@ -154,40 +201,74 @@ def _refuse_others(before: str | None) -> None:
         )
 
 
-def _accepted(file: Path) -> None:
-    checked = _dovecot("doveconf", "-n")
-    if checked.returncode or "Error" in checked.stderr:
-        raise CtlError(f"Dovecot refuses what was written, so it was taken back: {checked.stderr}")
-    plugins = _dovecot("doveconf", "-f", "protocol=imap", "mail_plugins").stdout
-    if "imap_xaps" not in plugins:
+def _accepted(file: Path, version: str) -> None:
+    checked = _doveconf("-n")
+    if checked.returncode:
+        raise CtlError(f"Dovecot refuses what was written, so it was taken back: {_why(checked)}")
+    if str(SCRIPT) not in checked.stdout:
         raise CtlError(
-            f"Dovecot does not use {file}, so it was taken back: either dovecot.conf lacks "
-            f"'!include conf.d/*.conf', or mail_plugins is set again after it ({plugins.strip()})"
+            f"Dovecot does not use {file}, so it was taken back: dovecot.conf lacks "
+            "'!include conf.d/*.conf', or the push_notification_driver is set again after that"
         )
+    wanted = {"imap": "imap_xaps", "lmtp": "push_notification_lua"}
+    if version != "2.3":
+        del wanted["lmtp"]  # doveconf tells there what holds for everything, not for lmtp
+    for protocol, plugin in wanted.items():
+        plugins = _doveconf("-f", f"protocol={protocol}", "mail_plugins").stdout
+        if plugin not in plugins:
+            raise CtlError(
+                f"mail_plugins of protocol {protocol} is set again after {file}, which was taken "
+                f"back: write '$mail_plugins' there as well, or move it to an earlier file "
+                f"({' '.join(plugins.split())})"
+            )
+
+
+def _doveconf(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return _dovecot("doveconf", *arguments)
 
 
 def _dovecot(*command: str) -> subprocess.CompletedProcess[str]:
-    program = shutil.which(command[0], path=PATH)
+    path = f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/bin"
+    program = shutil.which(command[0], path=path)
     if program is None:
         raise CtlError(f"there is no {command[0]}: is Dovecot installed on this machine?")
-    return subprocess.run(  # noqa: S603 - Dovecot's own programs
-        [program, *command[1:]], capture_output=True, text=True, check=False, timeout=30
-    )
-
-
-def _read(file: Path) -> str | None:
     try:
-        return file.read_text()
-    except FileNotFoundError:
-        return None
+        return subprocess.run(  # noqa: S603 - Dovecot's own programs
+            [program, *command[1:]],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            timeout=TIMEOUT,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise CtlError(f"{program} cannot be used: {error}") from None
+
+
+def _why(checked: subprocess.CompletedProcess[str]) -> str:
+    """What doveconf has against a configuration, in one line."""
+    return " ".join(checked.stderr.split()) or f"doveconf ended with status {checked.returncode}"
+
+
+def _group() -> int:
+    try:
+        return grp.getgrnam(GROUP).gr_gid
+    except KeyError:
+        raise CtlError(
+            f"authToken is only for root and the group {GROUP} to read, which this machine lacks"
+        ) from None
+
+
+def _write(file: Path, content: bytes, mode: int, uid: int, gid: int) -> None:
+    try:
+        # It is open to others when it has its owner.
+        replace_file(file, content)
+        os.chown(file, uid, gid)
+        file.chmod(mode)
     except OSError as error:
-        raise CtlError(f"{file}: {error.strerror}") from None
+        raise _failed(file, error) from None
 
 
-def _write(file: Path, text: str, *, secret: bool) -> None:
-    try:
-        replace_file(file, text.encode(), 0o640 if secret else 0o644)
-        if secret:
-            shutil.chown(file, group="dovecot")
-    except (OSError, LookupError) as error:
-        raise CtlError(f"{file}: {getattr(error, 'strerror', None) or error}") from None
+def _failed(file: Path, error: OSError) -> CtlError:
+    hint = "; run this as root" if isinstance(error, PermissionError) else ""
+    return CtlError(f"{file}: {error.strerror}{hint}")
