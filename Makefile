@@ -6,7 +6,7 @@
 # make siege  ten minutes of hostile peers          make siege-short  the same in one minute
 # make fuzz   a million inputs for each parser (RUNS=1000 for fewer)
 # make deb    builds dist/xapsd_VERSION_all.deb and dist/dovecot-xaps_VERSION_ARCHITECTURE.deb
-# make test-deb   builds it, asks lintian, installs it, runs it and purges it (root, Debian 12)
+# make test-deb   builds it, asks lintian, installs it, runs it and purges it (root)
 
 PYTHON ?= python3
 VENV = .venv
@@ -88,7 +88,7 @@ deb:
 
 test-deb: deb
 	lintian --allow-root --fail-on error,warning dist/xaps_*.changes
-	$(DEBIAN_PYTHON) -m tests.package.installed dist/xapsd_*_all.deb
+	$(DEBIAN_PYTHON) -m tests.package.installed dist/xapsd_*_all.deb dist/dovecot-xaps_*.deb
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info _trial_temp* _fuzz .mypy_cache .ruff_cache .hypothesis

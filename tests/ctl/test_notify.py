@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import socket
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
@@ -16,8 +17,9 @@ from xaps.ctl.client import BAD, UNUSABLE
 class Standin(HTTPServer):
     """Answers all requests with one status, and keeps the last."""
 
-    def __init__(self, status: int, content: bytes = b"") -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(self, host: str, status: int, content: bytes = b"") -> None:
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        super().__init__((host, 0), _Handler)
         self.status, self.content = status, content
         self.asked: tuple[str, str | None, object] = ("", None, None)
         self._thread = threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True)
@@ -45,11 +47,13 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class NotifyTests(CtlTestCase):
-    def answers(self, status: int, content: bytes = b"", settings: str = "") -> Standin:
+    def answers(
+        self, status: int, content: bytes = b"", settings: str = "", host: str = "127.0.0.1"
+    ) -> Standin:
         """A daemon that does, and a configuration that leads to it."""
-        daemon = Standin(status, content)
+        daemon = Standin(host, status, content)
         self.addCleanup(daemon.close)
-        self.configure(f"listenAddr: 127.0.0.1\nport: {daemon.server_port}\n{settings}")
+        self.configure(f"listenAddr: '{host}'\nport: {daemon.server_port}\n{settings}")
         return daemon
 
     def test_it_tells_of_new_mail_in_inbox_or_in_the_folder_that_is_named(self) -> None:
@@ -59,6 +63,11 @@ class NotifyTests(CtlTestCase):
             self.assertEqual(self.out, "Pushing.\n")
             notice = {"Username": "alice", "Mailbox": mailbox, "Events": ["MessageNew"]}
             self.assertEqual(daemon.asked, ("/notify", None, notice))
+
+    def test_it_asks_at_the_address_of_the_configuration(self) -> None:
+        daemon = self.answers(200, host="::1")
+        self.assertEqual(self.ctl("notify", "alice"), 0, self.err)
+        self.assertEqual(daemon.asked[0], "/notify")
 
     def test_a_user_without_phones_is_no_error(self) -> None:
         self.answers(204)

@@ -1,10 +1,12 @@
 """The installed Debian package, as an administrator has it. Run by root, from the checkout::
 
-    /usr/bin/python3 -m tests.package.installed dist/xapsd_VERSION_all.deb
+    /usr/bin/python3 -m tests.package.installed dist/xapsd_VERSION_all.deb \\
+        dist/dovecot-xaps_VERSION_ARCHITECTURE.deb
 
-installs the package with apt, runs the daemon as its unit has it (`tests.package.unit`) against a
-stand-in for APNs, upgrades, removes and purges it. Without an argument it tests the package that is
-installed, and leaves that installed. The machine must not be in use for xapsd.
+installs xapsd with apt, runs it as its unit has it (`tests.package.unit`) against a stand-in
+for APNs, upgrades, removes and purges it; then both packages, with the machine's own Dovecot
+(`tests.package.dovecot`). Without an argument it tests the xapsd that is installed, and leaves that
+installed. The machine must be in use neither for xapsd nor for Dovecot.
 
 Each check is a line, ``ok ...`` or ``FAILED ...``, and the last line counts them.
 """
@@ -30,9 +32,11 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from tests import pki
-from tests.package import unit
+from tests.package import dovecot, unit
+from tests.package.dovecot import MachineDovecot
 from tests.peers.child import PATIENCE, Child, ChildError
 from tests.peers.daemon import quoted
 from tests.phone import ModelPhone, Refreshed
@@ -624,6 +628,170 @@ def check_takeover(package: Path, folder: Path) -> None:
     check_purge()
 
 
+# ---------------------------------------------------------------- with Dovecot
+
+FOLDER = "Entwürfe"
+"""A name that is another one in IMAP."""
+
+
+def tree(folder: Path) -> dict[str, tuple[str, bytes]]:
+    """All that is in there, with owners and modes."""
+    return {
+        str(path): (mode(path), path.read_bytes() if path.is_file() else b"")
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def with_dovecot(packages: list[Path], folder: Path, run_folder: Path) -> None:
+    """Both packages and the Dovecot of this machine, from the installation to the purge."""
+    before = tree(dovecot.FOLDER)
+    authority = pki.Authority.create()
+    server = MachineDovecot(run_folder)
+    apns = APNsProcess(folder, authority)
+    try:
+        said = apt("install", *packages)
+        check("dovecot-xaps says what to do next", "xapsctl dovecot --install" in said, said)
+        check("and does nothing to Dovecot by itself", tree(dovecot.FOLDER) == before)
+        server.configure()
+        check_configuration()
+        configure(authority, apns.url)
+        with CONFIG.open("a") as config:
+            config.write("delay: 1\ncheckInterval: 1\n")
+        check_push(server, apns, run_folder)
+        check_abi(packages[1], folder)
+        check_without_plugin(server)
+    finally:
+        server.close()
+        apns.close()
+    check("Dovecot's configuration is as it was", tree(dovecot.FOLDER) == before)
+
+
+def check_configuration() -> None:
+    """What xapsctl makes of Dovecot's configuration."""
+    file = dovecot.FOLDER / "conf.d/95-xaps.conf"
+    printed = ctl("dovecot")
+    done = ctl("dovecot", "--install")
+    check("xapsctl dovecot --install is accepted by Dovecot", done.returncode == 0, done.stdout)
+    check("and says what to do next", "systemctl restart dovecot" in done.stdout, done.stdout)
+    check("it has written what xapsctl dovecot prints", file.read_text() == printed.stdout, printed)
+    check("which everybody may read", mode(file) == "root:root 0644", mode(file))
+    version = "2.3" if "plugin {" in printed.stdout else "2.4"
+    example = Path(f"/usr/share/doc/dovecot-xaps/examples/{version}/95-xaps.conf")
+    listed = run("dpkg", "--listfiles", "dovecot-xaps").stdout.split()
+    check("the package has it as an example", str(example) in listed, listed)
+    if example.exists():  # small systems leave documents out
+        check("the same", example.read_text() == printed.stdout, example.read_text())
+
+
+def check_push(server: MachineDovecot, apns: APNsProcess, run_folder: Path) -> None:
+    """A phone registers with the machine's Dovecot, and hears of mail; then with a secret."""
+    with service(run_folder) as running:
+        found = mode(RUNTIME / "imap.sock")
+        check("the socket for phones is for Dovecot's group", found == "xapsd:dovecot 0660", found)
+        server.start()
+        with server.login() as session:
+            for name in ("Sent", FOLDER):
+                session.command("CREATE", in_imap(name))
+            phone = ModelPhone.register(session, ACCOUNT, PHONE, ["INBOX", "Sent", FOLDER])
+            confirmed = phone.confirmed == {"INBOX", "Sent", FOLDER}
+            check("a phone registers for all folders", confirmed, phone)
+            check("with the topic of the certificate", phone.topic == TOPIC, phone.topic)
+            server.deliver()
+            check_refreshed(phone, apns, "INBOX", "mail that is delivered")
+            for name in ("Sent", FOLDER):
+                session.append(in_imap(name), "", "", b"Subject: Hello\r\n\r\nYours\r\n")
+                check_refreshed(phone, apns, name, "a message that a client stores")
+        done = ctl("devices", dovecot.USER)
+        check(
+            "xapsctl knows the phone by Dovecot's name for the user", ACCOUNT in done.stdout, done
+        )
+        done = ctl("notify", dovecot.USER, "Sent")
+        check("xapsctl notify says that it is pushed", done.stdout == "Pushing.\n", done)
+        check_refreshed(phone, apns, "Sent", "xapsctl notify")
+        done = run("runuser", "-u", "nobody", "--", "xapsctl", "notify", dovecot.USER)
+        check("a user who delivers mail may call it as well", done.returncode == 0, done)
+        check_refreshed(phone, apns, "INBOX", "and that")
+        check_stop(running)
+    with CONFIG.open("a") as config:
+        config.write("authToken: a-secret/of ours\n")
+    done = ctl("dovecot", "--install")
+    check("with authToken, xapsctl replaces what it has written", done.returncode == 0, done.stdout)
+    found = mode(dovecot.FOLDER / "conf.d/95-xaps.conf")
+    check("which only root and Dovecot may read then", found == "root:dovecot 0640", found)
+    server.start()
+    with service(run_folder) as running:
+        server.deliver()
+        check_refreshed(phone, apns, "INBOX", "mail that is delivered, with authToken,")
+        done = ctl("notify", dovecot.USER)
+        check("xapsctl notify knows the secret as well", done.returncode == 0, done)
+        check_refreshed(phone, apns, "INBOX", "xapsctl notify, with authToken,")
+        check_stop(running)
+    bad = [line for line in server.log.splitlines() if "Error" in line or "Warning" in line]
+    check("Dovecot's log has no complaint", not bad, bad)
+
+
+def in_imap(name: str) -> str:
+    """The name of a mailbox as IMAP has it."""
+    return name.encode("imap4-utf-7").decode()
+
+
+seen: list[dict[str, Any]] = []
+"""The pushes that APNs got."""
+
+
+def check_refreshed(phone: ModelPhone, apns: APNsProcess, mailbox: str, what: str) -> None:
+    seen.append(apns.wait_for(len(seen) + 1)[-1])
+    effect = phone.receive(seen[-1])
+    wanted = Refreshed(frozenset([mailbox]))
+    check(f"{what} makes the phone refresh {mailbox}", effect == wanted, effect)
+
+
+def check_without_plugin(server: MachineDovecot) -> None:
+    """While Dovecot runs, the plugin is removed."""
+    for action in ("remove", "purge"):
+        said = apt(action, "dovecot-xaps")
+        check(f"apt {action} says no word of trouble", "nobody can log in" not in said, said)
+        for _ in range(2):
+            with server.login() as session:
+                offered = "XAPPLEPUSHSERVICE" in session.capabilities
+            check(f"after apt {action} users can log in, without push", not offered)
+            server.start()
+
+
+def check_abi(package: Path, folder: Path) -> None:
+    """What apt makes of another Dovecot; nothing is installed."""
+    version = run("dpkg-query", "--show", "--showformat=${Version}", "dovecot-core").stdout
+    abi = Path("/usr/share/dovecot/dovecot-abi").read_text().strip()
+    same = mock_dovecot(folder, f"{version}.1", f"dovecot-abi-{abi}")
+    foreign = mock_dovecot(folder, f"{version}.2", "dovecot-abi-9.9.abiv1")
+    done = run("apt-get", "--simulate", "install", *same)
+    kept = done.returncode == 0 and "Remv dovecot-xaps" not in done.stdout
+    check("an update of Dovecot with the same ABI keeps the plugin", kept, done.stdout)
+    done = run("apt-get", "--simulate", "install", *foreign)
+    removed = done.returncode != 0 or "Remv dovecot-xaps" in done.stdout
+    check("one with another ABI does not", removed, done.stdout)
+    done = run("apt-get", "--simulate", "--reinstall", "install", *foreign, package)
+    refused = done.returncode != 0 and f"dovecot-abi-{abi}" in done.stdout
+    check("apt refuses to have both", refused, done.stdout)
+
+
+def mock_dovecot(folder: Path, version: str, provides: str) -> list[Path]:
+    """Empty packages of a Dovecot."""
+    made = []
+    for name in ("dovecot-core", "dovecot-imapd"):
+        content = folder / f"{name}-{version}"
+        (content / "DEBIAN").mkdir(parents=True)
+        (content / "DEBIAN/control").write_text(
+            f"Package: {name}\nVersion: {version}\nArchitecture: all\nDescription: a mock\n"
+            "Maintainer: the xaps authors <xaps@xaps.invalid>\n"
+            + (f"Provides: {provides}\n" if name == "dovecot-core" else "")
+        )
+        made.append(folder / f"{content.name}.deb")
+        build = ["dpkg-deb", "--root-owner-group", "--build", str(content), str(made[-1])]
+        subprocess.run(build, check=True, stdout=subprocess.DEVNULL)
+    return made
+
+
 # ---------------------------------------------------------------- all of it
 
 
@@ -673,7 +841,7 @@ def kept() -> Iterator[None]:
 
 def clean() -> None:
     """Leave nothing behind."""
-    run("apt-get", "--yes", "purge", "xapsd")
+    run("apt-get", "--yes", "purge", "dovecot-xaps", "xapsd")
     for path in FOLDERS:
         shutil.rmtree(path, ignore_errors=True)
     run("userdel", "xapsd")
@@ -688,6 +856,8 @@ def main(arguments: list[str]) -> int:
         sys.exit("Run this as root: it installs a package.")
     if arguments and (installed or left):
         sys.exit(f"xapsd is in use here: {', '.join(left) or 'it is installed'}. Purge it first.")
+    if arguments and dovecot.is_running():
+        sys.exit("Dovecot is in use here.")
     # The service does not see /tmp, and systemd's socket is in /run, too.
     with (
         tempfile.TemporaryDirectory(prefix="xaps-package-") as folder,
@@ -696,8 +866,9 @@ def main(arguments: list[str]) -> int:
         Path(run_folder).chmod(0o755)
         try:
             if arguments:
-                package = Path(arguments[0]).resolve(strict=True)
-                with_package(package, Path(folder), Path(run_folder))
+                packages = [Path(argument).resolve(strict=True) for argument in arguments]
+                with_package(packages[0], Path(folder), Path(run_folder))
+                with_dovecot(packages, Path(folder), Path(run_folder))
             else:
                 with kept():
                     with_daemon(Path(folder), Path(run_folder))

@@ -91,11 +91,12 @@ def notify(config: Config, user: str, mailbox: str) -> bool:
 
     :raises CtlError: xapsd was not told.
     """
-    where = f"http://{http_host(config)}:{config.port}/notify"
+    address = f"{http_host(config)}:{config.port}"
+    where = f"http://{address}/notify"
     notice = json.dumps({"Username": user, "Mailbox": mailbox, "Events": ["MessageNew"]})
     secret = base64.b64encode(f"xapsd:{config.auth_token}".encode()).decode()
     headers = {"Authorization": f"Basic {secret}"} if config.auth_token else {}
-    connection = http.client.HTTPConnection(http_host(config), config.port, timeout=TIMEOUT)
+    connection = http.client.HTTPConnection(address, timeout=TIMEOUT)
     try:
         connection.request("POST", "/notify", notice, headers)
         answer = connection.getresponse()
