@@ -713,7 +713,7 @@ def check_push(server: MachineDovecot, apns: APNsProcess, run_folder: Path) -> N
         check_refreshed(phone, apns, "INBOX", "and that")
         check_stop(running)
     with CONFIG.open("a") as config:
-        config.write("authToken: a-secret/of ours\n")
+        config.write("authToken: s3cret-+=\n")
     done = ctl("dovecot", "--install")
     check("with authToken, xapsctl replaces what it has written", done.returncode == 0, done.stdout)
     found = mode(dovecot.FOLDER / "conf.d/95-xaps.conf")
