@@ -13,10 +13,20 @@ from types import ModuleType
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.package import unit
+from xaps.ctl.dovecot import FILE, MARK
 
 DEBIAN = Path(__file__).parents[2] / "debian"
 
-STANDINS = ("chmod", "chown", "deb-systemd-invoke", "dpkg-statoverride", "runuser", "systemctl")
+STANDINS = (
+    "chmod",
+    "chown",
+    "deb-systemd-invoke",
+    "doveadm",
+    "dpkg-statoverride",
+    "runuser",
+    "systemctl",
+    "usermod",
+)
 _STANDIN = """\
 #!/bin/sh
 echo "${0##*/} $*" >>"$CALLS"
@@ -28,8 +38,10 @@ esac
 """
 
 
-class ScriptTests(SynchronousTestCase):
+class ScriptCase(SynchronousTestCase):
     """What dpkg runs, in the order and with the arguments of Debian Policy, chapter 6."""
+
+    package: str
 
     def setUp(self) -> None:
         # The scripts need not quote the paths that they have.
@@ -51,7 +63,7 @@ class ScriptTests(SynchronousTestCase):
 
     def run_script(self, name: str, *argv: str) -> str:
         """Run it as it is, but with folders of our own; returns what it says."""
-        text = (DEBIAN / f"xapsd.{name}").read_text().replace("#DEBHELPER#", "")
+        text = (DEBIAN / f"{self.package}.{name}").read_text().replace("#DEBHELPER#", "")
         text = re.sub("/(etc|run|var/lib)/", lambda match: f"{self.root}{match[0]}", text)
         done = subprocess.run(
             ["sh", "-c", text, name, *argv],
@@ -75,6 +87,12 @@ class ScriptTests(SynchronousTestCase):
         calls = self.calls.read_text().splitlines() if self.calls.exists() else []
         self.calls.unlink(missing_ok=True)
         return [call for call in calls if call.startswith(command)]
+
+
+class ScriptTests(ScriptCase):
+    """The scripts of xapsd."""
+
+    package = "xapsd"
 
     def started(self) -> list[str]:
         start = "deb-systemd-invoke start "
@@ -187,6 +205,55 @@ class ScriptTests(SynchronousTestCase):
         self.config.write_text("# of the package\n")
         self.run_script("postinst", "configure", "")
         self.assertEqual(self.config.read_text(), "delay: 7\n")
+
+
+class DovecotScriptTests(ScriptCase):
+    """The scripts of dovecot-xaps: a configuration of a plugin that is gone lets nobody log in."""
+
+    package = "dovecot-xaps"
+
+    def setUp(self) -> None:
+        super().setUp()
+        folder = self.root / "etc/dovecot/conf.d"
+        folder.mkdir(parents=True)
+        self.file = folder / FILE
+        self.removed = folder / f"{FILE}.removed"
+
+    def test_the_first_installation_lets_xapsd_into_dovecots_group(self) -> None:
+        self.assertIn("xapsctl dovecot --install", self.run_script("postinst", "configure", ""))
+        wanted = ["usermod --append --groups dovecot xapsd"]
+        self.assertEqual(self.called("usermod"), wanted)
+        self.assertIn("xapsctl dovecot --install", self.run_script("postinst", "configure", "1.0"))
+        self.assertEqual(self.called("usermod"), [])
+        self.file.write_text(MARK)
+        self.assertEqual(self.run_script("postinst", "configure", "1.0"), "")
+
+    def test_a_removal_takes_the_configuration_away_and_a_purge_its_rest(self) -> None:
+        self.file.write_text(f"{MARK}mail_plugins = imap_xaps\n")
+        self.assertEqual(self.run_script("prerm", "remove"), "")
+        self.assertEqual(self.called("doveadm"), ["doveadm reload"])
+        self.assertFalse(self.file.exists())
+        self.run_script("postrm", "remove")
+        self.assertTrue(self.removed.exists())
+        self.run_script("postrm", "purge")
+        self.assertFalse(self.removed.exists())
+
+    def test_a_removal_in_favour_of_another_dovecot_does_too(self) -> None:
+        self.file.write_text(MARK)
+        self.run_script("prerm", "remove", "in-favour", "dovecot-core", "2.4")
+        self.assertFalse(self.file.exists())
+
+    def test_an_upgrade_leaves_it(self) -> None:
+        self.file.write_text(MARK)
+        self.run_script("prerm", "upgrade", "2.1")
+        self.run_script("postrm", "upgrade", "2.1")
+        self.assertTrue(self.file.exists())
+
+    def test_what_somebody_has_written_by_hand_is_named_and_stays(self) -> None:
+        self.file.write_text("mail_plugins = $mail_plugins imap_xaps\n")
+        said = self.run_script("prerm", "remove")
+        self.assertIn(f"take imap_xaps out of {self.file}", said)
+        self.assertTrue(self.file.exists())
 
 
 class UnitTests(SynchronousTestCase):
