@@ -726,7 +726,8 @@ def check_push(server: MachineDovecot, apns: APNsProcess, run_folder: Path) -> N
         check("xapsctl notify knows the secret as well", done.returncode == 0, done)
         check_refreshed(phone, apns, "INBOX", "xapsctl notify, with authToken,")
         check_stop(running)
-    bad = [line for line in server.log.splitlines() if "Error" in line or "Warning" in line]
+    told = [line for line in server.log.splitlines() if "Killed with signal 15" not in line]
+    bad = [line for line in told if "Error" in line or "Warning" in line]
     check("Dovecot's log has no complaint", not bad, bad)
 
 
@@ -765,11 +766,11 @@ def check_abi(package: Path, folder: Path) -> None:
     same = mock_dovecot(folder, f"{version}.1", f"dovecot-abi-{abi}")
     foreign = mock_dovecot(folder, f"{version}.2", "dovecot-abi-9.9.abiv1")
     done = run("apt-get", "--simulate", "install", *same)
-    kept = done.returncode == 0 and "Remv dovecot-xaps" not in done.stdout
+    kept = "Inst dovecot-core" in done.stdout and "Remv dovecot-xaps" not in done.stdout
     check("an update of Dovecot with the same ABI keeps the plugin", kept, done.stdout)
     done = run("apt-get", "--simulate", "install", *foreign)
-    removed = done.returncode != 0 or "Remv dovecot-xaps" in done.stdout
-    check("one with another ABI does not", removed, done.stdout)
+    removed = "Inst dovecot-core" in done.stdout and "Remv dovecot-xaps" in done.stdout
+    check("one with another ABI takes it away", removed, done.stdout)
     done = run("apt-get", "--simulate", "--reinstall", "install", *foreign, package)
     refused = done.returncode != 0 and f"dovecot-abi-{abi}" in done.stdout
     check("apt refuses to have both", refused, done.stdout)
@@ -779,14 +780,14 @@ def mock_dovecot(folder: Path, version: str, provides: str) -> list[Path]:
     """Empty packages of a Dovecot."""
     made = []
     for name in ("dovecot-core", "dovecot-imapd"):
-        content = folder / f"{name}-{version}"
+        content = folder / f"{name}_{provides}"
         (content / "DEBIAN").mkdir(parents=True)
         (content / "DEBIAN/control").write_text(
             f"Package: {name}\nVersion: {version}\nArchitecture: all\nDescription: a mock\n"
             "Maintainer: the xaps authors <xaps@xaps.invalid>\n"
             + (f"Provides: {provides}\n" if name == "dovecot-core" else "")
         )
-        made.append(folder / f"{content.name}.deb")
+        made.append(folder / f"{name}_{provides}.deb")
         build = ["dpkg-deb", "--root-owner-group", "--build", str(content), str(made[-1])]
         subprocess.run(build, check=True, stdout=subprocess.DEVNULL)
     return made
