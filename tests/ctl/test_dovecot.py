@@ -7,8 +7,6 @@ import os
 import re
 from pathlib import Path
 
-from twisted.trial.unittest import SkipTest
-
 from tests.conditions import NOBODY, without_root
 from tests.ctl.test_main import CtlTestCase
 from xaps.config.reading import load
@@ -25,11 +23,12 @@ _DOVECONF = """\
 #!/bin/sh
 cd "${0%/*}/.."
 case "$*" in
-    mail_plugin_dir) echo "mail_plugin_dir = $PWD/modules"; exit;;
+    mail_plugin_dir) [ ! -e broken ] && echo "mail_plugin_dir = $PWD/modules"; exit;;
 esac
 cat others 2>/dev/null
 [ ! -e broken ] || { echo "doveconf: Fatal: Error in others.conf line 7: no" >&2; exit 89; }
 [ -e conf.d/95-xaps.conf ] && [ ! -e ignored ] || exit 0
+! grep old conf.d/95-xaps.conf >/dev/null || { echo "doveconf: Fatal: old" >&2; exit 89; }
 [ ! -e refuses ] || { echo "doveconf: Fatal: Error in 95-xaps.conf line 2: no" >&2; exit 89; }
 case "$*" in
     -n) cat conf.d/95-xaps.conf;;
@@ -189,6 +188,10 @@ class InstallationTests(DovecotCase):
         self.install()
         self.assertIn("/elsewhere", self.file.read_text())
 
+    def test_what_it_has_written_for_another_dovecot_is_replaced_too(self) -> None:
+        self.file.write_text(f"{MARK}# old\n")
+        self.assertIn("for Dovecot 2.3", self.install()[0])
+
     def test_what_dovecot_refuses_is_taken_back_and_its_reason_is_told(self) -> None:
         self.say("refuses")
         self.assertIn("Error in 95-xaps.conf line 2: no", self.refused())
@@ -249,8 +252,8 @@ class InstallationTests(DovecotCase):
         self.assertEqual(str(error), f"{self.file}: No such file or directory")
 
     def test_without_dovecot_it_says_so(self) -> None:
-        if any(Path(folder, "doveconf").exists() for folder in ("/usr/sbin", "/usr/bin")):
-            raise SkipTest("Dovecot is installed here")
+        self.patch(os, "environ", {"PATH": str(self.programs)})
+        self.patch(dovecot, "FOLDERS", str(self.programs))
         for path in self.programs.iterdir():
             path.unlink()
         self.assertIn("is Dovecot installed on this machine?", self.refused())

@@ -77,6 +77,9 @@ ENVIRONMENT = {
 }
 """The same for a socket that is elsewhere."""
 
+FOLDERS = "/usr/sbin:/usr/bin"
+"""Where Dovecot's programs are, if not on PATH."""
+
 TIMEOUT = 30.0
 """Seconds that a program of Dovecot's may take."""
 
@@ -175,16 +178,14 @@ def _before(file: Path) -> _Before | None:
 
 
 def _fits(file: Path, before: _Before | None) -> None:
-    """Nothing stands in the way, and the plugin is there."""
+    """Nothing stands in the way."""
     if before is not None and not before.content.startswith(MARK.encode()):
         raise CtlError(
             f"{file} was not made by this command: look at it, and move it away "
             f"(mv {file} {file}.old) first"
         )
-    modules = Path(_doveconf("mail_plugin_dir").stdout.rpartition("= ")[2].strip())
-    if not (modules / PLUGIN).exists():
-        raise CtlError(f"there is no {modules / PLUGIN}: apt install dovecot-xaps")
     checked = _doveconf("-n")
+    # What this command wrote for another Dovecot may be the error.
     if before is None and checked.returncode:
         raise CtlError(f"Dovecot's configuration has an error already: {_why(checked)}")
     # Two that answer one command, or two drivers under one name, do not go together.
@@ -202,9 +203,13 @@ def _fits(file: Path, before: _Before | None) -> None:
 
 
 def _accepted(file: Path, version: str) -> None:
+    """Dovecot takes it, and can do what it says."""
     checked = _doveconf("-n")
     if checked.returncode:
         raise CtlError(f"Dovecot refuses what was written, so it was taken back: {_why(checked)}")
+    plugin = Path(_doveconf("mail_plugin_dir").stdout.rpartition("= ")[2].strip()) / PLUGIN
+    if not plugin.exists():
+        raise CtlError(f"there is no {plugin}: apt install dovecot-xaps")
     if str(SCRIPT) not in checked.stdout:
         raise CtlError(
             f"Dovecot does not use {file}, so it was taken back: dovecot.conf lacks "
@@ -213,9 +218,9 @@ def _accepted(file: Path, version: str) -> None:
     wanted = {"imap": "imap_xaps", "lmtp": "push_notification_lua"}
     if version != "2.3":
         del wanted["lmtp"]  # doveconf tells there what holds for everything, not for lmtp
-    for protocol, plugin in wanted.items():
+    for protocol, name in wanted.items():
         plugins = _doveconf("-f", f"protocol={protocol}", "mail_plugins").stdout
-        if plugin not in plugins:
+        if name not in plugins:
             raise CtlError(
                 f"mail_plugins of protocol {protocol} is set again after {file}, which was taken "
                 f"back: write '$mail_plugins' there as well, or move it to an earlier file "
@@ -228,8 +233,7 @@ def _doveconf(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def _dovecot(*command: str) -> subprocess.CompletedProcess[str]:
-    path = f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/bin"
-    program = shutil.which(command[0], path=path)
+    program = shutil.which(command[0], path=f"{os.environ.get('PATH', '')}:{FOLDERS}")
     if program is None:
         raise CtlError(f"there is no {command[0]}: is Dovecot installed on this machine?")
     try:
