@@ -223,7 +223,8 @@ def _accepted(file: Path, version: str) -> None:
         if name not in plugins:
             raise CtlError(
                 f"mail_plugins of protocol {protocol} is set again after {file}, which was taken "
-                f"back: write '$mail_plugins' there as well, or move it to an earlier file "
+                "back: let it add to what is set before ('$mail_plugins' on 2.3, a block in braces "
+                "on 2.4), or move it to an earlier file "
                 f"({' '.join(plugins.split())})"
             )
 
