@@ -6,7 +6,7 @@
 # make siege  ten minutes of hostile peers          make siege-short  the same in one minute
 # make fuzz   a million inputs for each parser (RUNS=1000 for fewer)
 # make deb    builds dist/xapsd_VERSION_all.deb and dist/dovecot-xaps_VERSION_ARCHITECTURE.deb
-# make test-deb   builds it, asks lintian, installs it, runs it and purges it (root)
+# make test-deb   builds it, asks lintian, installs it, runs it and purges it (root, Debian 12)
 
 PYTHON ?= python3
 VENV = .venv
