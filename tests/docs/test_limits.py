@@ -80,6 +80,7 @@ LIMITS = {
     "Answer to the Dovecot plugin, with the mailboxes that are confirmed to the phone": size(
         answers.MAX_PLUGIN_BODY
     ),
+    "Bytes sent to the Dovecot plugin on one connection": size(http.MAX_SENT),
     "Time for a request, from its first byte to its last": period(connection.REQUEST_DEADLINE),
     "Time for a TLS handshake": period(connection.REQUEST_DEADLINE),
     "Time for a client to read its answers": period(connection.WRITE_DEADLINE),

@@ -177,6 +177,8 @@ def registration(**changed: object) -> dict[str, object]:
 NOTICE: dict[str, object] = {"Username": "alice", "Mailbox": "INBOX", "Events": ["MessageNew"]}
 NOTIFY = post("/notify", NOTICE)
 REGISTER = post("/register", registration())
+REGISTER_BARE = post("/register", registration(), "Accept: */*")
+"""As other programs do it, whose connection stays open."""
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 NONE = b"HTTP/1.1 204 No Content\r\n\r\n"
 GO_ON = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -189,9 +191,15 @@ REGISTER_LINE = (
 OK_TOPIC = b"OK " + TOPIC.encode() + b"\r\n"
 
 
-def topic_answer(body: bytes) -> bytes:
-    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n"
-    return head % len(body) + body
+def topic_answer(body: bytes, *headers: bytes) -> bytes:
+    lines = [b"HTTP/1.1 200 OK", b"Content-Type: text/plain", *headers]
+    return b"\r\n".join([*lines, b"Content-Length: %d" % len(body), b"", body])
+
+
+def closing(answer: bytes) -> bytes:
+    """The same answer, after which the connection is closed."""
+    length = b"\r\nContent-Length"
+    return answer.replace(length, b"\r\nConnection: close" + length)
 
 
 CONFIRMING = topic_answer(

@@ -127,10 +127,10 @@ class BoundTests(IntakeCase):
         client = self.connect()
         with capturedLogs() as events:
             for number in range(100):
-                client.send(post(f"/no{number}", {}))
-                client.send(post("/notify", {"Username": number}))
+                client.send(post(f"/no{number}", {}, "Accept: */*"))
+                client.send(post("/notify", {"Username": number}, "Accept: */*"))
             self.clock.advance(60)
-            client.send(post("/no", {}))
+            client.send(post("/no", {}, "Accept: */*"))
         told = [event for event in events if event["log_level"] is not LogLevel.debug]
         self.assertEqual(len(events), 201, "with debug all are told")
         self.assertEqual(

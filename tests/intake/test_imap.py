@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.intake.case import TOKEN, TOPIC, UNIX, Connection, IntakeCase, bytewise
-from tests.intake.test_answers import confirmed_by
+from tests.intake.plugin import confirmed_by
 from xaps.intake.dialect import Answer, Request
 from xaps.intake.imap import MAX_ANSWER, MAX_DEPTH, Argument, ImapDialect, parse, untagged
 from xaps.intake.lines import MAX_LINE

@@ -19,8 +19,9 @@ from xaps.system.coroutines import run
 
 MIN_PLUGIN_BODY = 51
 """The plugin aborts the imap process when there is less."""
-MAX_PLUGIN_BODY = 7900
-"""The plugin reads what its first look into a buffer of 8192 bytes shows it, headers included."""
+MAX_PLUGIN_BODY = 6000
+"""The plugin reads what its first look into a buffer of 8192 bytes shows it, headers and the
+earlier answers of the connection included: :data:`xaps.intake.http.MAX_SENT`."""
 
 
 class Handler(Protocol):

@@ -72,6 +72,7 @@ class ClientConnection(Protocol):
         self._queued = 0  # bytes that it was made of
         self._owner: Hashable = None
         self._current: Request | None = None
+        self._sends_ahead = False
         self._output_paused = False
         self._timer: IDelayedCall | None = None
         self._expected: tuple[Callable[[], None] | None, int] = (None, 0)
@@ -218,8 +219,14 @@ class ClientConnection(Protocol):
         refused = answer.status >= 400
         if refused:
             self._connections.responder.tell_refusal(self._peer_name(), answer)
-        assert self._dialect is not None
-        self.transport.write(self._dialect.answer(answer))
+        dialect = self._dialect
+        assert dialect is not None
+        if answer.status != 100:
+            # What a client sends ahead of answers would be lost; the Dovecot plugin never does.
+            self._sends_ahead |= bool(self._queue or self._input or dialect.unfinished)
+            if dialect.spent and not self._sends_ahead:
+                answer = attrs.evolve(answer, close=True)
+        self.transport.write(dialect.answer(answer))
         if answer.close:
             self._close(linger=refused)
 

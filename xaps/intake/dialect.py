@@ -67,6 +67,10 @@ class Dialect(Protocol):
     def unread(self) -> bool:
         """There are answers that the client does not take at present."""
 
+    @property
+    def spent(self) -> bool:
+        """The client could misread what follows the next answer on this connection."""
+
     def feed(self, data: bytes) -> Sequence[Request | Answer | bytes]:
         """Take what was received; what comes out is in order. An answer is to a request that is
         refused, or that waits for a 100; bytes are to be sent as they are. Nothing comes out after

@@ -26,6 +26,11 @@ from xaps.model import Notice, Refused
 MAX_HEAD = 16 * 1024
 """Bytes of request line and headers, trailers included."""
 MAX_BODY = 256 * 1024
+MAX_SENT = 1500
+"""Bytes sent to the Dovecot plugin on one connection, after which the next answer ends it. Answers
+pile up in the plugin's buffer of 8192 bytes while the connection lives, and what of an answer to a
+registration is beyond its end is never printed: these, one more (under 500 bytes) and that to a
+registration (:data:`xaps.intake.answers.MAX_PLUGIN_BODY`) must fit in."""
 
 Decoder = Callable[[bytes], RegisterRequest | Notice]
 
@@ -97,8 +102,12 @@ def understand(
         content = judgement(body)
     except Refused as error:
         return Answer(400, error.reason)
-    names_itself = not headers.keys().isdisjoint({b"user-agent", b"accept"})
-    return Request(content, not names_itself and target.partition(b"?")[2] != b"bare")
+    return Request(content, unnamed(headers) and target.partition(b"?")[2] != b"bare")
+
+
+def unnamed(headers: Mapping[bytes, bytes]) -> bool:
+    """Whether the client is Dovecot's, by the headers of `HEADERS` that are there."""
+    return headers.keys().isdisjoint({b"user-agent", b"accept"})
 
 
 def authorized(authorization: bytes, secret: str) -> bool:
@@ -157,6 +166,8 @@ class HttpDialect:
         self._events: list[Request | Answer] = []
         self._dead = False  # nothing more is taken
         self._keep_alive = False  # the client wants to be told of it
+        self._for_dovecot = self._registers = False
+        self._sent = 0
         self._expect_request()
 
     def _expect_request(self) -> None:
@@ -192,7 +203,13 @@ class HttpDialect:
         return OVERDUE
 
     def answer(self, answer: Answer) -> bytes:
-        return response(answer, keep_alive=self._keep_alive)
+        data = response(answer, keep_alive=self._keep_alive)
+        self._sent += len(data)
+        return data
+
+    @property
+    def spent(self) -> bool:
+        return self._for_dovecot and (self._registers or self._sent >= MAX_SENT)
 
     def _die(self) -> None:
         self._dead = True
@@ -286,6 +303,7 @@ class HttpDialect:
         if isinstance(judgement, Answer) and self._method == b"HEAD":
             judgement = attrs.evolve(judgement, with_body=False)
         self._judgement: Decoder | Answer = judgement
+        self._for_dovecot, self._registers = unnamed(headers), judgement is register_from_json
         self._expect_body(int(length))
         if not old and headers.get(b"expect", b"").lower() == b"100-continue":
             if isinstance(judgement, Answer):

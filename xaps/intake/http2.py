@@ -59,6 +59,8 @@ class Http2Dialect:
     :param secret: when set, requests without it are refused.
     """
 
+    spent = False
+
     def __init__(self, secret: str | None = None) -> None:
         self._secret = secret
         self._conn = _Connection(H2Configuration(client_side=False, header_encoding=None))

@@ -51,7 +51,7 @@ def speaks_http(start: bytes) -> bool | None:
 class LinesDialect:
     """A :class:`xaps.intake.dialect.Dialect`."""
 
-    unread = False
+    unread = spent = False
 
     def __init__(self) -> None:
         self._rest = bytearray()
