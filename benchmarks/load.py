@@ -39,23 +39,28 @@ def notify(port: int, users: list[str], connections: int) -> list[float]:
     failures: list[str] = []
 
     def run(mine: list[str]) -> None:
-        with socket.create_connection(("127.0.0.1", port)) as connection:
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            for user in mine:
-                body = b'{"Username":"%s","Mailbox":"INBOX","Events": ["MessageNew"]}' % (
-                    user.encode()
-                )
-                request = (
-                    b"POST /notify HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n"
-                    b"Connection: Keep-Alive\r\nContent-Type: application/json\r\n\r\n%s"
-                    % (len(body), body)
-                )
-                started = time.perf_counter()
-                connection.sendall(request)
-                answer = connection.recv(4096)
-                times.append(time.perf_counter() - started)
-                if not answer.startswith((b"HTTP/1.1 200", b"HTTP/1.1 204")):
-                    failures.append(answer.decode("latin-1").splitlines()[0])
+        connection: socket.socket | None = None
+        for user in mine:
+            body = b'{"Username":"%s","Mailbox":"INBOX","Events": ["MessageNew"]}' % user.encode()
+            request = (
+                b"POST /notify HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n"
+                b"Connection: Keep-Alive\r\nContent-Type: application/json\r\n\r\n%s"
+                % (len(body), body)
+            )
+            started = time.perf_counter()
+            if connection is None:
+                connection = socket.create_connection(("127.0.0.1", port))
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection.sendall(request)
+            answer = connection.recv(4096)
+            times.append(time.perf_counter() - started)
+            if not answer.startswith((b"HTTP/1.1 200", b"HTTP/1.1 204")):
+                failures.append(answer.decode("latin-1").splitlines()[0])
+            if b"\r\nConnection: close\r\n" in answer:
+                connection.close()
+                connection = None
+        if connection is not None:
+            connection.close()
 
     threads = [
         threading.Thread(target=run, args=(users[start::connections],))

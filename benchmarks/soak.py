@@ -124,7 +124,7 @@ class Client(threading.Thread):
             answer = self._connection.recv(4096).decode()
         except OSError:
             answer = ""
-        if not answer or self._rng.random() < 0.01:
+        if not answer or "Connection: close" in answer or self._rng.random() < 0.01:
             self.hang_up()
         if answer.startswith(("HTTP/1.1 200", "OK")):
             return "taken", answer

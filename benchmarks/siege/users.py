@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import random
 import threading
@@ -41,16 +42,21 @@ def _sessions(doors: Doors, work: list[list[bytes]], end: float, *, again: bool)
     answers: Counter[str] = Counter()
 
     def session(requests: list[bytes]) -> None:
-        with contextlib.suppress(OSError), doors.tcp() as connection:
-            while requests:
-                for request in requests:
+        waiting = itertools.cycle(requests) if again else iter(requests)
+        connect = True
+        while connect:
+            connect = False
+            with contextlib.suppress(OSError), doors.tcp() as connection:
+                for request in waiting:
                     connection.sendall(request)
                     answer = connection.recv(65536)
                     answers[answer[9:12].decode() or "closed"] += 1
-                    if not answer or time.monotonic() >= end:
+                    if time.monotonic() >= end:
                         return
-                if not again:
-                    return
+                    # The daemon ends the connections of the plugin now and then.
+                    connect = b"\r\nConnection: close\r\n" in answer
+                    if connect or not answer:
+                        break
 
     threads = [threading.Thread(target=session, args=(requests,)) for requests in work]
     for thread in threads:
