@@ -91,12 +91,12 @@ class EndToEndTests(TestCase):
 
     @as_deferred
     async def test_nothing_is_told_to_a_server_whose_certificate_names_none(self) -> None:
-        """An authority that is trusted has issued it, to whomever."""
+        """An authority that is trusted has issued it, to somebody else."""
         reactor = cast(IReactorTCP, global_reactor)
         authority = pki.Authority.create()
         apple = AppleCertificates(IDENTITY, pki.now().timestamp)
         factory = AppleCertificatesFactory(apple)
-        issued = authority.server("localhost", named=False)
+        issued = authority.server("elsewhere.example", named=False)
         tls = TrackingTLSFactory(server_options(issued, None), factory)
         port = listen_on_loopback(reactor, 0, tls)
         self.addCleanup(port.stopListening)
