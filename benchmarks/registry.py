@@ -27,12 +27,15 @@ from twisted.python.threadpool import ThreadPool
 from benchmarks.load import token
 from xaps.model import REGISTRATION_LIFETIME, Notice, Outcome, Push, Registration, RegistrationKey
 from xaps.push.dispatcher import Dispatcher
+from xaps.registry.interface import MAX_MAILBOXES, MAX_PER_USER
 from xaps.registry.opening import open_registry
 from xaps.registry.sqlite import SQLiteRegistry
 from xaps.system.stalls import time_without_processor
 
 NOTICES = 50
 """In one turn of the reactor."""
+
+REPEATED = 1000
 
 LOOK = 0.002
 """Seconds between two looks at how late the reactor is."""
@@ -83,6 +86,14 @@ class Ahead:
         return getattr(self._reactor, name)
 
 
+def registration(
+    user: str, number: int, names: tuple[str, ...], registered_at: float
+) -> Registration:
+    """One whose mailboxes are all confirmed."""
+    key = RegistrationKey(user, f"ACCOUNT-{number}", token(number))
+    return Registration(key, names, registered_at, frozenset(names))
+
+
 class Benchmark:
     """All measurements."""
 
@@ -122,21 +133,37 @@ class Benchmark:
         gc.freeze()
         gc.enable()
         ahead = Ahead(self._reactor)
-        later = self._dispatcher(ahead)
+        later = self._dispatcher(ahead, lambda: time.time() + ahead.ahead)
         await later.expire()  # which drops nobody so soon after the start
         ahead.ahead = 2 * REGISTRATION_LIFETIME
+        await self._registry.add([registration("newest", 0, ("INBOX",), time.time() + ahead.ahead)])
         await self._measure("expire all phones", later.expire)
+        assert await self._registry.count() == 1
+        # As much as one user may have.
+        names = ("INBOX", *(f"Folder {number}" for number in range(MAX_MAILBOXES // 100 - 1)))
+        for number in range(MAX_PER_USER):
+            await self._registry.register(registration("hostile", number, names, now))
+        for mailbox in ("Folder 7", "Other"):
+            notice = Notice("hostile", mailbox, new_mail=True)
+            await self._measure(f"{REPEATED} notices about {mailbox}", self._repeat, notice)
         await dispatcher.stop()
         await dispatcher.save()
         await self._registry.close()
         self._worker.stop()
 
-    def _dispatcher(self, clock: Any) -> Dispatcher:
+    async def _repeat(self, notice: Notice) -> None:
+        dispatcher = self._dispatcher(self._reactor)
+        for _ in range(REPEATED):
+            await dispatcher.notify(notice)
+            await deferLater(self._reactor, 0)
+        await dispatcher.stop()
+
+    def _dispatcher(self, clock: Any, wall: Callable[[], float] = time.time) -> Dispatcher:
         return Dispatcher(
             clock,
             self._registry,
             Closed(),
-            wall=clock.seconds,
+            wall=wall,
             topic=lambda: "",
             delay=30.0,
             check_interval=20.0,

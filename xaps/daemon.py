@@ -29,7 +29,6 @@ from xaps.admin.health import Health
 from xaps.admin.history import PushLog
 from xaps.admin.metrics import Metrics
 from xaps.admin.web import control_site, metrics_site
-from xaps.apns.addresses import Order
 from xaps.apns.client import Client
 from xaps.apns.tls import authority, tls_endpoint, trust_root
 from xaps.config.reading import Config
@@ -57,6 +56,7 @@ from xaps.registry.opening import open_registry
 from xaps.system.files import careless, read_file
 from xaps.system.stalls import StallWatch
 from xaps.system.systemd import Supervision
+from xaps.system.tls import Order
 
 STOP = 20.0
 """Seconds from SIGTERM to the end of the process, whatever hangs."""

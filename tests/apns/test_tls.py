@@ -43,7 +43,6 @@ from tests.standins.apns import APNsStandin
 from tests.standins.faults import FaultServer
 from tests.standins.steps import AcceptAndDrop, Certificate, NoAlpn, Step
 from xaps.apns import tls
-from xaps.apns.addresses import Order
 from xaps.apns.client import Client
 from xaps.apns.connection import Connection
 from xaps.apns.reasons import EndReason
@@ -56,6 +55,7 @@ from xaps.model import (
     RegistrationKey,
     TokenCredential,
 )
+from xaps.system.tls import Order
 
 CLOCK = cast(IReactorTime, reactor)
 

@@ -11,8 +11,8 @@ from xaps import daemon, model
 from xaps.admin import control, health
 from xaps.admin import history as pushlog
 from xaps.admin import web as controlweb
-from xaps.apns import addresses, connector, payload, reasons
 from xaps.apns import connection as apns_connection
+from xaps.apns import connector, payload, reasons
 from xaps.apns import session as apns_session
 from xaps.apns import tls as apns_tls
 from xaps.config import kinds
@@ -27,7 +27,7 @@ from xaps.push import dispatcher as dispatch
 from xaps.push import flags as waiting
 from xaps.push import holds, saving
 from xaps.registry import interface, opening, sqlite
-from xaps.system import complaints, log, logwriter, stalls
+from xaps.system import complaints, log, logwriter, stalls, tls
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -134,7 +134,7 @@ LIMITS = {
     "Bytes for APNs that it does not read": size(apns_connection.MAX_HELD),
     "Bytes of an answer that are kept": size(apns_session.MAX_BODY),
     "Time for a connection to be made": period(apns_connection.ATTEMPT_TIMEOUT),
-    "Time for TLS with one address of APNs": period(addresses.TLS_PATIENCE),
+    "Time for TLS with one address of APNs": period(tls.TLS_PATIENCE),
     "Longest delay between two attempts": period(connector.LONGEST_DELAY),
     "Delay after APNs has refused the credential": period(connector.REFUSED_DELAY),
     "Longest delay between two tries of a push that failed": period(dispatch.LONGEST_DELAY),

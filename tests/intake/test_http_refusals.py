@@ -60,10 +60,21 @@ class RefusalTests(DialectCase):
         self.assertEqual(refusal.headers, (b"Allow: PUT",))
 
     def test_the_answer_to_head_has_no_body(self) -> None:
-        refusal = self.refused(b"HEAD /register HTTP/1.1\r\n\r\n")
-        answer = HttpDialect().answer(refusal)
-        self.assertEqual(answer.partition(b"\r\n\r\n")[2], b"")
-        self.assertIn(b"\r\nContent-Length: 26\r\n", answer)
+        head = b"HEAD /register HTTP/1.1\r\n"
+        for rest in (
+            b"\r\n",
+            b"no header\r\n",
+            b"X: " + b"a" * MAX_HEAD,
+            b"Transfer-Encoding: gzip\r\n\r\n",
+            b"Content-Length: 999999\r\n\r\n",
+            b"Content-Length: 1\r\nExpect: 100-continue\r\n\r\n",
+        ):
+            dialect = HttpDialect()
+            [refusal] = dialect.feed(head + rest)
+            assert isinstance(refusal, Answer)
+            answer = dialect.answer(refusal)
+            self.assertEqual(answer.partition(b"\r\n\r\n")[2], b"")
+            self.assertIn(b"\r\nContent-Length: %d\r\n" % len(refusal.content), answer)
 
     def test_it_is_no_proxy(self) -> None:
         self.assertEqual(self.status(b"CONNECT host:80 HTTP/1.1\r\n\r\n" + NOTIFY), (405, True))

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import re
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 from OpenSSL import SSL, crypto
 from service_identity import CertificateError, VerificationError
-from service_identity.cryptography import (
-    verify_certificate_hostname,
-    verify_certificate_ip_address,
-)
 from twisted.internet import error
-from twisted.internet.abstract import isIPAddress, isIPv6Address
-from twisted.internet.interfaces import IOpenSSLClientConnectionCreator, IStreamClientEndpoint
+from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.ssl import (
     Certificate,
     CertificateOptions,
@@ -22,14 +17,12 @@ from twisted.internet.ssl import (
     platformTrust,
     trustRootFromCertificates,
 )
-from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
-from zope.interface import implementer
 
-from xaps.apns.addresses import Order, TLSByName
 from xaps.apns.reasons import EndReason
 from xaps.model import CertificateCredential, Credential
 from xaps.system.openssl import openssl_words
+from xaps.system.tls import Order, TLSByName
 
 TrustRoot = Any
 """What Twisted takes as one; its interface for that is private."""
@@ -102,10 +95,7 @@ def tls_endpoint(
     :raises ValueError: if OpenSSL does not take the credential.
     """
     context = _context(root, credential, int(reactor.seconds() // CONTEXT_LIFETIME))
-    creator = _Creator(host, context)
-    return TLSByName(
-        reactor, host, port, creator, check=partial(_check_name, host), order=order or Order()
-    )
+    return TLSByName(reactor, host, port, context, alpn=[ALPN], order=order)
 
 
 @lru_cache(maxsize=1)
@@ -123,34 +113,6 @@ def _context(root: TrustRoot, credential: Credential, age: int) -> SSL.Context:
             raise ValueError(f"{credential.source} cannot be used for TLS") from reason
         options.update(certificate=leaf, privateKey=key, extraCertChain=chain)
     return CertificateOptions(trustRoot=root, **options).getContext()
-
-
-@implementer(IOpenSSLClientConnectionCreator)
-class _Creator:
-    """As Twisted's, but for the name in the certificate, which is looked at later: Twisted's goes
-    on, with a traceback in the log, where that cannot be read or there is none."""
-
-    def __init__(self, host: str, context: SSL.Context) -> None:
-        self._host = host
-        self._context = context
-
-    def clientConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:
-        connection = SSL.Connection(self._context, None)
-        connection.set_app_data(tlsProtocol)
-        connection.set_alpn_protos([ALPN])
-        if not _is_address(self._host):
-            connection.set_tlsext_host_name(self._host.encode())
-        return connection
-
-
-def _check_name(host: str, certificate: crypto.X509) -> None:
-    """:raises VerificationError, CertificateError: the certificate is for another name, or none."""
-    verify = verify_certificate_ip_address if _is_address(host) else verify_certificate_hostname
-    verify(certificate.to_cryptography(), host)
-
-
-def _is_address(host: str) -> bool:
-    return isIPAddress(host) or isIPv6Address(host)
 
 
 def failure_reason(failure: Failure) -> EndReason:

@@ -103,7 +103,8 @@ class Config:
     )
     allow_from: tuple[Network, ...] = kinds.NETWORKS.key(
         "Addresses and networks that may connect over TCP (listenAddr, tlsListenAddr, "
-        "metricsAddr), for example [127.0.0.1, 2001:db8::/32]. Empty: all."
+        "metricsAddr), for example [127.0.0.1, 2001:db8::/32]. Empty: all. IPv4 is a part of "
+        "'::/0'."
     )
     auth_token: str | None = kinds.TOKEN.key(
         "A secret that HTTP clients must send as the password, in the plugin's URL as "

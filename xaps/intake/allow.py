@@ -15,11 +15,24 @@ Network = IPv4Network | IPv6Network
 
 TCP_ADDRESSES = (IPv4Address, IPv6Address)
 
+_IPV4 = IPv6Network("::ffff:0.0.0.0/96")
+
 
 def peer_name(peer: IAddress | None) -> str:
     if isinstance(peer, TCP_ADDRESSES):
         return f"{peer.host} port {peer.port}"
     return "a client on the UNIX socket"
+
+
+def place(peer: IAddress | None) -> str:
+    """Where a peer comes from, as far as its address tells: a machine, or with IPv6 its network,
+    in which it can have any number of addresses. All of the UNIX socket is one place."""
+    if not isinstance(peer, TCP_ADDRESSES):
+        return ""
+    network = _network(peer)
+    if network.subnet_of(_IPV4):
+        return peer.host
+    return str(network.supernet(new_prefix=64))
 
 
 class AllowFrom:
@@ -38,7 +51,7 @@ class AllowFrom:
     def admits(self, peer: IAddress | None) -> bool:
         if not self._networks or not isinstance(peer, TCP_ADDRESSES):
             return True
-        address = _mapped(ip_network(peer.host.partition("%")[0])).network_address
+        address = _network(peer).network_address
         if any(address in network for network in self._networks):
             return True
         self._complaints.tell(
@@ -47,6 +60,10 @@ class AllowFrom:
             host=peer.host,
         )
         return False
+
+
+def _network(peer: IPv4Address | IPv6Address) -> IPv6Network:
+    return _mapped(ip_network(peer.host.partition("%")[0]))
 
 
 def _mapped(network: Network) -> IPv6Network:

@@ -20,7 +20,7 @@ from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from xaps.intake.allow import TCP_ADDRESSES, peer_name
+from xaps.intake.allow import TCP_ADDRESSES, peer_name, place
 from xaps.intake.connections import MAX_HELD, Connections
 from xaps.intake.dialect import Answer, Dialect, Request
 from xaps.intake.http import HttpDialect
@@ -58,6 +58,7 @@ class ClientConnection(Protocol):
     """
 
     transport: Any
+    place: str
     _log = Logger()
     _closes_by_half = True
 
@@ -78,9 +79,11 @@ class ClientConnection(Protocol):
         self._expected: tuple[Callable[[], None] | None, int] = (None, 0)
 
     def connectionMade(self) -> None:
-        self._connections.add(self, self.transport.getPeer())
+        peer = self.transport.getPeer()
+        self.place = place(peer)
+        self._connections.add(self)
         self.transport.registerProducer(self, True)
-        if isinstance(self.transport.getPeer(), TCP_ADDRESSES):
+        if isinstance(peer, TCP_ADDRESSES):
             # 100 Continue and the answer are two small writes.
             self.transport.setTcpNoDelay(True)
         if self._surplus:
@@ -111,7 +114,7 @@ class ClientConnection(Protocol):
         """A request that is being dealt with goes on: it was accepted."""
         self._forget_input(_State.CLOSED)
         self._expect()
-        self._connections.lost(self, self.transport.getPeer())
+        self._connections.lost(self)
 
     def pauseProducing(self) -> None:
         self._output_paused = True
@@ -155,7 +158,7 @@ class ClientConnection(Protocol):
                 self.transport.write(event)
             elif event is not None:
                 self._current, self._owner = event, event.user
-                self._connections.served(self, self.transport.getPeer())
+                self._connections.served(self)
                 answer = self._connections.responder.respond(event)
                 answer.addCallback(self._answered, event).addErrback(self._broken)
         if self._has_work():

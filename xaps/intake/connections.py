@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Hashable, Iterable
 from typing import Protocol
 
@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
 from twisted.logger import Logger, LogLevel
 
-from xaps.intake.allow import TCP_ADDRESSES, AllowFrom, Network
+from xaps.intake.allow import AllowFrom, Network, place
 from xaps.intake.answers import Responder
 from xaps.system.complaints import HOUR
 from xaps.system.work import Work
@@ -29,6 +29,9 @@ MAX_HELD = 64 * 1024 * 1024
 
 
 class Connection(Protocol):
+    place: str
+    """Where it comes from; see :func:`xaps.intake.allow.place`."""
+
     @property
     def owner(self) -> Hashable:
         """Whose turn it takes: that of the user whom its next request is about, if it is known."""
@@ -56,7 +59,7 @@ class Turns:
     The processor goes round among users, and among the connections of each: a user's backlog
     delays nobody else, however many connections it comes by. When that has taken a `TURN`, what is
     left goes on in the reactor's next turn. The memory goes to whoever asks for little: when there
-    is too much in all, who holds most is cut off.
+    is too much in all, of the place that holds most the connection that does is cut off.
     """
 
     _log = Logger()
@@ -66,6 +69,7 @@ class Turns:
         self._waiting: OrderedDict[Hashable, OrderedDict[Connection, None]] = OrderedDict()
         self._next: IDelayedCall | None = None
         self._held: dict[Connection, int] = {}
+        self._sums: Counter[str] = Counter()  # by place
         self._sum = 0
 
     def join(self, connection: Connection) -> None:
@@ -75,14 +79,18 @@ class Turns:
 
     def hold(self, connection: Connection, size: int) -> None:
         """So many bytes of the connection's wait for the rest of a request, or for their turn."""
-        self._sum += size - self._held.get(connection, 0)
+        more = size - self._held.pop(connection, 0)
+        self._sum += more
+        self._sums[connection.place] += more
         if size:
             self._held[connection] = size
-        else:
-            self._held.pop(connection, None)
+        elif not self._sums[connection.place]:
+            del self._sums[connection.place]
         while self._sum > MAX_HELD:
-            largest = max(self._held, key=self._held.__getitem__)
-            self._sum -= self._held.pop(largest)
+            place = max(self._sums, key=self._sums.__getitem__)
+            there = (each for each in self._held if each.place == place)
+            largest = max(there, key=self._held.__getitem__)
+            self.hold(largest, 0)
             largest.crowd_out()
 
     def _turn(self) -> None:
@@ -129,9 +137,9 @@ class Connections:
         self.auth_token = auth_token
         self._allow_from = AllowFrom(allow_from, clock.seconds)
         self._limit = limit
-        self.slots = Work("slots", "IMAP servers find no free connection", patience=1.0)
+        self.slots = Work("slots", "IMAP servers find no free connection")
         self._open: dict[str, OrderedDict[Connection, None]] = {}
-        """By address; of each the one first that was silent for longest."""
+        """By place; of each the one first that was silent for longest."""
         self._all: set[Connection] = set()
         """With those on their way out."""
         self._count = 0
@@ -142,54 +150,56 @@ class Connections:
         if self._closed is not None or not self._allow_from.admits(peer):
             return False
         if self.full:
-            self._make_room(_place(peer))
+            self._make_room(place(peer))
+        if not self.full:
+            self.slots.done += 1
         return len(self._all) < self._limit + SURPLUS
 
     @property
     def full(self) -> bool:
         return self._count >= self._limit
 
-    def add(self, connection: Connection, peer: IAddress | None) -> None:
+    def add(self, connection: Connection) -> None:
         self._all.add(connection)
-        self._open.setdefault(_place(peer), OrderedDict())[connection] = None
+        self._open.setdefault(connection.place, OrderedDict())[connection] = None
         self._count += 1
 
-    def served(self, connection: Connection, peer: IAddress | None) -> None:
+    def served(self, connection: Connection) -> None:
         """A request of its has been taken: of all idle ones it is the last to make room."""
-        neighbours = self._open.get(_place(peer))
+        neighbours = self._open.get(connection.place)
         if neighbours and connection in neighbours:
             neighbours.move_to_end(connection)
 
-    def lost(self, connection: Connection, peer: IAddress | None) -> None:
+    def lost(self, connection: Connection) -> None:
         self._all.discard(connection)
-        self._take_out(connection, _place(peer))
+        self._take_out(connection)
         if self._count < self._limit * 0.9:  # it is over, and not one that makes room for one
             self.responder.complaints.over(_FULL)
             self.responder.complaints.over(_CROWDED)
             self.slots.done += 1
         self._check_closed()
 
-    def _make_room(self, place: str) -> None:
-        """Close an idle connection of the address that has most of them; that is the newcomer's
+    def _make_room(self, newcomer: str) -> None:
+        """Close an idle connection of the place that has most of them; that is the newcomer's
         own, where others have no more."""
         groups = self._open
-        largest = max(groups, key=lambda each: (len(groups[each]), each == place), default="")
+        largest = max(groups, key=lambda each: (len(groups[each]), each == newcomer), default="")
         idle = next((each for each in groups.get(largest, ()) if each.idle), None)
         text = _FULL if idle is None else _CROWDED
         self.responder.complaints.tell(LogLevel.warn, text, every=HOUR, limit=self._limit)
         if idle is None:
             self.slots.fail(f"{self._limit} are busy; see who has them, or raise LimitNOFILE")
         else:
-            self._take_out(idle, largest)
+            self._take_out(idle)
             idle.cut_off()
 
-    def _take_out(self, connection: Connection, place: str) -> None:
-        neighbours = self._open.get(place)
+    def _take_out(self, connection: Connection) -> None:
+        neighbours = self._open.get(connection.place)
         if neighbours and connection in neighbours:
             del neighbours[connection]
             self._count -= 1
             if not neighbours:
-                del self._open[place]
+                del self._open[connection.place]
 
     def close(self) -> Deferred[None]:
         """Stop them all; fires when none is open. To be called once."""
@@ -202,8 +212,3 @@ class Connections:
     def _check_closed(self) -> None:
         if self._closed is not None and not self._all and not self._closed.called:
             self._closed.callback(None)
-
-
-def _place(peer: IAddress | None) -> str:
-    """What shares the slots of a listener: an address; the UNIX socket has none."""
-    return peer.host if isinstance(peer, TCP_ADDRESSES) else ""

@@ -96,8 +96,6 @@ def understand(
     """
     if isinstance(judgement, Answer):
         return judgement
-    if len(body) > MAX_BODY:
-        return Answer(413, BODY_TOO_LARGE)
     try:
         content = judgement(body)
     except Refused as error:
@@ -218,8 +216,9 @@ class HttpDialect:
 
     def _end(self, refusal: Answer) -> NoReturn:
         """Refuse at once, whatever is still to come of the request, and read nothing more."""
+        with_body = not (self._begun and self._method == b"HEAD")
         self._die()
-        self._events.append(attrs.evolve(refusal, close=True))
+        self._events.append(attrs.evolve(refusal, close=True, with_body=with_body))
         raise _Stop
 
     def _malformed(self, what: str) -> NoReturn:
@@ -319,7 +318,7 @@ class HttpDialect:
         self._missing = size
         self._size += size
         if self._size > MAX_BODY:
-            self._end(Answer(413, BODY_TOO_LARGE, with_body=self._method != b"HEAD"))
+            self._end(Answer(413, BODY_TOO_LARGE))
 
     def _take_chunk_size(self, line: bytes) -> None:
         found = _CHUNK.fullmatch(line)

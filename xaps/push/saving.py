@@ -68,9 +68,9 @@ class FlagSaver:
 
     def finish(self) -> Deferred[None]:
         """Write everything; fires when it is on disk. If that is cancelled, it is told as lost."""
-        self._finished = Deferred(self._lose)
+        finished = self._finished = Deferred(self._lose)
         self.hasten()
-        return self._finished
+        return finished
 
     def _lose(self, finished: Deferred[None]) -> None:
         self._finished = None

@@ -88,3 +88,23 @@ class EndToEndTests(TestCase):
         with self.assertRaisesRegex(ServiceError, "refuses the connection"):
             await service(f"{url}/new", b"")
         await tls.abort_all()
+
+    @as_deferred
+    async def test_nothing_is_told_to_a_server_whose_certificate_names_none(self) -> None:
+        """An authority that is trusted has issued it, to somebody else."""
+        reactor = cast(IReactorTCP, global_reactor)
+        authority = pki.Authority.create()
+        apple = AppleCertificates(IDENTITY, pki.now().timestamp)
+        factory = AppleCertificatesFactory(apple)
+        issued = authority.server("elsewhere.example", named=False)
+        tls = TrackingTLSFactory(server_options(issued, None), factory)
+        port = listen_on_loopback(reactor, 0, tls)
+        self.addCleanup(port.stopListening)
+        roots = trustRootFromCertificates(
+            [Certificate(crypto.X509.from_cryptography(authority.certificate))]
+        )
+        service = AppleService(reactor, roots)
+        with self.assertRaisesRegex(ServiceError, "its certificate is for another name, or none"):
+            await service(f"https://localhost:{port.getHost().port}/new", b"<plist/>")
+        self.assertEqual(apple.wrong, [])
+        await tls.abort_all()

@@ -241,11 +241,27 @@ class CyrusListenerTests(SynchronousTestCase):
         self.handler.answer = lambda: succeed(None)
         stored[0].callback(None)
         stored[1].callback(None)
+        self.work()
         order = [got.mailbox for got in self.handler.got[2:] if isinstance(got, Notice)]
         self.assertEqual(order, ["INBOX", "INBOX.Notes"])
         self.assertEqual(len(self.handler.got), 5)
         self.got_after(mail())
         self.assertEqual(len(self.handler.got), 6)
+        self.assertEqual(listener._registering, {})
+
+    def test_a_window_of_registrations_of_one_user_that_are_refused_at_once_stalls_nothing(
+        self,
+    ) -> None:
+        stored: Deferred[None] = Deferred()
+        listener = self.start()
+        self.handler.answer = lambda: stored
+        self.got_after(*[register("alice", f"Folder {number}") for number in range(WINDOW + 10)])
+        self.assertEqual(len(self.handler.got), 1)
+        self.handler.answer = self.refuse_for_now
+        stored.callback(None)
+        self.work()
+        self.assertEqual(len(self.handler.got), WINDOW + 10)
+        self.assertEqual(listener._open, 0)
         self.assertEqual(listener._registering, {})
 
     def test_notices_do_not_wait_for_a_registration_that_cannot_be_stored(self) -> None:

@@ -6,9 +6,9 @@ import re
 from typing import Any
 
 from OpenSSL import SSL
-from service_identity import VerificationError
+from service_identity import CertificateError, VerificationError
 from twisted.internet.defer import CancelledError, Deferred, TimeoutError, succeed
-from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
+from twisted.internet.endpoints import HostnameEndpoint
 from twisted.internet.error import ConnectError, ConnectionRefusedError, DNSLookupError
 from twisted.internet.error import TimeoutError as ConnectTimeoutError
 from twisted.internet.interfaces import (
@@ -18,7 +18,7 @@ from twisted.internet.interfaces import (
     IStreamClientEndpoint,
 )
 from twisted.internet.protocol import Protocol, connectionDone
-from twisted.internet.ssl import optionsForClientTLS, platformTrust
+from twisted.internet.ssl import CertificateOptions, TLSVersion, platformTrust
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from twisted.python.failure import Failure
 from twisted.web.client import URI, Agent, ResponseDone, ResponseFailed, ResponseNeverReceived
@@ -28,6 +28,7 @@ from twisted.web.iweb import IAgentEndpointFactory, IBodyProducer
 from zope.interface import implementer
 
 from xaps.credentials.apple.messages import CONTENT_TYPE, ServiceError
+from xaps.system.tls import TLSByName
 
 CONNECT_TIMEOUT = 30.0  # seconds
 TIMEOUT = 90.0
@@ -98,8 +99,8 @@ def _reason(error: BaseException) -> str:
         return _reason(error.reasons[0].value)
     if isinstance(error, TimeoutError | ConnectTimeoutError):
         return "cannot be reached: nobody answers there"
-    if isinstance(error, VerificationError):
-        return "cannot be reached: its certificate is for another name"
+    if isinstance(error, VerificationError | CertificateError):
+        return "cannot be reached: its certificate is for another name, or none"
     if isinstance(error, DNSLookupError):
         return "cannot be found: its name is not resolved"
     if isinstance(error, ConnectionRefusedError):
@@ -167,11 +168,18 @@ class _Connection:
         self._connections: dict[Any, int] = {}
 
     def endpointForURI(self, uri: URI) -> IStreamClientEndpoint:
-        plain = HostnameEndpoint(self._reactor, uri.host, uri.port, timeout=CONNECT_TIMEOUT)
-        self._endpoint: IStreamClientEndpoint = plain
-        if uri.scheme != b"http":  # the configuration allows it for this machine only
-            options = optionsForClientTLS(uri.host.decode("ascii"), trustRoot=self._trust_root)
-            self._endpoint = wrapClientTLS(options, plain)
+        self._endpoint: IStreamClientEndpoint
+        if uri.scheme == b"http":  # the configuration allows it for this machine only
+            self._endpoint = HostnameEndpoint(
+                self._reactor, uri.host, uri.port, timeout=CONNECT_TIMEOUT
+            )
+        else:
+            options = CertificateOptions(
+                trustRoot=self._trust_root, raiseMinimumTo=TLSVersion.TLSv1_2
+            )
+            self._endpoint = TLSByName(
+                self._reactor, uri.host.decode("ascii"), uri.port, options.getContext()
+            )
         return self
 
     def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:

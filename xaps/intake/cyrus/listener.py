@@ -269,9 +269,8 @@ class CyrusListener:
         self._open += 1
         user = content.key.user if isinstance(content, Registration) else content.user
         before = self._registering.get(user)
-        tried = Deferred[None]()
         if isinstance(content, Registration):
-            self._registering[user] = tried
+            tried = self._registering[user] = Deferred[None]()
         if before is not None:
             # What was registered before must have been stored, or a notice finds no phone.
             await before
@@ -288,9 +287,11 @@ class CyrusListener:
                 self._complain(refused.reason)
         except Exception:
             self._log.failure("An event of Cyrus could not be handled")
-        if self._registering.get(user) is tried:
-            del self._registering[user]
-        tried.callback(None)
+        if isinstance(content, Registration):
+            if self._registering[user] is tried:
+                del self._registering[user]
+            # What waits goes on by itself: a window of it is more than there is room on the stack.
+            self._reactor.callLater(0, tried.callback, None)
         self._open -= 1
         if self._open == WINDOW - 1 or self._stopped is not None:
             self._work_soon()

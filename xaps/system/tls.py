@@ -1,11 +1,16 @@
-"""Connects to the first of a name's addresses that TLS comes up with."""
+"""Connects to a server by its name, with TLS: to the first of its addresses that proves it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
-from OpenSSL import crypto
+from OpenSSL import SSL, crypto
+from service_identity.cryptography import (
+    verify_certificate_hostname,
+    verify_certificate_ip_address,
+)
+from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.address import IPv6Address
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint, wrapClientTLS
@@ -22,19 +27,18 @@ from twisted.internet.interfaces import (
     IStreamClientEndpoint,
 )
 from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 CONNECT_TIMEOUT = 20
-"""Seconds for one address; the client has a deadline for the whole."""
+"""Seconds for one address; who connects has a deadline for the whole."""
 
 NEXT_AFTER = 0.3
 """Seconds after which the next address is tried as well while one says nothing."""
 
 TLS_PATIENCE = 2.0
 """Seconds after which it is when one is there but TLS has not come up."""
-
-Check = Callable[[crypto.X509], None]
 
 
 class Order:
@@ -61,11 +65,16 @@ class TLSByName:
     """Looks the name up, and tries its addresses until TLS has come up with one: each some time
     after the one before, which goes on.
 
-    The protocol is connected when the handshake is complete; if it is an ``IHandshakeListener`` it
-    is told so. When all fail, the Deferred fails as the last of those that were reached did.
+    The protocol is connected when the handshake is complete and the certificate is for the name;
+    if it is an ``IHandshakeListener`` it is told so. When all fail, the Deferred fails as the last
+    of those that were reached did: where the certificate is for another name, or for none, with a
+    ``VerificationError`` or ``CertificateError`` of service_identity.
 
     :param reactor: with TCP, time and a name resolver.
-    :param check: raises, whatever it likes, if the server's certificate is not for the name.
+    :param host: a name or an address.
+    :param context: whom to trust; what to present.
+    :param alpn: what is spoken, if the server is to choose from it.
+    :param order: to be given again for the next attempt.
     """
 
     def __init__(
@@ -73,22 +82,47 @@ class TLSByName:
         reactor: Any,
         host: str,
         port: int,
-        creator: IOpenSSLClientConnectionCreator,
+        context: SSL.Context,
         *,
-        check: Check,
-        order: Order,
+        alpn: Sequence[bytes] = (),
+        order: Order | None = None,
     ) -> None:
-        self._check = check
         self._reactor = reactor
         self._host = host
         self._port = port
-        self._creator = creator
-        self._order = order
+        self._name = _Name(host, context, alpn)
+        self._order = order or Order()
 
     def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
-        race = _Race(self._reactor, self._creator, self._check, self._order, protocolFactory)
+        race = _Race(self._reactor, self._name, self._order, protocolFactory)
         self._reactor.nameResolver.resolveHostName(race, self._host, self._port)
         return race.won
+
+
+@implementer(IOpenSSLClientConnectionCreator)
+class _Name:
+    """Asks for a name and checks it, when the handshake is complete. Twisted's own goes on, with a
+    traceback in the log, where the name in the certificate cannot be read or there is none."""
+
+    def __init__(self, host: str, context: SSL.Context, alpn: Sequence[bytes]) -> None:
+        self._host = host
+        self._context = context
+        self._alpn = list(alpn)
+        self._is_address = isIPAddress(host) or isIPv6Address(host)
+
+    def clientConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:
+        connection = SSL.Connection(self._context, None)
+        connection.set_app_data(tlsProtocol)
+        if self._alpn:
+            connection.set_alpn_protos(self._alpn)
+        if not self._is_address:
+            connection.set_tlsext_host_name(self._host.encode())
+        return connection
+
+    def check(self, certificate: crypto.X509) -> None:
+        """:raises VerificationError, CertificateError: it is for another name, or for none."""
+        verify = verify_certificate_ip_address if self._is_address else verify_certificate_hostname
+        verify(certificate.to_cryptography(), self._host)
 
 
 @implementer(IResolutionReceiver)
@@ -98,14 +132,12 @@ class _Race:
     def __init__(
         self,
         reactor: Any,
-        creator: IOpenSSLClientConnectionCreator,
-        check: Check,
+        name: _Name,
         order: Order,
         factory: IProtocolFactory,
     ) -> None:
-        self.check = check
         self._reactor = reactor
-        self._creator = creator
+        self.name = name
         self._order = order
         self._factory = factory
         self.won: Deferred[IProtocol] = Deferred(lambda won: self._end())
@@ -141,7 +173,7 @@ class _Race:
         self._next_after(NEXT_AFTER)
         factory = Factory.forProtocol(lambda: runner)
         factory.noisy = False
-        runner.connecting = wrapClientTLS(self._creator, tcp).connect(factory)
+        runner.connecting = wrapClientTLS(self.name, tcp).connect(factory)
         runner.connecting.addErrback(lambda failure: self.failed(runner, failure))
 
     def _next_after(self, seconds: float) -> None:
@@ -205,7 +237,7 @@ class _Runner(Protocol):
 
     def handshakeCompleted(self) -> None:
         try:
-            self._race.check(cast(Any, self.transport).getPeerCertificate())
+            self._race.name.check(cast(Any, self.transport).getPeerCertificate())
         except Exception:
             self.give_up()
             self._race.failed(self, Failure())
