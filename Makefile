@@ -6,7 +6,8 @@
 # make siege  ten minutes of hostile peers          make siege-short  the same in one minute
 # make fuzz   a million inputs for each parser (RUNS=1000 for fewer)
 # make deb    builds dist/xapsd_VERSION_all.deb and dist/dovecot-xaps_VERSION_ARCHITECTURE.deb
-# make test-deb   builds it, asks lintian, installs it, runs it and purges it (root, Debian 12)
+# make test-deb   builds it, asks lintian, installs it, runs it and purges it (root, Debian 12 or 13)
+# make trixie     the suite, make try and make test-deb in a Debian 13 (root, Debian)
 
 PYTHON ?= python3
 VENV = .venv
@@ -18,7 +19,8 @@ TESTS ?= tests
 JOBS ?= 4
 RUNS ?= 1000000
 
-.PHONY: try test lint types test-debian check bench soak soak-short siege siege-short fuzz deb clean
+.PHONY: try test lint types test-debian check bench soak soak-short siege siege-short fuzz deb test-deb \
+    trixie clean
 
 $(VENV)/ready: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -89,6 +91,12 @@ deb:
 test-deb: deb
 	lintian --allow-root --fail-on error,warning dist/xaps_*.changes
 	$(DEBIAN_PYTHON) -m tests.package.installed dist/xapsd_*_all.deb dist/dovecot-xaps_*.deb
+
+# tests/trixie says where that Debian is, and how it is made.
+trixie:
+	sh tests/trixie make test-debian
+	sh tests/trixie python3 -m tests.try_it
+	sh tests/trixie make test-deb
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info _trial_temp* _fuzz .mypy_cache .ruff_cache .hypothesis

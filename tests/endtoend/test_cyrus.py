@@ -205,7 +205,9 @@ class DaemonTests(CyrusEndToEndTestCase):
         with contextlib.closing(sqlite3.connect(daemon.settings["databaseFile"])) as database:
             # Somebody else keeps the daemon from writing.
             database.execute("BEGIN IMMEDIATE")
-            for _ in range(MANY):
+            self.send(EVENT)
+            apns.wait_for(1)
+            for _ in range(MANY - 1):
                 self.send(EVENT)
         self.send({**EVENT, "uri": "imap://mail.example.test/user.alice.Notes;UIDVALIDITY=1"})
         deadline = time.monotonic() + PATIENCE
@@ -214,7 +216,7 @@ class DaemonTests(CyrusEndToEndTestCase):
         self.assertEqual(taken, MANY + 1)
         apns.resume()
         phone = ModelPhone(ACCOUNT, PHONE, TOPIC, frozenset({"INBOX", "INBOX.Notes"}))
-        # The first went out before APNs hung on to it, the other waited for the first.
+        # APNs hung on to the first, and the other waited for it.
         effects = self.effects(apns, phone, 2)
         self.assertEqual(effects, [refreshes("INBOX"), refreshes("INBOX", "INBOX.Notes")])
 

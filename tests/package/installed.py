@@ -502,6 +502,8 @@ def check_activation(folder: Path) -> None:
     put(config, "\n".join([CONFIG.read_text(), *settings, ""]).encode())
     program = unit.read(SERVICE)["ExecStart"][0].replace(str(CONFIG), str(config)).split()
     become = ["runuser", "-u", "xapsd", "--", "systemd-socket-activate"]
+    # Systemd itself names each socket; without names newer versions of Twisted see none.
+    become.append("--fdname=" + ":".join(["xapsd.socket"] * len(addresses)))
     listen = [f"--listen={address}" for address in addresses]
     child = Child([*become, *listen, *program], folder, environment=ENVIRONMENT)
     try:
