@@ -30,12 +30,10 @@ from pathlib import Path
 
 import attrs
 
-from benchmarks.load import token
 from benchmarks.siege import apple, clients, cyrus, host, http2, users
 from benchmarks.siege.honest import PHONES, Asked
 from benchmarks.siege.kinds import KINDS, Kind, Report
 from benchmarks.siege.stage import Stage
-from tests.peers.child import ChildError
 
 MODULES = (apple, clients, cyrus, host, http2, users)
 LANES = ("clients", "clients", "apple", "host", "cyrus")
@@ -45,8 +43,8 @@ ELSEWHERE = ("clients", "cyrus")
 REST = Kind("(none)", "", lambda *_: Report("nothing", "-"), 4)
 LONG = 300.0
 """Seconds from which on times are judged."""
-PATIENCE, SHORT_PATIENCE = 130.0, 40.0
-"""Seconds for the last pushes."""
+PATIENCE, ENDING = 40.0, 18.0
+"""Seconds at the most for the last pushes, and kept for them of the seconds of a run."""
 P99 = 50.0
 """Milliseconds."""
 WARM_UP, SLOPE = 60.0, 1.0
@@ -81,8 +79,7 @@ class Siege:
         self._rng = rng
         self._kinds = only or KINDS
         self._long = seconds >= LONG
-        self._patience = PATIENCE if self._long else SHORT_PATIENCE
-        self._load = seconds - PATIENCE - 20 if self._long else 0.7 * seconds
+        self._load = seconds - ENDING
         self._begun = 0.0
         self._windows: list[Window] = []
         self._decks: dict[str, list[Kind]] = {}
@@ -122,17 +119,23 @@ class Siege:
 
     def _lane(self, lane: str, rng: random.Random) -> None:
         # In a long run the last 60 % are one life of the daemon, whose memory is looked at.
-        ends = 0.6 * self._load if lane == "host" and self._long else 4
-        while self._left > ends:
+        ends = 0.6 * self._load if lane == "host" and self._long else 0
+        while True:
             with self._dealing:
                 deck = self._decks.setdefault(lane, [])
                 if not deck:  # each comes once before one comes again
                     deck += [kind for kind in self._kinds if kind.lane == lane]
                     rng.shuffle(deck)
-                kind = deck.pop()
-            seconds = (self._long and kind.lasting) or kind.seconds
-            self._attack(kind, random.Random(rng.random()), min(seconds, self._left))
+                fitting = [kind for kind in deck if self._seconds(kind) <= self._left - ends]
+                if not fitting:
+                    return
+                kind = fitting[0]
+                deck.remove(kind)
+            self._attack(kind, random.Random(rng.random()), self._seconds(kind))
             time.sleep(rng.uniform(2, 6) if lane == "host" else rng.uniform(0, 1))
+
+    def _seconds(self, kind: Kind) -> float:
+        return (self._long and kind.lasting) or kind.seconds
 
     def _attack(self, kind: Kind, rng: random.Random, seconds: float) -> None:
         stage = self._stage
@@ -143,7 +146,7 @@ class Siege:
                 report = self._pool.submit(kind.run, stage.doors, rng, seconds).result()
             else:
                 report = kind.run(stage, rng, seconds)
-        except (OSError, ChildError, ValueError) as error:
+        except Exception as error:
             report = Report("-", "-", [f"{type(error).__name__}: {str(error)[:200]}"])
         undisturbed = life == stage.honest.gate.life
         if not undisturbed and kind.lane != "host":
@@ -168,7 +171,8 @@ class Siege:
         if kind.names and after and not report.wrong:
             told = [sample for sample in after if sample.tells(kind.names)]
             if not told:
-                wrong.append(f"status said {(after[-1].status or {}).get('why') or 'all is good'}")
+                why = (after[-1].status or {}).get("why") or "all is good"
+                wrong.append(f"status said nothing of {', '.join(kind.names)}, but {why}")
             if codes := {sample.healthz for sample in told if sample.failing} - {503}:
                 wrong.append(f"/healthz was answered {codes}")
         if kind.memory and samples:
@@ -184,19 +188,15 @@ class Siege:
         stage, honest = self._stage, self._stage.honest
         stage.apns_is_well()
         honest.silent.set()
-        self._wait()
         print(f"{len(honest.owed_now())} phones are owed a push before the last restart")
         self.wrong += stage.stop()
         stage.start()  # what is owed is asked again at once
-        self._wait()
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end and honest.owed_now():
+            time.sleep(0.3)
         print(f"status at the end: {stage.doors.status()['why'] or 'good'}")
         honest.end()
         self.wrong += stage.stop()
-
-    def _wait(self) -> None:
-        end = time.monotonic() + self._patience
-        while time.monotonic() < end and self._stage.honest.owed_now():
-            time.sleep(0.3)
 
     def judge(self, p99: float | None) -> None:
         """Once it has run; prints the table."""
@@ -223,9 +223,8 @@ class Siege:
         stops = ", ".join(f"{seconds:.1f}" for seconds in stage.stops)
         print(f"honest notices: {answered}; mailboxes pushed: {outcomes}; stops of {stops} s")
         print(f"{len(honest.owed_now())} phones are still owed a push, on disk")
-        registered = set(stage.rows("registrations", "device_token"))
-        if missing := [phone for phone in range(PHONES) if token(phone) not in registered]:
-            self.wrong.append(f"{len(missing)} of {PHONES} honest phones are not registered")
+        if missing := PHONES - len(stage.honest_on_disk()):
+            self.wrong.append(f"{missing} of {PHONES} honest phones are not registered")
         if refused := honest.ledger.refused():
             self.wrong.append(f"{len(refused)} notices found no phone, such as {refused[0]}")
         if honest.nameless:

@@ -8,8 +8,9 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 
-from benchmarks.siege.kinds import Doors, Report, hold_until, kind, push_out, read_all
+from benchmarks.siege.kinds import ATTACKER, Doors, Report, hold_until, kind, push_out, read_all
 
 NOTICE = b'{"Username":"nobody","Mailbox":"INBOX","Events":["MessageNew"]}'
 POST = b"POST /notify HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(NOTICE), NOTICE)
@@ -30,64 +31,42 @@ DOUBTS = {
 
 
 @kind("clients", 6)
-def requests_never_read(doors: Doors, rng: random.Random, seconds: float) -> Report:
-    return _never_read(doors.tcp, POST * 20_000, seconds)
-
-
-@kind("clients", 6)
-def secure_requests_never_read(doors: Doors, rng: random.Random, seconds: float) -> Report:
-    return _never_read(lambda: doors.tls("http/1.1"), POST * 20_000, seconds)
-
-
-@kind("clients", 6)
-def lines_never_read(doors: Doors, rng: random.Random, seconds: float) -> Report:
-    return _never_read(doors.line, LINE * 200_000, seconds)
-
-
-def _never_read(connect: Callable[[], socket.socket], data: bytes, seconds: float) -> Report:
+def answers_never_read(doors: Doors, rng: random.Random, seconds: float) -> Report:
     end = time.monotonic() + seconds
-    with connect() as connection:
+    name = rng.choice(["HTTP", "HTTPS", "UNIX"])
+    data = LINE * 200_000 if name == "UNIX" else POST * 20_000
+    with doors.open(name, ATTACKER) as connection:
         sent = push_out(connection, data, end)
         hold_until(end)
-    return Report(f"{len(data) >> 10} KiB without reading", f"took {sent >> 10} KiB")
+    return Report(f"{len(data) >> 10} KiB over {name} without reading", f"took {sent >> 10} KiB")
 
 
 @kind("clients", 6)
 def slow_headers(doors: Doors, rng: random.Random, seconds: float) -> Report:
     end = time.monotonic() + seconds
     opened = _open(doors.tcp, 150, end)
-    lost = 0
     for connection in opened:
-        connection.sendall(b"POST /notify HTTP/1.1\r\nHost: x\r\nX: ")
+        push_out(connection, b"POST /notify HTTP/1.1\r\nHost: x\r\nX: ", end)
     while time.monotonic() < end:
         for connection in opened:
-            try:
+            with contextlib.suppress(OSError):
                 connection.send(b"x")
-            except OSError:
-                lost += 1
         time.sleep(0.3)
     _close(opened)
-    return Report(f"{len(opened)} requests, a byte each 0.3 s", f"cut {lost}")
+    return Report(f"{len(opened)} requests, a byte each 0.3 s", "-")
 
 
 @kind("clients", 6)
 def idle_connections(doors: Doors, rng: random.Random, seconds: float) -> Report:
-    return _idle(lambda: doors.tcp(patience=1), seconds)
-
-
-@kind("clients", 6)
-def idle_on_the_unix_socket(doors: Doors, rng: random.Random, seconds: float) -> Report:
-    return _idle(lambda: doors.line(1), seconds)
-
-
-def _idle(connect: Callable[[], socket.socket], seconds: float) -> Report:
-    """They take every slot of a listener, and want nothing."""
+    """They would take every slot of a listener, and want nothing: they have to make room."""
     end = time.monotonic() + seconds
-    opened = _open(connect, MANY, end)
+    name = rng.choice(["HTTP", "UNIX"])
+    opened = _open(partial(doors.open, name, ATTACKER, 1), MANY, end)
     hold_until(end)
     closed = sum(read_all(connection, 0.0001)[1] for connection in opened)
     _close(opened)
-    return Report(f"{len(opened)} connections", f"closed {closed} of them")
+    wrong = ["none of them was closed"] if len(opened) == MANY and not closed else []
+    return Report(f"{len(opened)} connections over {name}", f"closed {closed} of them", wrong)
 
 
 @kind("clients", 8, memory=64 + 32)
@@ -113,7 +92,7 @@ def framing_doubts(doors: Doors, rng: random.Random, seconds: float) -> Report:
     for name, head in DOUBTS.items():
         with doors.tcp() as connection:
             connection.sendall(b"POST /notify HTTP/1.1\r\n" + head % len(NOTICE) + NOTICE + POST)
-            said, ended = read_all(connection, 2)
+            said, ended = read_all(connection, 8)
         first = said[9:12].decode() or "nothing"
         answers[first] += 1
         if not ended or said.count(b"HTTP/1.1 ") > 1 or first.startswith("2"):

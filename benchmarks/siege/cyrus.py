@@ -45,7 +45,7 @@ def lone_surrogates(doors: Doors, rng: random.Random, seconds: float) -> Report:
     return Report(f"{sent} datagrams with a lone surrogate", "read on", wrong)
 
 
-@kind("cyrus", 12, names=r"(?i)cyrus", within=9)
+@kind("cyrus", 20, names={"cyrus"}, within=16)
 def cyrus_drain_stopped(doors: Doors, rng: random.Random, seconds: float) -> Report:
     """SIGSTOP for the process that empties Cyrus' socket; it goes on at the end."""
     children = Path(f"/proc/{doors.pid}/task/{doors.pid}/children").read_text().split()

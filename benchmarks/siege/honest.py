@@ -205,13 +205,7 @@ class Door(threading.Thread):
     def _ask(self, user: str, mailbox: str) -> str:
         doors = self._honest.doors
         if self._connection is None:
-            match self._door.split()[-1]:
-                case "UNIX":
-                    self._connection = doors.line(PATIENCE)
-                case "HTTP":
-                    self._connection = doors.tcp(HONEST, PATIENCE)
-                case _:
-                    self._connection = doors.tls("http/1.1", HONEST, PATIENCE)
+            self._connection = doors.open(self._door.split()[-1], HONEST, PATIENCE)
         if self._door.endswith("UNIX"):
             named = f'dovecot-username="{user}"\tdovecot-mailbox="{mailbox}"'
             request = f'NOTIFY {named}\tevents=("MessageNew")\r\n'.encode()
