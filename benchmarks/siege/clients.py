@@ -6,7 +6,6 @@ import contextlib
 import random
 import socket
 import time
-from collections import Counter
 from collections.abc import Callable
 from functools import partial
 
@@ -18,16 +17,6 @@ LINE = b'NOTIFY dovecot-username="nobody"\tdovecot-mailbox="INBOX"\tevents=("Mes
 MANY = 500
 """Connections: more than the daemon of the siege has slots for on one listener."""
 BODY = 256 * 1024
-DOUBTS = {
-    "obs-fold": b"Host: x\r\nContent-Length:\r\n %d\r\n\r\n",
-    "another header folded": b"Host: x\r\nX: a\r\n b\r\nContent-Length: %d\r\n\r\n",
-    "bare LF": b"Host: x\nContent-Length: %d\r\n\r\n",
-    "blank before the colon": b"Host: x\r\nContent-Length : %d\r\n\r\n",
-    "two lengths": b"Host: x\r\nContent-Length: 1\r\nContent-Length: %d\r\n\r\n",
-    "length and chunks": b"Host: x\r\nContent-Length: %d\r\nTransfer-Encoding: chunked\r\n\r\n",
-    "signed length": b"Host: x\r\nContent-Length: +%d\r\n\r\n",
-    "bare CR": b"Host: x\rX: y\r\nContent-Length: %d\r\n\r\n",
-}
 
 
 @kind("clients", 6)
@@ -39,21 +28,6 @@ def answers_never_read(doors: Doors, rng: random.Random, seconds: float) -> Repo
         sent = push_out(connection, data, end)
         hold_until(end)
     return Report(f"{len(data) >> 10} KiB over {name} without reading", f"took {sent >> 10} KiB")
-
-
-@kind("clients", 6)
-def slow_headers(doors: Doors, rng: random.Random, seconds: float) -> Report:
-    end = time.monotonic() + seconds
-    opened = _open(doors.tcp, 150, end)
-    for connection in opened:
-        push_out(connection, b"POST /notify HTTP/1.1\r\nHost: x\r\nX: ", end)
-    while time.monotonic() < end:
-        for connection in opened:
-            with contextlib.suppress(OSError):
-                connection.send(b"x")
-        time.sleep(0.3)
-    _close(opened)
-    return Report(f"{len(opened)} requests, a byte each 0.3 s", "-")
 
 
 @kind("clients", 6)
@@ -69,7 +43,7 @@ def idle_connections(doors: Doors, rng: random.Random, seconds: float) -> Report
     return Report(f"{len(opened)} connections over {name}", f"closed {closed} of them", wrong)
 
 
-@kind("clients", 8, memory=64 + 32)
+@kind("clients", 8, memory=64 + 48)
 def half_sent_bodies(doors: Doors, rng: random.Random, seconds: float) -> Report:
     end = time.monotonic() + seconds
     head = b"POST /register HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % BODY
@@ -82,23 +56,6 @@ def half_sent_bodies(doors: Doors, rng: random.Random, seconds: float) -> Report
     return Report(
         f"{len(opened)} bodies but for their last byte", f"503 to {refused}, {sent >> 20} MiB"
     )
-
-
-@kind("clients", 4)
-def framing_doubts(doors: Doors, rng: random.Random, seconds: float) -> Report:
-    """On each, the connection is to be closed, and what follows is no request."""
-    wrong = []
-    answers: Counter[str] = Counter()
-    for name, head in DOUBTS.items():
-        with doors.tcp() as connection:
-            connection.sendall(b"POST /notify HTTP/1.1\r\n" + head % len(NOTICE) + NOTICE + POST)
-            said, ended = read_all(connection, 8)
-        first = said[9:12].decode() or "nothing"
-        answers[first] += 1
-        if not ended or said.count(b"HTTP/1.1 ") > 1 or first.startswith("2"):
-            wrong.append(f"{name}: {said.count(b'HTTP/1.1 ')} answers, the first is {first}")
-    did = ", ".join(f"{count} x {first}" for first, count in answers.items())
-    return Report(f"{len(DOUBTS)} requests of doubtful length, one behind each", did, wrong)
 
 
 def _open(connect: Callable[[], socket.socket], number: int, end: float) -> list[socket.socket]:

@@ -7,7 +7,6 @@ import random
 import ssl
 import struct
 import time
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
@@ -109,20 +108,3 @@ def floods_of_frames(doors: Doors, rng: random.Random, seconds: float) -> Report
         time.sleep(0.05)
     told = f"{flood.__name__.strip('_').replace('_', ' ')}, {sent >> 10} KiB"
     return Report(told, f"ended {max(0, lives - 1)} connections")
-
-
-@kind("clients", 4)
-def connect_without_path(doors: Doors, rng: random.Random, seconds: float) -> Report:
-    """If there is a traceback in the log, it is found there."""
-    kinds: Counter[int] = Counter()
-    for _ in range(10):
-        with contextlib.suppress(OSError), _connect(doors) as connection:
-            ended = END_HEADERS | END_STREAM
-            connection.sendall(_headers(1, ended, method="CONNECT", path="", scheme=""))
-            said, _ = read_all(connection, 0.3)
-            while len(said) >= 9:
-                kinds[said[3]] += 1
-                said = said[9 + int.from_bytes(said[:3], "big") :]
-    told = kinds[HEADERS] + kinds[RST_STREAM] + kinds[GOAWAY]
-    did = f"{kinds[HEADERS]} answers, {kinds[RST_STREAM]} resets, {kinds[GOAWAY]} GOAWAY"
-    return Report("10 x CONNECT without :path", did, [] if told else ["it was not answered"])

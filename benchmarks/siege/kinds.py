@@ -132,7 +132,7 @@ class Kind:
     names: Collection[str] = ()
     """Causes (`xaps.admin.health.CAUSES`) of which ``status`` must tell one."""
     within: float = 0
-    """Seconds after which it must be told; health looks every 5, and believes what it sees twice."""
+    """Seconds after which it must be told: health looks every 5, and trusts what it sees twice."""
     refuses: bool = False
     """Whether honest clients may be refused meanwhile."""
     memory: float = 0

@@ -80,7 +80,6 @@ class Stage:
     """
     :ivar samples: taken twice a second while the daemon runs.
     :ivar stops: how many seconds each stop has taken.
-    :ivar lost: phones whose push was neither delivered nor on disk after a stop.
     :ivar unread: holds, until the next stop, who reads the daemon's log.
     :ivar apple: to be held by who makes APNs misbehave.
     """
@@ -123,7 +122,6 @@ class Stage:
         self.honest = Honest(self.doors, lambda: self.apns.pushes)
         self.samples: list[Sample] = []
         self.stops: list[float] = []
-        self.lost: set[int] = set()
         self.starts: list[float] = []
         self._over = threading.Event()
         self._watcher = threading.Thread(target=self._watch, daemon=True)
@@ -159,7 +157,6 @@ class Stage:
         owed = self.honest.owed_now()
         if lost := owed - {int(token, 16) for token in self.rows("flags", "device_token")}:
             wrong.append(f"the push to {len(lost)} of {len(owed)} phones was lost at the stop")
-            self.lost |= lost
         return wrong
 
     def kill(self) -> None:
