@@ -5,8 +5,9 @@ an honest IMAP server and honest phones hold it to its promises.
 ends with a table, and with status 1 on any breach of these:
 
 * **Loss.** Each notice that was answered with success leads to a push that names the mailbox, or is
-  owed on disk after each stop and at the end; every honest phone is still registered. No honest
-  client is refused, but for what the disk or the daemon's end explains.
+  owed on disk after each stop; when all is well again, nobody is owed one `PATIENCE` after a
+  restart, and every honest phone is still registered. No honest client is refused, but for what
+  the disk or the daemon's end explains.
 * **Truth.** ``status`` and ``/healthz`` name the cause of a failure while there is one.
 * **The stop** takes 20 s at the most, whatever goes on.
 * **Times**, in a run of five minutes and more, since a busy machine belies them: 99 % of the honest
@@ -44,6 +45,8 @@ ELSEWHERE = ("clients", "cyrus")
 REST = Kind("(none)", "", lambda *_: Report("nothing", "-"), 4)
 LONG = 300.0
 """Seconds from which on times are judged."""
+LAST_LIFE = 0.6
+"""The part of a long run that is one life of the daemon, whose memory is looked at."""
 PATIENCE, ENDING = 40.0, 18.0
 """Seconds at the most for the last pushes, and kept for them of the seconds of a run."""
 P99 = 50.0
@@ -119,8 +122,7 @@ class Siege:
     # ------------------------------------------------------------ attacks
 
     def _lane(self, lane: str, rng: random.Random) -> None:
-        # In a long run the last 60 % are one life of the daemon, whose memory is looked at.
-        ends = 0.6 * self._load if lane == "host" and self._long else 0
+        ends = LAST_LIFE * self._load if lane == "host" and self._long else 0
         while True:
             with self._dealing:
                 deck = self._decks.setdefault(lane, [])
@@ -132,11 +134,14 @@ class Siege:
                     return
                 kind = fitting[0]
                 deck.remove(kind)
-            self._attack(kind, random.Random(rng.random()), self._seconds(kind))
+                seconds = self._seconds(kind)
+            self._attack(kind, random.Random(rng.random()), seconds)
             time.sleep(rng.uniform(2, 6) if lane == "host" else rng.uniform(0, 1))
 
     def _seconds(self, kind: Kind) -> float:
-        return (self._long and kind.lasting) or kind.seconds
+        # Attacks that last would keep others from their turn who restart the daemon.
+        last_life = self._long and self._left < LAST_LIFE * self._load
+        return (last_life and kind.lasting) or kind.seconds
 
     def _attack(self, kind: Kind, rng: random.Random, seconds: float) -> None:
         stage = self._stage
@@ -236,21 +241,14 @@ class Siege:
         if violations := stage.apns.violations:
             self.wrong.append(f"{len(violations)} breaks of HTTP/2: {sorted(set(violations))[:3]}")
         excused = [window for window in self._windows if window.kind.refuses]
-        troubled = [
-            each
+        troubles = Counter(
+            f"{each.door}: {each.trouble}; meanwhile: "
+            + ", ".join(window.kind.name for window in self._windows if window.touches(each))
             for each in honest.asked
             if each.trouble and not any(window.touches(each, EXCUSED) for window in excused)
-        ]
-        troubles = Counter(f"{each.door}: {each.trouble}" for each in troubled)
-        meanwhile = Counter(
-            w.kind.name for each in troubled for w in self._windows if w.touches(each)
         )
         for told, count in troubles.most_common(5):
             self.wrong.append(f"{count} honest notices were refused, {told}")
-        if troubled:
-            self.wrong.append(
-                f"meanwhile: {', '.join(name for name, _ in meanwhile.most_common(4))}"
-            )
 
     def _judge_log(self) -> None:
         log = self._stage.daemon.log
