@@ -161,31 +161,26 @@ class Siege:
             report.wrong.append("the daemon has ended by itself: " + stage.daemon.log[-1][-150:])
             stage.honest.gate.shut()
             stage.start()
-        elif undisturbed:
-            report.wrong += self._truth(kind, begun, report)
+        elif undisturbed and not report.wrong:
+            report.wrong += self._truth(kind, begun)
         self._windows.append(Window(kind, begun, time.monotonic(), report))
         told = "; ".join(report.wrong) or "good"
         print(f"{begun - self._begun:5.0f} s  {kind.name}: {report.did}: {told}", flush=True)
 
-    def _truth(self, kind: Kind, begun: float, report: Report) -> list[str]:
-        """What is wrong with what ``status`` says, and with memory."""
+    def _truth(self, kind: Kind, begun: float) -> list[str]:
+        """What is wrong with what ``status`` says."""
         wrong = []
         samples = self._stage.between(begun, time.monotonic())
         if sum(sample.status is None for sample in samples) > len(samples) / 2:
             wrong.append("status was mute")
         after = [sample for sample in samples if sample.at > begun + kind.within]
-        if kind.names and after and not report.wrong:
+        if kind.names and after:
             told = [sample for sample in after if sample.tells(kind.names)]
             if not told:
                 why = (after[-1].status or {}).get("why") or "all is good"
                 wrong.append(f"status said nothing of {', '.join(kind.names)}, but {why}")
             if codes := {sample.healthz for sample in told if sample.failing} - {503}:
                 wrong.append(f"/healthz was answered {codes}")
-        if kind.memory and samples:
-            grown = (max(s.memory for s in samples) - samples[0].memory) / 2**20
-            report.did += f", memory {grown:+.0f} MiB"
-            if grown > kind.memory:
-                wrong.append(f"memory grew by {grown:.0f} MiB")
         return wrong
 
     # ------------------------------------------------------------ the end

@@ -135,8 +135,6 @@ class Kind:
     """Seconds after which it must be told: health looks every 5, and trusts what it sees twice."""
     refuses: bool = False
     """Whether honest clients may be refused meanwhile."""
-    memory: float = 0
-    """MiB that memory may grow by meanwhile; 0: that is not judged."""
 
 
 KINDS: list[Kind] = []
