@@ -154,14 +154,17 @@ class Siege:
             else:
                 report = kind.run(stage, rng, seconds)
         except Exception as error:
-            report = Report("-", "-", [f"{type(error).__name__}: {str(error)[:200]}"])
+            report = Report("-", "-", [f"{type(error).__name__}: {str(error)[-300:]}"])
         undisturbed = life == stage.honest.gate.life
         if not undisturbed and kind.lane != "host":
             report.did, report.wrong = "(restarted meanwhile)", []
-        if not stage.daemon.running and stage.honest.gate.is_open:
+        if not stage.daemon.running and (kind.lane == "host" or stage.honest.gate.is_open):
             report.wrong.append("the daemon has ended by itself: " + stage.daemon.log[-1][-150:])
             stage.honest.gate.shut()
-            stage.start()
+            try:
+                stage.start()
+            finally:
+                stage.honest.gate.open()  # or all others would wait for ever
         elif undisturbed and not report.wrong:
             report.wrong += self._truth(kind, begun)
         self._windows.append(Window(kind, begun, time.monotonic(), report))

@@ -35,6 +35,12 @@ class Doors:
     def pid(self) -> int:
         return int((self.folder / "pid").read_text())
 
+    @property
+    def drains(self) -> list[int]:
+        """The processes, one as a rule, that empty Cyrus' socket."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        return [int(p) for p in children if "drain" in Path(f"/proc/{p}/cmdline").read_text()]
+
     def tcp(self, source: str = ATTACKER, patience: float = 10, port: int = 0) -> socket.socket:
         address = ("127.0.0.1", port or self.http)
         connection = socket.create_connection(address, patience, source_address=(source, 0))

@@ -161,8 +161,11 @@ class Stage:
 
     def kill(self) -> None:
         self.honest.gate.shut()
-        at = time.time()
+        at, drains = time.time(), self.doors.drains
         self.daemon.kill()
+        for drain in drains:  # as does systemd, since one that was stopped keeps the socket
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(drain, signal.SIGKILL)
         self.honest.ledger.killed(at)
 
     def pretend(self, name: str, text: str | None = "") -> None:
