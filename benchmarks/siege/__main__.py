@@ -52,9 +52,10 @@ PATIENCE, ENDING = 40.0, 18.0
 P99 = 1000.0
 """Milliseconds, with up to five attacks at a time on a few processors that attackers share; what
 one attack alone may cost others is for `benchmarks.hostile` to judge."""
-WARM_UP, SLOT, SLOPE = 60.0, 15.0, 1.0
+WARM_UP, SLOT, SLOPE = 60.0, 15.0, 10.0
 """Seconds after the last start, and MiB a minute by which memory may grow from then on: what it has
-at the least in each of so many seconds."""
+at the least in each of so many seconds. It is not warm for long: a small slope is for ``make soak``
+to judge."""
 EXCUSED = 5.0
 """Seconds for which what refuses honest clients may go on to do so."""
 
