@@ -204,21 +204,22 @@ class Door(threading.Thread):
 
     def _ask(self, user: str, mailbox: str) -> str:
         doors = self._honest.doors
+        kept = self._connection is not None
         if self._connection is None:
-            match self._door.split()[-1]:
-                case "UNIX":
-                    self._connection = doors.line(PATIENCE)
-                case "HTTP":
-                    self._connection = doors.tcp(HONEST, PATIENCE)
-                case _:
-                    self._connection = doors.tls("http/1.1", HONEST, PATIENCE)
+            self._connection = doors.open(self._door.split()[-1], HONEST, PATIENCE)
         if self._door.endswith("UNIX"):
             named = f'dovecot-username="{user}"\tdovecot-mailbox="{mailbox}"'
             request = f'NOTIFY {named}\tevents=("MessageNew")\r\n'.encode()
         else:
             request = notice(user, mailbox)
-        self._connection.sendall(request)
-        return self._connection.recv(4096).decode("latin-1")
+        answer = b""
+        with contextlib.suppress(ConnectionError):
+            self._connection.sendall(request)
+            answer = self._connection.recv(4096)
+        if not answer and kept:  # it had to make room: clients ask again, by a new one
+            self._hang_up()
+            return self._ask(user, mailbox)
+        return answer.decode("latin-1")
 
     def _hang_up(self) -> None:
         if self._connection is not None:

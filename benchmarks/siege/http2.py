@@ -7,15 +7,14 @@ import random
 import ssl
 import struct
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 
 from hpack import Encoder
 
-from benchmarks.load import cpu_seconds
 from benchmarks.siege.clients import MANY, NOTICE
-from benchmarks.siege.kinds import HONEST, Doors, Report, hold_until, kind, push_out, read_all
+from benchmarks.siege.kinds import HONEST, Doors, Report, kind, push_out, read_all
 from tests.standins.steps import frame
 
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PING, GOAWAY = 0, 1, 2, 3, 4, 6, 7
@@ -28,9 +27,9 @@ CANCEL = struct.pack("!I", 8)
 IDLE = b"".join(frame(PRIORITY, 0, stream, b"\0\0\0\0\x10") for stream in (101, 103, 105))
 
 
-def _connect(doors: Doors, window: int = 65535) -> ssl.SSLSocket:
+def _connect(doors: Doors) -> ssl.SSLSocket:
     connection = doors.tls("h2", patience=3)
-    connection.sendall(PREFACE + frame(SETTINGS, 0, 0, WINDOW.pack(4, window)))
+    connection.sendall(PREFACE + frame(SETTINGS, 0, 0, b""))
     return connection
 
 
@@ -67,86 +66,45 @@ def priority_on_idle_streams(doors: Doors, rng: random.Random, seconds: float) -
     return Report(f"{made} connections with PRIORITY for idle streams", "let go of them", wrong)
 
 
-@kind("clients", 8)
-def zero_window(doors: Doors, rng: random.Random, seconds: float) -> Report:
-    end = time.monotonic() + seconds
-    requests = b"".join(  # with answers that have a body
-        _headers(stream, path="/") + frame(DATA, END_STREAM, stream, NOTICE)
-        for stream in range(1, 200, 2)
-    )
-    share = 0.0
-    with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
-        for _ in range(5):
-            stack.enter_context(_connect(doors, window=0)).sendall(requests)
-        time.sleep(2)
-        before, begun = cpu_seconds(doors.pid), time.monotonic()
-        hold_until(end)
-        share = 100 * (cpu_seconds(doors.pid) - before) / max(0.1, time.monotonic() - begun)
-    return Report("5 x 100 requests with a window of 0", f"used {share:.0f} % of a processor")
+def _resets() -> Iterator[bytes]:
+    for start in range(1, 2**31 - 200, 200):
+        streams = range(start, start + 200, 2)
+        yield b"".join(_headers(s) + frame(RST_STREAM, 0, s, CANCEL) for s in streams)
+
+
+def _continuations() -> Iterator[bytes]:
+    yield _headers(1, flags=0)
+    yield from repeat(frame(CONTINUATION, 0, 1, Encoder().encode([("x", "y" * 8000)])))
+
+
+def _acknowledgements() -> Iterator[bytes]:
+    """They are wanted, and not read."""
+    pair = frame(SETTINGS, 0, 0, WINDOW.pack(4, 65535)) + frame(PING, 0, 0, b"12345678")
+    yield from repeat(pair * 100)
+
+
+def _closed_window() -> Iterator[bytes]:
+    """For the bodies of the answers; then signs of life."""
+    yield frame(SETTINGS, 0, 0, WINDOW.pack(4, 0))
+    for stream in range(1, 200, 2):
+        yield _headers(stream, path="/") + frame(DATA, END_STREAM, stream, NOTICE)
+    yield from repeat(frame(PING, 0, 0, b"12345678"))
 
 
 @kind("clients", 6)
-def rapid_reset(doors: Doors, rng: random.Random, seconds: float) -> Report:
-    def pairs() -> Iterator[bytes]:
-        for start in range(1, 2**31 - 200, 200):
-            streams = range(start, start + 200, 2)
-            yield b"".join(_headers(s) + frame(RST_STREAM, 0, s, CANCEL) for s in streams)
-
-    return _flood(doors, pairs, seconds)
-
-
-@kind("clients", 5)
-def continuation_flood(doors: Doors, rng: random.Random, seconds: float) -> Report:
-    part = frame(CONTINUATION, 0, 1, Encoder().encode([("x", "y" * 8000)], huffman=False))
-
-    def parts() -> Iterator[bytes]:
-        yield _headers(1, flags=0)
-        while True:
-            yield part
-
-    return _flood(doors, parts, seconds)
-
-
-@kind("clients", 5)
-def control_frames_flood(doors: Doors, rng: random.Random, seconds: float) -> Report:
-    """SETTINGS and PING, whose acknowledgements are not read."""
-    pair = frame(SETTINGS, 0, 0, WINDOW.pack(4, 65535)) + frame(PING, 0, 0, b"12345678")
-
-    def pairs() -> Iterator[bytes]:
-        while True:
-            yield pair * 100
-
-    return _flood(doors, pairs, seconds)
-
-
-def _flood(doors: Doors, frames: Callable[[], Iterator[bytes]], seconds: float) -> Report:
+def floods_of_frames(doors: Doors, rng: random.Random, seconds: float) -> Report:
     """On one connection after the other."""
     end = time.monotonic() + seconds
     sent = lives = 0
+    flood = rng.choice([_resets, _continuations, _acknowledgements, _closed_window])
     while time.monotonic() < end:
         with contextlib.suppress(OSError), _connect(doors) as connection:
             lives += 1
-            for data in frames():
+            for data in flood():
                 taken = push_out(connection, data, end)
                 sent += taken
                 if taken < len(data):
                     break
         time.sleep(0.05)
-    return Report(f"{sent >> 10} KiB of frames", f"ended {max(0, lives - 1)} connections")
-
-
-@kind("clients", 4)
-def connect_without_path(doors: Doors, rng: random.Random, seconds: float) -> Report:
-    """If there is a traceback in the log, it is found there."""
-    kinds: Counter[int] = Counter()
-    for _ in range(10):
-        with contextlib.suppress(OSError), _connect(doors) as connection:
-            ended = END_HEADERS | END_STREAM
-            connection.sendall(_headers(1, ended, method="CONNECT", path="", scheme=""))
-            said, _ = read_all(connection, 0.3)
-            while len(said) >= 9:
-                kinds[said[3]] += 1
-                said = said[9 + int.from_bytes(said[:3], "big") :]
-    told = kinds[HEADERS] + kinds[RST_STREAM] + kinds[GOAWAY]
-    did = f"{kinds[HEADERS]} answers, {kinds[RST_STREAM]} resets, {kinds[GOAWAY]} GOAWAY"
-    return Report("10 x CONNECT without :path", did, [] if told else ["it was not answered"])
+    told = f"{flood.__name__.strip('_').replace('_', ' ')}, {sent >> 10} KiB"
+    return Report(told, f"ended {max(0, lives - 1)} connections")

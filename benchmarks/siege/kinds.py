@@ -8,7 +8,7 @@ import random
 import socket
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,12 @@ class Doors:
     def pid(self) -> int:
         return int((self.folder / "pid").read_text())
 
+    @property
+    def drains(self) -> list[int]:
+        """The processes, one as a rule, that empty Cyrus' socket."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        return [int(p) for p in children if "drain" in Path(f"/proc/{p}/cmdline").read_text()]
+
     def tcp(self, source: str = ATTACKER, patience: float = 10, port: int = 0) -> socket.socket:
         address = ("127.0.0.1", port or self.http)
         connection = socket.create_connection(address, patience, source_address=(source, 0))
@@ -48,6 +54,16 @@ class Doors:
         except BaseException:
             plain.close()
             raise
+
+    def open(self, name: str, source: str, patience: float = 10) -> socket.socket:
+        """At the door with that name: ``UNIX``, ``HTTP`` or ``HTTPS``."""
+        match name:
+            case "UNIX":
+                return self.line(patience)
+            case "HTTP":
+                return self.tcp(source, patience)
+            case _:
+                return self.tls("http/1.1", source, patience)
 
     def line(self, patience: float = 10, path: str = "") -> socket.socket:
         """The UNIX socket of the line protocol."""
@@ -119,27 +135,29 @@ class Kind:
     """That it lasts, about."""
     lasting: float = 0
     """The same in a long run."""
-    names: str = ""
-    """A pattern for what ``status`` must tell of it."""
+    names: Collection[str] = ()
+    """Causes (`xaps.admin.health.CAUSES`) of which ``status`` must tell one."""
     within: float = 0
-    """Seconds after which it must be told."""
+    """Seconds after which it must be told: health looks every 5, and trusts what it sees twice."""
     refuses: bool = False
     """Whether honest clients may be refused meanwhile."""
-    memory: float = 0
-    """MiB that memory may grow by meanwhile; 0: that is not judged."""
 
 
 KINDS: list[Kind] = []
 
 
+def declare(name: str, lane: str, seconds: float, run: Attack, **facts: Any) -> None:
+    KINDS.append(Kind(name, lane, run, seconds, **facts))
+
+
 def kind(lane: str, seconds: float, **facts: Any) -> Callable[[Attack], Attack]:
     """Declare an attack; the function's name is its name."""
 
-    def declare(run: Attack) -> Attack:
-        KINDS.append(Kind(run.__name__.replace("_", " "), lane, run, seconds, **facts))
+    def decorate(run: Attack) -> Attack:
+        declare(run.__name__.replace("_", " "), lane, seconds, run, **facts)
         return run
 
-    return declare
+    return decorate
 
 
 def hold_until(end: float) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import resource
 import shutil
 import signal
@@ -12,12 +11,14 @@ import sqlite3
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import attrs
 
-from benchmarks.siege.honest import Honest
+from benchmarks.load import token
+from benchmarks.siege.honest import PHONES, Honest
 from benchmarks.siege.kinds import Doors
 from tests import pki
 from tests.peers.daemon import Daemon
@@ -65,11 +66,10 @@ class Sample:
     memory: int
     """Bytes."""
 
-    def tells(self, pattern: str) -> bool:
-        """Whether it says that not all is well, and why."""
-        if self.status is None or self.status["health"] == "good":
-            return False
-        return re.search(pattern, "; ".join(self.status["why"])) is not None
+    def tells(self, causes: Collection[str]) -> bool:
+        """Whether it says that not all is well, for one of these."""
+        troubles = [] if self.status is None else self.status["troubles"]
+        return any(trouble["cause"] in causes for trouble in troubles)
 
     @property
     def failing(self) -> bool:
@@ -80,7 +80,6 @@ class Stage:
     """
     :ivar samples: taken twice a second while the daemon runs.
     :ivar stops: how many seconds each stop has taken.
-    :ivar lost: phones whose push was neither delivered nor on disk after a stop.
     :ivar unread: holds, until the next stop, who reads the daemon's log.
     :ivar apple: to be held by who makes APNs misbehave.
     """
@@ -123,7 +122,6 @@ class Stage:
         self.honest = Honest(self.doors, lambda: self.apns.pushes)
         self.samples: list[Sample] = []
         self.stops: list[float] = []
-        self.lost: set[int] = set()
         self.starts: list[float] = []
         self._over = threading.Event()
         self._watcher = threading.Thread(target=self._watch, daemon=True)
@@ -159,13 +157,15 @@ class Stage:
         owed = self.honest.owed_now()
         if lost := owed - {int(token, 16) for token in self.rows("flags", "device_token")}:
             wrong.append(f"the push to {len(lost)} of {len(owed)} phones was lost at the stop")
-            self.lost |= lost
         return wrong
 
     def kill(self) -> None:
         self.honest.gate.shut()
-        at = time.time()
+        at, drains = time.time(), self.doors.drains
         self.daemon.kill()
+        for drain in drains:  # as does systemd, since one that was stopped keeps the socket
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(drain, signal.SIGKILL)
         self.honest.ledger.killed(at)
 
     def pretend(self, name: str, text: str | None = "") -> None:
@@ -177,13 +177,19 @@ class Stage:
             file.write_text(text)
 
     @contextlib.contextmanager
-    def few_files(self, left: int) -> Any:
-        """The daemon may open no more than so many more."""
+    def few_files(self, number: int) -> Iterator[Callable[[], int]]:
+        """The daemon may open no more than so many more; yields what tells how many are left."""
         pid = self.daemon.pid
-        opened = len(list(Path(f"/proc/{pid}/fd").iterdir()))
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, (opened + left, FILES))
+
+        def free() -> list[int]:
+            opened = {int(file.name) for file in Path(f"/proc/{pid}/fd").iterdir()}
+            return [file for file in range(limit) if file not in opened]
+
+        limit = FILES
+        limit = free()[number]
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, FILES))
         try:
-            yield
+            yield lambda: len(free())
         finally:
             with contextlib.suppress(ProcessLookupError):
                 resource.prlimit(pid, resource.RLIMIT_NOFILE, (FILES, FILES))
@@ -206,9 +212,10 @@ class Stage:
 
     # ------------------------------------------------------------ what it tells
 
-    def phones(self) -> int:
-        """How many are registered, by the daemon's own account; :exc:`OSError` if it is mute."""
-        return int(self.doors.status()["phones"])
+    def honest_on_disk(self) -> set[str]:
+        """The honest phones that are registered."""
+        honest = {token(phone) for phone in range(PHONES)}
+        return honest.intersection(self.rows("registrations", "device_token"))
 
     def between(self, begun: float, ended: float) -> list[Sample]:
         return [sample for sample in self.samples if begun <= sample.at <= ended]
