@@ -45,6 +45,7 @@ class GarbageTests(EndToEndTestCase):
         daemon = self.make_daemon(apns.url, delay=0.01, checkInterval=0.01)
         daemon.prelude = PRELUDE
         daemon.start()
+        daemon.wait_for_log("Connected to APNs")
         daemon.register("alice", ACCOUNT, PHONE)
         self.begin(daemon)
         return apns, daemon
@@ -71,7 +72,6 @@ class GarbageTests(EndToEndTestCase):
 
     def test_connections_to_apns_leave_none_of_their_state(self) -> None:
         apns, daemon = self.start()
-        daemon.wait_for_log("Connected to APNs")
         for number in (1, 2):
             daemon.notify("alice")
             apns.wait_for(number)

@@ -206,7 +206,7 @@ class RegistrationTests(SynchronousTestCase):
     def test_deep_nesting_is_refused(self) -> None:
         for opening in (b"[", b'{"a":'):
             self.assertEqual(
-                self.refused(opening * 40_000), "the body is not JSON: it is nested too deeply"
+                self.refused(opening * 1_000_000), "the body is not JSON: it is nested too deeply"
             )
 
     def test_no_reason_holds_the_device_token(self) -> None:

@@ -72,7 +72,8 @@ class Nghttpd:
         self.port = port or free_port()
         self._child = Child(
             [
-                *(program, "-v", "--verify-client", "-a", "127.0.0.1"),
+                # Newer ones keep their lines to themselves where nobody looks on.
+                *("stdbuf", "--output=L", program, "-v", "--verify-client", "-a", "127.0.0.1"),
                 *("-m", str(streams), "-d", folder / "htdocs"),
                 *(str(self.port), key, certificate),
             ],
