@@ -84,7 +84,7 @@ class BadTokensTests(EndToEndTestCase):
         daemon.wait_for_log("APNs calls most device tokens bad")
         deadline = time.monotonic() + PATIENCE
         while len(kept := self.ctl(daemon, "devices")) > len(PHONES) - 2:
-            self.assertLess(time.monotonic(), deadline, "two were called gone before it was doubted")
+            self.assertLess(time.monotonic(), deadline, "two were gone before it was doubted")
             time.sleep(0.05)
         self.assertEqual(len(kept), len(PHONES) - 2)
         apns.forget_answers()
