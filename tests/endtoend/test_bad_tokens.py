@@ -31,6 +31,7 @@ class BadTokensTests(EndToEndTestCase):
             daemon.register(user, ACCOUNT, token)
         for user in phones:
             self.assertEqual(daemon.http_notify(user)[0], 200)
+        apns.wait_for(len(phones))
         return apns, daemon
 
     def assert_pushed(self, apns: APNsProcess, phones: dict[str, str]) -> None:
@@ -55,7 +56,6 @@ class BadTokensTests(EndToEndTestCase):
 
     def test_when_all_tokens_are_called_bad_nothing_is_pushed_before_one_is_good(self) -> None:
         apns, daemon = self.start_ill(PHONES)
-        apns.wait_for(len(PHONES))
         daemon.wait_for_log("APNs calls most device tokens bad")
         self.assertEqual([daemon.http_notify(user)[0] for user in PHONES], [200] * len(PHONES))
         self.assertTrue(apns.quiet(1), "they are left alone")
@@ -80,7 +80,6 @@ class BadTokensTests(EndToEndTestCase):
 
     def test_an_apns_that_calls_every_phone_gone_does_not_empty_the_registry(self) -> None:
         apns, daemon = self.start_ill(PHONES, 410, "Unregistered")
-        apns.wait_for(len(PHONES))
         daemon.wait_for_log("APNs calls most device tokens bad")
         deadline = time.monotonic() + PATIENCE
         while len(kept := self.ctl(daemon, "devices")) > len(PHONES) - 2:
