@@ -16,7 +16,7 @@ DEBIAN_PYTHON ?= /usr/bin/python3
 TRIAL = -m twisted.trial
 TESTS ?= tests
 # More than there are processors: many tests wait for a process or a deadline.
-JOBS ?= 4
+JOBS ?= 6
 RUNS ?= 1000000
 
 .PHONY: try test lint types test-debian check bench soak soak-short siege siege-short fuzz deb test-deb \
