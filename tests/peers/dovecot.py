@@ -10,6 +10,7 @@ folders, as it does on most servers); Lua is part of Debian's ``dovecot-core``.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import grp
 import imaplib
@@ -274,23 +275,32 @@ class Dovecot:
         if os.geteuid() == 0:
             for path in (self.folder, *self.folder.iterdir()):
                 os.chown(path, account.pw_uid, account.pw_gid)
-        with (self.folder / "stderr").open("wb") as stderr:
-            self._process = subprocess.Popen(
-                [_PROGRAM, "-F", "-c", self.folder / "dovecot.conf"],
-                cwd=self.folder,
-                stdin=subprocess.DEVNULL,
-                stdout=stderr,
-                stderr=stderr,
-                start_new_session=True,
-                **_identity(account),
-            )
-        self._wait_until_it_listens()
+        for tries_left in (2, 1, 0):
+            with (self.folder / "stderr").open("wb") as stderr:
+                self._process = subprocess.Popen(
+                    [_PROGRAM, "-F", "-c", self.folder / "dovecot.conf"],
+                    cwd=self.folder,
+                    stdin=subprocess.DEVNULL,
+                    stdout=stderr,
+                    stderr=stderr,
+                    start_new_session=True,
+                    **_identity(account),
+                )
+            try:
+                self._wait_until_it_listens()
+                break
+            except RuntimeError:
+                # Beside many other servers one ended at once, rarely. A wrong configuration ends
+                # each of them.
+                if not tries_left or self._process.poll() is None:
+                    raise
 
     def stop(self) -> None:
         """End the server and remove everything that it wrote."""
         if self._process is not None:
             # Asked politely, it takes a second; there is nothing here that it could spoil.
-            os.killpg(self._process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it has ended, and its children
+                os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._process = None
         shutil.rmtree(self.folder, ignore_errors=True)
