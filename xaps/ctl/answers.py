@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from xaps.system.console import one_line
+from xaps.system.console import counted, one_line
 
 _UNITS = (("day", 86400), ("hour", 3600), ("minute", 60), ("second", 1))
 
@@ -57,7 +57,7 @@ def status(answer: Answer) -> Iterator[str]:
     yield f"xapsd is {answer['health']}"
     for trouble in answer["troubles"]:
         yield f"  ! {one_line(trouble['text'])} (for {duration(now - trouble['since'])})"
-    waiting = _count(answer["waiting"], "push", "es")
+    waiting = counted(answer["waiting"], "push")
     values = {
         "Version": answer["version"],
         "Uptime": f"{duration(now - answer['started_at'])} (process {answer['pid']})",
@@ -80,7 +80,7 @@ def _connection(connection: Answer, now: float) -> str:
         return (
             f"connected to {connection['peer']} for {since}; {connection['connections']} open, "
             f"{connection['connections_made']} made, "
-            f"{_count(connection['stream_limit'], 'push', 'es')} at a time"
+            f"{counted(connection['stream_limit'], 'push')} at a time"
         )
     text = f"{state} for {since}"
     if connection["next_attempt"] is not None:
@@ -169,11 +169,7 @@ def duration(seconds: float) -> str:
     for unit, length in _UNITS:
         number, rest = divmod(rest, length)
         if number:
-            parts.append(_count(number, unit, "s"))
+            parts.append(counted(number, unit))
         elif parts:
             break
     return " ".join(parts[:2]) or "0 seconds"
-
-
-def _count(number: int, noun: str, plural: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}{plural}"

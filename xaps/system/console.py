@@ -1,4 +1,5 @@
-"""What the commands print: kept until they end, and then written where one error can be told."""
+"""What people read: how the commands print it, kept until they end and then written where one error
+can be told, and its words."""
 
 from __future__ import annotations
 
@@ -56,6 +57,15 @@ def one_line(text: str) -> str:
         character if character.isprintable() else character.encode("unicode_escape").decode()
         for character in text
     )
+
+
+def counted(number: int, noun: str) -> str:
+    """So many of them: ``1 push``, ``2 pushes``."""
+    if number == 1:
+        return f"1 {noun}"
+    if noun.endswith(("sh", "x")):
+        return f"{number} {noun}es"
+    return f"{number} {noun[:-1]}ies" if noun.endswith("ry") else f"{number} {noun}s"
 
 
 def _held(data: io.BytesIO, stream: TextIO) -> TextIO:
