@@ -41,7 +41,7 @@ from xaps.intake.allow import AllowFrom
 from xaps.intake.answers import Handler, Responder
 from xaps.intake.connection import ClientConnectionFactory
 from xaps.intake.connections import Connections, Turns
-from xaps.intake.cyrus.conf import ImapdConfError, read_imapd_conf
+from xaps.intake.cyrus.conf import ImapdConfError, other_topic, read_imapd_conf
 from xaps.intake.cyrus.listener import CyrusListener
 from xaps.intake.cyrus.names import CyrusSettings
 from xaps.intake.https import HttpsFactory
@@ -333,6 +333,7 @@ class Daemon(Service):
                 *([] if cyrus is None else [cyrus.draining]),
             ],
             checks=[] if cyrus is None else [cyrus.look],
+            cyrus_topic=self._cyrus_topic,
             wall=time.time,
         )
         self._control = Control(
@@ -429,14 +430,8 @@ class Daemon(Service):
     def _credential_changed(self, credential: Credential | None) -> None:
         self._client.use(credential)
         self._dispatcher.credential_changed()
-        if credential is not None and self._cyrus_topic not in (None, credential.topic):
-            self._log.warn(
-                "Cyrus gives phones the topic {theirs}, but the credential is for {ours}: their "
-                "registrations cannot be pushed. Set aps_topic: {ours} in imapd.conf and restart "
-                "Cyrus",
-                theirs=self._cyrus_topic,
-                ours=credential.topic,
-            )
+        if credential and (wrong := other_topic(self._cyrus_topic, credential.topic)):
+            self._log.warn("{wrong}", wrong=wrong)
 
     def _run(self) -> None:
         """Take the signals, and start the thread that writes.

@@ -28,7 +28,7 @@ BELOW: dict[str, set[str]] = {
     "push": {"model", "mailboxes", "registry", "system"},
     "admin": {"model", "mailboxes", "config", "listen", "credentials", "registry", "push", "apns",
               "intake", "system"},
-    "ctl": {"model", "admin", "config", "credentials", "registry", "system"},
+    "ctl": {"model", "mailboxes", "admin", "config", "credentials", "registry", "system"},
     "cli": {"config", "system"},
     "daemon": {"model", "config", "listen", "intake", "apns", "registry", "credentials", "push",
                "admin", "system"},

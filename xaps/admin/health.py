@@ -13,6 +13,7 @@ from twisted.logger import Logger
 
 from xaps.apns.status import ConnectionState, ConnectionStatus
 from xaps.credentials.keeper import CredentialKeeper
+from xaps.intake.cyrus.conf import other_topic
 from xaps.model import DAY, CertificateCredential
 from xaps.push.dispatcher import Dispatcher
 from xaps.registry.interface import IRegistry, RegistryError
@@ -34,6 +35,7 @@ look; the first connection is being made."""
 CAUSES = (
     "credential",
     "certificate",
+    "topic",
     "apns",
     "pushes",
     "registrations",
@@ -69,6 +71,7 @@ class Health:
     :param notices: likewise.
     :param works: all other work.
     :param checks: called at each look, before the work is judged.
+    :param cyrus_topic: what Cyrus has phones register with, if that is known.
     :ivar unreadable: why the registrations could not be read when somebody last asked for their
         number; ``None``: they could.
     """
@@ -87,6 +90,7 @@ class Health:
         notices: Work,
         works: Sequence[Work] = (),
         checks: Sequence[Callable[[], None]] = (),
+        cyrus_topic: str | None = None,
         wall: Callable[[], float],
     ) -> None:
         self._clock = clock
@@ -98,6 +102,7 @@ class Health:
         self._notices = notices
         self._works = (registrations, notices, *works)
         self._checks = checks
+        self._cyrus_topic = cyrus_topic
         self._wall = wall
         self.unreadable: object = None
         self._since: dict[str, float] = {}
@@ -141,6 +146,8 @@ class Health:
             yield "saving", FAILING, f"pushes that wait cannot be written to disk: {error}"
         if self.unreadable is not None:
             yield "registry", FAILING, f"the registrations cannot be read: {self.unreadable}"
+        if credential and (wrong := other_topic(self._cyrus_topic, credential.topic)):
+            yield "topic", DEGRADED, wrong
         if isinstance(credential, CertificateCredential):
             left = credential.not_after - self._wall()
             if left < EXPIRES_SOON:

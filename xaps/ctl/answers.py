@@ -7,12 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from xaps.mailboxes import INBOX, canonical
 from xaps.system.console import counted, one_line
 
 _UNITS = (("day", 86400), ("hour", 3600), ("minute", 60), ("second", 1))
-
-_MAILBOXES = 40
-"""Characters of the list of a phone's mailboxes."""
 
 Answer = Mapping[str, Any]
 
@@ -101,11 +99,10 @@ def credential(found: Answer | None, now: float) -> str:
 
 def devices(phones: Sequence[Answer]) -> Iterator[str]:
     """A table of phones, whose columns are as wide as what is in them."""
-    lines = [["USER", "PHONE", "ACCOUNT ID", "MAILBOXES", "REGISTERED", "LAST PUSH"]]
+    lines = [["USER", "PHONE", "ACCOUNT ID", "REGISTERED", "LAST PUSH", "MAILBOXES"]]
     for phone in phones:
         cells = [phone["user"], phone["device_token"], phone["account_id"]]
-        cells.append(_mailboxes(phone["mailboxes"]))
-        cells += [moment(phone["registered_at"]), _last_push(phone)]
+        cells += [moment(phone["registered_at"]), _last_push(phone), _mailboxes(phone)]
         lines.append(list(map(one_line, cells)))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
@@ -113,13 +110,13 @@ def devices(phones: Sequence[Answer]) -> Iterator[str]:
         yield "  ".join(cells).rstrip()
 
 
-def _mailboxes(names: Sequence[str]) -> str:
-    shown: list[str] = []
-    for name in names:
-        if shown and len(", ".join([*shown, name])) > _MAILBOXES:
-            return f"{', '.join(shown)} and {len(names) - len(shown)} more"
-        shown.append(name)
-    return ", ".join(shown)
+def _mailboxes(phone: Answer) -> str:
+    # INBOX is pushed in any case.
+    pushed = {INBOX, *map(canonical, phone["confirmed"])}
+    return ", ".join(
+        each if canonical(each) in pushed else f"{each} (not confirmed)"
+        for each in phone["mailboxes"]
+    )
 
 
 def _last_push(phone: Answer) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from xaps.config.reading import DEFAULT_PATH, Config, load
 from xaps.ctl import answers
 from xaps.ctl.client import BAD, CtlError, DaemonClient, notify
-from xaps.system.console import counted
+from xaps.system.console import confirmed, counted
 from xaps.system.files import replace_file
 
 Command = Callable[["Commands"], int]
@@ -62,7 +62,8 @@ class Commands:
         """List the registered phones.
 
         Device tokens are shortened, since whoever has a credential can push to them. The last
-        push is remembered since the daemon was started.
+        push is remembered since the daemon was started. A folder that is marked (not confirmed)
+        is not pushed: the IMAP server did not tell the phone that it would be.
         """
         user = self._options.user
         phones = self._daemon().get("/devices", user=user)
@@ -79,14 +80,22 @@ class Commands:
         nargs="?",
         help="only the phone whose device token begins so, as 'xapsctl devices' shows it",
     )
+    @_argument("--yes", action="store_true", help="do not ask, however many phones these are")
     def forget(self) -> int:
         """Drop a user's phones now.
 
+        Of several phones, without TOKEN, it asks first whether all are meant.
         A phone that still has the account registers again within a day, or when Mail is opened;
         to be rid of it, remove the account from the phone, or close it on the IMAP server.
         """
         token = self._options.token
-        phones = self._daemon().post("/forget", user=self._options.user, token=token)
+        daemon = self._daemon()
+        if token is None and not self._options.yes:
+            known = daemon.get("/devices", user=self._options.user)
+            if len(known) > 1 and not self._all_meant(known):
+                print("Nothing is forgotten.", file=sys.stderr)
+                return BAD
+        phones = daemon.post("/forget", user=self._options.user, token=token)
         self._tell(phones, (f"Forgot {answers.name(phone)}" for phone in phones))
         return self._found(phones, f" whose token begins with {token}" if token else "")
 
@@ -274,6 +283,18 @@ class Commands:
         if not path:
             raise CtlError(f"{self._file}: controlSocket is empty, so xapsd cannot be asked")
         return DaemonClient(DEFAULT_SOCKET if path.startswith("systemd:") else Path(path))
+
+    def _all_meant(self, phones: Sequence[Any]) -> bool:
+        """Ask; raises :class:`CtlError` where there is nobody to ask."""
+        number = counted(len(phones), "phone")
+        lines = [f"  {answers.name(phone)}\n" for phone in phones]
+        said = confirmed(f"{''.join(lines)}Forget all of these {number}?")
+        if said is None:
+            raise CtlError(
+                f"{self._options.user} has {number}: name one by its TOKEN ('xapsctl devices' shows "
+                "it), or give --yes for all"
+            )
+        return said
 
     def _found(self, phones: Sequence[Any], which: str = "") -> int:
         if phones:

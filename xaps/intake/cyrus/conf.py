@@ -51,6 +51,20 @@ def read_imapd_conf(path: Path, socket: str) -> ImapdConf:
     return ImapdConf(_settings(values, places), values.get("aps_topic"), problems)
 
 
+def other_topic(theirs: str | None, ours: str) -> str | None:
+    """What is wrong if Cyrus gives phones another topic than the credential's.
+
+    :param theirs: its ``aps_topic``, if it has one.
+    """
+    if theirs in (None, ours):
+        return None
+    return (
+        f"Cyrus gives phones the topic {theirs}, but the credential is for {ours}: what is pushed to "
+        f"them does not arrive. Set aps_topic: {ours} in imapd.conf and restart Cyrus; phones "
+        "register again within a day"
+    )
+
+
 def _settings(values: Mapping[str, str], places: Mapping[str, str]) -> CyrusSettings:
     # What is not in the file has the default that is compiled in, not that of Debian's file.
     def switch(name: str, default: bool = False) -> bool:
