@@ -59,6 +59,7 @@ class FakeKeeper(CredentialKeeper):
 
 class ControlTestCase(SynchronousTestCase):
     set_by = 0.0
+    cyrus_topic: str | None = None
 
     def setUp(self) -> None:
         self.clock = Clock()
@@ -91,6 +92,7 @@ class ControlTestCase(SynchronousTestCase):
             notices=self.metrics.notices,
             works=[self.pushes.work, self.work],
             checks=[self.check],
+            cyrus_topic=self.cyrus_topic,
             wall=self.wall,
         )
         self.control = Control(

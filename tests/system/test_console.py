@@ -25,6 +25,7 @@ def phone(number: int, user: str = NAME) -> dict[str, Any]:
         "device_token": "ababab...",
         "account_id": f"ACCOUNT-{number}",
         "mailboxes": ["INBOX", "Gelöscht"],
+        "confirmed": [],
         "registered_at": 1_800_000_000.0,
         "last_push": None,
         "waiting": False,

@@ -106,10 +106,10 @@ class CredentialKeeper:
 
     def _tell_unchanged(self, before: object) -> None:
         if self._state() == before and not self._stopped:
-            what = f"no mail can be pushed: {self.problem}"
+            what = self.problem
             if self.credential is not None:
-                what = f"the credential from {self.credential.source} stays in use"
-            self._log.info("Looked for a changed credential, there is none: {what}", what=what)
+                what = f"the one from {self.credential.source} stays in use"
+            self._log.info("No new credential: {what}", what=what)
 
     def _check(self, patient: bool) -> Deferred[None]:
         """Look, and get a new credential if one is due. Never fails, for that would end the

@@ -291,8 +291,8 @@ class Commands:
         said = confirmed(f"{''.join(lines)}Forget all of these {number}?")
         if said is None:
             raise CtlError(
-                f"{self._options.user} has {number}: name one by its TOKEN ('xapsctl devices' shows "
-                "it), or give --yes for all"
+                f"{self._options.user} has {number}: name one by its TOKEN ('xapsctl devices' "
+                "shows it), or give --yes for all"
             )
         return said
 

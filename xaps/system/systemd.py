@@ -18,7 +18,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 STATUS_INTERVAL = 1.0
-"""Seconds between two looks at whether the status has changed. One costs a count of the phones, some
+"""Seconds between two looks at whether the status has changed. One counts the phones, which takes some
 milliseconds in another thread if there are very many."""
 
 

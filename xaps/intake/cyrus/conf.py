@@ -59,8 +59,8 @@ def other_topic(theirs: str | None, ours: str) -> str | None:
     if theirs in (None, ours):
         return None
     return (
-        f"Cyrus gives phones the topic {theirs}, but the credential is for {ours}: what is pushed to "
-        f"them does not arrive. Set aps_topic: {ours} in imapd.conf and restart Cyrus; phones "
+        f"Cyrus gives phones the topic {theirs}, but the credential is for {ours}: what is pushed "
+        f"to them does not arrive. Set aps_topic: {ours} in imapd.conf and restart Cyrus; phones "
         "register again within a day"
     )
 
