@@ -31,6 +31,7 @@ class Options(usage.Options):
     ]
     optFlags = [
         ["check", None, "Check the configuration and what it points to, and exit."],
+        ["strict", None, "With --check, take a warning for a problem."],
     ]
     foreground = False
     """Whether log lines go to standard output, in our form and at ``loglevel``."""
@@ -45,9 +46,12 @@ class Options(usage.Options):
             print_error(str(error), console.opened(sys.stderr), os.environ)
             raise SystemExit(os.EX_CONFIG) from None
         if self["check"]:
-            config, bad = self.config, os.EX_CONFIG
+            config, strict = self.config, self["strict"]
+            status = (0, os.EX_CONFIG)
             raise SystemExit(
-                console.run("xapsd", lambda out, _: bad if check(path, config, out) else 0)
+                console.run(
+                    "xapsd", lambda out, _: status[check(path, config, out, strict=bool(strict))]
+                )
             )
         twistd = getattr(self, "parent", None)
         if twistd is not None and twistd.get("nodaemon"):

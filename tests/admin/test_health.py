@@ -60,6 +60,7 @@ class CyrusTopicTests(HealthTestCase):
         self.assertEqual((self.health()[0], self.causes()), ("degraded", ["topic"]))
         self.assertIn("Set aps_topic: topic in imapd.conf", self.health()[1])
         credential = self.keeper.credential
+        assert credential is not None
         self.keeper.credential = attrs.evolve(credential, topic="theirs")
         self.assertEqual(self.health(), ("good", ""))
         self.keeper.credential = None

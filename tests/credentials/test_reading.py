@@ -111,7 +111,7 @@ class PemTests(Refusals):
 
     def test_what_is_missing_is_named_with_its_file(self) -> None:
         for reason, call in (
-            ("push.pem: there is no certificate;", lambda: pem(ISSUED.key_pem)),
+            ("push.pem: there is a private key and no certificate;", lambda: pem(ISSUED.key_pem)),
             ("push.key: there is no private key", lambda: pem(ISSUED.cert_pem, ISSUED.cert_pem)),
             ("push.pem: there are several private keys", lambda: pem(ISSUED.pem + RSA.key_pem)),
             (

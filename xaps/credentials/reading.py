@@ -51,6 +51,9 @@ _SALT_AND_ROUNDS = re.compile(
 _MAX_ROUNDS = 2_000_000
 """Of all derivations in a file: less than a second. Usual are 1 to 600,000."""
 _IDENTIFIER = re.compile(r"[A-Z0-9]{10}")
+_KEY_ALONE = (
+    "it must hold the push certificate. If it is a token key (.p8), name it in keyFileP8 instead"
+)
 _REMEDIES = {
     "PEM": "name it in certificateFilePem",
     "PKCS#12": "name it in certificateFileP12",
@@ -85,7 +88,13 @@ def read_pem(
     """
     blocks = list(_pem_blocks(certificate))
     certificates = _certificates(certificate.name, blocks)
-    if key is None and not any(label in _KEY_LABELS for label, _ in blocks):
+    holds_key = any(label in _KEY_LABELS for label, _ in blocks)
+    if holds_key and not certificates:
+        what, remedy = "there is a private key and no certificate", _KEY_ALONE
+        if key is not None and b"CERTIFICATE-----" in key.data:
+            what, remedy = f"{what}, which is in {key.name}", "the two files are swapped"
+        raise CredentialError(certificate.name, what, remedy)
+    if key is None and not holds_key:
         return certificate_info(certificate.name, certificates, None)
     holder = key or certificate
     private = read_key(holder, password, "it must hold the certificate's private key")
@@ -196,7 +205,10 @@ def guess_format(data: bytes) -> str:
 def _expect(kind: str, file: Blob) -> None:
     found = guess_format(file.data)
     if found != kind:
-        raise CredentialError(file.name, f"this is not {kind} but {found}", _REMEDIES[found])
+        remedy = _REMEDIES[found]
+        if kind == "PKCS#12" and file.has_key and b"CERTIFICATE-----" not in file.data:
+            remedy = _KEY_ALONE
+        raise CredentialError(file.name, f"this is not {kind} but {found}", remedy)
 
 
 def _pem_blocks(file: Blob) -> Iterator[tuple[bytes, bytes]]:

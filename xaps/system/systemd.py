@@ -18,8 +18,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 STATUS_INTERVAL = 1.0
-"""Seconds between two looks at whether the status has changed. One counts the phones, which takes some
-milliseconds in another thread if there are very many."""
+"""Seconds between two looks at whether the status has changed. One counts the phones, which takes
+some milliseconds in another thread if there are very many."""
 
 
 class Supervision:
