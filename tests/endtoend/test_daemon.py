@@ -262,6 +262,7 @@ class CheckTests(EndToEndTestCase):
         self.assertEqual((result.returncode, result.stderr), (0, ""))
         self.assertIn(pki.MAIL_TOPIC, result.stdout)
         self.assertIn("no problems", result.stdout)
+        self.assertNotIn("another program", result.stdout)
 
     def test_a_missing_certificate_is_named(self) -> None:
         daemon = self.make_daemon(NOWHERE)
