@@ -94,8 +94,8 @@ def main(
             stdout.write(f"appleIdHashedPassword: {digest}\n")
             return 0
         arguments = ["--nodaemon", "--pidfile=", "xapsd", "--config", str(_file(values))]
-        checks = [f"--{name}" for name in ("check", "strict") if name in switches]
-        return run([*arguments, *checks])
+        checks = [f"--{name}" for name in ("check", "check-strict") if name in switches]
+        return run([*arguments, *checks[-1:]])
     except UsageError as error:
         stderr.write(f"xapsd: {error}\n")
         return _USAGE
@@ -118,7 +118,7 @@ def _parse(argv: Sequence[str]) -> tuple[dict[str, str], set[str]]:
             raise UsageError("takes options only; xapsd --help lists them")
         name, equals, value = argument.removeprefix("-").removeprefix("-").partition("=")
         if name == "check" and value.lower() == "strict":
-            switches |= {"check", "strict"}
+            switches.add("check-strict")
         elif name in _SWITCHES:
             if equals and value.lower() not in ("true", "false"):
                 raise UsageError(f"-{name} is a switch and takes no value")
