@@ -200,6 +200,8 @@ class CheckTests(SynchronousTestCase):
             self.push = token_key
             text = self.refusal(**{"certificate_file_pem": None, key: token_key})
             self.assertIn("If it is a token key (.p8), name it in keyFileP8 instead", text)
+        pair = {"certificate_file_pem": token_key, "certificate_file_pem_key": token_key}
+        self.assertNotIn("swapped", self.refusal(**pair))
 
     def test_what_the_service_does_not_see_or_may_not_write_is_told(self) -> None:
         settings = {
