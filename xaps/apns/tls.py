@@ -133,7 +133,7 @@ def _tls_reason(reason: SSL.Error) -> EndReason:
             "trusted (see the package ca-certificates, apnsTrustRoots, and this machine's clock)"
         )
     if "alert" in text and ("certificate" in text or "unknown ca" in text):
-        return EndReason(f"APNs does not accept the credential ({text})", refused=True)
+        return EndReason(f"APNs refuses the connection ({text})", refused=True)
     if _TOO_WEAK.search(text):
         return EndReason(f"OpenSSL does not present the certificate ({text})", refused=True)
     if "alert no application protocol" in text:
