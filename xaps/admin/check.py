@@ -30,6 +30,7 @@ RUNTIME = Path(Config().socket).parent
 
 
 SOCKETS = ("socket", "imapSocket", "cyrusSocket", "controlSocket")
+"""The keys that name sockets."""
 
 
 class Remark(str):
