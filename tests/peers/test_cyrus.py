@@ -225,3 +225,12 @@ class CompiledInDefaultsTests(NamespaceTests):
 class VirtualDomainsTests(NamespaceTests):
     settings = "altnamespace: no\nunixhierarchysep: no\nvirtdomains: userid\n"
     domain = "@dom.test"
+
+
+class DefaultDomainTests(NamespaceTests):
+    """A user without a domain where others have one, and a folder with an ``@`` in its name."""
+
+    settings = "altnamespace: yes\nunixhierarchysep: no\nvirtdomains: userid\n"
+    below_inbox = ""
+    other_users = "Other Users."
+    shared_folders = "Shared Folders."
