@@ -52,7 +52,7 @@ class Ignored:
 Effect = Refreshed | Ignored
 
 
-class RegistrationRefused(Exception):
+class RegistrationRefused(ValueError):
     """The server has answered NO or BAD."""
 
 

@@ -36,6 +36,8 @@ from tests.peers.nghttpd import free_port
 UNPACKED = Path("/var/cache/xaps-peers/cyrus")
 TOPIC = "com.apple.mail.XServer.2c94f3cf-9d0b-4fd2-b1c4-05a9ecbc4d3f"
 SENDER = "robert@example.org"
+LARGEST = 21267
+"""Bytes of a datagram that it sends; what would be longer it does not send."""
 
 DOCUMENT = ROOT / "docs" / "cyrus.rst"
 

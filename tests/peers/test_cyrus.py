@@ -12,7 +12,7 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.peers.child import PATIENCE
-from tests.peers.cyrus import TOPIC, Cyrus, quoted
+from tests.peers.cyrus import LARGEST, TOPIC, Cyrus, quoted
 from tests.phone import ModelPhone
 from xaps.intake.cyrus.conf import ImapdConf, read_imapd_conf
 from xaps.intake.cyrus.events import Event, Followers, read
@@ -196,6 +196,21 @@ class RegistrationTests(CyrusTestCase):
         self.assertEqual(phone.confirmed, frozenset())
         key = RegistrationKey(self.alice, ACCOUNT, TOKEN)
         self.assertEqual(self.said(), [Registration(key, ("INBOX",), NOW)])
+
+    def test_a_registration_that_is_too_large_never_arrives_but_the_phone_is_told_ok(self) -> None:
+        names = [f"INBOX.{number:0400}" for number in range(LARGEST // 410)]
+        with self.cyrus.login(self.alice) as session:
+            for name in names:
+                session.command("CREATE", quoted(name))
+            self.said()
+            ModelPhone.register(session, ACCOUNT, TOKEN, names)
+            [datagram] = self.socket.taken()
+            room = LARGEST - len(datagram)
+            for more in (room, room + 1):
+                phone = ModelPhone.register(session, ACCOUNT + "0" * more, TOKEN, names)
+                self.assertEqual(phone.confirmed, frozenset(names))
+                sizes = [len(datagram) for datagram in self.socket.taken()]
+                self.assertEqual(sizes, [LARGEST] if more == room else [])
 
 
 class AlternateNamespaceTests(NamespaceTests):
