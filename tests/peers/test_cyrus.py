@@ -198,17 +198,17 @@ class RegistrationTests(CyrusTestCase):
         self.assertEqual(self.said(), [Registration(key, ("INBOX",), NOW)])
 
     def test_a_registration_that_is_too_large_never_arrives_but_the_phone_is_told_ok(self) -> None:
-        names = [f"INBOX.{number:0400}" for number in range(LARGEST // 410)]
+        name = "INBOX." + "long" * 100
+        names = [name] * (LARGEST // len(name) - 1)
         with self.cyrus.login(self.alice) as session:
-            for name in names:
-                session.command("CREATE", quoted(name))
+            session.command("CREATE", quoted(name))
             self.said()
             ModelPhone.register(session, ACCOUNT, TOKEN, names)
             [datagram] = self.socket.taken()
             room = LARGEST - len(datagram)
             for more in (room, room + 1):
                 phone = ModelPhone.register(session, ACCOUNT + "0" * more, TOKEN, names)
-                self.assertEqual(phone.confirmed, frozenset(names))
+                self.assertEqual(phone.confirmed, {name})
                 sizes = [len(datagram) for datagram in self.socket.taken()]
                 self.assertEqual(sizes, [LARGEST] if more == room else [])
 
