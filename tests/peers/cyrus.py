@@ -31,7 +31,7 @@ from twisted.trial.unittest import SkipTest
 
 from tests.peers.child import PATIENCE, ROOT
 from tests.peers.dovecot import ImapSession
-from tests.peers.nghttpd import free_port
+from tests.peers.ports import free_port
 
 UNPACKED = Path("/var/cache/xaps-peers/cyrus")
 TOPIC = "com.apple.mail.XServer.2c94f3cf-9d0b-4fd2-b1c4-05a9ecbc4d3f"

@@ -33,7 +33,7 @@ from typing import Any
 
 from tests.peers import missing, plugin
 from tests.peers.child import PATIENCE
-from tests.peers.nghttpd import free_port
+from tests.peers.ports import free_port
 
 PASSWORD = "secret"
 """Every user name exists and has this password."""
@@ -275,25 +275,17 @@ class Dovecot:
         if os.geteuid() == 0:
             for path in (self.folder, *self.folder.iterdir()):
                 os.chown(path, account.pw_uid, account.pw_gid)
-        for tries_left in (2, 1, 0):
-            with (self.folder / "stderr").open("wb") as stderr:
-                self._process = subprocess.Popen(
-                    [_PROGRAM, "-F", "-c", self.folder / "dovecot.conf"],
-                    cwd=self.folder,
-                    stdin=subprocess.DEVNULL,
-                    stdout=stderr,
-                    stderr=stderr,
-                    start_new_session=True,
-                    **_identity(account),
-                )
-            try:
-                self._wait_until_it_listens()
-                break
-            except RuntimeError:
-                # Beside many other servers one ended at once, rarely. A wrong configuration ends
-                # each of them.
-                if not tries_left or self._process.poll() is None:
-                    raise
+        with (self.folder / "stderr").open("wb") as stderr:
+            self._process = subprocess.Popen(
+                [_PROGRAM, "-F", "-c", self.folder / "dovecot.conf"],
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=stderr,
+                stderr=stderr,
+                start_new_session=True,
+                **_identity(account),
+            )
+        self._wait_until_it_listens()
 
     def stop(self) -> None:
         """End the server and remove everything that it wrote."""
