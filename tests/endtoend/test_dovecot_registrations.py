@@ -10,7 +10,8 @@ from pathlib import Path
 from tests.endtoend.case import OTHER_PHONE, PHONE
 from tests.endtoend.test_dovecot import NEVER, DovecotEndToEndTestCase, refreshes
 from tests.peers.daemon import Daemon
-from tests.peers.dovecot import Dovecot, ImapSession, lua_notices, registrations
+from tests.peers.dovecot import Dovecot, lua_notices, registrations
+from tests.peers.imapserver import ImapSession
 from tests.phone import RENEWED_AFTER, Account, ModelPhone, RegistrationRefused
 from tests.standins.process import APNsProcess
 from xaps.mailboxes import to_utf7

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.peers.child import PATIENCE, Child, ChildError
-from tests.peers.dovecot import PASSWORD, SENDER, ImapSession
+from tests.peers.dovecot import PASSWORD
+from tests.peers.imapserver import SENDER, ImapSession
 from tests.peers.ports import free_port
 
 PROGRAM = Path("/usr/sbin/dovecot")
