@@ -23,24 +23,17 @@ _OPTION = re.compile(r"\s*(@?[A-Za-z0-9_-]*):\s*(.*?)\s*", re.DOTALL)
 _SWITCH = re.compile("(0|n|of|f)|(1|y|on|t)")
 
 _NAMES = "phones that use another service are not told of mail in folders"
-_MUST_AGREE: tuple[tuple[str, str, bool, str], ...] = (
+_SHARED = "what another service does in shared folders is not told of"
+_DOMAINS = "what another service does is not told to everybody"
+_MUST_AGREE = (
     ("altnamespace", "settings.altnamespace", True, _NAMES),
     ("userprefix", "settings.user_prefix", True, _NAMES),
     ("sharedprefix", "settings.shared_prefix", True, _NAMES),
+    ("unixhierarchysep", "settings.unix_hierarchy_sep", True, _NAMES),
+    ("unixhierarchysep", "settings.unix_hierarchy_sep", False, _SHARED),
+    ("virtdomains", "settings.virt_domains", False, _DOMAINS),
+    ("defaultdomain", "settings.default_domain", False, _DOMAINS),
     ("aps_topic", "topic", True, "phones that use another service may be silent"),
-    (
-        "unixhierarchysep",
-        "settings.unix_hierarchy_sep",
-        False,
-        "what another service does in shared folders is not told of",
-    ),
-    *(
-        (option, field, False, "what another service does is not told to everybody")
-        for option, field in (
-            ("virtdomains", "settings.virt_domains"),
-            ("defaultdomain", "settings.default_domain"),
-        )
-    ),
 )
 """Options in which services must agree: the name, where `_View` has it, whether only services for
 phones matter, and what happens otherwise."""
