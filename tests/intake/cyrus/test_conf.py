@@ -171,8 +171,8 @@ class ServicesTests(SynchronousTestCase):
             [said] = self.problems(f"{service}_{option}: {value}\n")
             self.assertTrue(said.startswith(f"{option} is "), said)
             self.assertIn(f" and {value} for {service}: xapsd goes by imap, and", said)
-        said = self.problems("two_unixhierarchysep: no\n")
-        self.assertIn("phones that use another service are not told", said[0])
+        names, _ = self.problems("two_unixhierarchysep: no\n")
+        self.assertIn("phones that use another service are not told", names)
         for text in (
             "altnamespace: on\ntwo_altnamespace: 1\n",
             "lmtpunix_altnamespace: no\n",
