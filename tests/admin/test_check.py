@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import attrs
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests import pki
@@ -318,6 +319,22 @@ class CheckTests(SynchronousTestCase):
         )
         self.assertIn("cyrus.imapdConf", text)
         self.assertIn(str(self.folder / "imapd.conf"), text)
+
+    def test_services_of_cyrus_that_differ_are_a_warning(self) -> None:
+        path, socket = self.folder / "imapd.conf", str(self.folder / "c.sock")
+        path.write_text(
+            f"aps_topic: {pki.MAIL_TOPIC}\nevent_notifier: xapsd\n"
+            "event_groups: message applepushservice\n"
+            f"notifysocket: {socket}\nlmtpunix_virtdomains: userid\n"
+        )
+        (self.folder / "cyrus.conf").write_text(
+            "SERVICES {\n imap cmd=imapd\n lmtpunix cmd=lmtpd\n}\n"
+        )
+        cyrus = attrs.evolve(Config().cyrus, imapd_conf=path)
+        bad, text = self.check(cyrus_socket=socket, cyrus=cyrus)
+        self.assertFalse(bad, text)
+        said = "virtdomains is not set for imap and userid for lmtpunix"
+        self.assertIn(f"Warning: {path}: {said}", text)
 
     def test_a_socket_folder_that_is_missing_is_a_warning(self) -> None:
         bad, text = self.check(socket=str(self.folder / "nowhere" / "s.sock"))

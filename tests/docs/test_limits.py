@@ -7,6 +7,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.peers.cyrus import LARGEST as CYRUS_LARGEST
 from xaps import daemon, model
 from xaps.admin import control, health
 from xaps.admin import history as pushlog
@@ -105,6 +106,7 @@ LIMITS = {
     "Request on one of these": size(controlweb.MAX_BODY),
     "Idle time on one of these": period(controlweb.IDLE),
     "Datagram": size(cyrus_drain.LARGEST),
+    "Datagram that Cyrus sends": size(CYRUS_LARGEST),
     "Datagrams that wait to be worked off": size(cyrus_listener.ROOM),
     "Events that wait for the disk": number(cyrus_listener.WINDOW),
     "Events that are tried again, since the disk did not take them": number(

@@ -16,7 +16,7 @@ from typing import Any
 from tests.endtoend.case import ACCOUNT, OTHER_PHONE, PHONE, EndToEndTestCase
 from tests.peers.child import PATIENCE, ROOT
 from tests.peers.daemon import Daemon
-from tests.peers.nghttpd import free_port
+from tests.peers.ports import free_port
 from xaps.ctl.client import BAD, UNUSABLE
 from xaps.ctl.main import main
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from tests import pki
 from tests.endtoend.case import ACCOUNT, OTHER_PHONE, PHONE, EndToEndTestCase
 from tests.peers.child import PATIENCE, ROOT
-from tests.peers.nghttpd import free_port
+from tests.peers.ports import free_port
 
 EX_UNAVAILABLE = 69
 EX_CONFIG = 78
