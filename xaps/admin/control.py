@@ -14,12 +14,21 @@ from twisted.logger import Logger
 
 from xaps import __version__
 from xaps.admin.health import FAILING, GOOD, Health, days, problem
-from xaps.admin.history import NAMES, PushLog, reason_of
+from xaps.admin.history import PushLog
 from xaps.admin.metrics import Metrics
 from xaps.apns.status import ConnectionState, ConnectionStatus
 from xaps.credentials.keeper import CredentialKeeper
 from xaps.mailboxes import INBOX
-from xaps.model import CertificateCredential, Credential, Refused, Registration, short_token
+from xaps.model import (
+    NAMES,
+    CertificateCredential,
+    Credential,
+    LastPush,
+    Refused,
+    Registration,
+    reason_of,
+    short_token,
+)
 from xaps.push.dispatcher import Dispatcher
 from xaps.registry.interface import IRegistry, RegistryError
 from xaps.system.stalls import StallWatch
@@ -136,15 +145,18 @@ class Control:
         :param full_tokens: whether device tokens are in it, which everybody who has the
             credential can push to, or only their beginnings.
         """
-        registry = self._registry
+        registry, history = self._registry, self._dispatcher.history
         page = await (registry.page() if user is None else registry.registrations(user))
         while page:
-            yield [self._device(phone, full_tokens) for phone in page]
+            pushes = await registry.last_pushes(page[0].key, page[-1].key)
+            yield [
+                self._device(phone, history.push(phone.key) or pushes.get(phone.key), full_tokens)
+                for phone in page
+            ]
             page = await registry.page(page[-1].key) if user is None else ()
 
-    def _device(self, registration: Registration, full_token: bool) -> Value:
+    def _device(self, registration: Registration, last: LastPush | None, full_token: bool) -> Value:
         key = registration.key
-        last = self._pushes.last.get(key)
         waiting = self._dispatcher.flags.get(key) is not None
         hold = self._dispatcher.holds.on(key, self._clock.seconds()) if waiting else None
         return {
@@ -154,7 +166,7 @@ class Control:
             "registered_at": registration.registered_at,
             "waiting": waiting,
             "held": hold and {"why": hold.text, "until": self._time_of_day(hold.until)},
-            "last_push": last and {**attrs.asdict(last), "at": self._time_of_day(last.at)},
+            "last_push": last and attrs.asdict(last),
         }
 
     def forget(self, user: str, token: str | None) -> Deferred[list[Value]]:
@@ -168,7 +180,6 @@ class Control:
         dropped = []
         for phone in await self._chosen(user, token):
             if await self._dispatcher.forget(phone.key):
-                self._pushes.last.pop(phone.key, None)
                 self._log.info("Forgot {key}, as the administrator asked", key=phone.key)
                 dropped.append(_named(phone))
         return dropped

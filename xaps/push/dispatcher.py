@@ -32,6 +32,7 @@ from xaps.model import (
     RetryAfter,
 )
 from xaps.push.flags import Flag, Flags
+from xaps.push.history import History
 from xaps.push.holds import Holds, Reason
 from xaps.push.saving import FlagSaver
 from xaps.registry.interface import MAX_MAILBOXES, MAX_PER_USER, IRegistry, RegistryError
@@ -100,7 +101,8 @@ class Dispatcher:
         self.flags = Flags(delay=delay, check_interval=check_interval, new_id=new_id)
         self._complaints = Complaints(self._log, clock.seconds)
         self.holds = Holds(sender.room, self._complaints)
-        self._saver = FlagSaver(clock, registry, self.flags)
+        self.history = History(wall)
+        self._saver = FlagSaver(clock, registry, self.flags, self.history)
         self._credentials = 0  # that there have been
         self._epoch = -math.inf
         self._expire_from = 0.0
@@ -206,9 +208,10 @@ class Dispatcher:
         now = self._clock.seconds()
         for phone in phones:
             self.flags.notice(phone, notice.mailbox, new_mail=notice.new_mail, now=now)
+        self.history.noticed(notice, len(phones), now)
         if phones:
             self._arm()
-            self._saver.arm()
+        self._saver.arm()
         self._log.debug(
             "Notice for {user}, {what} in {mailbox}: {phones} phones",
             user=notice.user,
@@ -256,7 +259,9 @@ class Dispatcher:
             outcome = await self._sender.send(push)
             if credentials != self._credentials and isinstance(outcome, Misconfigured | Rejected):
                 outcome = RetryAfter(f"{outcome.reason}, for the credential before", 0.0)
-            self._on_outcome(key, outcome, self._clock.seconds() - flag.sent_since)
+            now = self._clock.seconds()
+            self.history.pushed(key, outcome, now - flag.sent_since, now)
+            self._on_outcome(key, outcome, now - flag.sent_since)
             self._learn(key, outcome, probe=probe)
             await self._follow(outcome, flag, registered_at)
         except Exception:
@@ -335,7 +340,9 @@ class Dispatcher:
         # was under way, is back.
         until = registered_at if outcome.since is None else outcome.since
         try:
-            dropped = await self._registry.remove(key, registered_until=until)
+            dropped = await self._registry.remove(
+                key, registered_until=until, reason=outcome.reason
+            )
             if not dropped and await self._registry.get(key) is not None:
                 self._retry(flag, RetryAfter(outcome.reason))
                 return
@@ -367,6 +374,8 @@ class Dispatcher:
         return sending.addCallback(self._pushed_now, registration.key)
 
     def _pushed_now(self, outcome: Outcome, key: RegistrationKey) -> Outcome:
+        self.history.pushed(key, outcome, None, self._clock.seconds())
+        self._saver.arm()
         if isinstance(outcome, Delivered):
             self._learn(key, outcome, probe=True)
         self._arm()  # there may be room again
@@ -452,6 +461,7 @@ class Dispatcher:
     def _forget(self, key: RegistrationKey) -> None:
         self.flags.drop(key)
         self.holds.forget(key)
+        self.history.forget(key)
 
 
 def _doubt(wall: float, step: float, newest: float | None) -> str | None:
