@@ -2,54 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
 from typing import Any
 
-from xaps.system.console import one_line
-
-_UNITS = (("day", 86400), ("hour", 3600), ("minute", 60), ("second", 1))
+from xaps.admin.words import in_words
+from xaps.system.console import counted, duration, moment, one_line
 
 _MAILBOXES = 40
 """Characters of the list of a phone's mailboxes."""
 
 Answer = Mapping[str, Any]
-
-_SANDBOX = "apnsServer names the sandbox, or the certificate is for it"
-
-_REASONS = {
-    "BadDeviceToken": f"Apple does not know this device token: {_SANDBOX}, or the phone was reset",
-    "Unregistered": "the device token is no longer good: the phone was reset, or gets a new one "
-    "when Mail next looks for mail",
-    "ExpiredToken": "the device token is no longer good; the phone gets a new one when Mail next "
-    "looks for mail",
-    "DeviceTokenNotForTopic": "the phone registered for another topic than the credential's; it "
-    "registers anew within a day, or when Mail is opened",
-    "BadTopic": "the credential is not for this topic",
-    "TopicDisallowed": "pushes to this topic are not allowed with this credential",
-    "BadCertificate": "Apple does not accept the certificate: it may have been revoked",
-    "BadCertificateEnvironment": f"the certificate is for the other environment: {_SANDBOX}",
-    "InvalidProviderToken": "Apple does not accept the token key: do keyFileKeyId and "
-    "keyFileTeamId belong to it?",
-    "MissingProviderToken": "Apple wants a certificate or a token key, and got none",
-    "ExpiredProviderToken": "the provider token was too old: is this machine's clock right?",
-    "Forbidden": "Apple does not allow it with this credential",
-    "TooManyRequests": "this phone was pushed too often; wait for some minutes",
-    "TooManyProviderTokenUpdates": "the token key is used too often, by other programs too?",
-    "InternalServerError": "Apple has a problem; try again later",
-    "ServiceUnavailable": "Apple's service is not available; try again later",
-    "Shutdown": "Apple is restarting this server; try again",
-}
-
-_OUTCOMES = {
-    "gone": "the phone can no longer be pushed",
-    "retry": "it could not be sent now",
-    "misconfigured": "Apple refuses every push with this configuration",
-    "rejected": "Apple refused this push",
-    "not sent": "it was not sent",
-}
-
 
 def status(answer: Answer) -> Iterator[str]:
     """The lines of one screen."""
@@ -57,7 +19,7 @@ def status(answer: Answer) -> Iterator[str]:
     yield f"xapsd is {answer['health']}"
     for trouble in answer["troubles"]:
         yield f"  ! {one_line(trouble['text'])} (for {duration(now - trouble['since'])})"
-    waiting = _count(answer["waiting"], "push", "es")
+    waiting = counted(answer["waiting"], "push")
     values = {
         "Version": answer["version"],
         "Uptime": f"{duration(now - answer['started_at'])} (process {answer['pid']})",
@@ -80,7 +42,7 @@ def _connection(connection: Answer, now: float) -> str:
         return (
             f"connected to {connection['peer']} for {since}; {connection['connections']} open, "
             f"{connection['connections_made']} made, "
-            f"{_count(connection['stream_limit'], 'push', 'es')} at a time"
+            f"{counted(connection['stream_limit'], 'push')} at a time"
         )
     text = f"{state} for {since}"
     if connection["next_attempt"] is not None:
@@ -142,38 +104,3 @@ def pushes(found: Sequence[Answer]) -> Iterator[str]:
 def name(phone: Answer) -> str:
     """A phone in a sentence."""
     return one_line(f"{phone['user']} {phone['device_token']} ({phone['account_id']})")
-
-
-def in_words(outcome: str, reason: str) -> str:
-    """A sentence about the outcome of a push."""
-    if outcome == "delivered":
-        return "Apple took the push: the phone looks for mail when it gets it"
-    word = re.match(r"\w*", reason)
-    if word and word[0] in _REASONS:
-        return f"Apple says {reason}: {_REASONS[word[0]]}"
-    text = _OUTCOMES.get(outcome, outcome)
-    return f"{text}: {reason}" if reason else text
-
-
-def moment(seconds: float) -> str:
-    """A time, in this machine's time zone."""
-    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")
-
-
-def duration(seconds: float) -> str:
-    """So long, in the two largest units that are not zero."""
-    if seconds < 0:
-        return f"{duration(-seconds)} ago" if seconds <= -1 else "0 seconds"
-    parts = []
-    rest = int(seconds)
-    for unit, length in _UNITS:
-        number, rest = divmod(rest, length)
-        if number:
-            parts.append(_count(number, unit, "s"))
-        elif parts:
-            break
-    return " ".join(parts[:2]) or "0 seconds"
-
-
-def _count(number: int, noun: str, plural: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}{plural}"
