@@ -117,9 +117,7 @@ class MemoryRegistry:
         pushes: Mapping[RegistrationKey, LastPush] = MappingProxyType({}),
         notices: Mapping[str, LastNotice] = MappingProxyType({}),
     ) -> Deferred[None]:
-        return self._slowly(
-            lambda: self._save_flags(list(changed), list(cleared), pushes, notices)
-        )
+        return self._slowly(lambda: self._save_flags(list(changed), list(cleared), pushes, notices))
 
     def past(self, user: str) -> Deferred[Past]:
         return self._read(lambda: self._past(lower(user)))
@@ -199,7 +197,9 @@ class MemoryRegistry:
             self._drop(key, EXPIRED)
         if not dropped:
             self._notices = {
-                user: each for user, each in self._notices.items() if each[0].at >= registered_before
+                user: each
+                for user, each in self._notices.items()
+                if each[0].at >= registered_before
             }
             self._dropped = {
                 key: each for key, each in self._dropped.items() if each.at >= registered_before

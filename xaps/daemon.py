@@ -237,10 +237,11 @@ class Daemon(Service):
         )
         self._client = self._make_client()
         self._route = Route("", frozenset(), self._client, lambda: self._keeper.problem)
+        self._routes = Routes([self._route])
         self._dispatcher = Dispatcher(
             self._reactor,
             self._registry,
-            Routes([self._route]),
+            self._routes,
             wall=time.time,
             delay=config.delay,
             check_interval=config.check_interval,
@@ -340,11 +341,13 @@ class Daemon(Service):
             self._registry,
             self._dispatcher,
             self._keeper,
+            self._routes,
             health=self._health,
             connection=self._client.status,
             pushes=self._pushes,
             stalls=self._stalls,
             metrics=self._metrics,
+            cyrus_topic=self._cyrus_topic,
             wall=time.time,
         )
         if config.control_socket:

@@ -69,11 +69,12 @@ class ControlTestCase(SynchronousTestCase):
         self.keeper = FakeKeeper()
         self.connection = CONNECTED
         self.pushes = PushLog(self.clock.seconds, self.metrics.registry)
+        self.routes = one_route(self.sender, "topic")
         self.dispatcher = Dispatcher(
             self.clock,
             self.registry,
-            one_route(self.sender, "topic"),
-            wall=self.clock.seconds,
+            self.routes,
+            wall=self.wall,
             delay=30,
             check_interval=0,
             on_outcome=self.pushes.record,
@@ -97,6 +98,7 @@ class ControlTestCase(SynchronousTestCase):
             self.registry,
             self.dispatcher,
             self.keeper,
+            self.routes,
             health=self.wellbeing,
             connection=lambda: self.connection,
             pushes=self.pushes,
@@ -263,7 +265,9 @@ class DevicesTests(ControlTestCase):
         self.sender.answer(Delivered())
         (phone,) = self.devices()
         self.assertFalse(phone["waiting"])
-        self.assertEqual(phone["last_push"], {"at": NOW, "outcome": "delivered", "reason": ""})
+        self.assertEqual(
+            phone["last_push"], {"at": NOW, "outcome": "delivered", "reason": "", "seconds": 0.0}
+        )
 
     def test_why_a_push_is_held_is_told_and_until_when(self) -> None:
         self.register()
@@ -352,8 +356,9 @@ class PushTests(ControlTestCase):
         self.sender.answer(Gone("Unregistered"))
         told = [(each["outcome"], each["reason"]) for each in self.successResultOf(pushing)]
         self.assertEqual(told, [("delivered", ""), ("gone", "Unregistered")])
-        last = self.pushes.last[key]
-        self.assertEqual((last.outcome, last.reason), ("gone", "Unregistered"))
+        last = self.dispatcher.history.push(key)
+        assert last is not None
+        self.assertEqual((last.outcome, last.reason, last.seconds), ("gone", "Unregistered", None))
         count = self.metrics.registry.get_sample_value("xapsd_push_duration_seconds_count")
         self.assertEqual(count, 0, "no notice was the reason of it")
 

@@ -23,11 +23,12 @@ from twisted.internet.defer import execute
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from tests.conditions import NOBODY, without_root
+from xaps.admin.words import in_words
 from xaps.ctl import answers
-from xaps.ctl.answers import in_words
 from xaps.ctl.client import BAD, UNUSABLE, CtlError, DaemonClient
 from xaps.ctl.main import main
 from xaps.registry.opening import open_registry
+from xaps.system.console import duration, moment
 
 PHONE = "ab" * 32
 ROOT = Path(__file__).parents[2]
@@ -323,7 +324,7 @@ class TableTests(SynchronousTestCase):
         self.assertTrue(row.endswith(" -, one is held: APNs says BadDeviceToken"), row)
         held["until"] = 1_800_000_000.0
         row = self.rows(self.phone(waiting=True, held=held))[1]
-        told = f" -, one is held until {answers.moment(held['until'])}: APNs says BadDeviceToken"
+        told = f" -, one is held until {moment(held['until'])}: APNs says BadDeviceToken"
         self.assertTrue(row.endswith(told), row)
 
     def test_of_many_mailboxes_some_are_shown(self) -> None:
@@ -347,7 +348,7 @@ class TableTests(SynchronousTestCase):
             (10 * 86400, "10 days"),
             (-120, "2 minutes ago"),
         ):
-            self.assertEqual(answers.duration(seconds), text)
+            self.assertEqual(duration(seconds), text)
 
 
 class WordsTests(SynchronousTestCase):

@@ -10,6 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from xaps import daemon, model
 from xaps.admin import control, health
 from xaps.admin import history as pushlog
+from xaps.admin import inquiry
 from xaps.admin import web as controlweb
 from xaps.apns import connection as apns_connection
 from xaps.apns import connector, payload, reasons
@@ -25,7 +26,9 @@ from xaps.intake.cyrus import listener as cyrus_listener
 from xaps.listen import ports as listeners
 from xaps.push import dispatcher as dispatch
 from xaps.push import flags as waiting
+from xaps.push import history as latest
 from xaps.push import holds, saving
+from xaps.registry import history as past
 from xaps.registry import interface, opening, sqlite
 from xaps.system import complaints, log, logwriter, stalls, tls
 
@@ -169,7 +172,14 @@ LIMITS = {
     "Time for which pushes may fail without one that succeeds": period(pushlog.PUSHES_FAIL),
     "Time without a connection to APNs": period(health.UNREACHABLE),
     "Time for the database to tell how many phones there are": period(control.PATIENCE),
-    "Phones whose last push ``xapsctl devices`` can tell": number(pushlog.MAX_PHONES),
+    "Users without a phone whose last notice is remembered": number(past.MAX_STRANGERS),
+    "Dropped phones of one user that are remembered": number(past.MAX_DROPPED),
+    "Characters of a mailbox's name, or of a reason, that are remembered": number(past.MAX_NAME),
+    "Phones and users whose latest is kept while the disk takes nothing": number(
+        latest.MAX_UNWRITTEN
+    ),
+    "Users with the same beginning of their names that are compared": number(past.MAX_COMPARED),
+    "Time for that": period(inquiry.PATIENCE),
     "Reasons of Apple's that are counted by themselves in the metrics": number(pushlog.MAX_REASONS),
     "Time that ``xapsctl`` waits for an answer": period(ctl_client.TIMEOUT),
 }

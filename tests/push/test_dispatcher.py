@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
+from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock, deferLater
@@ -1274,10 +1275,13 @@ class DiskTests(DispatcherTestCase):
 
         class Registry(MemoryRegistry):
             def save_flags(
-                self, changed: Iterable[WaitingFlag], cleared: Iterable[RegistrationKey]
+                self,
+                changed: Iterable[WaitingFlag],
+                cleared: Iterable[RegistrationKey],
+                *past: Any,
             ) -> Deferred[None]:
                 saves.append(len(list(changed)))
-                return super().save_flags(changed, cleared)
+                return super().save_flags(changed, cleared, *past)
 
         self.registry = Registry()
         self.dispatcher = self.started()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -15,6 +15,7 @@ from twisted.logger import Logger
 from xaps import __version__
 from xaps.admin.health import FAILING, GOOD, Health, days, problem
 from xaps.admin.history import PushLog
+from xaps.admin.inquiry import Inquiry
 from xaps.admin.metrics import Metrics
 from xaps.apns.status import ConnectionState, ConnectionStatus
 from xaps.credentials.keeper import CredentialKeeper
@@ -30,6 +31,7 @@ from xaps.model import (
     short_token,
 )
 from xaps.push.dispatcher import Dispatcher
+from xaps.push.routes import Routes
 from xaps.registry.interface import IRegistry, RegistryError
 from xaps.system.stalls import StallWatch
 
@@ -46,6 +48,7 @@ class Control:
     """Answers what is asked, and does what is told.
 
     :param pushes: what :meth:`push` brings is recorded in it.
+    :param cyrus_topic: what Cyrus tells phones, if it is known.
     :param wall: tells the time of day.
     """
 
@@ -57,12 +60,14 @@ class Control:
         registry: IRegistry,
         dispatcher: Dispatcher,
         keeper: CredentialKeeper,
+        routes: Routes,
         *,
         health: Health,
         connection: Callable[[], ConnectionStatus],
         pushes: PushLog,
         stalls: StallWatch,
         metrics: Metrics,
+        cyrus_topic: str | None = None,
         wall: Callable[[], float],
     ) -> None:
         self._clock = clock
@@ -76,6 +81,20 @@ class Control:
         self._stalls = stalls
         self._metrics = metrics
         self._started_at = clock.seconds()
+        self._inquiry = Inquiry(
+            clock,
+            registry,
+            dispatcher,
+            routes,
+            health=health,
+            connection=connection,
+            cyrus_topic=cyrus_topic,
+            wall=wall,
+        )
+
+    def explain(self, user: str) -> Deferred[Mapping[str, Any]]:
+        """Why this user's phones get no push, or that they do."""
+        return Deferred.fromCoroutine(self._inquiry.answer(user))
 
     def status(self) -> Deferred[Value]:
         """Everything on one screen, times as seconds since the epoch."""

@@ -396,9 +396,9 @@ def _not_told(facts: Facts, phone: Phone, notice: LastNotice) -> str:
 def _noticed_name(facts: Facts) -> str | None:
     """Under which name notices for this user may come."""
     for near in facts.near:
-        if near.noticed_at is not None and not near.registered:
-            if _local(near.user) == _local(facts.user):
-                return near.user
+        heard_of = near.noticed_at is not None and not near.registered
+        if heard_of and _local(near.user) == _local(facts.user):
+            return near.user
     return None
 
 

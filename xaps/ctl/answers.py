@@ -13,6 +13,7 @@ _MAILBOXES = 40
 
 Answer = Mapping[str, Any]
 
+
 def status(answer: Answer) -> Iterator[str]:
     """The lines of one screen."""
     now = answer["now"]
@@ -59,6 +60,34 @@ def credential(found: Answer | None, now: float) -> str:
         return text
     until = moment(found["not_after"])
     return f"{text}, valid until {until} ({duration(found['not_after'] - now)})"
+
+
+def explanation(answer: Answer) -> Iterator[str]:
+    """The verdict, what is known of each phone, and what to do next."""
+    now = answer["now"]
+    yield one_line(answer["verdict"])
+    for phone in answer["phones"]:
+        yield one_line(f"  phone {phone['device_token']} ({phone['account_id']}): {phone['text']}")
+        folders = [
+            name if name in phone["confirmed"] else f"{name} (not confirmed)"
+            for name in phone["mailboxes"]
+        ]
+        facts = {
+            "registered": f"{moment(phone['registered_at'])} for {phone['topic'] or '-'}",
+            "folders": ", ".join(folders) or "-",
+            "last push": _last_push(phone),
+        }
+        yield one_line("    " + "; ".join(f"{name}: {value}" for name, value in facts.items()))
+    for phone in answer["dropped"]:
+        start = f"  phone {phone['device_token']} ({phone['account_id']})"
+        yield one_line(f"{start} {phone['text']}")
+    if (notice := answer["last_notice"]) is not None:
+        what = "new mail" if notice["new_mail"] else "a change"
+        ago = duration(max(0.0, now - notice["at"]))
+        when = f"{moment(notice['at'])} ({ago} ago)"
+        phones = counted(notice["phones"], "phone")
+        yield one_line(f"  last notice: {what} in {notice['mailbox']}, {when}, for {phones}")
+    yield f"  next: {one_line(answer['help'])}"
 
 
 def devices(phones: Sequence[Answer]) -> Iterator[str]:

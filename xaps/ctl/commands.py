@@ -56,12 +56,24 @@ class Commands:
         self._tell(answer, answers.status(answer))
         return 0 if answer["health"] == "good" else BAD
 
+    @_argument("user", metavar="USER")
+    def explain(self) -> int:
+        """Tell why a user's phones get no mail, or that they do.
+
+        The first line says it; then comes what is known of each phone, and the command that helps
+        next. What is remembered, for 30 days, survives a restart: the last notice for the user, the
+        last push to each phone, and why phones were dropped. Exits with 0 if Apple took the last
+        push, or one waits as it should; otherwise with 1.
+        """
+        answer = self._daemon().get("/explain", user=self._options.user)
+        self._tell(answer, answers.explanation(answer))
+        return 0 if answer["good"] else BAD
+
     @_argument("user", metavar="USER", nargs="?", help="only this user's")
     def devices(self) -> int:
         """List the registered phones.
 
-        Device tokens are shortened, since whoever has a credential can push to them. The last
-        push is remembered since the daemon was started.
+        Device tokens are shortened, since whoever has a credential can push to them.
         """
         user = self._options.user
         phones = self._daemon().get("/devices", user=user)

@@ -60,6 +60,7 @@ class Reason(Enum):
     REFUSED = auto()  # APNs refuses our configuration, and so every push
     BAD_TOKENS = auto()  # APNs calls the device tokens of most users bad
     SUSPENDED = auto()  # APNs refuses pushes to this phone
+    CALM = auto()  # it has just had one
 
 
 @attrs.frozen

@@ -1,4 +1,4 @@
-"""What has happened to phones and users, in the registry's tables: it explains, and decides nothing.
+"""What has happened to phones and users, in the registry's tables: it explains and decides nothing.
 
 All of it is written in transactions that are made for something else, or once a second. No device
 token is kept longer than its registration.
@@ -152,9 +152,9 @@ def expire(connection: sqlite3.Connection, before: float) -> None:
     connection.execute("DELETE FROM dropped WHERE at < ?", (before,))
 
 
-def pushes(rows_found: Iterable[tuple[str, str, str, float, str, str, float | None]]) -> dict[
-    RegistrationKey, LastPush
-]:
+def pushes(
+    rows_found: Iterable[tuple[str, str, str, float, str, str, float | None]],
+) -> dict[RegistrationKey, LastPush]:
     """Rows of the last pushes as values."""
     return {RegistrationKey(*row[:3]): LastPush(*row[3:]) for row in rows_found}
 
