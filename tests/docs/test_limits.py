@@ -8,9 +8,8 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from xaps import daemon, model
-from xaps.admin import control, health
+from xaps.admin import control, health, inquiry
 from xaps.admin import history as pushlog
-from xaps.admin import inquiry
 from xaps.admin import web as controlweb
 from xaps.apns import connection as apns_connection
 from xaps.apns import connector, payload, reasons
@@ -174,7 +173,9 @@ LIMITS = {
     "Time for the database to tell how many phones there are": period(control.PATIENCE),
     "Users without a phone whose last notice is remembered": number(past.MAX_STRANGERS),
     "Dropped phones of one user that are remembered": number(past.MAX_DROPPED),
-    "Characters of a mailbox's name, or of a reason, that are remembered": number(past.MAX_NAME),
+    "Characters of a mailbox's name, or of a reason, that are remembered": characters(
+        past.MAX_NAME
+    ),
     "Phones and users whose latest is kept while the disk takes nothing": number(
         latest.MAX_UNWRITTEN
     ),

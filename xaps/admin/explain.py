@@ -78,21 +78,27 @@ HELP: Mapping[Cause, str] = {
 """The command that helps; for the others it is a test push."""
 
 LOOK_AT_THE_PHONE = (
-    "look at the phone: in Settings, is Push on in Fetch New Data, and the account set to Push? "
-    "Is the account's switch for Mail on? Is Low Power Mode off? Are notifications on for Mail "
-    "and this account?"
+    "If nothing is seen of it, look at the phone: is Push on in Settings, Mail, Fetch New Data, "
+    "and the account set to Push? Is the account's switch for Mail on? Is Low Power Mode off? Are "
+    "notifications on for Mail, and in it for this account?"
 )
 
 _REGISTER = (
-    "on the phone, switch Push on in Settings, Mail, Fetch New Data, and open Mail; it registers "
-    "only with an IMAP server that offers XAPPLEPUSHSERVICE"
+    "On the phone, switch Push on in Settings, Mail, Fetch New Data, and open Mail. It registers "
+    "only with an IMAP server that offers XAPPLEPUSHSERVICE after login."
 )
+_ONE_NAME = "Both must be the same: let the IMAP server use one form of the name for both."
+_REGISTERS_AGAIN = "If the account is still on the phone, it registers again when Mail is opened."
+_CYRUS = "Set aps_topic: {} in imapd.conf, and restart Cyrus."
+_TELL = "Does the IMAP server tell xapsd of new mail{}? README.rst says how it is made to."
+_CONFIRM = "Has folderPush been switched off, or is the IMAP server's plugin an old one?"
+_CHOOSE = "Choose the folder on the phone, in Settings, Mail, Fetch New Data, at the account."
 
 _DROPPED = {
     TRIMMED: f"the user has more than {MAX_PER_USER} phones, or {MAX_MAILBOXES:,} mailboxes, "
     "registered, and it was the one that had not registered for longest",
     REPLACED: "the phone has registered again with a new account id",
-    EXPIRED: "it had not registered again for 30 days; was the account removed from it?",
+    EXPIRED: "it had not registered again for 30 days, so the account may be on it no longer",
     FORGOTTEN: "an administrator had it forgotten (xapsctl forget)",
 }
 
@@ -173,6 +179,8 @@ class Finding:
 
     cause: Cause
     text: str
+    advice: str = ""
+    """What to do about it, in whole sentences."""
 
 
 @attrs.frozen
@@ -181,6 +189,7 @@ class Verdict:
 
     cause: Cause
     text: str
+    advice: str
     help: str
     """A command."""
     phones: tuple[Finding, ...] = ()
@@ -198,7 +207,8 @@ def explain(facts: Facts) -> Verdict:
     found = [*_general(facts), *phones]
     worst = min(found, key=lambda finding: ORDER.index(finding.cause))
     helps = HELP.get(worst.cause, "xapsctl push {user}")
-    return Verdict(worst.cause, f"{worst.text}.", helps.format(user=facts.user), phones)
+    command = helps.format(user=facts.user)
+    return Verdict(worst.cause, worst.text, worst.advice, command, phones)
 
 
 def _general(facts: Facts) -> Iterator[Finding]:
@@ -222,8 +232,8 @@ def _cyrus(facts: Facts) -> Finding:
     return Finding(
         Cause.CYRUS_TOPIC,
         f"Cyrus tells phones the topic {facts.cyrus_topic}, but the credential is for "
-        f"{facts.topic}: Apple does not deliver such pushes. Set aps_topic: {facts.topic} in "
-        "imapd.conf and restart Cyrus",
+        f"{facts.topic}: such phones cannot be pushed",
+        _CYRUS.format(facts.topic),
     )
 
 
@@ -234,23 +244,19 @@ def _absent(facts: Facts) -> Finding:
     if facts.dropped:
         last = facts.dropped[0]
         text = f"No phone of {user} is registered any more: the last one, {last.phone},"
-        return Finding(Cause.DROPPED, f"{text} {_gone(facts, last)}")
+        return Finding(Cause.DROPPED, f"{text} {_gone(facts, last)}", _REGISTERS_AGAIN)
     if same := [name for name in phones if _local(name) == _local(user)]:
         if notice is not None:
-            text = f"Notices come for {user}, but the phone is {_or(same)}: {_NAMES}"
+            text = f"Notices come for {user}, but the phone is {_or(same)}"
         else:
             text = f"No phone of {user} has registered, but {_or(same)} has one"
-        return Finding(Cause.OTHER_NAME, text)
-    text = f"No phone of {user} has ever registered"
+        return Finding(Cause.OTHER_NAME, text, _ONE_NAME)
+    text = f"No phone of {user} has registered in the last 30 days"
     if notice is not None:
         text += f", though notices come for this user (the last {_ago(facts, notice.at)})"
-    text += f": {_REGISTER}"
     if phones:
-        text += f". Names like this one that have a phone: {_or(phones)}"
-    return Finding(Cause.NEVER_REGISTERED, text)
-
-
-_NAMES = "both must be the same, so let the IMAP server use one form of the name for both"
+        text += f"; names like this one that have a phone: {_or(phones)}"
+    return Finding(Cause.NEVER_REGISTERED, text, _REGISTER)
 
 
 def _gone(facts: Facts, dropped: Dropped) -> str:
@@ -279,8 +285,8 @@ def _out_of_reach(facts: Facts, phone: Phone) -> Finding | None:
         return Finding(
             Cause.OTHER_TOPIC,
             f"The phone {phone.name} of {user} registered for the topic {phone.topic}, the "
-            f"credential is for {facts.topic}: it is pushed again when it has registered anew, "
-            "within a day or when Mail is opened",
+            f"credential is for {facts.topic}",
+            "It is pushed again when it has registered anew, within a day or when Mail is opened.",
         )
     if hold is not None and hold.reason in (Reason.REFUSED, Reason.BAD_TOKENS):
         since = "" if facts.held_since is None else f" (since {moment(facts.held_since)})"
@@ -342,22 +348,25 @@ def _silent(facts: Facts, phone: Phone) -> Finding:
     user, push, notice = facts.user, phone.push, facts.notice
     old = notice is None or (notice.at < facts.started_at and facts.now - notice.at > DAY)
     if old and push is None and (same := _noticed_name(facts)):
-        text = f"Notices come for {same}, but the phone is {user}: {_NAMES}"
-        return Finding(Cause.OTHER_NAME, text)
+        text = f"Notices come for {same}, but the phone is {user}"
+        return Finding(Cause.OTHER_NAME, text, _ONE_NAME)
     if old and facts.heard_at is not None:
         text = f"xapsd has had no notice for {user} since its start {_ago(facts, facts.started_at)}"
         text += f", but for others (the last {_ago(facts, facts.heard_at)})"
         if notice is not None:
             text += f"; the last one before came {_ago(facts, notice.at)}"
-        text += ": does the IMAP server tell of this user's mail, and by this name?"
-        return Finding(Cause.NO_NOTICE, text)
+        return Finding(Cause.NO_NOTICE, text, _TELL.format(" for this user, and by this name"))
     if old and push is None:
         text = f"No notice has come since the start {_ago(facts, facts.started_at)}, for nobody"
-        return Finding(Cause.NO_NOTICES, f"{text}: does the IMAP server tell xapsd of new mail?")
-    if notice is not None and (reason := _not_told(facts, phone, notice)):
+        return Finding(Cause.NO_NOTICES, text, _TELL.format(""))
+    if notice is not None and _is_untold(facts, phone, notice):
         what = "new mail" if notice.new_mail else "change"
         text = f"The last {what} for {user}, {_ago(facts, notice.at)}, was in the folder"
-        return Finding(Cause.FOLDER, f"{text} {notice.mailbox!r}, {reason}")
+        text = f"{text} {notice.mailbox!r}, which the phone {phone.name}"
+        if canonical(notice.mailbox) in map(canonical, phone.registration.mailboxes):
+            text += " asked for, but it was never confirmed to it"
+            return Finding(Cause.FOLDER, text, _CONFIRM)
+        return Finding(Cause.FOLDER, f"{text} did not ask for", _CHOOSE)
     if push is None:
         since = _ago(facts, phone.registration.registered_at)
         text = f"The phone {phone.name} of {user} registered {since}"
@@ -369,28 +378,16 @@ def _silent(facts: Facts, phone: Phone) -> Finding:
     if push.seconds is not None:
         took = f", {_took(push.seconds)} after the notice"
     text = f"Apple took the last push to the phone {phone.name} of {user} {_ago(facts, push.at)}"
-    return Finding(Cause.DELIVERED, f"{text}{took}. If nothing is seen of it, {LOOK_AT_THE_PHONE}")
+    return Finding(Cause.DELIVERED, f"{text}{took}", LOOK_AT_THE_PHONE)
 
 
-def _not_told(facts: Facts, phone: Phone, notice: LastNotice) -> str:
-    """Why the phone could not be told of what the last notice was about; empty: it could, or it was
-    of no importance."""
-    if notice.phones >= len(facts.phones) or canonical(notice.mailbox) in pushable(
-        phone.registration
-    ):
-        return ""
-    if phone.push is not None and (not notice.new_mail or phone.push.at >= notice.at):
-        return ""
-    asked = {canonical(name) for name in phone.registration.mailboxes}
-    if canonical(notice.mailbox) in asked:
-        return (
-            f"which the phone {phone.name} asked for, but which was never confirmed to it: see "
-            "folderPush and the plugin of the IMAP server"
-        )
-    return (
-        f"which the phone {phone.name} did not ask for: choose it on the phone, in Settings, Mail, "
-        "Fetch New Data, at the account"
-    )
+def _is_untold(facts: Facts, phone: Phone, notice: LastNotice) -> bool:
+    """Whether the phone could not be told of what the last notice was about, and that matters: who
+    tidies up his mail causes notices for folders that no phone asks for."""
+    told = canonical(notice.mailbox) in pushable(phone.registration)
+    if told or notice.phones >= len(facts.phones):
+        return False
+    return phone.push is None or (notice.new_mail and phone.push.at < notice.at)
 
 
 def _noticed_name(facts: Facts) -> str | None:
@@ -411,7 +408,8 @@ def _or(names: list[str]) -> str:
 
 
 def _ago(facts: Facts, at: float) -> str:
-    return f"at {moment(at)} ({duration(max(0.0, facts.now - at))} ago)"
+    passed = facts.now - at
+    return f"at {moment(at)} ({f'{duration(passed)} ago' if passed >= 1 else 'just now'})"
 
 
 def _then(facts: Facts, at: float | None) -> str:
@@ -425,4 +423,4 @@ def _next_try(facts: Facts, at: float | None) -> str:
 
 
 def _took(seconds: float) -> str:
-    return f"{seconds:.1f} seconds" if seconds < 60 else duration(seconds)
+    return duration(seconds) if seconds >= 10 else f"{seconds:.2f} seconds"

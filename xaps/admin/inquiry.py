@@ -12,6 +12,7 @@ from twisted.internet.interfaces import IReactorTime
 from xaps.admin.explain import Facts, Owed, Phone, Verdict, Way, dropped_line, explain
 from xaps.admin.health import FAILING, Health
 from xaps.apns.status import ConnectionStatus
+from xaps.mailboxes import canonical, pushable
 from xaps.model import (
     LastPush,
     NearUser,
@@ -165,6 +166,7 @@ def _as_json(facts: Facts, verdict: Verdict) -> Mapping[str, Any]:
         "cause": verdict.cause.value,
         "good": verdict.good,
         "verdict": verdict.text,
+        "advice": verdict.advice,
         "help": verdict.help,
         "phones": [
             {
@@ -178,6 +180,7 @@ def _as_json(facts: Facts, verdict: Verdict) -> Mapping[str, Any]:
                 "confirmed": sorted(phone.registration.confirmed),
                 "last_push": phone.push and attrs.asdict(phone.push),
                 "waiting": phone.owed is not None,
+                "not_told": _not_told(phone.registration),
             }
             for phone, finding in zip(facts.phones, verdict.phones, strict=True)
         ],
@@ -194,3 +197,9 @@ def _as_json(facts: Facts, verdict: Verdict) -> Mapping[str, Any]:
         "last_notice": facts.notice and attrs.asdict(facts.notice),
         "near": [attrs.asdict(each) for each in facts.near],
     }
+
+
+def _not_told(registration: Registration) -> list[str]:
+    """The folders that the phone asked for and cannot be told of."""
+    told = pushable(registration)
+    return [name for name in registration.mailboxes if canonical(name) not in told]

@@ -65,29 +65,33 @@ def credential(found: Answer | None, now: float) -> str:
 def explanation(answer: Answer) -> Iterator[str]:
     """The verdict, what is known of each phone, and what to do next."""
     now = answer["now"]
-    yield one_line(answer["verdict"])
+    yield one_line(f"{answer['verdict']}.")
     for phone in answer["phones"]:
-        yield one_line(f"  phone {phone['device_token']} ({phone['account_id']}): {phone['text']}")
+        start = f"  {phone['device_token']} ({phone['account_id']})"
+        # Of one phone it has been said.
+        yield one_line(f"{start}: {phone['text']}" if len(answer["phones"]) > 1 else start)
         folders = [
-            name if name in phone["confirmed"] else f"{name} (not confirmed)"
+            f"{name} (not confirmed)" if name in phone["not_told"] else name
             for name in phone["mailboxes"]
         ]
         facts = {
-            "registered": f"{moment(phone['registered_at'])} for {phone['topic'] or '-'}",
+            "registered": moment(phone["registered_at"]),
             "folders": ", ".join(folders) or "-",
             "last push": _last_push(phone),
         }
         yield one_line("    " + "; ".join(f"{name}: {value}" for name, value in facts.items()))
     for phone in answer["dropped"]:
-        start = f"  phone {phone['device_token']} ({phone['account_id']})"
-        yield one_line(f"{start} {phone['text']}")
+        if len(answer["phones"]) + len(answer["dropped"]) > 1:
+            yield one_line(f"  {phone['device_token']} ({phone['account_id']}) {phone['text']}")
     if (notice := answer["last_notice"]) is not None:
         what = "new mail" if notice["new_mail"] else "a change"
         ago = duration(max(0.0, now - notice["at"]))
         when = f"{moment(notice['at'])} ({ago} ago)"
         phones = counted(notice["phones"], "phone")
-        yield one_line(f"  last notice: {what} in {notice['mailbox']}, {when}, for {phones}")
-    yield f"  next: {one_line(answer['help'])}"
+        yield one_line(f"  Last notice: {what} in {notice['mailbox']}, {when}, for {phones}")
+    if answer["advice"]:
+        yield one_line(answer["advice"])
+    yield f"See: {one_line(answer['help'])}"
 
 
 def devices(phones: Sequence[Answer]) -> Iterator[str]:
