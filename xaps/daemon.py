@@ -54,6 +54,7 @@ from xaps.push.routes import Route, Routes
 from xaps.registry.godata import AppleCertificates
 from xaps.registry.interface import RegistryError
 from xaps.registry.opening import open_registry
+from xaps.system.console import counted
 from xaps.system.files import careless, read_file
 from xaps.system.stalls import StallWatch
 from xaps.system.systemd import Supervision
@@ -397,9 +398,9 @@ class Daemon(Service):
             self._cyrus.begin(self._handler("cyrusSocket"))
         self._housekeeping.start(HOUSEKEEPING).addErrback(self._broken)
         self._log.info(
-            "Ready: {phones} phones, {waiting} pushes waiting, listening on {addresses}",
-            phones=phones,
-            waiting=waiting,
+            "Ready: {phones}, {waiting} waiting, listening on {addresses}",
+            phones=counted(phones, "phone"),
+            waiting=counted(waiting, "push"),
             addresses=", ".join(self._listeners.addresses) or "nothing",
         )
         self._health.start()

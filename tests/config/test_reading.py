@@ -113,7 +113,7 @@ class TableTests(ConfigTestCase):
 
     def test_the_defaults(self) -> None:
         config = Config()
-        self.assertEqual(config.loglevel, "warn")
+        self.assertEqual(config.loglevel, "info")
         self.assertEqual(config.database_file, Path("/var/lib/xapsd/database.json"))
         self.assertEqual((config.listen_addr, config.port), ("::1", 11619))
         self.assertEqual((config.tls_listen_addr, config.tls_port), ("::1", 11620))
@@ -548,7 +548,7 @@ class KeyErrorTests(ConfigTestCase):
         lines = str(caught.exception).split("\n")
         self.assertEqual(len(lines), 21)
         self.assertTrue(lines[19].startswith(f"{path}:20: key19: found an unknown key"), lines[19])
-        self.assertEqual(lines[20], f"{path}: and 980 problems more")
+        self.assertEqual(lines[20], f"{path}: and 980 more problems")
 
     def test_no_space_after_the_colon_gets_advice(self) -> None:
         self.assert_refused(

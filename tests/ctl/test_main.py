@@ -481,7 +481,7 @@ class ExportAndImportTests(CtlTestCase):
     def test_what_was_imported_is_exported_again(self) -> None:
         data = go_data()
         self.assertEqual(self.ctl("import", self.write(data)), 0)
-        self.assertIn("1 of 1 registrations were added", self.out)
+        self.assertIn("Added 1 of 1 registration;", self.out)
         self.assertEqual(self.exported(), data)
 
     def test_importing_twice_adds_nothing(self) -> None:
@@ -495,7 +495,7 @@ class ExportAndImportTests(CtlTestCase):
         data["Users"]["bob"] = {"Accounts": {"A": {"DeviceToken": "not hexadecimal"}}}
         self.assertEqual(self.ctl("import", self.write(data)), BAD)
         self.assertIn("'bob'", self.out)
-        self.assertIn("1 of 1 registrations were added", self.out)
+        self.assertIn("Added 1 of 1 registration;", self.out)
 
     def test_a_file_that_cannot_be_used_is_named(self) -> None:
         for content, reason in (("{", "line 1"), ("[]", "not a JSON object")):

@@ -46,7 +46,7 @@ class DurabilityTests(EndToEndTestCase):
         daemon.wait_for_flags(PHONE)
         daemon.kill()
         daemon.start()
-        self.assertIn(" 1 pushes waiting", daemon.wait_for_log("Ready: "))
+        self.assertIn(" 1 push waiting", daemon.wait_for_log("Ready: "))
         (push,) = self.make_apns(port=port).wait_for(1)
         self.assertEqual(push["device_token"], PHONE)
 
@@ -136,7 +136,7 @@ class StopTests(EndToEndTestCase):
         daemon.wait_for_log("Stopped")
         where.rmdir()
         daemon.start()
-        self.assertIn(" 1 pushes waiting", daemon.wait_for_log("Ready: "))
+        self.assertIn(" 1 push waiting", daemon.wait_for_log("Ready: "))
 
 
 class StartTests(EndToEndTestCase):
@@ -182,7 +182,7 @@ class StartTests(EndToEndTestCase):
         apns.wait_for(1)
         first.kill()
         second.start()
-        self.assertIn("Ready: 1 phones", "\n".join(second.log))
+        self.assertIn("Ready: 1 phone", "\n".join(second.log))
 
     def test_it_works_with_standard_output_and_error_closed(self) -> None:
         daemon = self.make_daemon(NOWHERE)
@@ -238,7 +238,7 @@ class MemoryTests(EndToEndTestCase):
         daemon.wait_for_log("[critical] xapsd got no more memory, and ends to be started again")
         daemon.wait_for_log("Stopped")
         daemon.start()
-        self.assertIn(" 1 pushes waiting", daemon.wait_for_log("Ready: "))
+        self.assertIn(" 1 push waiting", daemon.wait_for_log("Ready: "))
 
 
 class CheckTests(EndToEndTestCase):

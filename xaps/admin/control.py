@@ -33,6 +33,7 @@ from xaps.model import (
 from xaps.push.dispatcher import Dispatcher
 from xaps.push.routes import Routes
 from xaps.registry.interface import IRegistry, RegistryError
+from xaps.system.console import counted
 from xaps.system.stalls import StallWatch
 
 PATIENCE = 5.0
@@ -266,19 +267,14 @@ def _since(status: Value) -> list[str]:
 
 
 def _line(status: Value) -> str:
-    parts = [f"{_number(status['waiting'], 'push')} waiting"]
+    parts = [f"{counted(status['waiting'], 'push')} waiting"]
     if status["phones"] is not None:
-        parts.insert(0, _number(status["phones"], "phone"))
+        parts.insert(0, counted(status["phones"], "phone"))
     if status["connection"]["state"] == ConnectionState.CONNECTED.value:
         parts.append("connected to APNs")
     if status["credential"] and (until := status["credential"]["not_after"]) is not None:
         parts.append(f"certificate good for {days(until - status['now'])}")
     return "; ".join([f"{status['health'].capitalize()}: {', '.join(parts)}", *_since(status)])
-
-
-def _number(number: int, noun: str) -> str:
-    ending = "" if number == 1 else "es" if noun.endswith("sh") else "s"
-    return f"{number} {noun}{ending}"
 
 
 def _named(registration: Registration, *, full_token: bool = False) -> Value:

@@ -16,6 +16,7 @@ from xaps.credentials.keeper import CredentialKeeper
 from xaps.model import DAY, CertificateCredential
 from xaps.push.dispatcher import Dispatcher
 from xaps.registry.interface import IRegistry, RegistryError
+from xaps.system.console import counted
 from xaps.system.work import Work
 
 LOOK = 5.0
@@ -197,5 +198,4 @@ def problem(keeper: CredentialKeeper) -> str | None:
 
 def days(seconds: float) -> str:
     """So many whole days, none if it is past."""
-    number = max(0, int(seconds // DAY))
-    return "1 day" if number == 1 else f"{number} days"
+    return counted(max(0, int(seconds // DAY)), "day")

@@ -18,6 +18,7 @@ from xaps.apns.reasons import EndReason
 from xaps.apns.status import ConnectionState, ConnectionStatus
 from xaps.model import Credential
 from xaps.system.complaints import HOUR, Complaints
+from xaps.system.console import counted
 
 SHORTEST_DELAY = 1.0
 LONGEST_DELAY = 60.0
@@ -134,9 +135,9 @@ class Connector:
     def on_ready(self, connection: Connection) -> None:
         self._made += 1
         self._log.info(
-            "Connected to APNs at {peer}: {limit} pushes at a time",
+            "Connected to APNs at {peer}: {limit} at a time",
             peer=connection.peer,
-            limit=connection.session.stream_limit,
+            limit=counted(connection.session.stream_limit, "push"),
         )
         self._look()
         if connection.session.stream_limit == 0:

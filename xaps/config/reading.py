@@ -18,7 +18,7 @@ from ruamel.yaml.reader import ReaderError
 
 from xaps.config.kinds import Unfit
 from xaps.config.table import DEFAULT_PATH, KEYS, Config, Cyrus
-from xaps.system.console import one_line
+from xaps.system.console import counted, one_line
 from xaps.system.files import careless, read_file
 
 __all__ = ["DEFAULT_PATH", "Config", "ConfigError", "careless_secrets", "load"]
@@ -99,7 +99,7 @@ class ConfigError(Exception):
             parts = (f"{path}:{line}" if line else str(path), key, text)
             lines.append(": ".join(one_line(part) for part in parts if part))
         if more := len(found) - len(lines):
-            lines.append(one_line(f"{path}: and {more} problems more"))
+            lines.append(one_line(f"{path}: and {counted(more, 'more problem')}"))
         super().__init__("\n".join(lines))
 
 

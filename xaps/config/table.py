@@ -70,9 +70,9 @@ class Config:
     loglevel: str = kinds.choice(
         "trace debug info warn error fatal panic", {"warning": "warn"}
     ).key(
-        "How much is logged: trace, debug, info, warn, error, fatal or panic. With debug every "
-        "registration and push is one line.",
-        default="warn",
+        "How much is logged: trace, debug, info, warn, error, fatal or panic. With info a phone that "
+        "is new or gone is one line, with debug each notice and each push is one too.",
+        default="info",
     )
     database_file: Path = kinds.PATH.key(
         "Where registrations are kept. A file of the Go daemon (JSON) is imported once into "

@@ -15,6 +15,7 @@ from typing import Any
 from xaps.config.reading import DEFAULT_PATH, Config, load
 from xaps.ctl import answers
 from xaps.ctl.client import BAD, CtlError, DaemonClient, notify
+from xaps.system.console import counted
 from xaps.system.files import replace_file
 
 Command = Callable[["Commands"], int]
@@ -206,7 +207,7 @@ class Commands:
             {"added": added, "usable": count, "problems": list(found.problems)},
             [
                 *(f"Not imported: {problem}" for problem in found.problems),
-                f"{added} of {count} registrations were added; the others are known already",
+                f"Added {added} of {counted(count, 'registration')}; the others are known already",
             ],
         )
         return BAD if found.problems else 0

@@ -13,8 +13,9 @@ from xaps.intake.dialect import Answer, Request
 from xaps.intake.imap import untagged
 from xaps.intake.messages import RegisterRequest
 from xaps.mailboxes import INBOX, canonical
-from xaps.model import Notice, Refused, Registration
+from xaps.model import DAY, Notice, Refused, Registration
 from xaps.system.complaints import Complaints
+from xaps.system.console import counted
 from xaps.system.coroutines import run
 
 MIN_PLUGIN_BODY = 51
@@ -95,12 +96,15 @@ class Responder:
         )
         left_out = len(request.as_sent) - len(confirmed)
         if left_out and for_phone and self._folder_push:
-            self._log.info(
-                "{user}: {count} of {all} mailboxes cannot be confirmed to the phone (their names "
+            # One is told a day: the phone asks again daily, and `xapsctl devices` marks them all.
+            self.complaints.tell(
+                LogLevel.info,
+                "{user}: {count} of {all} cannot be confirmed to the phone (their names "
                 "are too long in all or cannot be quoted), it will not be pushed for them",
+                every=DAY,
                 user=request.key.user,
                 count=left_out,
-                all=len(request.mailboxes),
+                all=counted(len(request.mailboxes), "mailbox"),
             )
         return body
 

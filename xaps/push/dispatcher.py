@@ -38,6 +38,7 @@ from xaps.push.routes import Route, Routes
 from xaps.push.saving import FlagSaver
 from xaps.registry.interface import MAX_MAILBOXES, MAX_PER_USER, IRegistry, RegistryError
 from xaps.system.complaints import Complaints
+from xaps.system.console import counted
 from xaps.system.coroutines import run
 
 RENEWAL = 2 * DAY
@@ -146,15 +147,17 @@ class Dispatcher:
 
         Fails with a temporary :class:`~xaps.model.Refused` when it cannot be stored.
         """
-        return self._registry.register(registration).addCallbacks(
-            self._registered,
-            self._refuse,
-            callbackArgs=(registration,),
-            errbackArgs=("Registration of {key} refused: {error}", registration.key),
+        return Deferred.fromCoroutine(self._register(registration)).addErrback(
+            self._refuse, "Registration of {key} refused: {error}", registration.key
         )
 
+    async def _register(self, registration: Registration) -> None:
+        known = await self._registry.get(registration.key)
+        dropped = await self._registry.register(registration)
+        self._registered(registration, dropped, new=known is None)
+
     def _registered(
-        self, dropped: Iterable[RegistrationKey] | None, registration: Registration
+        self, registration: Registration, dropped: Iterable[RegistrationKey] | None, *, new: bool
     ) -> None:
         key = registration.key
         if dropped is None:
@@ -174,8 +177,13 @@ class Dispatcher:
         if self.holds.forget(key):
             self.flags.hasten([key], self._clock.seconds())
             self._arm()
-        count = len(registration.mailboxes)
-        self._log.debug("Registered {key} for {count} mailboxes", key=key, count=count)
+        # Phones do so daily: an administrator wants to hear of those that are new.
+        self._log.emit(
+            LogLevel.info if new else LogLevel.debug,
+            "Registered {key} for {mailboxes}" if new else "Renewed {key} for {mailboxes}",
+            key=key,
+            mailboxes=counted(len(registration.mailboxes), "mailbox"),
+        )
 
     def _refuse(self, failure: Failure, text: str, key: RegistrationKey | None = None) -> Never:
         failure.trap(RegistryError)
@@ -208,11 +216,11 @@ class Dispatcher:
             self._arm()
         self._saver.arm()
         self._log.debug(
-            "Notice for {user}, {what} in {mailbox}: {phones} phones",
+            "Notice for {user}, {what} in {mailbox}: {phones}",
             user=notice.user,
             what="new mail" if notice.new_mail else "a change",
             mailbox=notice.mailbox,
-            phones=len(phones),
+            phones=counted(len(phones), "phone"),
         )
         return len(phones)
 
@@ -281,7 +289,7 @@ class Dispatcher:
         key = flag.key
         match outcome:
             case Delivered():
-                self._log.debug("Pushed {key}", key=key)
+                self._log.debug("Pushed {key}: {names}", key=key, names=", ".join(flag.sent))
                 self.flags.answered(flag, now)
             case RetryAfter():
                 self._retry(flag, outcome)
@@ -419,7 +427,8 @@ class Dispatcher:
             await deferLater(self._clock, 0)
         if self.flags.expired:
             self._log.warn(
-                "Gave up {count} pushes that waited for 24 hours", count=self.flags.expired
+                "Gave up {pushes} that waited for 24 hours",
+                pushes=counted(self.flags.expired, "push"),
             )
             self.flags.expired = 0
         wall = self._wall()
