@@ -48,8 +48,9 @@ from xaps.intake.https import HttpsFactory
 from xaps.listen.ports import Listeners
 from xaps.listen.tls import TLSError, server_options
 from xaps.listen.unix import ListenError, dovecot_group
-from xaps.model import Credential, Refused
+from xaps.model import Credential
 from xaps.push.dispatcher import Dispatcher
+from xaps.push.routes import Route, Routes
 from xaps.registry.godata import AppleCertificates
 from xaps.registry.interface import RegistryError
 from xaps.registry.opening import open_registry
@@ -235,12 +236,12 @@ class Daemon(Service):
             on_certificates=self._take_over,
         )
         self._client = self._make_client()
+        self._route = Route("", frozenset(), self._client, lambda: self._keeper.problem)
         self._dispatcher = Dispatcher(
             self._reactor,
             self._registry,
-            self._client,
+            Routes([self._route]),
             wall=time.time,
-            topic=self._topic,
             delay=config.delay,
             check_interval=config.check_interval,
             on_outcome=self._pushes.record,
@@ -419,15 +420,10 @@ class Daemon(Service):
     def _broken(self, failure: Failure) -> None:
         self._log.failure("Housekeeping failed", failure)
 
-    def _topic(self) -> str:
-        credential = self._keeper.credential
-        if credential is None:
-            raise Refused(self._keeper.problem or "there is no push credential", temporary=True)
-        return credential.topic
-
     def _credential_changed(self, credential: Credential | None) -> None:
         self._client.use(credential)
-        self._dispatcher.credential_changed()
+        self._route.credential = credential
+        self._dispatcher.credential_changed(self._route)
         if credential is not None and self._cyrus_topic not in (None, credential.topic):
             self._log.warn(
                 "Cyrus gives phones the topic {theirs}, but the credential is for {ours}: their "

@@ -71,6 +71,9 @@ class Registration:
     confirmed: frozenset[str] = frozenset()
     """Those of `mailboxes` that the IMAP server confirmed to the phone by a ``"mailbox"`` line;
     only for these does the phone know a hash."""
+    topic: str | None = None
+    """The topic that the phone was told, and listens to. ``None``: it is not known, as it was not
+    kept; it counts as the one that the phones of this user are told now."""
 
 
 @attrs.frozen
@@ -81,6 +84,8 @@ class Addressee:
     registered_at: float
     name: str | None
     """What the phone knows the mailbox by; ``None``: it was told no name, but it is INBOX."""
+    topic: str | None = None
+    """The registration's."""
 
 
 @attrs.frozen
@@ -118,6 +123,7 @@ class Push:
     key: RegistrationKey
     apns_id: str
     """A lower-case UUID, kept when the push is tried again."""
+    topic: str
     hashes: tuple[str, ...] = ()
     """Mailbox hashes for the payload's ``m``; empty means: refresh INBOX."""
 
@@ -174,6 +180,7 @@ class CertificateCredential:
     """A TLS client certificate that APNs accepts pushes for `topic` from."""
 
     topic: str
+    """The one that phones are told."""
     source: str
     """Where it came from, for people: a file name."""
     not_before: float
@@ -182,6 +189,8 @@ class CertificateCredential:
     """The leaf first, then intermediate certificates, one PEM text each."""
     key_pem: bytes = attrs.field(repr=False)
     """The private key of the leaf, PEM, not encrypted. Never logged."""
+    topics: tuple[str, ...] = ()
+    """All of its topics for Mail, where it has others than `topic`."""
 
 
 @attrs.frozen
@@ -189,6 +198,7 @@ class TokenCredential:
     """A key that signs provider tokens for `topic`."""
 
     topic: str
+    """The one that phones are told."""
     source: str
     key_id: str
     team_id: str
@@ -197,6 +207,14 @@ class TokenCredential:
 
 
 Credential = CertificateCredential | TokenCredential
+
+
+def covers(credential: Credential, topic: str) -> bool:
+    """Whether pushes for that topic can go out with it. A token key is for all topics of its team,
+    and which those are only Apple knows."""
+    if topic == credential.topic or isinstance(credential, TokenCredential):
+        return True
+    return topic in credential.topics
 
 
 @attrs.frozen

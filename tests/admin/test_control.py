@@ -13,7 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.admin.test_metrics import CERTIFICATE, CONNECTED
 from tests.fakes import MemoryRegistry
-from tests.push.test_dispatcher import FakeSender
+from tests.push.test_dispatcher import FakeSender, one_route
 from tests.registry.contract import everything
 from xaps.admin.control import Control
 from xaps.admin.health import Health
@@ -72,9 +72,8 @@ class ControlTestCase(SynchronousTestCase):
         self.dispatcher = Dispatcher(
             self.clock,
             self.registry,
-            self.sender,
+            one_route(self.sender, "topic"),
             wall=self.clock.seconds,
-            topic=lambda: "topic",
             delay=30,
             check_interval=0,
             on_outcome=self.pushes.record,

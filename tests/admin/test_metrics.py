@@ -12,7 +12,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from tests.fakes import MemoryRegistry
-from tests.push.test_dispatcher import FakeSender
+from tests.push.test_dispatcher import FakeSender, one_route
 from xaps.admin.history import PushLog
 from xaps.admin.metrics import Metrics
 from xaps.apns.status import ConnectionState, ConnectionStatus
@@ -49,9 +49,8 @@ class MetricsTestCase(SynchronousTestCase):
         dispatcher = Dispatcher(
             clock,
             MemoryRegistry(),
-            FakeSender(),
+            one_route(FakeSender(), "topic"),
             wall=clock.seconds,
-            topic=lambda: "topic",
             delay=30,
             check_interval=0,
         )
@@ -122,7 +121,7 @@ class MetricsTests(MetricsTestCase):
         registration = Registration(KEY, ("INBOX",), 0.0)
         self.successResultOf(self.intake.register(registration))
         phones = self.successResultOf(self.intake.notify(Notice("alice", "INBOX", True)))
-        self.assertEqual((phones, self.intake.topic()), (1, "topic"))
+        self.assertEqual((phones, self.intake.topic("alice")), (1, "topic"))
         for _ in range(2):
             self.successResultOf(self.intake.notify(Notice("alice", "INBOX", False)))
         for series, value in (

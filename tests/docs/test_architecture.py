@@ -51,6 +51,7 @@ PURE = [
     "xaps.model",
     "xaps.push.flags",
     "xaps.push.holds",
+    "xaps.push.routes",
 ]
 
 

@@ -16,6 +16,8 @@ from tests.registry.contract import everything
 from xaps.mailboxes import digest
 from xaps.model import (
     REGISTRATION_LIFETIME,
+    CertificateCredential,
+    Credential,
     Delivered,
     Gone,
     Misconfigured,
@@ -39,6 +41,7 @@ from xaps.push.holds import (
     WINDOW,
     Reason,
 )
+from xaps.push.routes import Route, Routes, Sender
 from xaps.push.saving import PATIENCE as SAVE_PATIENCE
 
 NOW = 1_800_000_000.0
@@ -48,6 +51,7 @@ DAY = 24 * 3600.0
 BAD = Rejected("BadDeviceToken", until_registered=True)
 OTHER_TOPIC = Rejected("DeviceTokenNotForTopic", until_registered=True)
 TOKEN = "aa" * 32
+TOPIC = "com.apple.mail.XServer.x"
 LOGGERS = ("xaps.push.dispatcher.Dispatcher", "xaps.push.saving.FlagSaver")
 
 
@@ -85,6 +89,17 @@ class FakeSender:
         return len(self._open)
 
 
+def credential(topic: str = TOPIC, *others: str) -> Credential:
+    return CertificateCredential(topic, f"{topic}.pem", 0.0, 2e9, (b"",), b"", (topic, *others))
+
+
+def one_route(sender: Sender, topic: str = TOPIC) -> Routes:
+    """The usual: a single credential, for everybody."""
+    route = Route("", frozenset(), sender, lambda: "there is no push credential")
+    route.credential = credential(topic)
+    return Routes([route])
+
+
 class DispatcherTestCase(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
@@ -107,12 +122,12 @@ class DispatcherTestCase(SynchronousTestCase):
 
     def started(self) -> Dispatcher:
         ids = itertools.count(1)
+        self.routes = one_route(self.sender)
         dispatcher = Dispatcher(
             self.clock,
             self.registry,
-            self.sender,
+            self.routes,
             wall=self.wall,
-            topic=lambda: "com.apple.mail.XServer.x",
             delay=30,
             check_interval=0,
             new_id=lambda: f"id-{next(ids)}",
@@ -121,6 +136,12 @@ class DispatcherTestCase(SynchronousTestCase):
         )
         self.successResultOf(dispatcher.start())
         return dispatcher
+
+    def use_another_credential(self, topic: str = TOPIC, number: int = 0) -> None:
+        """As the daemon does it."""
+        route = list(self.routes)[number]
+        route.credential = credential(topic)
+        self.dispatcher.credential_changed(route)
 
     def stop(self) -> Deferred[None]:
         """As the daemon does it."""
@@ -504,7 +525,7 @@ class OutcomeTests(DispatcherTestCase):
             self.notify()
             self.turn()
             before = len(self.sender.pushes)
-            self.dispatcher.credential_changed()
+            self.use_another_credential()
             self.sender.answer(blame)
             self.turn()
             self.assertEqual(len(self.sender.pushes), before + 1)
@@ -547,7 +568,7 @@ class RefusedConfigurationTests(DispatcherTestCase):
         self.assertEqual(self.levels().count(LogLevel.critical), 2)
 
     def test_it_is_logged_again_at_once_when_it_was_over_meanwhile(self) -> None:
-        self.dispatcher.credential_changed()
+        self.use_another_credential()
         self.turn()
         self.sender.answer(Misconfigured("BadTopic"))
         self.assertEqual(self.levels().count(LogLevel.critical), 2)
@@ -570,7 +591,7 @@ class RefusedConfigurationTests(DispatcherTestCase):
         self.assertIsNone(self.held_for())
 
     def test_a_new_credential_is_tried_at_once(self) -> None:
-        self.dispatcher.credential_changed()
+        self.use_another_credential()
         self.turn()
         self.assertEqual(len(self.sender.pushes), 6)
 
@@ -584,7 +605,7 @@ class RefusedConfigurationTests(DispatcherTestCase):
         self.assertIsNone(self.held_for())
 
     def test_a_probe_waits_for_a_push_that_is_due_later(self) -> None:
-        self.dispatcher.credential_changed()
+        self.use_another_credential()
         self.turn()
         for outcome in (RetryAfter("TooManyRequests", 1000), Rejected("x"), Rejected("x")):
             self.sender.answer(outcome)
@@ -733,7 +754,7 @@ class SuspensionTests(DispatcherTestCase):
     def test_another_credential_frees_it_at_once(self) -> None:
         for refusal in (BAD, OTHER_TOPIC):
             self.sender.answer(refusal)
-            self.dispatcher.credential_changed()
+            self.use_another_credential()
             self.turn()
             self.assertEqual(self.sender.in_flight, 1)
 
@@ -931,7 +952,7 @@ class BadTokensTests(TokensTestCase):
     def test_another_credential_ends_it_at_once(self) -> None:
         self.push(*self.phones(3))
         self.answer_all(BAD)
-        self.dispatcher.credential_changed()
+        self.use_another_credential()
         self.turn()
         self.assertEqual(self.sender.in_flight, 3)
 
@@ -992,7 +1013,7 @@ class BadTokensTests(TokensTestCase):
         bad = self.phones(3)
         self.push(*bad[:2])
         self.answer_all(BAD)
-        self.dispatcher.credential_changed()
+        self.use_another_credential()
         self.turn()
         for _ in bad[:2]:
             self.sender.answer(RetryAfter("connection lost", 60))

@@ -103,8 +103,8 @@ class _CountingHandler:
     _registering: _Told
     _noticing: _Told
 
-    def topic(self) -> str:
-        return self._handler.topic()
+    def topic(self, user: str) -> str:
+        return self._handler.topic(user)
 
     def register(self, registration: Registration) -> Deferred[None]:
         self._registrations.inc()

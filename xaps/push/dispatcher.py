@@ -6,7 +6,7 @@ import math
 import random
 import uuid
 from collections.abc import Callable, Iterable, Sequence
-from typing import Never, Protocol
+from typing import Never
 
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -33,6 +33,7 @@ from xaps.model import (
 )
 from xaps.push.flags import Flag, Flags
 from xaps.push.holds import Holds, Reason
+from xaps.push.routes import Route, Routes
 from xaps.push.saving import FlagSaver
 from xaps.registry.interface import MAX_MAILBOXES, MAX_PER_USER, IRegistry, RegistryError
 from xaps.system.complaints import Complaints
@@ -52,23 +53,11 @@ SLICE = 16
 """Pushes that are started in one go; between two slices the IMAP servers are served."""
 
 
-class Sender(Protocol):
-    """What can push; see :class:`xaps.apns.client.Client`."""
-
-    def room(self) -> int:
-        """How many pushes may be handed over now."""
-
-    def send(self, push: Push) -> Deferred[Outcome]:
-        """Push; always fires, and with an outcome."""
-
-
 class Dispatcher:
     """Takes registrations and notices, and pushes.
 
-    :param sender: when it has room again, :meth:`pump` is to be called.
+    :param routes: when a sender of these has room again, :meth:`pump` is to be called.
     :param wall: the time of day.
-    :param topic: gives the topic that phones are to register with; raises
-        :class:`~xaps.model.Refused` while there is no usable credential.
     :param on_outcome: told of each answer: the outcome, and the seconds since the first of the
         events that the push was for, or since the start.
     """
@@ -79,10 +68,9 @@ class Dispatcher:
         self,
         clock: IReactorTime,
         registry: IRegistry,
-        sender: Sender,
+        routes: Routes,
         *,
         wall: Callable[[], float],
-        topic: Callable[[], str],
         delay: float,
         check_interval: float,
         new_id: Callable[[], str] = lambda: str(uuid.uuid4()),
@@ -91,15 +79,15 @@ class Dispatcher:
     ) -> None:
         self._clock = clock
         self._registry = registry
-        self._sender = sender
+        self._routes = routes
+        self._sender = next(iter(routes)).sender
         self._wall = wall
-        self.topic = topic
         self._jitter = jitter
         self._on_outcome = on_outcome
         self._new_id = new_id
         self.flags = Flags(delay=delay, check_interval=check_interval, new_id=new_id)
         self._complaints = Complaints(self._log, clock.seconds)
-        self.holds = Holds(sender.room, self._complaints)
+        self.holds = Holds(self._sender.room, self._complaints)
         self._saver = FlagSaver(clock, registry, self.flags)
         self._credentials = 0  # that there have been
         self._epoch = -math.inf
@@ -143,6 +131,13 @@ class Dispatcher:
     def unsaved(self) -> str | None:
         """Why what is owed is not on disk, if it has not been for some seconds."""
         return self._saver.trouble
+
+    def topic(self, user: str) -> str:
+        """The topic that phones of this user are to register with.
+
+        :raises Refused: temporarily, while there is no credential for them.
+        """
+        return self._routes.topic(user)
 
     def register(self, registration: Registration) -> Deferred[None]:
         """Add or renew a registration; fires when it is on disk.
@@ -252,7 +247,7 @@ class Dispatcher:
         probe = self.holds.sent()
         self._log.debug("Pushing {key}", key=key)
         try:
-            push = Push(key, flag.apns_id, hashes(flag.sent.values()))
+            push = Push(key, flag.apns_id, self.topic(key.user), hashes(flag.sent.values()))
             outcome = await self._sender.send(push)
             if credentials != self._credentials and isinstance(outcome, Misconfigured | Rejected):
                 outcome = RetryAfter(f"{outcome.reason}, for the credential before", 0.0)
@@ -362,7 +357,8 @@ class Dispatcher:
         hold = self.holds.on_sending()
         if hold is not None:
             return fail(Refused(hold.text, temporary=True))
-        push = Push(registration.key, self._new_id(), hashes([names[wanted]]))
+        topic = self.topic(registration.key.user)
+        push = Push(registration.key, self._new_id(), topic, hashes([names[wanted]]))
         sending = self._sender.send(push)
         return sending.addCallback(self._pushed_now, registration.key)
 
@@ -372,8 +368,8 @@ class Dispatcher:
         self._arm()  # there may be room again
         return outcome
 
-    def credential_changed(self) -> None:
-        """There is another credential: what was refused before may now be taken."""
+    def credential_changed(self, route: Route) -> None:
+        """It has another credential: what was refused before may now be taken."""
         self._credentials += 1
         self.flags.hasten(self.holds.credential_changed(), self._clock.seconds())
         self.pump()

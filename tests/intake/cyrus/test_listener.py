@@ -121,7 +121,7 @@ class FakeHandler:
         self.got: list[Registration | Notice] = []
         self.answer: Callable[[], Deferred[Any]] = lambda: succeed(None)
 
-    def topic(self) -> str:
+    def topic(self, user: str) -> str:
         return "com.apple.mail.test"
 
     def register(self, registration: Registration) -> Deferred[None]:
