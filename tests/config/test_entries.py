@@ -60,11 +60,12 @@ class ListTests(EntriesTestCase):
         self.assertEqual(self.entries({"certificateFilePem": "/a.pem"}), (one,))
 
     def test_domains_are_a_list_or_a_text(self) -> None:
+        domains: Any
         for domains in (["a.org", "b"], "a.org b", "A.org,B", "a.org, b"):
             (entry,) = self.entries({"certificateFilePem": "a", "domains": domains})
             self.assertEqual(entry.domains, ("a.org", "b"), domains)
-        for none in ([], "", None):
-            (entry,) = self.entries({"certificateFilePem": "a", "domains": none})
+        for domains in ([], "", None):
+            (entry,) = self.entries({"certificateFilePem": "a", "domains": domains})
             self.assertEqual(entry.domains, ())
 
     def test_entries_may_have_the_same_domains_or_all_of_them_none(self) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from xaps import daemon, model
-from xaps.admin import control, health
+from xaps import daemon, intakes, model
+from xaps.admin import control, entries, health
 from xaps.admin import history as pushlog
 from xaps.admin import web as controlweb
 from xaps.apns import connection as apns_connection
@@ -92,10 +92,10 @@ LIMITS = {
     ),
     "Time for all these requests before everything else has its turn": period(connections.TURN),
     "Connections of each of ``socket``, ``imapSocket``, ``listenAddr``, ``tlsListenAddr``": number(
-        daemon.MAX_CONNECTIONS
+        intakes.MAX_CONNECTIONS
     ),
     "Connections beyond those that are told so": number(connections.SURPLUS),
-    "Open files that are kept for everything else": number(daemon.SPARE_FILES),
+    "Open files that are kept for everything else": number(intakes.SPARE_FILES),
     "Time for the answer to a registration through the plugin": period(
         plugin("DEADLINE_MSECS") / 1000
     ),
@@ -167,7 +167,7 @@ LIMITS = {
     "Time that everything may wait for one thing": period(stalls.LIMIT),
     "Time between two looks at what has failed": period(health.LOOK),
     "Time for which pushes may fail without one that succeeds": period(pushlog.PUSHES_FAIL),
-    "Time without a connection to APNs": period(health.UNREACHABLE),
+    "Time without a connection to APNs": period(entries.UNREACHABLE),
     "Time for the database to tell how many phones there are": period(control.PATIENCE),
     "Phones whose last push ``xapsctl devices`` can tell": number(pushlog.MAX_PHONES),
     "Reasons of Apple's that are counted by themselves in the metrics": number(pushlog.MAX_REASONS),

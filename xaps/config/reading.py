@@ -183,7 +183,8 @@ def load(path: Path) -> Config:
 def careless_secrets(path: Path, config: Config) -> list[str]:
     """Warnings that others can read the secrets in the configuration file itself."""
     given: dict[str, None] = {}
-    for settings in (config, *config.credentials):
+    everything: tuple[Config | CredentialSettings, ...] = (config, *config.credentials)
+    for settings in everything:
         for key in keys_of(type(settings)):
             value = getattr(settings, key.attribute)
             if key.kind.secret and value and not value.startswith("file:"):
@@ -255,7 +256,7 @@ class _Mapping:
     below: dict[str, list[_Mapping]] = attrs.field(factory=lambda: {"cyrus": [], "credentials": []})
     """The blocks in it."""
 
-    def settings(self, settings: type[Config | CredentialSettings | Cyrus]) -> dict[str, Any]:
+    def settings(self, settings: type[attrs.AttrsInstance]) -> dict[str, Any]:
         """The fields of this class of settings that have a value."""
         keys = keys_of(settings)
         return {key.attribute: self.values[key.name] for key in keys if key.name in self.values}

@@ -239,7 +239,7 @@ class Config:
     """The fields above but `credentials` and `cyrus` that the file has a value for."""
 
 
-def keys_of(settings: type[Config | CredentialSettings | Cyrus]) -> list[Key]:
+def keys_of(settings: type[attrs.AttrsInstance]) -> list[Key]:
     """The keys of a class of settings, in its order, by their names without what holds them."""
     return [_key(field) for field in attrs.fields(settings) if "key" in field.metadata]
 
