@@ -16,10 +16,12 @@ from tests.fakes import MemoryRegistry
 from tests.push.test_dispatcher import FakeSender, one_route
 from tests.registry.contract import everything
 from xaps.admin.control import Control
+from xaps.admin.entries import Entry
 from xaps.admin.health import Health
 from xaps.admin.history import PushLog
 from xaps.admin.metrics import Metrics
-from xaps.apns.status import ConnectionState
+from xaps.apns.client import Client
+from xaps.apns.status import ConnectionState, ConnectionStatus
 from xaps.credentials.keeper import CredentialKeeper
 from xaps.model import (
     DAY,
@@ -34,6 +36,7 @@ from xaps.model import (
 )
 from xaps.push.dispatcher import Dispatcher
 from xaps.push.holds import FIRST_SUSPENSION
+from xaps.push.routes import Routes
 from xaps.system.stalls import StallWatch
 from xaps.system.work import Work
 
@@ -57,6 +60,16 @@ class FakeKeeper(CredentialKeeper):
         return succeed(None)
 
 
+class FakeClient(Client):
+    """Has the connection that the test gives it."""
+
+    def __init__(self) -> None:
+        self.connection = CONNECTED
+
+    def status(self) -> ConnectionStatus:
+        return self.connection
+
+
 class ControlTestCase(SynchronousTestCase):
     set_by = 0.0
 
@@ -67,9 +80,10 @@ class ControlTestCase(SynchronousTestCase):
         self.registry = MemoryRegistry()
         self.sender = FakeSender()
         self.keeper = FakeKeeper()
-        self.connection = CONNECTED
+        self.client = FakeClient()
+        self.routes = self.make_routes()
+        self.entries = self.make_entries()
         self.pushes = PushLog(self.clock.seconds, self.metrics.registry)
-        self.routes = one_route(self.sender, "topic")
         self.dispatcher = Dispatcher(
             self.clock,
             self.registry,
@@ -85,8 +99,7 @@ class ControlTestCase(SynchronousTestCase):
             self.clock,
             self.registry,
             self.dispatcher,
-            self.keeper,
-            connection=lambda: self.connection,
+            self.entries,
             registrations=self.metrics.registrations,
             notices=self.metrics.notices,
             works=[self.pushes.work, self.work],
@@ -97,15 +110,29 @@ class ControlTestCase(SynchronousTestCase):
             self.clock,
             self.registry,
             self.dispatcher,
-            self.keeper,
-            self.routes,
+            self.entries,
             health=self.wellbeing,
-            connection=lambda: self.connection,
             pushes=self.pushes,
             stalls=StallWatch(self.clock),
             metrics=self.metrics,
             wall=self.wall,
         )
+
+    def make_routes(self) -> Routes:
+        """Those of the entries."""
+        return one_route(self.sender, "topic")
+
+    def make_entries(self) -> list[Entry]:
+        """The one."""
+        return [Entry(next(iter(self.routes)), self.keeper, self.client)]
+
+    @property
+    def connection(self) -> ConnectionStatus:
+        return self.client.connection
+
+    @connection.setter
+    def connection(self, connection: ConnectionStatus) -> None:
+        self.client.connection = connection
 
     def check(self) -> None:
         """What is called at each look."""

@@ -10,7 +10,8 @@ from twisted.logger import capturedLogs
 
 from tests.admin.test_control import NOW, ControlTestCase
 from tests.admin.test_metrics import CERTIFICATE, CONNECTED
-from xaps.admin.health import CAUSES, LOOK, UNREACHABLE
+from xaps.admin.entries import UNREACHABLE
+from xaps.admin.health import CAUSES, LOOK
 from xaps.admin.history import PUSHES_FAIL
 from xaps.apns.status import ConnectionState
 from xaps.model import (

@@ -220,9 +220,23 @@ class AnswerTests(CtlTestCase):
             self.assertEqual(json.loads(self.out), [])
 
     def test_a_reload_that_finds_no_credential_is_no_success(self) -> None:
-        self.served(answered({"now": 0, "credential": None, "problem": "no such file"}))
+        found = {"name": "a.org", "credential": None, "problem": "no such file"}
+        self.served(answered({"now": 0, "credentials": [found]}))
         self.assertEqual(self.ctl("reload"), BAD)
         self.assertEqual(self.out, "No credential can be used: no such file\n")
+
+    def test_a_reload_names_each_of_several_credentials(self) -> None:
+        good = {"kind": "token key", "source": "key.p8", "not_after": None}
+        found = [
+            {"name": "a.org", "credential": good, "problem": None},
+            {"name": "b.org", "credential": None, "problem": "no such file"},
+        ]
+        self.served(answered({"now": 0, "credentials": found}))
+        self.assertEqual(self.ctl("reload"), BAD)
+        self.assertEqual(
+            self.out,
+            "a.org: In use: token key key.p8\nb.org: No credential can be used: no such file\n",
+        )
 
 
 STATUS: dict[str, Any] = {
@@ -258,6 +272,13 @@ STATUS: dict[str, Any] = {
     "phones": 5,
     "reactor_stalls": 0,
 }
+STATUS["credentials"] = [
+    {
+        **{key: STATUS[key] for key in ("topic", "credential", "connection", "waiting")},
+        "name": "example.org",
+        "problem": None,
+    }
+]
 
 
 class TableTests(SynchronousTestCase):
@@ -289,6 +310,21 @@ class TableTests(SynchronousTestCase):
         text = "\n".join(answers.status({**STATUS, "credential": None, "topic": None}))
         self.assertRegex(text, r"Topic +-\n")
         self.assertRegex(text, r"Credential +none\n")
+
+    def test_each_of_several_credentials_has_a_line(self) -> None:
+        (entry,) = STATUS["credentials"]
+        other = {"name": "b.org", "credential": None, "problem": "no such file", "waiting": 1}
+        lines = list(answers.status({**STATUS, "credentials": [entry, {**entry, **other}]}))
+        self.assertEqual(
+            [line for line in lines if "Credential" in line],
+            [
+                "  Credential  example.org: topic com.apple.mail.XServer.x, certificate push.pem, "
+                f"valid until {moment(STATUS['now'] + 9 * 86400)} (9 days); APNs waiting "
+                "for 5 seconds, next attempt in 7 seconds; 2 pushes waiting",
+                "  Credential  b.org: no credential: no such file; 1 push waiting",
+            ],
+        )
+        self.assertNotIn("Topic  ", "\n".join(lines))
 
     def phone(self, **other: Any) -> dict[str, Any]:
         return {

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from xaps import daemon, model
-from xaps.admin import control, health, inquiry
+from xaps import daemon, intakes, model
+from xaps.admin import control, entries, health, inquiry
 from xaps.admin import history as pushlog
 from xaps.admin import web as controlweb
 from xaps.apns import connection as apns_connection
@@ -94,10 +94,10 @@ LIMITS = {
     ),
     "Time for all these requests before everything else has its turn": period(connections.TURN),
     "Connections of each of ``socket``, ``imapSocket``, ``listenAddr``, ``tlsListenAddr``": number(
-        daemon.MAX_CONNECTIONS
+        intakes.MAX_CONNECTIONS
     ),
     "Connections beyond those that are told so": number(connections.SURPLUS),
-    "Open files that are kept for everything else": number(daemon.SPARE_FILES),
+    "Open files that are kept for everything else": number(intakes.SPARE_FILES),
     "Time for the answer to a registration through the plugin": period(
         plugin("DEADLINE_MSECS") / 1000
     ),
@@ -169,7 +169,7 @@ LIMITS = {
     "Time that everything may wait for one thing": period(stalls.LIMIT),
     "Time between two looks at what has failed": period(health.LOOK),
     "Time for which pushes may fail without one that succeeds": period(pushlog.PUSHES_FAIL),
-    "Time without a connection to APNs": period(health.UNREACHABLE),
+    "Time without a connection to APNs": period(entries.UNREACHABLE),
     "Time for the database to tell how many phones there are": period(control.PATIENCE),
     "Users without a phone whose last notice is remembered": number(past.MAX_STRANGERS),
     "Dropped phones of one user that are remembered": number(past.MAX_DROPPED),

@@ -13,7 +13,7 @@ from xaps.config.reading import Config, careless_secrets
 from xaps.config.table import KEYS
 from xaps.credentials.certificate import utc_text
 from xaps.credentials.loading import SET_ONE
-from xaps.credentials.sources import source_from_config
+from xaps.credentials.sources import sources_from_config
 from xaps.intake.cyrus.conf import ImapdConfError, read_imapd_conf
 from xaps.listen.ports import usable
 from xaps.listen.tls import TLSError, server_options
@@ -39,7 +39,7 @@ def check(path: Path, config: Config, out: TextIO) -> bool:
 
     :param path: the configuration file, to be named.
     """
-    checks = (_credential, _tls, _trust_roots, _addresses, _groups, _database, _cyrus, _sockets)
+    checks = (_credentials, _tls, _trust_roots, _addresses, _groups, _database, _cyrus, _sockets)
     found = [text for each in checks for text in each(config)]
     found += map(_warning, careless_secrets(path, config))
     if os.geteuid() == 0:
@@ -55,21 +55,29 @@ def check(path: Path, config: Config, out: TextIO) -> bool:
     return bool(problems)
 
 
-def _credential(config: Config) -> Iterator[str]:
-    source = source_from_config(config)
-    if source is None:
-        yield f"no push credential is configured: {SET_ONE}"
-        return
-    finding = source.load(time.time())
-    yield from map(_warning, finding.warnings)
-    for error in finding.errors:
-        # The error names the file.
-        yield f"{source.name.partition(' ')[0]}: {error}"
-    credential = finding.credential
-    if credential is not None:
-        yield Remark(f"Topic: {credential.topic}")
-        if isinstance(credential, CertificateCredential):
-            yield Remark(f"Certificate valid until {utc_text(credential.not_after)}")
+def _credentials(config: Config) -> Iterator[str]:
+    found = sources_from_config(config)
+    for configured in found:
+        source = configured.source
+        if source is None:
+            yield f"no push credential is configured: {SET_ONE}"
+            continue
+        start = f"{configured.name}: " if len(found) > 1 else ""
+        finding = source.load(time.time())
+        yield from (_warning(f"{start}{warning}") for warning in finding.warnings)
+        for error in finding.errors:
+            # The error names the file.
+            yield f"{start}{source.name.partition(' ')[0]}: {error}"
+        credential = finding.credential
+        if credential is not None:
+            yield Remark(f"{start}Topic: {credential.topic}")
+            if isinstance(credential, CertificateCredential):
+                yield Remark(f"{start}Certificate valid until {utc_text(credential.not_after)}")
+    if all(configured.domains for configured in found):
+        yield _warning(
+            "credentials: every entry has domains, so phones of users of other domains, or of "
+            "none, cannot register"
+        )
 
 
 def _tls(config: Config) -> Iterator[str]:

@@ -8,28 +8,19 @@ from datetime import datetime
 from typing import Any
 
 import attrs
-from twisted.internet.defer import Deferred, TimeoutError
+from twisted.internet.defer import Deferred, TimeoutError, gatherResults
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from xaps import __version__
-from xaps.admin.health import FAILING, GOOD, Health, days, problem
+from xaps.admin.entries import FAILING, GOOD, Entry, days
+from xaps.admin.health import Health
 from xaps.admin.history import PushLog
 from xaps.admin.inquiry import Inquiry
 from xaps.admin.metrics import Metrics
-from xaps.apns.status import ConnectionState, ConnectionStatus
-from xaps.credentials.keeper import CredentialKeeper
+from xaps.apns.status import ConnectionState
 from xaps.mailboxes import INBOX
-from xaps.model import (
-    NAMES,
-    CertificateCredential,
-    Credential,
-    LastPush,
-    Refused,
-    Registration,
-    reason_of,
-    short_token,
-)
+from xaps.model import NAMES, LastPush, Refused, Registration, reason_of, short_token
 from xaps.push.dispatcher import Dispatcher
 from xaps.push.routes import Routes
 from xaps.registry.interface import IRegistry, RegistryError
@@ -60,11 +51,9 @@ class Control:
         clock: IReactorTime,
         registry: IRegistry,
         dispatcher: Dispatcher,
-        keeper: CredentialKeeper,
-        routes: Routes,
+        entries: Sequence[Entry],
         *,
         health: Health,
-        connection: Callable[[], ConnectionStatus],
         pushes: PushLog,
         stalls: StallWatch,
         metrics: Metrics,
@@ -75,9 +64,9 @@ class Control:
         self._wall = wall
         self._registry = registry
         self._dispatcher = dispatcher
-        self._keeper = keeper
+        self._entries = entries
+        self._routes = Routes(entry.route for entry in entries)
         self._health = health
-        self._connection = connection
         self._pushes = pushes
         self._stalls = stalls
         self._metrics = metrics
@@ -86,9 +75,8 @@ class Control:
             clock,
             registry,
             dispatcher,
-            routes,
+            entries,
             health=health,
-            connection=connection,
             cyrus_topic=cyrus_topic,
             wall=wall,
         )
@@ -111,7 +99,7 @@ class Control:
             unreadable = f"the disk does not answer within {PATIENCE:.0f} s"
         self._health.unreadable = unreadable
         troubles = self._health.troubles()
-        credential, connection = self._keeper.credential, self._connection()
+        entries = [entry.described(self._time_of_day) for entry in self._entries]
         flags = self._dispatcher.flags
         return {
             "health": troubles[0].grade if troubles else GOOD,
@@ -124,14 +112,10 @@ class Control:
             "pid": os.getpid(),
             "now": self._wall(),
             "started_at": self._time_of_day(self._started_at),
-            "topic": None if credential is None else credential.topic,
-            "credential": _described(credential),
-            "connection": {
-                **attrs.asdict(connection),
-                "state": connection.state.value,
-                "since": self._time_of_day(connection.since),
-                "next_attempt": self._time_of_day(connection.next_attempt),
-            },
+            "topic": entries[0]["topic"],
+            "credential": entries[0]["credential"],
+            "connection": entries[0]["connection"],
+            "credentials": entries,
             "last_hour": self._pushes.last_hour(),
             "waiting": len(flags) - flags.in_flight,
             "in_flight": flags.in_flight,
@@ -232,7 +216,7 @@ class Control:
             outcome = await self._dispatcher.push_now(phone, mailbox)
         except Refused as refused:
             reason = refused.reason
-            if refused.temporary and (error := self._connection().last_error):
+            if refused.temporary and (error := self._last_error(phone)):
                 reason = f"{reason} ({error})"
             return {**_named(phone), "outcome": "not sent", "reason": reason}
         self._pushes.record(phone.key, outcome)
@@ -240,15 +224,29 @@ class Control:
         self._log.info("Test push to {key}: {outcome} {reason}", key=phone.key, **told)
         return {**_named(phone), **told}
 
-    def reload(self) -> Deferred[Value]:
-        """Look at the credential's files now; fires with what was found."""
-        return self._keeper.check_now().addCallback(self._found)
+    def _last_error(self, phone: Registration) -> str:
+        """Why there may be no connection for this phone."""
+        routes = self._routes.entries(phone.key.user)
+        if phone.topic is not None and (route := self._routes.route(phone.topic)) is not None:
+            routes = (route,)
+        errors = [e.client.status().last_error for e in self._entries if e.route in routes]
+        return next(filter(None, errors), "")
 
-    def _found(self, _: None) -> Value:
+    def reload(self) -> Deferred[Value]:
+        """Look at the files of all credentials now; fires with what was found."""
+        looking = [entry.keeper.check_now() for entry in self._entries]
+        return gatherResults(looking).addCallback(self._found)
+
+    def _found(self, _: object) -> Value:
+        found = []
+        for entry in self._entries:
+            described = entry.described(self._time_of_day)
+            found.append({key: described[key] for key in ("name", "credential", "problem")})
         return {
             "now": self._wall(),
-            "credential": _described(self._keeper.credential),
-            "problem": problem(self._keeper),
+            "credential": found[0]["credential"],
+            "problem": found[0]["problem"],
+            "credentials": found,
         }
 
 
@@ -270,10 +268,17 @@ def _line(status: Value) -> str:
     parts = [f"{counted(status['waiting'], 'push')} waiting"]
     if status["phones"] is not None:
         parts.insert(0, counted(status["phones"], "phone"))
-    if status["connection"]["state"] == ConnectionState.CONNECTED.value:
+    entries = status["credentials"]
+    states = [entry["connection"]["state"] for entry in entries]
+    connected = states.count(ConnectionState.CONNECTED.value)
+    if len(entries) > 1:
+        parts.append(f"{connected} of {len(entries)} credentials connected to APNs")
+    elif connected:
         parts.append("connected to APNs")
-    if status["credential"] and (until := status["credential"]["not_after"]) is not None:
-        parts.append(f"certificate good for {days(until - status['now'])}")
+    ends = [entry["credential"]["not_after"] for entry in entries if entry["credential"]]
+    if (until := min(filter(None, ends), default=None)) is not None:
+        which = "certificate" if len(entries) == 1 else "first certificate to expire"
+        parts.append(f"{which} good for {days(until - status['now'])}")
     return "; ".join([f"{status['health'].capitalize()}: {', '.join(parts)}", *_since(status)])
 
 
@@ -281,12 +286,3 @@ def _named(registration: Registration, *, full_token: bool = False) -> Value:
     key = registration.key
     token = key.device_token if full_token else short_token(key.device_token)
     return {"user": key.user, "account_id": key.account_id, "device_token": token}
-
-
-def _described(credential: Credential | None) -> Value | None:
-    if credential is None:
-        return None
-    named = {"source": credential.source, "topic": credential.topic}
-    if isinstance(credential, CertificateCredential):
-        return {"kind": "certificate", **named, "not_after": credential.not_after}
-    return {"kind": "token key", **named, "key_id": credential.key_id, "not_after": None}

@@ -9,9 +9,9 @@ import attrs
 from twisted.internet.defer import Deferred, TimeoutError
 from twisted.internet.interfaces import IReactorTime
 
+from xaps.admin.entries import FAILING, Entry
 from xaps.admin.explain import Facts, Owed, Phone, Verdict, Way, dropped_line, explain
-from xaps.admin.health import FAILING, Health
-from xaps.apns.status import ConnectionStatus
+from xaps.admin.health import Health
 from xaps.mailboxes import canonical, pushable
 from xaps.model import (
     LastPush,
@@ -37,7 +37,6 @@ ELSEWHERE = ("credential", "certificate", "apns", "pushes")
 class Inquiry:
     """Asks everybody who knows something.
 
-    :param connection: how the connection to APNs is.
     :param cyrus_topic: what Cyrus tells phones, if it is known.
     :param wall: the time of day.
     """
@@ -47,19 +46,18 @@ class Inquiry:
         clock: IReactorTime,
         registry: IRegistry,
         dispatcher: Dispatcher,
-        routes: Routes,
+        entries: Sequence[Entry],
         *,
         health: Health,
-        connection: Callable[[], ConnectionStatus],
         cyrus_topic: str | None,
         wall: Callable[[], float],
     ) -> None:
         self._clock = clock
         self._registry = registry
         self._dispatcher = dispatcher
-        self._routes = routes
+        self._routes = Routes(entry.route for entry in entries)
+        self._clients = {entry.route: entry.client for entry in entries}
         self._health = health
-        self._connection = connection
         self._cyrus_topic = cyrus_topic
         self._wall = wall
         self._started_at = wall()
@@ -135,9 +133,10 @@ class Inquiry:
         )
 
     def _way(self, topic: str) -> Way | None:
-        if self._routes.route(topic) is None:
+        route = self._routes.route(topic)
+        if route is None:
             return None
-        status = self._connection()
+        status = self._clients[route].status()
         return Way(
             topic,
             status.state,

@@ -21,19 +21,33 @@ def status(answer: Answer) -> Iterator[str]:
     for trouble in answer["troubles"]:
         yield f"  ! {one_line(trouble['text'])} (for {duration(now - trouble['since'])})"
     waiting = counted(answer["waiting"], "push")
-    values = {
-        "Version": answer["version"],
-        "Uptime": f"{duration(now - answer['started_at'])} (process {answer['pid']})",
-        "Topic": answer["topic"] or "-",
-        "Credential": credential(answer["credential"], now),
-        "APNs": _connection(answer["connection"], now),
-        "Last hour": ", ".join(f"{n} {name}" for name, n in answer["last_hour"].items()),
-        "Waiting": f"{waiting}, and {answer['in_flight']} in flight",
-        "Phones": "unknown" if answer["phones"] is None else str(answer["phones"]),
-        "Stalls": f"{answer['reactor_stalls']} since the start",
-    }
-    for name, value in values.items():
+    values = [
+        ("Version", answer["version"]),
+        ("Uptime", f"{duration(now - answer['started_at'])} (process {answer['pid']})"),
+        *_credentials(answer, now),
+        ("Last hour", ", ".join(f"{n} {name}" for name, n in answer["last_hour"].items())),
+        ("Waiting", f"{waiting}, and {answer['in_flight']} in flight"),
+        ("Phones", "unknown" if answer["phones"] is None else str(answer["phones"])),
+        ("Stalls", f"{answer['reactor_stalls']} since the start"),
+    ]
+    for name, value in values:
         yield f"  {name:10}  {one_line(value)}"
+
+
+def _credentials(answer: Answer, now: float) -> Iterator[tuple[str, str]]:
+    entries = answer["credentials"]
+    if len(entries) == 1:
+        yield "Topic", answer["topic"] or "-"
+        yield "Credential", credential(answer["credential"], now)
+        yield "APNs", _connection(answer["connection"], now)
+        return
+    for entry in entries:
+        waiting = counted(entry["waiting"], "push")
+        text = f"no credential: {entry['problem']}"
+        if entry["credential"] is not None:
+            text = f"topic {entry['topic']}, {credential(entry['credential'], now)}"
+            text += f"; APNs {_connection(entry['connection'], now)}"
+        yield "Credential", f"{entry['name']}: {text}; {waiting} waiting"
 
 
 def _connection(connection: Answer, now: float) -> str:

@@ -226,10 +226,10 @@ class Commands:
 
     @_argument("paths", metavar="PATH", nargs="*", type=Path, help="files to look at instead")
     def certificate(self) -> int:
-        """Tell about the push credential.
+        """Tell about the push credentials.
 
         Topic, environment, validity and whether key and certificate match: of the configured
-        credential, or of the files that are named. Needs no running daemon. Exits with 0 if all
+        ones, or of the files that are named. Needs no running daemon. Exits with 0 if all
         is good, with 1 within 30 days of expiry, and with 2 if nothing can be pushed with it.
         """
         from xaps.credentials.report import exit_status  # noqa: PLC0415
@@ -247,12 +247,15 @@ class Commands:
         what the daemon has accepted; IMAP servers do not repeat what they tell it meanwhile.
         """
         answer = self._daemon().post("/reload")
-        found = answer["credential"]
-        text = f"No credential can be used: {answer['problem']}"
-        if found is not None:
-            text = f"In use: {answers.credential(found, answer['now'])}"
-        self._tell(answer, [text])
-        return BAD if found is None else 0
+        found = answer["credentials"]
+        lines = []
+        for entry in found:
+            text = f"No credential can be used: {entry['problem']}"
+            if entry["credential"] is not None:
+                text = f"In use: {answers.credential(entry['credential'], answer['now'])}"
+            lines.append(f"{entry['name']}: {text}" if len(found) > 1 else text)
+        self._tell(answer, lines)
+        return 0 if all(entry["credential"] for entry in found) else BAD
 
     def metrics(self) -> int:
         """Print what Prometheus gets."""
