@@ -48,7 +48,7 @@ from xaps.intake.https import HttpsFactory
 from xaps.listen.ports import Listeners
 from xaps.listen.tls import TLSError, server_options
 from xaps.listen.unix import ListenError, dovecot_group
-from xaps.model import Credential
+from xaps.model import Credential, covers
 from xaps.push.dispatcher import Dispatcher
 from xaps.push.routes import Route, Routes
 from xaps.registry.godata import AppleCertificates
@@ -269,11 +269,13 @@ class Daemon(Service):
         empties the socket that it sends to."""
         config = self._config
         if config.cyrus_socket:
+            settings = self._cyrus_settings()
             self._cyrus = CyrusListener(
                 self._reactor,
                 Path(config.cyrus_socket),
-                self._cyrus_settings(),
+                settings,
                 wall=time.time,
+                topic=self._cyrus_topic,
                 mode=config.cyrus_socket_mode,
                 group=config.cyrus_socket_group,
                 user=config.cyrus_user,
@@ -424,12 +426,13 @@ class Daemon(Service):
         self._client.use(credential)
         self._route.credential = credential
         self._dispatcher.credential_changed(self._route)
-        if credential is not None and self._cyrus_topic not in (None, credential.topic):
+        theirs = self._cyrus_topic
+        if credential is not None and theirs is not None and not covers(credential, theirs):
             self._log.warn(
-                "Cyrus gives phones the topic {theirs}, but the credential is for {ours}: their "
-                "registrations cannot be pushed. Set aps_topic: {ours} in imapd.conf and restart "
+                "Cyrus gives phones the topic {theirs}, but the credential is for {ours}: they "
+                "cannot be pushed. Set aps_topic: {ours} in imapd.conf and restart "
                 "Cyrus",
-                theirs=self._cyrus_topic,
+                theirs=theirs,
                 ours=credential.topic,
             )
 

@@ -134,8 +134,8 @@ class Health:
             yield "credential", FAILING, f"no mail can be pushed: {problem(keeper)}"
         elif connection.state is not ConnectionState.CONNECTED:
             yield self._unconnected(connection, now)
-        if (hold := self._dispatcher.holds.general) is not None:
-            yield "pushes", FAILING, hold.text
+        if held := self._dispatcher.holds.general:
+            yield "pushes", FAILING, "; ".join(hold.text for hold in held)
         if (error := self._dispatcher.unsaved) is not None:
             yield "saving", FAILING, f"pushes that wait cannot be written to disk: {error}"
         if self.unreadable is not None:
