@@ -16,7 +16,7 @@ from xaps.model import (
     FORGOTTEN,
     TRIMMED,
     Addressee,
-    Dropped,
+    Former,
     LastNotice,
     LastPush,
     NearUser,
@@ -28,7 +28,7 @@ from xaps.model import (
     short_token,
 )
 from xaps.registry.history import MAX_DROPPED, MAX_NAME, MAX_STRANGERS
-from xaps.registry.interface import MAX_MAILBOXES, RegistryError
+from xaps.registry.interface import MAX_MAILBOXES, Dropped, RegistryError
 
 T = TypeVar("T")
 
@@ -61,7 +61,7 @@ class MemoryRegistry:
         self._flags: dict[RegistrationKey, WaitingFlag] = {}
         self._pushes: dict[RegistrationKey, LastPush] = {}
         self._notices: dict[str, tuple[LastNotice, bool]] = {}  # and whether there was no phone
-        self._dropped: dict[tuple[str, str, str], Dropped] = {}
+        self._dropped: dict[tuple[str, str, str], Former] = {}
         self._unanswered: list[Callable[[], object]] = []
 
     def release(self) -> None:
@@ -72,8 +72,10 @@ class MemoryRegistry:
 
     # ---------------------------------------------------------- IRegistry
 
-    def register(self, registration: Registration) -> Deferred[tuple[RegistrationKey, ...] | None]:
-        return self._slowly(lambda: self._register(registration))
+    def register(
+        self, registration: Registration, *, replace_before: float | None = None
+    ) -> Deferred[Dropped | None]:
+        return self._slowly(lambda: self._register(registration, replace_before))
 
     def addressees(self, user: str, mailbox: str) -> Deferred[Sequence[Addressee]]:
         return self._read(lambda: self._concerned(lower(user), canonical(mailbox)))
@@ -149,7 +151,7 @@ class MemoryRegistry:
 
     def _concerned(self, user: str, mailbox: str) -> list[Addressee]:
         return [
-            Addressee(each.key, each.registered_at, names[mailbox])
+            Addressee(each.key, each.registered_at, names[mailbox], each.topic)
             for each in self._of_user(user)
             if mailbox in (names := pushable(each))
         ]
@@ -158,7 +160,7 @@ class MemoryRegistry:
         keys = sorted(each for each in found if key is None or each > key)
         return [found[each] for each in keys[: self._page]]
 
-    def _register(self, registration: Registration) -> tuple[RegistrationKey, ...] | None:
+    def _register(self, registration: Registration, replace_before: float | None) -> Dropped | None:
         key = registration.key
         if not _is_unicode(registration):
             raise RegistryError(f"{key!r} is not valid Unicode")
@@ -167,6 +169,16 @@ class MemoryRegistry:
             return None
         self._registrations[key] = registration
         others = [other for other in self._of_user(key.user) if other.key != key]
+        replaced = [
+            other
+            for other in others
+            if other.key.device_token == key.device_token
+            and replace_before is not None
+            and other.registered_at < replace_before
+        ]
+        for other in replaced:
+            self._drop(other.key, REPLACED)
+            others.remove(other)
         others.sort(key=lambda other: (other.registered_at, other.key), reverse=True)
         mailboxes = len(registration.mailboxes)
         dropped = []
@@ -175,7 +187,7 @@ class MemoryRegistry:
             if phones > self._max_per_user or mailboxes > self._max_mailboxes:
                 self._drop(other.key, TRIMMED)
                 dropped.append(other.key)
-        return tuple(sorted(dropped))
+        return Dropped(tuple(each.key for each in replaced), tuple(sorted(dropped)))
 
     def _remove(self, key: RegistrationKey, registered_until: float | None, reason: str) -> bool:
         found = self._registrations.get(key)
@@ -256,7 +268,7 @@ class MemoryRegistry:
         self._flags.pop(key, None)
         self._pushes.pop(key, None)
         phone = short_token(key.device_token)
-        dropped = Dropped(key.account_id, phone, self._wall(), reason)
+        dropped = Former(key.account_id, phone, self._wall(), reason)
         self._dropped[key.user, key.account_id, phone] = dropped
         for each in self._past(key.user).dropped[MAX_DROPPED:]:
             del self._dropped[key.user, each.account_id, each.phone]

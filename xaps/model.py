@@ -221,7 +221,7 @@ FORGOTTEN = "forgotten"
 
 
 @attrs.frozen
-class Dropped:
+class Former:
     """A registration that there is no longer."""
 
     account_id: str
@@ -239,7 +239,7 @@ class Past:
     notice: LastNotice | None = None
     pushes: Mapping[RegistrationKey, LastPush] = attrs.field(factory=dict)
     """Of the phones that are registered."""
-    dropped: tuple[Dropped, ...] = ()
+    dropped: tuple[Former, ...] = ()
     """The latest first."""
 
 

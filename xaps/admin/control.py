@@ -119,7 +119,7 @@ class Control:
             "last_hour": self._pushes.last_hour(),
             "waiting": len(flags) - flags.in_flight,
             "in_flight": flags.in_flight,
-            "held": self._dispatcher.holds.general is not None,
+            "held": bool(self._dispatcher.holds.general),
             "phones": phones,
             "reactor_stalls": self._stalls.count,
             "reactor_stalled_seconds": self._stalls.total,
@@ -162,7 +162,7 @@ class Control:
     def _device(self, registration: Registration, last: LastPush | None, full_token: bool) -> Value:
         key = registration.key
         waiting = self._dispatcher.flags.get(key) is not None
-        hold = self._dispatcher.holds.on(key, self._clock.seconds()) if waiting else None
+        hold = self._dispatcher.holds.on(registration, self._clock.seconds()) if waiting else None
         return {
             **_named(registration, full_token=full_token),
             "mailboxes": list(registration.mailboxes),

@@ -16,7 +16,7 @@ from xaps.model import (
     FORGOTTEN,
     REPLACED,
     TRIMMED,
-    Dropped,
+    Former,
     LastNotice,
     LastPush,
     NearUser,
@@ -153,7 +153,7 @@ class Facts:
     now: float
     started_at: float
     phones: tuple[Phone, ...] = ()
-    dropped: tuple[Dropped, ...] = ()
+    dropped: tuple[Former, ...] = ()
     """Those that have not come back, the latest first."""
     notice: LastNotice | None = None
     near: tuple[NearUser, ...] = ()
@@ -259,12 +259,12 @@ def _absent(facts: Facts) -> Finding:
     return Finding(Cause.NEVER_REGISTERED, text, _REGISTER)
 
 
-def _gone(facts: Facts, dropped: Dropped) -> str:
+def _gone(facts: Facts, dropped: Former) -> str:
     reason = _DROPPED.get(dropped.reason) or in_words("gone", dropped.reason)
     return f"was dropped {_ago(facts, dropped.at)}: {reason}"
 
 
-def dropped_line(facts: Facts, dropped: Dropped) -> str:
+def dropped_line(facts: Facts, dropped: Former) -> str:
     """A line about a phone that there is no longer."""
     return _gone(facts, dropped)
 

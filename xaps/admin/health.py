@@ -125,8 +125,8 @@ class Health:
         """What the parts know: cause, grade, text and entry."""
         for entry in self._entries:
             yield from self._found_of(entry, now)
-        if (hold := self._dispatcher.holds.general) is not None:
-            yield "pushes", FAILING, hold.text, ""
+        if held := self._dispatcher.holds.general:
+            yield "pushes", FAILING, "; ".join(hold.text for hold in held), ""
         if (error := self._dispatcher.unsaved) is not None:
             yield "saving", FAILING, f"pushes that wait cannot be written to disk: {error}", ""
         if self.unreadable is not None:

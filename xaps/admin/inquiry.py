@@ -122,7 +122,7 @@ class Inquiry:
     ) -> Phone:
         key = registration.key
         theirs = registration.topic or topic
-        hold = self._dispatcher.holds.on(key, self._clock.seconds())
+        hold = self._dispatcher.holds.on(registration, self._clock.seconds())
         return Phone(
             registration,
             theirs,

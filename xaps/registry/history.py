@@ -10,14 +10,14 @@ import difflib
 import sqlite3
 from collections.abc import Iterable, Mapping
 
-from xaps.model import Dropped, LastNotice, LastPush, NearUser, Past, RegistrationKey, short_token
+from xaps.model import Former, LastNotice, LastPush, NearUser, Past, RegistrationKey, short_token
 from xaps.registry import rows
 
 MAX_STRANGERS = 10_000
 """Users without a phone whose last notice is kept: those who had one last."""
 
 MAX_DROPPED = 20
-"""Dropped phones of one user that are kept."""
+"""Former phones of one user that are kept."""
 
 MAX_NAME = 200
 """Characters of a mailbox's name, or of a reason, that are kept."""
@@ -136,6 +136,8 @@ def dropped(
 ) -> None:
     """Keep that these registrations were dropped, and why."""
     found = list(keys)
+    if not found:
+        return
     connection.executemany(
         ADD_DROPPED,
         (
@@ -165,7 +167,7 @@ def past(connection: sqlite3.Connection, user: str) -> Past:
     return Past(
         notice and LastNotice(notice[0], notice[1], bool(notice[2]), notice[3]),
         pushes(connection.execute(_PUSHES_OF, (user,))),
-        tuple(Dropped(*row) for row in connection.execute(_DROPPED_OF, (user,))),
+        tuple(Former(*row) for row in connection.execute(_DROPPED_OF, (user,))),
     )
 
 
