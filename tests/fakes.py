@@ -14,6 +14,7 @@ from xaps.mailboxes import canonical, pushable
 from xaps.model import (
     EXPIRED,
     FORGOTTEN,
+    REPLACED,
     TRIMMED,
     Addressee,
     Former,
