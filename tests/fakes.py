@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred, execute
 
 from xaps.mailboxes import canonical, pushable
 from xaps.model import Addressee, Registration, RegistrationKey, WaitingFlag, lower
-from xaps.registry.interface import MAX_MAILBOXES, RegistryError
+from xaps.registry.interface import MAX_MAILBOXES, Dropped, RegistryError
 
 T = TypeVar("T")
 
@@ -52,8 +52,10 @@ class MemoryRegistry:
 
     # ---------------------------------------------------------- IRegistry
 
-    def register(self, registration: Registration) -> Deferred[tuple[RegistrationKey, ...] | None]:
-        return self._slowly(lambda: self._register(registration))
+    def register(
+        self, registration: Registration, *, replace_before: float | None = None
+    ) -> Deferred[Dropped | None]:
+        return self._slowly(lambda: self._register(registration, replace_before))
 
     def addressees(self, user: str, mailbox: str) -> Deferred[Sequence[Addressee]]:
         return self._read(lambda: self._concerned(lower(user), canonical(mailbox)))
@@ -107,7 +109,7 @@ class MemoryRegistry:
 
     def _concerned(self, user: str, mailbox: str) -> list[Addressee]:
         return [
-            Addressee(each.key, each.registered_at, names[mailbox])
+            Addressee(each.key, each.registered_at, names[mailbox], each.topic)
             for each in self._of_user(user)
             if mailbox in (names := pushable(each))
         ]
@@ -116,7 +118,7 @@ class MemoryRegistry:
         keys = sorted(each for each in found if key is None or each > key)
         return [found[each] for each in keys[: self._page]]
 
-    def _register(self, registration: Registration) -> tuple[RegistrationKey, ...] | None:
+    def _register(self, registration: Registration, replace_before: float | None) -> Dropped | None:
         key = registration.key
         if not _is_unicode(registration):
             raise RegistryError(f"{key!r} is not valid Unicode")
@@ -125,6 +127,16 @@ class MemoryRegistry:
             return None
         self._registrations[key] = registration
         others = [other for other in self._of_user(key.user) if other.key != key]
+        replaced = [
+            other
+            for other in others
+            if other.key.device_token == key.device_token
+            and replace_before is not None
+            and other.registered_at < replace_before
+        ]
+        for other in replaced:
+            self._drop(other.key)
+            others.remove(other)
         others.sort(key=lambda other: (other.registered_at, other.key), reverse=True)
         mailboxes = len(registration.mailboxes)
         dropped = []
@@ -133,7 +145,7 @@ class MemoryRegistry:
             if phones > self._max_per_user or mailboxes > self._max_mailboxes:
                 self._drop(other.key)
                 dropped.append(other.key)
-        return tuple(sorted(dropped))
+        return Dropped(tuple(each.key for each in replaced), tuple(sorted(dropped)))
 
     def _remove(self, key: RegistrationKey, registered_until: float | None) -> bool:
         found = self._registrations.get(key)

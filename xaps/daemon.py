@@ -167,11 +167,13 @@ class Daemon(Service):
         empties the socket that it sends to."""
         config = self._config
         if config.cyrus_socket:
+            settings = self._cyrus_settings()
             self._cyrus = CyrusListener(
                 self._reactor,
                 Path(config.cyrus_socket),
-                self._cyrus_settings(),
+                settings,
                 wall=time.time,
+                topic=self._cyrus_topic,
                 mode=config.cyrus_socket_mode,
                 group=config.cyrus_socket_group,
                 user=config.cyrus_user,
@@ -316,8 +318,8 @@ class Daemon(Service):
         ours = [each for each in (entry.route.credential for entry in self._entries) if each]
         if theirs is not None and ours and not any(covers(each, theirs) for each in ours):
             self._log.warn(
-                "Cyrus gives phones the topic {theirs}, but the credential is for {ours}: their "
-                "registrations cannot be pushed. Set aps_topic: {ours} in imapd.conf and restart "
+                "Cyrus gives phones the topic {theirs}, but the credential is for {ours}: they "
+                "cannot be pushed. Set aps_topic: {ours} in imapd.conf and restart "
                 "Cyrus",
                 theirs=theirs,
                 ours=" or ".join(each.topic for each in ours),

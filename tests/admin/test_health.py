@@ -121,7 +121,7 @@ class StateTests(HealthTestCase):
         self.register()
         self.notify()
         self.sender.answer(Misconfigured("BadTopic"))
-        self.assertEqual(self.health(), ("failing", "APNs refuses every push: BadTopic"))
+        self.assertEqual(self.health(), ("failing", "APNs refuses every push for topic: BadTopic"))
 
     def test_the_worst_comes_first(self) -> None:
         self.keeper.credential = attrs.evolve(CERTIFICATE, not_after=NOW + DAY)
@@ -257,7 +257,7 @@ class PushTests(HealthTestCase):
         self.notify()
         self.sender.answer(Misconfigured("BadTopic"))
         self.push(*[Misconfigured("BadTopic")] * 2)
-        self.assertEqual(self.health()[1], "APNs refuses every push: BadTopic")
+        self.assertEqual(self.health()[1], "APNs refuses every push for topic: BadTopic")
 
     def test_phones_that_are_gone_are_no_trouble(self) -> None:
         for user in ("alice", "bob"):

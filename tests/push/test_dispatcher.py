@@ -31,7 +31,8 @@ from xaps.model import (
     RetryAfter,
     WaitingFlag,
 )
-from xaps.push.dispatcher import RENEWAL, SLICE, Dispatcher
+from xaps.push.dispatcher import SLICE, Dispatcher
+from xaps.push.expiry import RENEWAL
 from xaps.push.flags import LIFETIME, SAVE_SLICE
 from xaps.push.holds import (
     FIRST_SUSPENSION,
@@ -39,6 +40,7 @@ from xaps.push.holds import (
     PROBE_AFTER,
     REPROBE_AFTER,
     WINDOW,
+    Hold,
     Reason,
 )
 from xaps.push.routes import Route, Routes, Sender
@@ -52,7 +54,12 @@ BAD = Rejected("BadDeviceToken", until_registered=True)
 OTHER_TOPIC = Rejected("DeviceTokenNotForTopic", until_registered=True)
 TOKEN = "aa" * 32
 TOPIC = "com.apple.mail.XServer.x"
-LOGGERS = ("xaps.push.dispatcher.Dispatcher", "xaps.push.saving.FlagSaver")
+LOGGERS = (
+    "xaps.push.dispatcher.Dispatcher",
+    "xaps.push.expiry.Expiry",
+    "xaps.push.holds.Holds",
+    "xaps.push.saving.FlagSaver",
+)
 
 
 class FakeSender:
@@ -179,10 +186,14 @@ class DispatcherTestCase(SynchronousTestCase):
     def held_for(self) -> Reason | None:
         """Why all pushes are held back."""
         general = self.dispatcher.holds.general
-        return None if general is None else general.reason
+        return general[0].reason if general else None
+
+    def why_held(self, key: RegistrationKey, now: float, topic: str | None = None) -> Hold | None:
+        """What holds back a push to this phone."""
+        return self.dispatcher.holds.on(Registration(key, (), now, topic=topic), now)
 
     def next_due(self) -> float:
-        flag = self.dispatcher.flags.first(self.clock.seconds())
+        flag = self.dispatcher.flags.first(self.dispatcher.flags.lanes()[0], self.clock.seconds())
         assert flag is not None
         return flag.due
 
@@ -507,7 +518,7 @@ class OutcomeTests(DispatcherTestCase):
             self.sender.answer(outcome)
             self.turn(36_000)
             self.assertEqual(len(self.sender.pushes), before)
-            self.assertIsNone(self.dispatcher.holds.on(self.key, 0.0))
+            self.assertIsNone(self.why_held(self.key, 0.0))
 
     def test_a_sender_that_raises_loses_no_push_and_does_not_block_the_stop(self) -> None:
         self.sender.broken = True
@@ -555,9 +566,8 @@ class RefusedConfigurationTests(DispatcherTestCase):
         self.turn(PROBE_AFTER - 1)
         self.assertEqual(len(self.sender.pushes), 3)
         self.assertEqual(len(self.dispatcher.flags), 3)
-        general = self.dispatcher.holds.general
-        assert general is not None
-        self.assertEqual(general.text, "APNs refuses every push: BadTopic")
+        (general,) = self.dispatcher.holds.general
+        self.assertEqual(general.text, f"APNs refuses every push for {TOPIC}: BadTopic")
         self.assertEqual(general.until, self.clock.seconds() + 1)
 
     def test_it_is_logged_at_critical_once_and_then_every_hour(self) -> None:
@@ -671,13 +681,13 @@ class SuspensionTests(DispatcherTestCase):
     def test_one_answer_tells_why_and_until_when(self) -> None:
         self.sender.answer(BAD)
         now = self.clock.seconds()
-        hold = self.dispatcher.holds.on(self.key, now)
+        hold = self.why_held(self.key, now)
         assert hold is not None
         self.assertEqual(
             (hold.reason, hold.text, hold.until),
             (Reason.SUSPENDED, "APNs says BadDeviceToken", now + FIRST_SUSPENSION),
         )
-        self.assertIsNone(self.dispatcher.holds.on(self.key, now + FIRST_SUSPENSION))
+        self.assertIsNone(self.why_held(self.key, now + FIRST_SUSPENSION))
 
     def test_it_is_told_once_a_minute_for_each_reason(self) -> None:
         self.sender.answer(BAD)
@@ -728,7 +738,7 @@ class SuspensionTests(DispatcherTestCase):
     def test_nothing_is_remembered_of_a_phone_that_is_forgotten(self) -> None:
         self.sender.answer(BAD)
         self.successResultOf(self.dispatcher.forget(self.key))
-        self.assertIsNone(self.dispatcher.holds.on(self.key, self.clock.seconds()))
+        self.assertIsNone(self.why_held(self.key, self.clock.seconds()))
 
     def test_a_new_registration_frees_it_at_once(self) -> None:
         self.sender.answer(BAD)
@@ -842,7 +852,7 @@ class BadTokensTests(TokensTestCase):
         self.assertEqual(self.sender.in_flight, 2)
         (critical,) = [text for level, text in self.logged if level is LogLevel.critical]
         self.assertIn("APNs calls most device tokens bad: either apnsServer names", critical)
-        self.assertIn("Nothing is lost, their pushes wait", critical)
+        self.assertIn("Nothing is lost, these pushes wait", critical)
 
     def test_it_is_told_every_hour_while_it_lasts_once_when_it_is_over_and_again_at_once(
         self,
@@ -858,7 +868,7 @@ class BadTokensTests(TokensTestCase):
         self.answer_all(Delivered())
         self.assertEqual(
             [text for level, text in self.logged if level is LogLevel.info],
-            ["APNs takes pushes again"],
+            [f"APNs takes pushes again for {TOPIC}"],
         )
         self.push(*phones)
         self.answer_all(BAD)

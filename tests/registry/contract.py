@@ -11,7 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from xaps.mailboxes import pushable
 from xaps.model import Addressee, Registration, RegistrationKey, WaitingFlag
-from xaps.registry.interface import IRegistry, RegistryError
+from xaps.registry.interface import Dropped, IRegistry, RegistryError
 
 T = TypeVar("T")
 
@@ -83,7 +83,7 @@ class RegistryContract(_Base):
 
     def register(self, *registrations: Registration) -> None:
         for each in registrations:
-            self.assertEqual(self.done(self.registry.register(each)), ())
+            self.assertEqual(self.done(self.registry.register(each)), Dropped())
 
     def phones(self) -> list[Registration]:
         return self.done(Deferred.fromCoroutine(everything(self.registry.page)))
@@ -159,6 +159,13 @@ class RegistryContract(_Base):
         self.register(renewed)
         self.assertEqual(self.phones(), [renewed])
 
+    def test_the_topic_that_a_phone_was_told_is_kept_until_it_is_told_another(self) -> None:
+        for topic in ("com.apple.mail.x", None, "com.apple.mail.y"):
+            given = Registration(ALICE, ("INBOX",), 1.0, topic=topic)
+            self.register(given)
+            self.assertEqual(self.done(self.registry.get(ALICE)), given)
+            self.assertEqual(self.concerned("alice", "INBOX"), [Addressee(ALICE, 1.0, None, topic)])
+
     def test_what_is_registered_late_does_not_replace_what_is_newer(self) -> None:
         """A registration that was tried again, after the disk was full."""
         newer = Registration(ALICE, ("INBOX", "Notes"), 2000.0, frozenset({"Notes"}))
@@ -231,6 +238,38 @@ class RegistryContract(_Base):
         self.assertEqual(self.listed(self.registry.flags(ALICE)), [flag(BOB)])
         self.assertEqual(self.listed(self.registry.flags(between)), [flag(BOB)])
         self.assertEqual(self.listed(self.registry.flags(BOB)), [])
+
+    # ------------------------------------------------ account ids of one phone
+
+    def test_a_new_account_id_replaces_those_of_the_same_phone_that_are_not_renewed(self) -> None:
+        fresh, stale, other_phone, other_user, other_case = (
+            RegistrationKey("alice", "A3", "aa01"),
+            RegistrationKey("alice", "A4", "aa01"),
+            RegistrationKey("alice", "A4", "aa02"),
+            RegistrationKey("bob", "A4", "aa01"),
+            RegistrationKey("alice", "a1", "aa01"),
+        )
+        old = (ALICE, stale, other_phone, other_user, other_case)
+        self.register(registration(fresh, 500.0), *(registration(key, 499.9) for key in old))
+        self.save([flag(key, "INBOX") for key in (*old, fresh)])
+        new = registration(RegistrationKey("Alice", "A1", "AA01"), 1000.0)
+        found = self.done(self.registry.register(new, replace_before=500.0))
+        self.assertEqual(found, Dropped(replaced=(stale, other_case)))
+        left = [ALICE, fresh, other_phone, other_user]
+        self.assertEqual(self.keys(), left)
+        self.assertEqual([each.key for each in self.flags()], left)
+
+    def test_a_registration_that_comes_too_late_replaces_none(self) -> None:
+        self.register(registration(ALICE_OTHER_ACCOUNT, 1.0), registration(ALICE, 1000.0))
+        late = self.registry.register(registration(ALICE, 999.0), replace_before=500.0)
+        self.assertIsNone(self.done(late))
+        self.assertEqual(self.keys(), [ALICE, ALICE_OTHER_ACCOUNT])
+
+    def test_what_is_replaced_makes_room_for_others(self) -> None:
+        self.registry = self.new_registry(max_per_user=2)
+        self.register(registration(ALICE_2, 1.0), registration(ALICE_OTHER_ACCOUNT, 2.0))
+        found = self.done(self.registry.register(registration(ALICE, 9.0), replace_before=5.0))
+        self.assertEqual(found, Dropped(replaced=(ALICE_OTHER_ACCOUNT,)))
 
     # ------------------------------------------------------- who is concerned
 
@@ -307,10 +346,11 @@ class RegistryContract(_Base):
             self.register(Registration(key, ("INBOX", "Notes"), time))
         self.register(Registration(first, ("INBOX", "Notes", "Sent"), 3.0))
         dropped = self.done(self.registry.register(Registration(third, ("INBOX",), 4.0)))
-        self.assertEqual(dropped, (second,))
+        self.assertEqual(dropped, Dropped(too_many=(second,)))
         self.assertEqual(self.keys(), [first, third, BOB])
         many = Registration(second, ("1", "2", "3", "4", "5", "6"), 5.0)
-        self.assertEqual(self.done(self.registry.register(many)), (first, third))
+        dropped = self.done(self.registry.register(many))
+        self.assertEqual(dropped, Dropped(too_many=(first, third)))
         self.assertEqual(self.keys(), [second, BOB])
 
     def test_over_the_bound_the_least_recently_renewed_goes(self) -> None:
@@ -319,7 +359,8 @@ class RegistryContract(_Base):
         self.register(registration(first, 1.0), registration(second, 2.0))
         self.register(registration(first, 3.0))
         self.assertEqual(self.keys(), [first, second])
-        self.assertEqual(self.done(self.registry.register(registration(third, 4.0))), (second,))
+        dropped = self.done(self.registry.register(registration(third, 4.0)))
+        self.assertEqual(dropped, Dropped(too_many=(second,)))
         self.assertEqual(self.keys(), [first, third])
 
     def test_the_bound_is_for_each_user(self) -> None:
@@ -331,7 +372,7 @@ class RegistryContract(_Base):
         self.registry = self.new_registry(max_per_user=1)
         self.register(registration(ALICE, 2000.0))
         dropped = self.done(self.registry.register(registration(ALICE_2, 1000.0)))
-        self.assertEqual(dropped, (ALICE,))
+        self.assertEqual(dropped, Dropped(too_many=(ALICE,)))
         self.assertEqual(self.keys(), [ALICE_2])
 
     # -------------------------------------------------- removing, expiring
@@ -390,7 +431,7 @@ class RegistryContract(_Base):
         self.register(registration(BOB, 1.0), registration(ALICE, 2.0), registration(ALICE_2, 3.0))
         self.save([flag(BOB), flag(ALICE), flag(ALICE_2)])
         dropped = self.done(self.registry.register(registration(ALICE_OTHER_ACCOUNT, 4.0)))
-        self.assertEqual(dropped, (ALICE,))
+        self.assertEqual(dropped, Dropped(too_many=(ALICE,)))
         self.assertEqual(self.flags(), [flag(ALICE_2), flag(BOB)])
         self.expire(3.0)
         self.assertEqual(self.flags(), [flag(ALICE_2)])

@@ -35,7 +35,7 @@ from xaps.model import Registration, RegistrationKey
 from xaps.registry import sqlite
 from xaps.registry.database import open_reader, open_writer
 from xaps.registry.groupcommit import Run
-from xaps.registry.interface import RegistryError
+from xaps.registry.interface import Dropped, RegistryError
 from xaps.registry.rows import AFTER, FLAGS, PAGE, REGISTRATIONS
 from xaps.registry.sqlite import SQLiteRegistry
 
@@ -152,6 +152,7 @@ class LookupTests(InFolder):
             *PAGES,
             sqlite.REGISTER,
             sqlite.ADD_IF_NEWER,
+            sqlite.REPLACE,
             sqlite.TRIM,
             sqlite.REMOVE,
             sqlite.EXPIRE,
@@ -171,6 +172,8 @@ class LookupTests(InFolder):
         plan = self.plan(sqlite.CONCERNED)
         self.assertIn("registrations USING COVERING INDEX registration_times (user=?)", plan)
         self.assertIn("(user=? AND account_id=? AND device_token=? AND mailbox=?)", plan)
+        plan = self.plan(sqlite.REPLACE)
+        self.assertIn("registrations USING COVERING INDEX registration_times (user=?)", plan)
 
 
 class FileTests(InFolder):
@@ -257,7 +260,7 @@ class GroupCommitTests(InFolder):
         self.assertEqual(len(self.worker.jobs), 1)
         self.assertNoResult(first)
         self.worker.work()
-        self.assertEqual(self.successResultOf(first), ())
+        self.assertEqual(self.successResultOf(first), Dropped())
         for other in others:
             self.assertNoResult(other)
         self.assertEqual(len(self.worker.jobs), 1)

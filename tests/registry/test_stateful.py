@@ -114,12 +114,26 @@ class Registries(RuleBasedStateMachine):
         self.real.close()
         self.real = self.open()
 
-    @rule(key=KEYS, mailboxes=MAILBOXES, confirmed=st.integers(0, 4), time=TIMES)
+    @rule(
+        key=KEYS,
+        mailboxes=MAILBOXES,
+        confirmed=st.integers(0, 4),
+        time=TIMES,
+        topic=st.sampled_from([None, "x", "y"]),
+        before=st.none() | TIMES,
+    )
     def register(
-        self, key: RegistrationKey, mailboxes: list[str], confirmed: int, time: float
+        self,
+        *,
+        key: RegistrationKey,
+        mailboxes: list[str],
+        confirmed: int,
+        time: float,
+        topic: str | None,
+        before: float | None,
     ) -> None:
-        given = Registration(key, tuple(mailboxes), time, frozenset(mailboxes[:confirmed]))
-        self.ask_both(lambda registry: registry.register(given))
+        given = Registration(key, tuple(mailboxes), time, frozenset(mailboxes[:confirmed]), topic)
+        self.ask_both(lambda registry: registry.register(given, replace_before=before))
 
     @rule(key=KEYS, until=st.none() | TIMES)
     def remove(self, key: RegistrationKey, until: float | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Never
 
 from twisted.internet.defer import Deferred, fail
@@ -16,8 +16,6 @@ from twisted.python.failure import Failure
 
 from xaps.mailboxes import canonical, hashes, pushable
 from xaps.model import (
-    DAY,
-    REGISTRATION_LIFETIME,
     Addressee,
     Delivered,
     Gone,
@@ -31,20 +29,20 @@ from xaps.model import (
     Rejected,
     RetryAfter,
 )
+from xaps.push.expiry import Expiry
 from xaps.push.flags import Flag, Flags
-from xaps.push.holds import Holds, Reason
-from xaps.push.routes import Route, Routes
+from xaps.push.holds import Holds, Reason, TopicHolds
+from xaps.push.routes import Lane, Route, Routes
 from xaps.push.saving import FlagSaver
-from xaps.registry.interface import MAX_MAILBOXES, MAX_PER_USER, IRegistry, RegistryError
+from xaps.registry.interface import (
+    MAX_MAILBOXES,
+    MAX_PER_USER,
+    Dropped,
+    IRegistry,
+    RegistryError,
+)
 from xaps.system.complaints import Complaints
 from xaps.system.coroutines import run
-
-RENEWAL = 2 * DAY
-"""Seconds in which every phone that is there registers again. Nobody is dropped as too old before
-they have passed since the start, and since the clock was last seen to be wrong."""
-
-CLOCK_SET = 60.0
-"""Seconds by which the time of day may be corrected in an hour, without having been wrong."""
 
 LONGEST_DELAY = 900.0
 """Seconds between two tries of one push that failed, at the most."""
@@ -80,18 +78,16 @@ class Dispatcher:
         self._clock = clock
         self._registry = registry
         self._routes = routes
-        self._sender = next(iter(routes)).sender
-        self._wall = wall
         self._jitter = jitter
         self._on_outcome = on_outcome
         self._new_id = new_id
-        self.flags = Flags(delay=delay, check_interval=check_interval, new_id=new_id)
+        self.flags = Flags(
+            delay=delay, check_interval=check_interval, new_id=new_id, lane=routes.lane
+        )
         self._complaints = Complaints(self._log, clock.seconds)
-        self.holds = Holds(self._sender.room, self._complaints)
+        self.holds = Holds(clock.seconds, routes)
         self._saver = FlagSaver(clock, registry, self.flags)
-        self._credentials = 0  # that there have been
-        self._epoch = -math.inf
-        self._expire_from = 0.0
+        self._expiry = Expiry(clock, registry, wall, self._forget)
         self._pump_call: IDelayedCall | None = None
         self._all_answered: Deferred[None] | None = None
 
@@ -144,21 +140,25 @@ class Dispatcher:
 
         Fails with a temporary :class:`~xaps.model.Refused` when it cannot be stored.
         """
-        return self._registry.register(registration).addCallbacks(
+        registering = self._registry.register(
+            registration, replace_before=self._expiry.replace_before()
+        )
+        return registering.addCallbacks(
             self._registered,
             self._refuse,
             callbackArgs=(registration,),
             errbackArgs=("Registration of {key} refused: {error}", registration.key),
         )
 
-    def _registered(
-        self, dropped: Iterable[RegistrationKey] | None, registration: Registration
-    ) -> None:
+    def _registered(self, dropped: Dropped | None, registration: Registration) -> None:
         key = registration.key
         if dropped is None:
             self._log.debug("{key} has registered again meanwhile", key=key)
             return
-        for other in dropped:
+        for other in dropped.replaced:
+            self._forget(other)
+            self._log.info("Dropped {key}: replaced by a newer account id", key=other)
+        for other in dropped.too_many:
             self._forget(other)
             self._complaints.tell(
                 LogLevel.warn,
@@ -171,7 +171,7 @@ class Dispatcher:
         self.flags.registered(registration)
         if self.holds.forget(key):
             self.flags.hasten([key], self._clock.seconds())
-            self._arm()
+        self._arm()
         count = len(registration.mailboxes)
         self._log.debug("Registered {key} for {count} mailboxes", key=key, count=count)
 
@@ -214,67 +214,80 @@ class Dispatcher:
         return len(phones)
 
     def pump(self) -> None:
-        """Push what is due, as far as the sender has room; come back when more is due."""
+        """Push what is due, as far as the senders have room; come back when more is due."""
         self._cancel_pump()
         now = self._clock.seconds()
         probed = self.holds.probe(lambda key: self.flags.get(key) is not None, now)
-        if probed is not None:
-            self.flags.hasten([probed], now)
+        self.flags.hasten(probed, now)
         for _ in range(SLICE):
-            flag = self._next(now)
-            if flag is None:
+            found = self._next(now)
+            if found is None:
                 break
-            self.flags.take(flag, now)
-            run(self._push(flag))
+            self.flags.take(found[0], now)
+            run(self._push(*found))
         self._arm()
 
-    def _next(self, now: float) -> Flag | None:
-        """The flag whose push may go out now, if there is one."""
-        while (flag := self.flags.first(now)) is not None:
-            if flag.due > now:
-                return None
-            hold = self.holds.on(flag.key, now)
-            if hold is None:
-                return flag
-            if hold.reason is not Reason.SUSPENDED or hold.until is None:
-                return None
-            self.flags.push_at(flag, hold.until)
+    def _next(self, now: float) -> tuple[Flag, TopicHolds, Route] | None:
+        """The flag whose push may go out now, if there is one, and how it goes out."""
+        if self.holds.stopping:
+            return None
+        for lane in self.flags.lanes():
+            way = self.holds.way(lane)
+            if way is None:
+                continue
+            holds, route = way
+            while (flag := self.flags.first(lane, now)) is not None and flag.due <= now:
+                hold = holds.on(flag.key, now)
+                if hold is None and route.sender.room() > 0:
+                    return flag, holds, route
+                if hold is None or hold.reason is not Reason.SUSPENDED or hold.until is None:
+                    break
+                self.flags.push_at(flag, hold.until)
         return None
 
-    async def _push(self, flag: Flag) -> None:
+    async def _push(self, flag: Flag, holds: TopicHolds, route: Route) -> None:
         key, registered_at = flag.key, flag.registered_at
-        credentials = self._credentials
-        probe = self.holds.sent()
+        credential = route.credential
+        probe = holds.sent(route)
         self._log.debug("Pushing {key}", key=key)
         try:
-            push = Push(key, flag.apns_id, self.topic(key.user), hashes(flag.sent.values()))
-            outcome = await self._sender.send(push)
-            if credentials != self._credentials and isinstance(outcome, Misconfigured | Rejected):
+            push = Push(key, flag.apns_id, holds.topic, hashes(flag.sent.values()))
+            outcome = await route.sender.send(push)
+            if isinstance(outcome, Misconfigured | Rejected) and (
+                route.credential is not credential or self._routes.route(holds.topic) is not route
+            ):
                 outcome = RetryAfter(f"{outcome.reason}, for the credential before", 0.0)
             self._on_outcome(key, outcome, self._clock.seconds() - flag.sent_since)
-            self._learn(key, outcome, probe=probe)
-            await self._follow(outcome, flag, registered_at)
+            self._learn(holds, key, outcome, probe=probe)
+            await self._follow(outcome, flag, holds, registered_at)
         except Exception:
             # Not one push may end without a next step, whatever goes wrong here.
             self._log.failure("Handling the answer for {key} failed", key=key)
             error = RetryAfter("internal error")
-            self._learn(key, error, probe=probe)
+            self._learn(holds, key, error, probe=probe)
             self._retry(flag, error)
         self._arm()
         self._saver.arm()
         if self._all_answered and not self._all_answered.called and not self.flags.in_flight:
             self._all_answered.callback(None)
 
-    def _learn(self, key: RegistrationKey, outcome: Outcome, *, probe: bool) -> None:
-        """What an answer to one phone means for the others."""
+    def _learn(
+        self, holds: TopicHolds, key: RegistrationKey, outcome: Outcome, *, probe: bool
+    ) -> None:
+        """What an answer to one phone means for the others of its topic."""
         now = self._clock.seconds()
-        self.flags.hasten(self.holds.answered(key, outcome, now, probe=probe), now)
+        self.flags.hasten(holds.answered(key, outcome, now, probe=probe), now)
 
-    async def _follow(self, outcome: Outcome, flag: Flag, registered_at: float) -> None:
+    async def _follow(
+        self, outcome: Outcome, flag: Flag, holds: TopicHolds, registered_at: float
+    ) -> None:
         """What an answer means for the phone, which had registered then when the push went out."""
         now = self._clock.seconds()
         key = flag.key
         match outcome:
+            case Delivered() if flag.renewed and flag.lane != holds.topic and not flag.dropped:
+                # It went out with a topic that the phone does not listen to any more.
+                self.flags.failed(flag, now, now)
             case Delivered():
                 self._log.debug("Pushed {key}", key=key)
                 self.flags.answered(flag, now)
@@ -282,13 +295,13 @@ class Dispatcher:
                 self._retry(flag, outcome)
             case Misconfigured():
                 self.flags.failed(flag, now, now)
-            case Gone() if not self.holds.doubts_gone(key):
+            case Gone() if not holds.doubts_gone(key):
                 await self._gone(flag, registered_at, outcome)
             case Gone() | Rejected(until_registered=True):
                 if flag.renewed or flag.dropped:
                     delay = 0.0  # it has registered again meanwhile, or is forgotten
                 else:
-                    delay = self.holds.suspend(key, outcome.reason, now)
+                    delay = holds.suspend(key, outcome.reason, now)
                 self._try_again(flag, outcome.reason, delay)
             case Rejected():
                 self._complaints.tell(
@@ -354,46 +367,56 @@ class Dispatcher:
         names = pushable(registration)
         if (wanted := canonical(mailbox)) not in names:
             return fail(Refused(f"this phone has no push for the mailbox {mailbox!r}"))
-        hold = self.holds.on_sending()
+        way = self.holds.way(self._routes.lane(registration.key.user, registration.topic))
+        if way is None:
+            return fail(Refused(self.holds.no_credential(registration), temporary=True))
+        holds, route = way
+        hold = self.holds.on_sending(route)
         if hold is not None:
             return fail(Refused(hold.text, temporary=True))
-        topic = self.topic(registration.key.user)
-        push = Push(registration.key, self._new_id(), topic, hashes([names[wanted]]))
-        sending = self._sender.send(push)
-        return sending.addCallback(self._pushed_now, registration.key)
+        push = Push(registration.key, self._new_id(), holds.topic, hashes([names[wanted]]))
+        return route.sender.send(push).addCallback(self._pushed_now, registration.key, holds)
 
-    def _pushed_now(self, outcome: Outcome, key: RegistrationKey) -> Outcome:
+    def _pushed_now(self, outcome: Outcome, key: RegistrationKey, holds: TopicHolds) -> Outcome:
         if isinstance(outcome, Delivered):
-            self._learn(key, outcome, probe=True)
+            self._learn(holds, key, outcome, probe=True)
         self._arm()  # there may be room again
         return outcome
 
     def credential_changed(self, route: Route) -> None:
         """It has another credential: what was refused before may now be taken."""
-        self._credentials += 1
-        self.flags.hasten(self.holds.credential_changed(), self._clock.seconds())
+        self.flags.hasten(self.holds.credential_changed(route), self._clock.seconds())
         self.pump()
 
     def _arm(self) -> None:
         """Call `pump` when the next push may go out."""
-        now = self._clock.seconds()
-        flag = self.flags.first(now)
-        if flag is None or self.holds.stopping:
+        if self.holds.stopping:
             return
-        at = flag.due
-        general = self.holds.general
-        if general is not None:
-            if general.until is None:
-                return
-            # While tokens are doubted, a phone that is suspended may be asked sooner.
-            at = (min if self.holds.doubts_tokens else max)(at, general.until)
-        if at <= now and self.holds.on_sending() is not None:
-            return  # the sender calls `pump` when it has room
+        now = self._clock.seconds()
+        at = min([self._next_at(lane, now) for lane in self.flags.lanes()], default=math.inf)
         call = self._pump_call
-        if call is not None and call.active() and call.getTime() <= max(at, now):
+        if at == math.inf or (
+            call is not None and call.active() and call.getTime() <= max(at, now)
+        ):
             return
         self._cancel_pump()
         self._pump_call = self._clock.callLater(max(0.0, at - now), self.pump)
+
+    def _next_at(self, lane: Lane, now: float) -> float:
+        """When the next push of this lane may go out; never: when something else happens."""
+        flag, way = self.flags.first(lane, now), self.holds.way(lane)
+        if flag is None or way is None:
+            return math.inf
+        holds, route = way
+        at = flag.due
+        if holds.general is not None:
+            if holds.general.until is None:
+                return math.inf
+            # While tokens are doubted, a phone that is suspended may be asked sooner.
+            at = (min if holds.doubts_tokens else max)(at, holds.general.until)
+        if at <= now and route.sender.room() <= 0:
+            return math.inf  # the sender calls `pump` when it has room
+        return at
 
     def _cancel_pump(self) -> None:
         if self._pump_call is not None and self._pump_call.active():
@@ -413,32 +436,7 @@ class Dispatcher:
                 "Gave up {count} pushes that waited for 24 hours", count=self.flags.expired
             )
             self.flags.expired = 0
-        wall = self._wall()
-        step, self._epoch = wall - now - self._epoch, wall - now
-        try:
-            doubt = _doubt(wall, step, await self._registry.newest())
-            if doubt:
-                self._complaints.tell(
-                    LogLevel.warn,
-                    "The clock may be wrong: {doubt}. Until all phones have had {days:.0f} days to "
-                    "register again, none is dropped for its age",
-                    kind="clock",
-                    every=DAY,
-                    doubt=doubt,
-                    days=RENEWAL / DAY,
-                )
-            if doubt or step == math.inf:
-                self._expire_from = now + RENEWAL
-                return
-            self._complaints.over("clock")
-            if now < self._expire_from:
-                return
-            while expired := await self._registry.expire(wall - REGISTRATION_LIFETIME):
-                for key in expired:
-                    self._forget(key)
-                    self._log.info("Dropped {key}: not renewed for 30 days", key=key)
-        except RegistryError as error:
-            self._log.error("Old registrations could not be dropped: {error}", error=error)
+        await self._expiry.expire()
 
     def forget(self, key: RegistrationKey) -> Deferred[bool]:
         """Drop a registration now, with what is owed to it; fires with whether there was one."""
@@ -448,19 +446,3 @@ class Dispatcher:
     def _forget(self, key: RegistrationKey) -> None:
         self.flags.drop(key)
         self.holds.forget(key)
-
-
-def _doubt(wall: float, step: float, newest: float | None) -> str | None:
-    """Why the time of day cannot be believed.
-
-    :param step: seconds by which it was set since the last look; infinite at the first.
-    :param newest: when the latest registration was made.
-    """
-    if CLOCK_SET < abs(step) < math.inf:
-        return f"it was set by {step:+.0f} s"
-    if newest is not None and newest > wall + CLOCK_SET:
-        return f"the latest registration lies {(newest - wall) / DAY:.1f} days in the future"
-    if newest is not None and newest < wall - RENEWAL:
-        days = f"{(wall - newest) / DAY:.0f} days"
-        return f"or IMAP servers do not reach xapsd, no phone has registered for {days}"
-    return None

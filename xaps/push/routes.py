@@ -44,9 +44,9 @@ class Route:
         self.credential: Credential | None = None
 
 
-Entries = tuple[Route, ...]
-"""The routes that one domain's users register with; all but the first usable one are for phones
-that registered before."""
+Lane = str | tuple[Route, ...]
+"""What pushes have in common that go out with one topic: it, or, for phones of which it is not
+known, the routes that their users register with."""
 
 
 class Routes:
@@ -67,8 +67,8 @@ class Routes:
     def __len__(self) -> int:
         return len(self._routes)
 
-    def entries(self, user: str) -> Entries:
-        """Those that this user's phones register with."""
+    def entries(self, user: str) -> tuple[Route, ...]:
+        """Those that this user's phones register with: the first that has a credential."""
         if not self._of_domain:
             return self._of_others
         domain = user.rpartition("@")[2].lower() if "@" in user else ""
@@ -79,7 +79,26 @@ class Routes:
 
         :raises Refused: temporarily, while none of the user's entries has a credential.
         """
-        return current(self.entries(user))
+        entries = self.entries(user)
+        topic = self.topic_of(entries)
+        if topic is None:
+            problems = (route.problem() for route in entries)
+            nobody = "there is no push credential for this user's domain"
+            raise Refused(next(filter(None, problems), nobody), temporary=True)
+        return topic
+
+    def lane(self, user: str, topic: str | None) -> Lane:
+        """That of a registration with this topic."""
+        return self.entries(user) if topic is None else topic
+
+    def topic_of(self, lane: Lane) -> str | None:
+        """The topic that its pushes go out with, if there is one now."""
+        if isinstance(lane, str):
+            return lane
+        for route in lane:
+            if route.credential is not None:
+                return route.credential.topic
+        return None
 
     def route(self, topic: str) -> Route | None:
         """The one that covers this topic: an entry for it, rather than one whose certificate has it
@@ -97,16 +116,3 @@ class Routes:
             ):
                 found = route
         return found
-
-
-def current(entries: Entries) -> str:
-    """The topic that phones which register with these are told.
-
-    :raises Refused: temporarily, while none of them has a credential.
-    """
-    for route in entries:
-        if route.credential is not None:
-            return route.credential.topic
-    problems = (route.problem() for route in entries)
-    reason = next(filter(None, problems), "there is no push credential for this user's domain")
-    raise Refused(reason, temporary=True)

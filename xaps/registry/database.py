@@ -101,6 +101,14 @@ MIGRATIONS = (
         {_ADDRESSEES.format("new", "")};
     END;
     """,
+    """
+    ALTER TABLE registrations ADD COLUMN topic TEXT;  -- which the phone was told; NULL: not kept
+
+    -- Whom a notice concerns is still found without the lists of mailboxes.
+    DROP INDEX registration_times;
+    CREATE INDEX registration_times
+        ON registrations (user, account_id, device_token, registered_at, topic);
+    """,
 )
 """What makes each version of the schema out of the one before; ``PRAGMA user_version`` counts
 them. What was released is never changed: a later version is one more entry."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
+import attrs
 from twisted.internet.defer import Deferred
 
 from xaps.model import Addressee, Registration, RegistrationKey, WaitingFlag
@@ -21,6 +22,16 @@ class RegistryError(Exception):
     file and says what to do."""
 
 
+@attrs.frozen
+class Dropped:
+    """What a registration has cost others of its user."""
+
+    replaced: tuple[RegistrationKey, ...] = ()
+    """Older account ids of the same phone."""
+    too_many: tuple[RegistrationKey, ...] = ()
+    """Those over a bound, the least recently renewed ones."""
+
+
 class IRegistry(Protocol):
     """Every method's Deferred fails with :class:`RegistryError` when the store does.
 
@@ -30,9 +41,14 @@ class IRegistry(Protocol):
     be too much for one turn of the reactor.
     """
 
-    def register(self, registration: Registration) -> Deferred[tuple[RegistrationKey, ...] | None]:
-        """Add or renew; fires when it is on disk. Over a bound for a user's phones the least
-        recently renewed ones go; fires with the keys of these.
+    def register(
+        self, registration: Registration, *, replace_before: float | None = None
+    ) -> Deferred[Dropped | None]:
+        """Add or renew; fires when it is on disk, with the keys of what was dropped for it.
+
+        That user's other account ids of the same device token go if they were last renewed before
+        `replace_before`: iOS makes a new one when an account is added again, or a phone restored.
+        Over a bound for a user's phones the least recently renewed ones go.
 
         Fires with ``None``, and nothing is changed, where one is kept that was registered later:
         this one was tried again, and its phone has registered meanwhile. But what is kept with a

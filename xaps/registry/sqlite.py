@@ -16,7 +16,7 @@ from xaps.model import Addressee, Registration, RegistrationKey, WaitingFlag, lo
 from xaps.registry import rows
 from xaps.registry.database import APPLICATION_ID, explaining, open_reader
 from xaps.registry.groupcommit import GroupCommit, Run
-from xaps.registry.interface import MAX_MAILBOXES, MAX_PER_USER
+from xaps.registry.interface import MAX_MAILBOXES, MAX_PER_USER, Dropped
 from xaps.registry.rows import ADDRESSEES, END_OF_TIME, FLAGS, PAGE, REGISTRATIONS, RowReader, Table
 
 MAX_PENDING = 10_000
@@ -43,11 +43,12 @@ ONE = f"SELECT {_COLUMNS} FROM registrations WHERE {_KEY}"
 COUNT = "SELECT count(*) FROM registrations"
 NEWEST = f"SELECT max(registered_at) FROM registrations WHERE registered_at < {END_OF_TIME}"
 _ADD = f"""
-    INSERT INTO registrations ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)
+    INSERT INTO registrations ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)
     ON CONFLICT (user, account_id, device_token) DO UPDATE SET
         mailboxes = excluded.mailboxes,
         confirmed = excluded.confirmed,
-        registered_at = excluded.registered_at
+        registered_at = excluded.registered_at,
+        topic = excluded.topic
 """
 # Not "earlier or in the future": the time of a damaged row can be NULL.
 REGISTER = f"""
@@ -55,6 +56,13 @@ REGISTER = f"""
         AND registrations.registered_at <= ?) IS NOT TRUE
 """
 ADD_IF_NEWER = f"{_ADD} WHERE excluded.registered_at > registrations.registered_at"
+REPLACE = """
+    DELETE FROM registrations WHERE (user, account_id, device_token) IN (
+        SELECT user, account_id, device_token FROM registrations INDEXED BY registration_times
+        WHERE user = ? AND account_id <> ? AND device_token = ? AND registered_at < ?
+    )
+    RETURNING user, account_id, device_token
+"""
 TRIM = """
     DELETE FROM registrations WHERE (user, account_id, device_token) IN (
         SELECT user, account_id, device_token FROM (
@@ -140,13 +148,20 @@ class SQLiteRegistry:
     def newest(self) -> Deferred[float | None]:
         return self._writer.read(lambda connection: connection.execute(NEWEST).fetchone()[0])
 
-    def register(self, registration: Registration) -> Deferred[tuple[RegistrationKey, ...] | None]:
+    def register(
+        self, registration: Registration, *, replace_before: float | None = None
+    ) -> Deferred[Dropped | None]:
+        key = registration.key
         values = (*rows.registration_columns(registration), self._wall())
 
-        def register(connection: sqlite3.Connection) -> tuple[RegistrationKey, ...] | None:
+        def register(connection: sqlite3.Connection) -> Dropped | None:
             if not connection.execute(REGISTER, values).rowcount:
                 return None
-            return tuple(_trim(connection, registration.key, self._bounds))
+            replaced: list[RegistrationKey] = []
+            if replace_before is not None:
+                parameters = (*rows.key_columns(key), replace_before)
+                replaced = _keys(connection.execute(REPLACE, parameters).fetchall())
+            return Dropped(tuple(replaced), tuple(_trim(connection, key, self._bounds)))
 
         return self._writer.write(register)
 
