@@ -14,7 +14,7 @@ from xaps.credentials.keeper import CredentialKeeper
 from xaps.model import DAY, CertificateCredential, Credential
 from xaps.push.flags import Flags
 from xaps.push.holds import Hold, Holds
-from xaps.push.routes import Route, Routes
+from xaps.push.routes import Lane, Route, Routes
 
 UNREACHABLE = 120.0
 """Seconds without a connection to APNs after which pushes are not just late."""
@@ -98,16 +98,23 @@ class Entry:
 
 
 def waiting(flags: Flags, routes: Routes) -> Counter[Route]:
-    """How many pushes wait for each route."""
-    lanes = Counter(flag.lane for flag in flags._flags.values() if not flag.sent)
+    """How many pushes wait for each route: for the one that has their topic or, where none has it,
+    for one of the user's that has no credential."""
     found: Counter[Route] = Counter()
-    for lane, number in lanes.items():
-        topic = routes.topic_of(lane)
-        route = None if topic is None else routes.route(topic)
-        if route is None and not isinstance(lane, str):
-            route = next(iter(lane), None)  # none of them has a credential
+    of_lanes: dict[Lane, Route | None] = {}
+    for flag in flags._flags.values():
+        if flag.sent:
+            continue
+        if flag.lane not in of_lanes:
+            topic = routes.topic_of(flag.lane)
+            of_lanes[flag.lane] = None if topic is None else routes.route(topic)
+        route = of_lanes[flag.lane]
+        if route is None:
+            users = routes.entries(flag.key.user)
+            lacking = (each for each in users if each.credential is None)
+            route = next(lacking, next(iter(users), None))
         if route is not None:
-            found[route] += number
+            found[route] += 1
     return found
 
 
