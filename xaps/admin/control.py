@@ -13,7 +13,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from xaps import __version__
-from xaps.admin.entries import FAILING, GOOD, Entry, days
+from xaps.admin.entries import FAILING, GOOD, Entry, days, waiting
 from xaps.admin.health import Health
 from xaps.admin.history import PushLog
 from xaps.admin.inquiry import Inquiry
@@ -99,8 +99,16 @@ class Control:
             unreadable = f"the disk does not answer within {PATIENCE:.0f} s"
         self._health.unreadable = unreadable
         troubles = self._health.troubles()
-        entries = [entry.described(self._time_of_day) for entry in self._entries]
-        flags = self._dispatcher.flags
+        flags, holds = self._dispatcher.flags, self._dispatcher.holds
+        owed = waiting(flags, self._routes)
+        entries = [
+            {
+                **entry.described(self._time_of_day),
+                "waiting": owed[entry.route],
+                "held": bool(entry.held(holds)),
+            }
+            for entry in self._entries
+        ]
         return {
             "health": troubles[0].grade if troubles else GOOD,
             "why": [trouble.text for trouble in troubles],
@@ -119,7 +127,7 @@ class Control:
             "last_hour": self._pushes.last_hour(),
             "waiting": len(flags) - flags.in_flight,
             "in_flight": flags.in_flight,
-            "held": bool(self._dispatcher.holds.general),
+            "held": bool(holds.general),
             "phones": phones,
             "reactor_stalls": self._stalls.count,
             "reactor_stalled_seconds": self._stalls.total,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -11,7 +12,9 @@ from xaps.apns.client import Client
 from xaps.apns.status import ConnectionState, ConnectionStatus
 from xaps.credentials.keeper import CredentialKeeper
 from xaps.model import DAY, CertificateCredential, Credential
-from xaps.push.routes import Route
+from xaps.push.flags import Flags
+from xaps.push.holds import Hold, Holds
+from xaps.push.routes import Lane, Route, Routes
 from xaps.system.console import counted
 
 UNREACHABLE = 120.0
@@ -70,6 +73,17 @@ class Entry:
             if left < EXPIRES_SOON:
                 yield "certificate", DEGRADED, f"the certificate expires in {days(left)}"
 
+    def held(self, holds: Holds) -> list[Hold]:
+        """What is the matter with all pushes of one of its topics, for each that something is."""
+        credential = self.keeper.credential
+        if credential is None:
+            return []
+        topics = {credential.topic}
+        if isinstance(credential, CertificateCredential):
+            topics.update(credential.topics)
+        ways = filter(None, map(holds.way, sorted(topics)))
+        return [each.general for each, route in ways if route is self.route and each.general]
+
     def is_spare(self, entries: Sequence[Entry]) -> bool:
         """Whether its users are told the topic of others, which stand before it and can be used:
         only phones that registered before can need it."""
@@ -82,6 +96,27 @@ class Entry:
         if not mine:
             return frozenset() in before
         return all(any(domain in theirs for theirs in before) for domain in mine)
+
+
+def waiting(flags: Flags, routes: Routes) -> Counter[Route]:
+    """How many pushes wait for each route: for the one that has their topic or, where none has it,
+    for one of the user's that has no credential."""
+    found: Counter[Route] = Counter()
+    of_lanes: dict[Lane, Route | None] = {}
+    for flag in flags._flags.values():
+        if flag.sent:
+            continue
+        if flag.lane not in of_lanes:
+            topic = routes.topic_of(flag.lane)
+            of_lanes[flag.lane] = None if topic is None else routes.route(topic)
+        route = of_lanes[flag.lane]
+        if route is None:
+            users = routes.entries(flag.key.user)
+            lacking = (each for each in users if each.credential is None)
+            route = next(lacking, next(iter(users), None))
+        if route is not None:
+            found[route] += 1
+    return found
 
 
 def _unconnected(

@@ -123,22 +123,27 @@ class Health:
 
     def _found(self, now: float) -> Iterator[tuple[str, str, str, str]]:
         """What the parts know: cause, grade, text and entry."""
+        held = self._dispatcher.holds.general
         for entry in self._entries:
-            yield from self._found_of(entry, now)
-        if held := self._dispatcher.holds.general:
-            yield "pushes", FAILING, "; ".join(hold.text for hold in held), ""
+            name = entry.route.name if len(self._entries) > 1 else ""
+            for cause, grade, text in self._found_of(entry, name, now):
+                yield cause, grade, f"{name}: {text}" if name else text, name
+            for hold in entry.held(self._dispatcher.holds):
+                held.remove(hold)
+                yield "pushes", FAILING, f"{name}: {hold.text}" if name else hold.text, name
+        for hold in held:
+            yield "pushes", FAILING, hold.text, ""
         if (error := self._dispatcher.unsaved) is not None:
             yield "saving", FAILING, f"pushes that wait cannot be written to disk: {error}", ""
         if self.unreadable is not None:
             yield "registry", FAILING, f"the registrations cannot be read: {self.unreadable}", ""
 
-    def _found_of(self, entry: Entry, now: float) -> Iterator[tuple[str, str, str, str]]:
-        name = entry.route.name if len(self._entries) > 1 else ""
-        for cause, grade, text in entry.troubles(
-            self._wall(), lambda: now - self._since.get(("apns", name), now)
-        ):
+    def _found_of(self, entry: Entry, name: str, now: float) -> Iterator[tuple[str, str, str]]:
+        """What is known of an entry."""
+        troubles = entry.troubles(self._wall(), lambda: now - self._since.get(("apns", name), now))
+        for cause, grade, text in troubles:
             milder = grade == FAILING and entry.is_spare(self._entries)
-            yield cause, DEGRADED if milder else grade, f"{name}: {text}" if name else text, name
+            yield cause, DEGRADED if milder else grade, text
 
     def _look(self) -> None:
         try:
