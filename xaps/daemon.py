@@ -243,6 +243,7 @@ class Daemon(Service):
             topic=self._topic,
             delay=config.delay,
             check_interval=config.check_interval,
+            push_interval=config.push_interval,
             on_outcome=self._pushes.record,
         )
         self._keeper = CredentialKeeper(

@@ -77,6 +77,7 @@ class ControlTestCase(SynchronousTestCase):
             topic=lambda: "topic",
             delay=30,
             check_interval=0,
+            push_interval=60,
             on_outcome=self.pushes.record,
         )
         self.intake = self.metrics.counting("socket", self.dispatcher)

@@ -86,6 +86,8 @@ class FakeSender:
 
 
 class DispatcherTestCase(SynchronousTestCase):
+    push_interval = 0.0
+
     def setUp(self) -> None:
         self.clock = Clock()
         self.clock.advance(UPTIME)
@@ -115,6 +117,7 @@ class DispatcherTestCase(SynchronousTestCase):
             topic=lambda: "com.apple.mail.XServer.x",
             delay=30,
             check_interval=0,
+            push_interval=self.push_interval,
             new_id=lambda: f"id-{next(ids)}",
             jitter=lambda: 1.0,
             on_outcome=lambda *record: self.outcomes.append(record),

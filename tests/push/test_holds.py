@@ -15,6 +15,7 @@ from twisted.logger import Logger
 from twisted.trial.unittest import SynchronousTestCase
 
 from xaps.model import Delivered, Gone, Outcome, RegistrationKey, Rejected, RetryAfter
+from xaps.push.calm import Calm
 from xaps.push.holds import LEAST_GONE, Holds
 from xaps.system.complaints import Complaints
 
@@ -47,7 +48,7 @@ class HoldsMachine(RuleBasedStateMachine):
         super().__init__()
         self.now = 1000.0
         self.log = Logger()
-        self.holds = Holds(lambda: 1, Complaints(self.log, lambda: self.now))
+        self.holds = Holds(lambda: 1, Complaints(self.log, lambda: self.now), Calm(0))
         self.under_way: list[tuple[RegistrationKey, bool]] = []
         self.bad: set[RegistrationKey] = set()  # of which APNs has said something bad
         self.users_refused: set[str] = set()

@@ -31,8 +31,9 @@ from xaps.model import (
     Rejected,
     RetryAfter,
 )
-from xaps.push.flags import Flag, Flags
-from xaps.push.holds import Holds, Reason
+from xaps.push.calm import Calm
+from xaps.push.flags import EXPIRE_SLICE, Flag, Flags
+from xaps.push.holds import OF_ONE_PHONE, Holds, Reason
 from xaps.push.saving import FlagSaver
 from xaps.registry.interface import MAX_MAILBOXES, MAX_PER_USER, IRegistry, RegistryError
 from xaps.system.complaints import Complaints
@@ -67,6 +68,7 @@ class Dispatcher:
 
     :param sender: when it has room again, :meth:`pump` is to be called.
     :param wall: the time of day.
+    :param push_interval: see :class:`~xaps.push.calm.Calm`.
     :param topic: gives the topic that phones are to register with; raises
         :class:`~xaps.model.Refused` while there is no usable credential.
     :param on_outcome: told of each answer: the outcome, and the seconds since the first of the
@@ -85,6 +87,7 @@ class Dispatcher:
         topic: Callable[[], str],
         delay: float,
         check_interval: float,
+        push_interval: float,
         new_id: Callable[[], str] = lambda: str(uuid.uuid4()),
         jitter: Callable[[], float] = lambda: random.uniform(0.8, 1.2),  # noqa: S311 - no secret
         on_outcome: Callable[[RegistrationKey, Outcome, float], None] = lambda *_: None,
@@ -99,7 +102,8 @@ class Dispatcher:
         self._new_id = new_id
         self.flags = Flags(delay=delay, check_interval=check_interval, new_id=new_id)
         self._complaints = Complaints(self._log, clock.seconds)
-        self.holds = Holds(sender.room, self._complaints)
+        self.calm = Calm(push_interval)
+        self.holds = Holds(sender.room, self._complaints, self.calm)
         self._saver = FlagSaver(clock, registry, self.flags)
         self._credentials = 0  # that there have been
         self._epoch = -math.inf
@@ -241,14 +245,15 @@ class Dispatcher:
             hold = self.holds.on(flag.key, now)
             if hold is None:
                 return flag
-            if hold.reason is not Reason.SUSPENDED or hold.until is None:
+            if hold.reason not in OF_ONE_PHONE or hold.until is None:
                 return None
+            self.calm.held += hold.reason is Reason.CALM
             self.flags.push_at(flag, hold.until)
         return None
 
     async def _push(self, flag: Flag) -> None:
         key, registered_at = flag.key, flag.registered_at
-        credentials = self._credentials
+        credentials, sent_at = self._credentials, self._clock.seconds()
         probe = self.holds.sent()
         self._log.debug("Pushing {key}", key=key)
         try:
@@ -257,6 +262,8 @@ class Dispatcher:
             if credentials != self._credentials and isinstance(outcome, Misconfigured | Rejected):
                 outcome = RetryAfter(f"{outcome.reason}, for the credential before", 0.0)
             self._on_outcome(key, outcome, self._clock.seconds() - flag.sent_since)
+            if isinstance(outcome, Delivered):
+                self.calm.pushed(key, sent_at)  # any other has woken nobody
             self._learn(key, outcome, probe=probe)
             await self._follow(outcome, flag, registered_at)
         except Exception:
@@ -411,6 +418,8 @@ class Dispatcher:
     async def _expire(self) -> None:
         now = self._clock.seconds()
         for _ in self.flags.expire(now):
+            await deferLater(self._clock, 0)
+        while self.calm.forget(now, EXPIRE_SLICE):
             await deferLater(self._clock, 0)
         if self.flags.expired:
             self._log.warn(

@@ -20,6 +20,7 @@ from xaps.model import (
     Rejected,
     RetryAfter,
 )
+from xaps.push.calm import Calm
 from xaps.system.complaints import HOUR, Complaints
 
 PROBE_AFTER = 300.0
@@ -60,6 +61,11 @@ class Reason(Enum):
     REFUSED = auto()  # APNs refuses our configuration, and so every push
     BAD_TOKENS = auto()  # APNs calls the device tokens of most users bad
     SUSPENDED = auto()  # APNs refuses pushes to this phone
+    CALM = auto()  # it has just had one
+
+
+OF_ONE_PHONE = (Reason.SUSPENDED, Reason.CALM)
+"""Those that hold back the pushes to one phone, until a time that is known."""
 
 
 @attrs.frozen
@@ -107,14 +113,16 @@ class Holds:
     suspended until a push has been taken, and goes if it is called gone once more.
 
     :param room: how many pushes can be sent now.
+    :param calm: which phones have just been pushed.
     :ivar general: what is the matter with all pushes. While APNs refuses them it holds them back;
         when its time has come one goes out as a probe, and until that is answered the time of the
         next is not known.
     """
 
-    def __init__(self, room: Callable[[], int], complaints: Complaints) -> None:
+    def __init__(self, room: Callable[[], int], complaints: Complaints, calm: Calm) -> None:
         self._room = room
         self._complaints = complaints
+        self._calm = calm
         self.stopping = False
         self.general: Hold | None = None
         self._suspended: dict[RegistrationKey, _Suspension] = {}  # the longest ago first
@@ -141,6 +149,9 @@ class Holds:
         suspended = self._suspended.get(key)
         if suspended is not None and now < suspended.until:
             return Hold(Reason.SUSPENDED, f"APNs says {suspended.reason}", suspended.until)
+        peace = self._calm.until(key, now)
+        if peace is not None:
+            return Hold(Reason.CALM, "it has just been pushed and is left in peace", peace)
         return self.on_sending()
 
     def on_sending(self) -> Hold | None:
