@@ -91,6 +91,7 @@ class ControlTestCase(SynchronousTestCase):
             wall=self.wall,
             delay=30,
             check_interval=0,
+            push_interval=60,
             on_outcome=self.pushes.record,
         )
         self.intake = self.metrics.counting("socket", self.dispatcher)

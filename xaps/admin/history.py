@@ -15,9 +15,9 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from xaps.model import NAMES, Delivered, Gone, Outcome, RegistrationKey, Rejected, reason_of
 from xaps.system.work import Work
 
-BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200, 86400)
+BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 90, 300, 1800, 7200, 86400)
 """Upper bounds in seconds, for how long pushes took. Events other than new mail wait for half a
-minute on purpose."""
+minute on purpose, and all of them for a phone that has just been pushed."""
 PUSHES_FAIL = 120.0
 """Seconds for which pushes have to fail, without one that succeeds, to be trouble."""
 SEVERAL = 2
