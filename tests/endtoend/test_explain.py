@@ -5,13 +5,16 @@ from __future__ import annotations
 import datetime
 import io
 import json
+import socket
 import sqlite3
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tests.endtoend.case import ACCOUNT, OTHER_PHONE, PHONE, EndToEndTestCase
+from tests.endtoend.test_cyrus import EVENT, REGISTRATION, datagram
 from tests.peers.child import PATIENCE
 from tests.peers.daemon import Daemon
 from tests.peers.nghttpd import free_port
@@ -19,6 +22,8 @@ from tests.standins.process import APNsProcess
 from xaps.ctl.client import BAD
 from xaps.ctl.main import main
 from xaps.registry.interface import MAX_PER_USER
+
+OTHER_TOPIC = "com.apple.mail.XServer.other"
 
 SAID = Path("/tmp/explain-said.txt")
 
@@ -158,20 +163,23 @@ class UserTests(ExplainTestCase):
         main(["--config", str(daemon.config), "forget", "alice"], io.StringIO(), io.StringIO())
         self.assert_explained(daemon, "dropped", "an administrator had it forgotten")
 
-    def test_not_renewed_for_a_month(self) -> None:
-        _, daemon = self.ready()
-        daemon.register("alice", ACCOUNT, PHONE)
-        daemon.stop()
-        with sqlite3.connect(daemon.settings["databaseFile"]) as database:
-            database.execute("DELETE FROM registrations")
-            database.execute(
-                "INSERT INTO dropped VALUES ('alice', ?, '291839...', ?, 'not renewed')",
-                (ACCOUNT, time.time() - 3600),
-            )
-        daemon.start()
-        self.assert_explained(
-            daemon, "dropped", "(1 hour ago): it had not registered again for 30 days"
-        )
+    def test_dropped_for_a_reason_that_takes_days(self) -> None:
+        for reason, words in (
+            ("not renewed", "it had not registered again for 30 days"),
+            ("replaced", "the phone has registered again with a new account id"),
+        ):
+            _, daemon = self.ready()
+            daemon.register("alice", ACCOUNT, PHONE)
+            daemon.stop()
+            with sqlite3.connect(daemon.settings["databaseFile"]) as database:
+                database.execute("DELETE FROM registrations")
+                database.execute(
+                    "REPLACE INTO dropped VALUES ('alice', ?, '291839...', ?, ?)",
+                    (ACCOUNT, time.time() - 3600, reason),
+                )
+            daemon.start()
+            self.assert_explained(daemon, "dropped", f"(1 hour ago): {words}")
+            daemon.close()
 
     def test_over_the_bound_of_phones(self) -> None:
         apns, daemon = self.ready()
@@ -306,6 +314,17 @@ class OurselvesTests(ExplainTestCase):
             good=True,
         )
 
+    def test_waits_for_calm(self) -> None:
+        apns, daemon = self.ready(pushInterval=60)
+        daemon.register("alice", ACCOUNT, PHONE)
+        for count in (1, 2, 3):  # each peace is longer than the one before
+            daemon.notify("alice")
+            apns.wait_for(count)
+        daemon.notify("alice")
+        self.assert_explained(
+            daemon, "calm", "waits until ", "since the phone had one just before", good=True
+        )
+
     def test_on_its_way(self) -> None:
         apns, daemon = self.ready()
         daemon.register("alice", ACCOUNT, PHONE)
@@ -318,6 +337,53 @@ class OurselvesTests(ExplainTestCase):
         daemon.notify("alice")
         daemon.register("alice", ACCOUNT, PHONE)
         self.assert_explained(daemon, "nothing yet", "nothing has come for it since", good=True)
+
+    def test_a_phone_that_registered_for_another_topic(self) -> None:
+        _, daemon = self.ready()
+        daemon.register("alice", ACCOUNT, PHONE)
+        daemon.use(self.authority.client(OTHER_TOPIC))
+        daemon.restart()
+        daemon.notify("alice")
+        self.assert_explained(
+            daemon,
+            "other topic",
+            "The phone 291839... of alice registered for the topic com.apple.mail.XServer.",
+            f", the credential is for {OTHER_TOPIC}",
+        )
+
+    def test_cyrus_tells_phones_another_topic(self) -> None:
+        with tempfile.TemporaryDirectory(prefix="xaps-") as short:
+            socket_path = Path(short) / "cyrus.sock"
+            conf = self.folder / "imapd.conf"
+            conf.write_text(
+                f"aps_topic: {OTHER_TOPIC}\nevent_notifier: xapsd\nnotifysocket: {socket_path}\n"
+            )
+            _, daemon = self.ready(cyrusSocket=str(socket_path), cyrus={"imapdConf": str(conf)})
+            self.assert_explained(
+                daemon, "topic of cyrus", f"Cyrus tells phones the topic {OTHER_TOPIC}"
+            )
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+                for event in (REGISTRATION, EVENT):
+                    sender.sendto(datagram(event), str(socket_path))
+            daemon.wait_for_log("Registered alice")
+            self.assert_explained(daemon, "topic of cyrus", "such phones cannot be pushed")
+            self.assertEqual(len(self.ask(daemon, "alice")["phones"]), 1)
+
+    def test_of_several_credentials_that_counts_which_is_the_users(self) -> None:
+        good, bad = (self.folder / f"{name}.pem" for name in ("good", "bad"))
+        self.authority.client().write_together(good)
+        entries = [
+            {"domains": ["good.example"], "certificateFilePem": str(good)},
+            {"domains": ["bad.example"], "certificateFilePem": str(bad)},
+        ]
+        apns, daemon = self.ready(certificateFilePem=None, credentials=entries)
+        daemon.register("alice@good.example", ACCOUNT, PHONE)
+        daemon.notify("alice@good.example")
+        apns.wait_for(1)
+        self.assert_explained(daemon, "delivered", user="alice@good.example", good=True)
+        self.assert_explained(
+            daemon, "no credential", "bad.pem: there is no such file", user="bob@bad.example"
+        )
 
     def test_no_credential(self) -> None:
         _, daemon = self.start_both()

@@ -19,7 +19,11 @@ from xaps.model import (
     RegistrationKey,
     reason_of,
 )
-from xaps.push.flags import SAVE_AFTER, SAVE_SLICE
+from xaps.push.flags import SAVE_SLICE
+
+WRITE_AFTER = 10.0
+"""Seconds after which what has happened is written, if no flags were before: what SIGKILL can take.
+After each write the pages that notices are looked up in are read anew, so it is not to be often."""
 
 MAX_UNWRITTEN = 20_000
 """Phones, and users, whose latest is kept while the disk takes nothing."""
@@ -86,7 +90,7 @@ class History:
 
     def next_save(self) -> float | None:
         """When `to_save` has to be asked next."""
-        return None if self._since is None else self._since + SAVE_AFTER
+        return None if self._since is None else self._since + WRITE_AFTER
 
     def to_save(self, limit: int = SAVE_SLICE) -> tuple[Pushes, Notices]:
         """What is to be written now, of either so many at the most. Say :meth:`saved` or

@@ -25,8 +25,8 @@ class FlagSaver:
     """Sees to it that a flag is on disk within a second, if it still waits by then.
 
     What cannot be written is written later: the flags keep it, and it is tried again each second,
-    at the stop as well. What has happened goes with it, or once a second; if it cannot be written,
-    nothing that is owed is lost by that, and nobody waits for it.
+    at the stop as well. What has happened goes with it, or every ten seconds; if it cannot be
+    written, nothing that is owed is lost by that, and nobody waits for it.
     """
 
     _log = Logger()

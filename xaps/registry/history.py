@@ -1,6 +1,6 @@
 """What has happened to phones and users, in the registry's tables: it explains and decides nothing.
 
-All of it is written in transactions that are made for something else, or once a second. No device
+All of it is written in transactions that are made for something else, or every ten seconds. No device
 token is kept longer than its registration.
 """
 
