@@ -1,7 +1,7 @@
 """What has happened to phones and users, in the registry's tables: it explains and decides nothing.
 
-All of it is written in transactions that are made for something else, or every ten seconds. No device
-token is kept longer than its registration.
+All of it is written in transactions that are made for something else, or every ten seconds. No
+device token is kept longer than its registration.
 """
 
 from __future__ import annotations
