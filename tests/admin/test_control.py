@@ -17,8 +17,9 @@ from tests.push.test_dispatcher import FakeSender, one_route
 from tests.registry.contract import everything
 from xaps.admin.control import Control
 from xaps.admin.entries import Entry
-from xaps.admin.health import Health
+from xaps.admin.health import LOOK, Health
 from xaps.admin.history import PushLog
+from xaps.admin.inquiry import PATIENCE
 from xaps.admin.metrics import Metrics
 from xaps.apns.client import Client
 from xaps.apns.status import ConnectionState, ConnectionStatus
@@ -37,6 +38,7 @@ from xaps.model import (
 from xaps.push.dispatcher import Dispatcher
 from xaps.push.holds import FIRST_SUSPENSION
 from xaps.push.routes import Routes
+from xaps.registry.interface import RegistryError
 from xaps.system.stalls import StallWatch
 from xaps.system.work import Work
 
@@ -77,7 +79,7 @@ class ControlTestCase(SynchronousTestCase):
         self.clock = Clock()
         self.clock.advance(UPTIME)
         self.metrics = Metrics()
-        self.registry = MemoryRegistry()
+        self.registry = MemoryRegistry(wall=self.wall)
         self.sender = FakeSender()
         self.keeper = FakeKeeper()
         self.client = FakeClient()
@@ -330,6 +332,82 @@ class DevicesTests(ControlTestCase):
         self.assertEqual(self.status()["held_for_calm"], 1)
         self.clock.advance(1.5)
         self.assertIsNone(self.devices()[0]["held"])
+
+
+class ExplainTests(ControlTestCase):
+    def explain(self, user: str = "alice") -> dict[str, Any]:
+        answer = self.successResultOf(self.control.explain(user))
+        return {**answer}
+
+    def test_what_is_known_of_each_phone_is_told(self) -> None:
+        self.register()
+        self.register(token=TABLET)
+        self.notify()
+        self.sender.answer(Delivered())
+        self.sender.answer(Rejected("BadDeviceToken", until_registered=True))
+        answer = self.explain("ALICE")
+        self.assertEqual(
+            (answer["user"], answer["cause"], answer["good"], answer["now"], answer["help"]),
+            ("alice", "suspended", False, NOW, "xapsctl push alice"),
+        )
+        good, bad = answer["phones"]
+        self.assertEqual((good["device_token"], good["cause"]), ("aaaaaa...", "delivered"))
+        self.assertEqual((bad["device_token"], bad["cause"]), ("ababab...", "suspended"))
+        self.assertEqual(bad["text"], answer["verdict"])
+        self.assertEqual((good["topic"], good["not_told"], bad["waiting"]), ("topic", [], True))
+        self.assertEqual(good["last_push"]["outcome"], "delivered")
+        self.assertEqual(
+            answer["last_notice"], {"at": NOW, "mailbox": "INBOX", "new_mail": True, "phones": 2}
+        )
+        self.assertNotIn(PHONE, json.dumps(answer))
+
+    def test_times_are_of_day_whatever_the_reactors_clock_says(self) -> None:
+        self.register()
+        self.successResultOf(self.dispatcher.notify(Notice("alice", "INBOX", False)))
+        self.clock.advance(10)
+        answer = self.explain()
+        self.assertEqual(answer["cause"], "delay")
+        self.assertIn("(in 20 seconds)", answer["verdict"])
+        self.connection = attrs.evolve(
+            CONNECTED, state=ConnectionState.WAITING, last_error="no", next_attempt=UPTIME + 17
+        )
+        self.assertIn("(in 7 seconds)", self.explain()["verdict"])
+
+    def test_a_phone_that_was_dropped_is_not_taken_for_one_that_never_was(self) -> None:
+        self.assertEqual(self.explain()["cause"], "never registered")
+        self.register()
+        self.notify()
+        self.sender.answer(Gone("Unregistered"))
+        answer = self.explain()
+        self.assertEqual(answer["cause"], "dropped")
+        (dropped,) = answer["dropped"]
+        self.assertEqual(
+            (dropped["device_token"], dropped["reason"]), ("aaaaaa...", "Unregistered")
+        )
+        self.register()
+        self.assertEqual(self.explain()["dropped"], [])
+
+    def test_trouble_with_the_work_is_told_when_it_is_what_the_user_suffers_from(self) -> None:
+        self.register()
+        self.wellbeing.start()
+        self.addCleanup(self.wellbeing.stop)
+        for _ in range(3):
+            self.work.fail("too many processes")
+            self.clock.advance(LOOK)
+        answer = self.explain()
+        self.assertEqual(answer["cause"], "trouble")
+        self.assertIn("slots are rare: too many processes", answer["verdict"])
+
+    def test_a_disk_that_does_not_answer_takes_hints_and_no_answer(self) -> None:
+        self.register("alice@example.org")
+        self.assertEqual([near["user"] for near in self.explain()["near"]], ["alice@example.org"])
+        self.registry.held = True
+        explaining = self.control.explain("alice")
+        self.assertNoResult(explaining)
+        self.clock.advance(PATIENCE)
+        self.assertEqual(self.successResultOf(explaining)["near"], [])
+        self.registry.failure = "disk full"
+        self.failureResultOf(self.control.explain("alice"), RegistryError)
 
 
 class ForgetTests(ControlTestCase):

@@ -207,6 +207,14 @@ class AnswerTests(CtlTestCase):
         self.assertEqual(self.ctl("push", "alice"), BAD)
         self.assertIn("Apple says BadTopic: the credential is not for this topic", self.out)
 
+    def test_the_explanation_tells_by_the_status_whether_all_is_well(self) -> None:
+        for good, status in ((True, 0), (False, BAD)):
+            self.control.unlink(missing_ok=True)
+            daemon = self.served(answered({**EXPLANATION, "good": good}))
+            self.assertEqual(self.ctl("explain", "Alice"), status)
+            self.assertIn(b"GET /explain?user=Alice HTTP/1.1\r\n", daemon.asked[0])
+            self.assertEqual(self.out.splitlines(), list(answers.explanation(EXPLANATION)))
+
     def test_a_user_without_phones_is_told_by_the_status_too(self) -> None:
         self.served(answered([]))
         for command in ("push", "devices", "forget"):
@@ -238,6 +246,39 @@ class AnswerTests(CtlTestCase):
             "a.org: In use: token key key.p8\nb.org: No credential can be used: no such file\n",
         )
 
+
+EXPLANATION: dict[str, Any] = {
+    "user": "alice",
+    "now": 1_800_000_000.0,
+    "cause": "folder",
+    "good": False,
+    "verdict": "It was in the folder 'Sent'",
+    "advice": "Choose it.",
+    "help": "xapsctl devices alice",
+    "phones": [
+        {
+            "account_id": "A1",
+            "device_token": "aaaaaa...",
+            "cause": "folder",
+            "text": "It was in the folder 'Sent'",
+            "registered_at": 1_800_000_000.0 - 3600,
+            "topic": "topic",
+            "mailboxes": ["INBOX", "Sent"],
+            "confirmed": [],
+            "not_told": ["Sent"],
+            "last_push": None,
+            "waiting": False,
+        }
+    ],
+    "dropped": [],
+    "last_notice": {
+        "at": 1_800_000_000.0 - 90,
+        "mailbox": "Sent\x1b[2J",
+        "new_mail": True,
+        "phones": 0,
+    },
+    "near": [],
+}
 
 STATUS: dict[str, Any] = {
     "health": "degraded",
@@ -279,6 +320,40 @@ STATUS["credentials"] = [
         "problem": None,
     }
 ]
+
+
+class ExplanationTests(SynchronousTestCase):
+    def told(self, **changes: Any) -> list[str]:
+        return list(answers.explanation({**EXPLANATION, **changes}))
+
+    def test_the_verdict_comes_first_and_what_to_do_last(self) -> None:
+        registered = moment(1_800_000_000.0 - 3600)
+        noticed = moment(1_800_000_000.0 - 90)
+        self.assertEqual(
+            self.told(),
+            [
+                "It was in the folder 'Sent'.",
+                "  aaaaaa... (A1)",
+                f"    registered: {registered}; folders: INBOX, Sent (not confirmed); last push: -",
+                f"  Last notice: new mail in Sent\\x1b[2J, {noticed} (1 minute 30 seconds ago), "
+                "for 0 phones",
+                "Choose it.",
+                "See: xapsctl devices alice",
+            ],
+        )
+
+    def test_of_several_phones_each_is_told_of(self) -> None:
+        (phone,) = EXPLANATION["phones"]
+        former = {"device_token": "cccccc...", "account_id": "A3", "text": "was dropped"}
+        lines = self.told(phones=[phone, {**phone, "text": "well"}], dropped=[former])
+        self.assertEqual(lines[1], "  aaaaaa... (A1): It was in the folder 'Sent'")
+        self.assertEqual(lines[3], "  aaaaaa... (A1): well")
+        self.assertEqual(lines[5], "  cccccc... (A3) was dropped")
+
+    def test_one_that_was_dropped_has_been_told_of(self) -> None:
+        former = {"device_token": "cccccc...", "account_id": "A3", "text": "was dropped"}
+        lines = self.told(phones=[], dropped=[former], last_notice=None, advice="")
+        self.assertEqual(lines, ["It was in the folder 'Sent'.", "See: xapsctl devices alice"])
 
 
 class TableTests(SynchronousTestCase):

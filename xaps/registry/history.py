@@ -176,9 +176,11 @@ def near(connection: sqlite3.Connection, user: str) -> list[NearUser]:
     before the @ first. However many there are, this looks at some thousand."""
     local = user.partition("@")[0]
     same = _users(connection, f"{local}@", f"{local}A") | ({local} if local != user else set())
-    # Of names with another beginning there are too many.
-    start = local[: max(1, min(2, len(local) - 1))]
-    others = _users(connection, start, start + "\U0010ffff") if start else set()
+    others: set[str] = set()
+    # Of names with another beginning there are too many, and with the same one there can be.
+    for length in {len(local) // 2, min(2, len(local) - 1)}:
+        if start := local[: max(1, length)]:
+            others |= _users(connection, start, start + "\U0010ffff")
     like = difflib.get_close_matches(user, sorted(others - same), MAX_NEAR, cutoff=0.8)
     found = []
     for name in [*sorted(same), *like]:
