@@ -108,8 +108,11 @@ TABLE: list[tuple[str, Facts, Cause, tuple[str, ...]]] = [
      ("an administrator had it forgotten",)),
     ("trimmed", facts(dropped=(DROPPED, attrs.evolve(DROPPED, reason=TRIMMED))), Cause.TRIMMED,
      ("A phone of alice was dropped at ", "more than 100 phones, or 10,000 mailboxes")),
-    ("refused", attrs.evolve(phone(hold=attrs.evolve(hold(Reason.REFUSED), text="APNs refuses every push: BadTopic")), held_since=NOW - 600),
-     Cause.REFUSED, ("APNs refuses every push: BadTopic (since ", "the next try is at ", "in 5 minutes")),
+    ("refused", attrs.evolve(
+        phone(hold=Hold(Reason.REFUSED, "APNs refuses every push: BadTopic", NOW + 300)),
+        held_since=NOW - 600),
+     Cause.REFUSED, ("APNs refuses every push: BadTopic (since ", "the next try is at ",
+                     "in 5 minutes")),
     ("most tokens are bad", phone(hold=hold(Reason.BAD_TOKENS, None)), Cause.REFUSED,
      ("it is being tried",)),
     ("the credential is refused", phone(

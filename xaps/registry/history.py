@@ -181,9 +181,11 @@ def near(connection: sqlite3.Connection, user: str) -> list[NearUser]:
     for length in {len(local) // 2, min(2, len(local) - 1)}:
         if start := local[: max(1, length)]:
             others |= _users(connection, start, start + "\U0010ffff")
-    like = difflib.get_close_matches(user, sorted(others - same), MAX_NEAR, cutoff=0.8)
+    # A domain that they share makes no names like one another.
+    names = {name.partition("@")[0]: name for name in sorted(others - same - {user})}
+    like = difflib.get_close_matches(local, names, MAX_NEAR, cutoff=0.8)
     found = []
-    for name in [*sorted(same), *like]:
+    for name in [*sorted(same), *map(names.__getitem__, like)]:
         registered = bool(connection.execute(_HAS_PHONE, (name,)).fetchone()[0])
         notice = connection.execute(_NOTICE_OF, (name,)).fetchone()
         if name != user and (registered or notice):
