@@ -1,315 +1,448 @@
-"""The pushes that are owed to phones: one dirty flag per registration, never a queue of pushes.
-
-A registration is clean (not in the table), waiting (due at a time) or in flight. New mail makes it
-due now; any other event makes it due ``delay`` seconds after the first such event, and never later
-because more follow. What happens while a push is in flight makes it due again afterwards. So a
-mail storm costs a phone two pushes, and an outage leaves no more than one flag a phone.
-
-Pure: nothing here sends, sleeps or writes. Time is an argument, and monotonic. So none is kept on
-disk: what is owed at a start is due, and counts as noticed then. It cannot be too old by a clock
-that is wrong.
-"""
+"""The heart: notices become flags, due flags become pushes, outcomes decide what is next."""
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+import random
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Never
 
-import attrs
+from twisted.internet.defer import Deferred, fail
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.task import deferLater
+from twisted.logger import Logger, LogLevel
+from twisted.python.failure import Failure
 
-from xaps.mailboxes import INBOX, canonical, pushable
-from xaps.model import DAY, Addressee, Registration, RegistrationKey, WaitingFlag
+from xaps.mailboxes import canonical, hashes, pushable
+from xaps.model import (
+    Addressee,
+    Delivered,
+    Gone,
+    Misconfigured,
+    Notice,
+    Outcome,
+    Push,
+    Refused,
+    Registration,
+    RegistrationKey,
+    Rejected,
+    RetryAfter,
+)
+from xaps.push.expiry import Expiry
+from xaps.push.flags import Flag, Flags
+from xaps.push.holds import Holds, Reason, TopicHolds
+from xaps.push.routes import Lane, Route, Routes
+from xaps.push.saving import FlagSaver
+from xaps.registry.interface import (
+    MAX_MAILBOXES,
+    MAX_PER_USER,
+    Dropped,
+    IRegistry,
+    RegistryError,
+)
+from xaps.system.complaints import Complaints
+from xaps.system.coroutines import run
 
-LIFETIME = DAY
-"""Seconds after its latest event at which a flag that could not be pushed is given up."""
+LONGEST_DELAY = 900.0
+"""Seconds between two tries of one push that failed, at the most."""
 
-MAX_NAMED = 90
-"""Mailboxes in one push: a payload has at most 4096 bytes, and each takes 35."""
-
-SAVE_AFTER = 0.9
-"""Seconds after which an undelivered flag is written to disk; the rest of the second that is
-promised is for the commit. What is delivered sooner costs no write at all."""
-
-SAVE_SLICE = 1000
-"""Flags that are written in one transaction."""
-
-EXPIRE_SLICE = 5000
-"""Flags that are looked at in one go for whether they have expired."""
-
-
-@attrs.define(eq=False)
-class Flag:
-    """What is owed to one registration."""
-
-    key: RegistrationKey
-    apns_id: str
-    registered_at: float
-    due: float = math.inf
-    """When to push; in flight: when to push again, ``inf`` when nothing has happened since."""
-    not_before: float = -math.inf
-    """APNs asked for patience until then; new mail does not shorten it."""
-    noticed_at: float = 0.0
-    """When the latest event was accepted."""
-    waiting_since: float = 0.0
-    """When the first event that has not been pushed was accepted."""
-    mailboxes: dict[str, str | None] = attrs.field(factory=dict)
-    """The mailboxes that are owed, and what the phone knows each by; see
-    :func:`~xaps.mailboxes.pushable`."""
-    sent: dict[str, str | None] = attrs.field(factory=dict)
-    """Those that the push in flight names; empty while none is in flight."""
-    sent_since: float = 0.0
-    """In flight: the `waiting_since` of what the push names."""
-    failures: int = 0
-    """In a row; those that were the push's own."""
-    returns: int = 0
-    """In a row; how often it came back for no reason of its own, such as a lost connection."""
-    dropped: bool = False
-    """In flight: the registration is gone, what the push names is owed no more."""
-    renewed: bool = False
-    """In flight: the phone has registered again."""
-    saved: bool = False
-    """Whether it is on disk."""
+SLICE = 16
+"""Pushes that are started in one go; between two slices the IMAP servers are served."""
 
 
-class Flags:
-    """All flags.
+class Dispatcher:
+    """Takes registrations and notices, and pushes.
 
-    :param delay: seconds that an event other than new mail may wait.
-    :param check_interval: seconds between two looks at what has waited for `delay`: such pushes
-        go out together, at multiples of it, which spares phones and server single wake-ups.
-        0: as soon as they are due.
-    :param new_id: makes the apns-id of a push; kept as long as the push is tried again.
-    :ivar in_flight: how many flags have a push in flight.
-    :ivar expired: how many were given up for their age, since somebody set this to 0.
+    :param routes: when a sender of these has room again, :meth:`pump` is to be called.
+    :param wall: the time of day.
+    :param on_outcome: told of each answer: the outcome, and the seconds since the first of the
+        events that the push was for, or since the start.
     """
 
-    def __init__(self, *, delay: float, check_interval: float, new_id: Callable[[], str]) -> None:
-        self._delay = delay
-        self._check_interval = check_interval
+    _log = Logger()
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        registry: IRegistry,
+        routes: Routes,
+        *,
+        wall: Callable[[], float],
+        delay: float,
+        check_interval: float,
+        new_id: Callable[[], str] = lambda: str(uuid.uuid4()),
+        jitter: Callable[[], float] = lambda: random.uniform(0.8, 1.2),  # noqa: S311 - no secret
+        on_outcome: Callable[[RegistrationKey, Outcome, float], None] = lambda *_: None,
+    ) -> None:
+        self._clock = clock
+        self._registry = registry
+        self._routes = routes
+        self._jitter = jitter
+        self._on_outcome = on_outcome
         self._new_id = new_id
-        self._flags: dict[RegistrationKey, Flag] = {}
-        self._heap: list[tuple[float, int, Flag]] = []
-        self._order = 0
-        self._unsaved: dict[RegistrationKey, float] = {}  # since when, the oldest first
-        self._cleared: set[RegistrationKey] = set()
-        self.in_flight = 0
-        self.expired = 0
+        self.flags = Flags(
+            delay=delay, check_interval=check_interval, new_id=new_id, lane=routes.lane
+        )
+        self._complaints = Complaints(self._log, clock.seconds)
+        self.holds = Holds(clock.seconds, routes)
+        self._saver = FlagSaver(clock, registry, self.flags)
+        self._expiry = Expiry(clock, registry, wall, self._forget)
+        self._pump_call: IDelayedCall | None = None
+        self._all_answered: Deferred[None] | None = None
 
-    def __len__(self) -> int:
-        return len(self._flags)
+    def start(self) -> Deferred[int]:
+        """Take up the flags that were kept on disk; fires with the number of them."""
+        return Deferred.fromCoroutine(self._restore())
 
-    def get(self, key: RegistrationKey) -> Flag | None:
-        """The flag of that registration, if it is not clean."""
-        return self._flags.get(key)
+    async def _restore(self) -> int:
+        now = self._clock.seconds()
+        page = await self._registry.flags()
+        while page:
+            for saved in page:
+                registration = await self._registry.get(saved.key)
+                if registration is not None:
+                    self.flags.restore(saved, registration, now)
+            page = await self._registry.flags(page[-1].key)
+        self._arm()
+        self._saver.arm()
+        return len(self.flags)
 
-    def notice(self, phone: Addressee, mailbox: str, *, new_mail: bool, now: float) -> None:
-        """Something happened in `mailbox`, which the phone can be told of."""
-        flag = self._flags.get(phone.key)
-        if flag is None:
-            flag = Flag(phone.key, self._new_id(), phone.registered_at)
-            self._flags[phone.key] = flag
-        mailbox = canonical(mailbox)
-        changed = mailbox not in flag.mailboxes
-        if not flag.mailboxes:
-            flag.waiting_since = now
-        flag.mailboxes[mailbox] = phone.name
-        flag.noticed_at = now
-        due = max(now if new_mail else self._after_delay(now), flag.not_before)
-        if due < flag.due:
-            self._schedule(flag, due)
-            changed = True
-        if changed or not flag.saved:
-            self._unsaved.setdefault(phone.key, now)
+    def stop(self) -> Deferred[None]:
+        """Start no more pushes and begin to write what is owed; fires when those in flight have
+        been answered (the sender sees to it that they are)."""
+        self.holds.stopping = True
+        self._saver.hasten()
+        self._cancel_pump()
+        self._all_answered = Deferred()
+        if not self.flags.in_flight:
+            self._all_answered.callback(None)
+        return self._all_answered
 
-    def restore(self, saved: WaitingFlag, registration: Registration, now: float) -> None:
-        """Take up a flag that was kept on disk; what was noticed since the start is owed too."""
-        flag = self._flags.get(saved.key)
-        wanted = _of(registration, map(canonical, saved.mailboxes))
-        if not wanted:
-            if flag is None:
-                self._cleared.add(saved.key)
+    def save(self) -> Deferred[None]:
+        """After :meth:`stop`: fires when everything that is owed is on disk."""
+        return self._saver.finish()
+
+    @property
+    def unsaved(self) -> str | None:
+        """Why what is owed is not on disk, if it has not been for some seconds."""
+        return self._saver.trouble
+
+    def topic(self, user: str) -> str:
+        """The topic that phones of this user are to register with.
+
+        :raises Refused: temporarily, while there is no credential for them.
+        """
+        return self._routes.topic(user)
+
+    def register(self, registration: Registration) -> Deferred[None]:
+        """Add or renew a registration; fires when it is on disk.
+
+        Fails with a temporary :class:`~xaps.model.Refused` when it cannot be stored.
+        """
+        registering = self._registry.register(
+            registration, replace_before=self._expiry.replace_before()
+        )
+        return registering.addCallbacks(
+            self._registered,
+            self._refuse,
+            callbackArgs=(registration,),
+            errbackArgs=("Registration of {key} refused: {error}", registration.key),
+        )
+
+    def _registered(self, dropped: Dropped | None, registration: Registration) -> None:
+        key = registration.key
+        if dropped is None:
+            self._log.debug("{key} has registered again meanwhile", key=key)
             return
-        if flag is None:
-            flag = Flag(saved.key, self._new_id(), registration.registered_at)
-            self._flags[saved.key] = flag
-            flag.noticed_at = flag.waiting_since = now
-        else:
-            self._unsaved.setdefault(saved.key, now)
-        flag.saved = True
-        flag.mailboxes |= wanted
-        self._schedule(flag, min(flag.due, now))
+        for other in dropped.replaced:
+            self._forget(other)
+            self._log.info("Dropped {key}: replaced by a newer account id", key=other)
+        for other in dropped.too_many:
+            self._forget(other)
+            self._complaints.tell(
+                LogLevel.warn,
+                "Dropped {key}: user {key.user} has more than {phones} phones or {mailboxes} "
+                "mailboxes registered",
+                key=other,
+                phones=MAX_PER_USER,
+                mailboxes=MAX_MAILBOXES,
+            )
+        self.flags.registered(registration)
+        if self.holds.forget(key):
+            self.flags.hasten([key], self._clock.seconds())
+        self._arm()
+        count = len(registration.mailboxes)
+        self._log.debug("Registered {key} for {count} mailboxes", key=key, count=count)
 
-    def registered(self, registration: Registration) -> None:
-        """The registration was renewed: what is owed is owed as it now reads."""
-        flag = self._flags.get(registration.key)
-        if flag is not None:
-            flag.registered_at = registration.registered_at
-            flag.renewed = True
-            flag.dropped = False
-            flag.mailboxes = _of(registration, flag.mailboxes)
-            if not flag.mailboxes and not flag.sent:
-                self._forget(flag)
+    def _refuse(self, failure: Failure, text: str, key: RegistrationKey | None = None) -> Never:
+        failure.trap(RegistryError)
+        self._complaints.tell(LogLevel.error, text, key=key, error=failure.value)
+        raise Refused(str(failure.value), temporary=True)
 
-    def first(self, now: float) -> Flag | None:
-        """The flag that is due first, now or later. Expired ones met on the way are dropped."""
-        while self._heap:
-            due, _, flag = self._heap[0]
-            if self._is_stale(due, flag):
-                heapq.heappop(self._heap)
-            elif now - flag.noticed_at > LIFETIME:
-                self._forget(flag)
-                self.expired += 1
-            else:
-                return flag
+    def notify(self, notice: Notice) -> Deferred[int]:
+        """Something happened in a mailbox; fires, before Apple is contacted, with the number of
+        phones that will be pushed.
+
+        Fails with a temporary :class:`~xaps.model.Refused` when the registry cannot be read, or
+        what is owed already cannot be written to disk.
+        """
+        if (error := self.unsaved) is not None:
+            reason = f"pushes that wait cannot be written to disk, no more are taken: {error}"
+            return fail(Refused(reason, temporary=True))
+        return self._registry.addressees(notice.user, notice.mailbox).addCallbacks(
+            self._flag,
+            self._refuse,
+            callbackArgs=(notice,),
+            errbackArgs=("A notice could not be taken: {error}",),
+        )
+
+    def _flag(self, phones: Sequence[Addressee], notice: Notice) -> int:
+        now = self._clock.seconds()
+        for phone in phones:
+            self.flags.notice(phone, notice.mailbox, new_mail=notice.new_mail, now=now)
+        if phones:
+            self._arm()
+            self._saver.arm()
+        self._log.debug(
+            "Notice for {user}, {what} in {mailbox}: {phones} phones",
+            user=notice.user,
+            what="new mail" if notice.new_mail else "a change",
+            mailbox=notice.mailbox,
+            phones=len(phones),
+        )
+        return len(phones)
+
+    def pump(self) -> None:
+        """Push what is due, as far as the senders have room; come back when more is due."""
+        self._cancel_pump()
+        now = self._clock.seconds()
+        probed = self.holds.probe(lambda key: self.flags.get(key) is not None, now)
+        self.flags.hasten(probed, now)
+        for _ in range(SLICE):
+            found = self._next(now)
+            if found is None:
+                break
+            self.flags.take(found[0], now)
+            run(self._push(*found))
+        self._arm()
+
+    def _next(self, now: float) -> tuple[Flag, TopicHolds, Route] | None:
+        """The flag whose push may go out now, if there is one, and how it goes out."""
+        if self.holds.stopping:
+            return None
+        for lane in self.flags.lanes():
+            way = self.holds.way(lane)
+            if way is None:
+                continue
+            holds, route = way
+            while (flag := self.flags.first(lane, now)) is not None and flag.due <= now:
+                hold = holds.on(flag.key, now)
+                if hold is None and route.sender.room() > 0:
+                    return flag, holds, route
+                if hold is None or hold.reason is not Reason.SUSPENDED or hold.until is None:
+                    break
+                self.flags.push_at(flag, hold.until)
         return None
 
-    def take(self, flag: Flag, now: float) -> None:
-        """Its push goes out: what it owes moves from `mailboxes` to `sent`."""
-        flag.sent = _first(flag.mailboxes)
-        for mailbox in flag.sent:
-            del flag.mailboxes[mailbox]
-        flag.renewed = False
-        flag.sent_since = flag.waiting_since
-        flag.due = now if flag.mailboxes else math.inf
-        flag.not_before = -math.inf
-        self.in_flight += 1
+    async def _push(self, flag: Flag, holds: TopicHolds, route: Route) -> None:
+        key, registered_at = flag.key, flag.registered_at
+        credential = route.credential
+        probe = holds.sent(route)
+        self._log.debug("Pushing {key}", key=key)
+        try:
+            push = Push(key, flag.apns_id, holds.topic, hashes(flag.sent.values()))
+            outcome = await route.sender.send(push)
+            if isinstance(outcome, Misconfigured | Rejected) and (
+                route.credential is not credential or self._routes.route(holds.topic) is not route
+            ):
+                outcome = RetryAfter(f"{outcome.reason}, for the credential before", 0.0)
+            self._on_outcome(key, outcome, self._clock.seconds() - flag.sent_since)
+            self._learn(holds, key, outcome, probe=probe)
+            await self._follow(outcome, flag, holds, registered_at)
+        except Exception:
+            # Not one push may end without a next step, whatever goes wrong here.
+            self._log.failure("Handling the answer for {key} failed", key=key)
+            error = RetryAfter("internal error")
+            self._learn(holds, key, error, probe=probe)
+            self._retry(flag, error)
+        self._arm()
+        self._saver.arm()
+        if self._all_answered and not self._all_answered.called and not self.flags.in_flight:
+            self._all_answered.callback(None)
 
-    def answered(self, flag: Flag, now: float) -> None:
-        """The push that is in flight is over (delivered, or given up for good)."""
-        self._no_longer_in_flight(flag)
-        flag.failures = flag.returns = 0
-        if not flag.mailboxes:
-            self._forget(flag)
-            return
-        flag.apns_id = self._new_id()
-        self._unsaved.setdefault(flag.key, now)
-        self._schedule(flag, flag.due)
-
-    def failed(self, flag: Flag, retry_at: float, now: float) -> None:
-        """The push that is in flight is to be tried again, not before `retry_at`."""
-        if flag.dropped:
-            self.answered(flag, now)
-            return
-        flag.mailboxes = flag.sent | flag.mailboxes
-        flag.waiting_since = flag.sent_since
-        self._no_longer_in_flight(flag)
-        self._unsaved.setdefault(flag.key, now)
-        self.push_at(flag, retry_at)
-
-    def push_at(self, flag: Flag, at: float) -> None:
-        """Push at that time and not before."""
-        flag.not_before = at
-        self._schedule(flag, at)
-
-    def hasten(self, keys: Iterable[RegistrationKey], now: float) -> None:
-        """What these phones are owed waits no longer."""
-        for key in keys:
-            flag = self._flags.get(key)
-            if flag is not None:
-                self.push_at(flag, now)
-
-    def drop(self, key: RegistrationKey) -> None:
-        """Nothing is owed to this registration any more; a push in flight is only awaited."""
-        flag = self._flags.get(key)
-        if flag is None:
-            return
-        if flag.sent:
-            flag.dropped = True
-            flag.mailboxes = {}
-            flag.due = math.inf
-        else:
-            self._forget(flag)
-
-    def expire(self, now: float, limit: int = EXPIRE_SLICE) -> Iterator[None]:
-        """Drop the flags whose latest event is over 24 hours old, some at each step."""
-        keys = list(self._flags)
-        for start in range(0, len(keys), limit):
-            for key in keys[start : start + limit]:
-                flag = self._flags.get(key)
-                if flag is not None and not flag.sent and now - flag.noticed_at > LIFETIME:
-                    self._forget(flag)
-                    self.expired += 1
-            yield
-
-    def next_save(self, now: float) -> float | None:
-        """When `to_save` has to be asked next."""
-        for since in self._unsaved.values():
-            return since + SAVE_AFTER
-        return now + SAVE_AFTER if self._cleared else None
-
-    def to_save(
-        self, now: float, *, everything: bool = False, limit: int = SAVE_SLICE
-    ) -> tuple[list[WaitingFlag], list[RegistrationKey]]:
-        """What has to be written now: flags that changed, and keys to forget. Ask again until
-        there is nothing.
-
-        :param everything: also what has changed within the last moment (the daemon stops).
-        :param limit: of either; a whole outage's flags at once would hold everything up.
-        """
-        changed = []
-        for key, since in itertools.islice(self._unsaved.items(), limit):
-            if since + SAVE_AFTER > now and not everything:
-                break
-            flag = self._flags[key]
-            flag.saved = True
-            changed.append(WaitingFlag(key, frozenset((*flag.mailboxes, *flag.sent))))
-            self._cleared.discard(key)
-        for saved in changed:
-            del self._unsaved[saved.key]
-        cleared = list(itertools.islice(self._cleared, limit))
-        self._cleared.difference_update(cleared)
-        return changed, cleared
-
-    def save_failed(
-        self, changed: list[WaitingFlag], cleared: list[RegistrationKey], now: float
+    def _learn(
+        self, holds: TopicHolds, key: RegistrationKey, outcome: Outcome, *, probe: bool
     ) -> None:
-        """What `to_save` gave could not be written: it will be given again."""
-        for saved in changed:
-            if saved.key in self._flags:
-                self._unsaved.setdefault(saved.key, now)
-        self._cleared.update(cleared)
+        """What an answer to one phone means for the others of its topic."""
+        now = self._clock.seconds()
+        self.flags.hasten(holds.answered(key, outcome, now, probe=probe), now)
 
-    def _after_delay(self, now: float) -> float:
-        due = now + self._delay
-        if self._check_interval:
-            due = math.ceil(due / self._check_interval) * self._check_interval
-        return due
+    async def _follow(
+        self, outcome: Outcome, flag: Flag, holds: TopicHolds, registered_at: float
+    ) -> None:
+        """What an answer means for the phone, which had registered then when the push went out."""
+        now = self._clock.seconds()
+        key = flag.key
+        match outcome:
+            case Delivered() if flag.renewed and flag.lane != holds.topic and not flag.dropped:
+                # It went out with a topic that the phone does not listen to any more.
+                self.flags.failed(flag, now, now)
+            case Delivered():
+                self._log.debug("Pushed {key}", key=key)
+                self.flags.answered(flag, now)
+            case RetryAfter():
+                self._retry(flag, outcome)
+            case Misconfigured():
+                self.flags.failed(flag, now, now)
+            case Gone() if not holds.doubts_gone(key):
+                await self._gone(flag, registered_at, outcome)
+            case Gone() | Rejected(until_registered=True):
+                if flag.renewed or flag.dropped:
+                    delay = 0.0  # it has registered again meanwhile, or is forgotten
+                else:
+                    delay = holds.suspend(key, outcome.reason, now)
+                self._try_again(flag, outcome.reason, delay)
+            case Rejected():
+                self._complaints.tell(
+                    LogLevel.error,
+                    "Push to {key} given up: {reason}",
+                    kind=outcome.reason,
+                    key=key,
+                    reason=outcome.reason,
+                )
+                self.flags.answered(flag, now)
 
-    def _schedule(self, flag: Flag, due: float) -> None:
-        flag.due = due
-        self._order += 1
-        heapq.heappush(self._heap, (due, self._order, flag))
-        if len(self._heap) > 64 + 2 * len(self._flags):
-            # New mail leaves the entry of the delayed push behind; do not let them pile up.
-            self._heap = [entry for entry in self._heap if not self._is_stale(entry[0], entry[2])]
-            heapq.heapify(self._heap)
+    def _retry(self, flag: Flag, outcome: RetryAfter) -> None:
+        if outcome.delay is None:
+            delay = min(LONGEST_DELAY, 10.0 * 2 ** min(flag.failures, 10)) * self._jitter()
+            flag.failures += 1
+        else:
+            # What can go out again at once does so, but not for ever.
+            delay = outcome.delay
+            if flag.returns >= 3:
+                delay = max(delay, min(60.0, 2.0 ** min(flag.returns - 3, 10)) * self._jitter())
+            flag.returns += 1
+        self._try_again(flag, outcome.reason, delay)
 
-    def _is_stale(self, due: float, flag: Flag) -> bool:
-        return bool(flag.sent) or flag.due != due or self._flags.get(flag.key) is not flag
+    def _try_again(self, flag: Flag, reason: str, delay: float) -> None:
+        self._complaints.tell(
+            LogLevel.warn,
+            "Push to {key} failed: {reason}; next try in {delay:.0f} s",
+            kind=reason,
+            key=flag.key,
+            reason=reason,
+            delay=delay,
+        )
+        now = self._clock.seconds()
+        self.flags.failed(flag, now + delay, now)
 
-    def _no_longer_in_flight(self, flag: Flag) -> None:
-        flag.sent = {}
-        flag.dropped = False
-        self.in_flight -= 1
+    async def _gone(self, flag: Flag, registered_at: float, outcome: Gone) -> None:
+        key = flag.key
+        # A phone that registered after APNs learned that its token was gone, or while the push
+        # was under way, is back.
+        until = registered_at if outcome.since is None else outcome.since
+        try:
+            dropped = await self._registry.remove(key, registered_until=until)
+            if not dropped and await self._registry.get(key) is not None:
+                self._retry(flag, RetryAfter(outcome.reason))
+                return
+            if dropped:
+                self._log.info("Dropped {key}: APNs says {reason}", key=key, reason=outcome.reason)
+        except RegistryError as error:
+            self._complaints.tell(
+                LogLevel.error, "{key} is gone but was not dropped: {error}", key=key, error=error
+            )
+        self._forget(key)
+        self.flags.answered(flag, self._clock.seconds())
 
-    def _forget(self, flag: Flag) -> None:
-        del self._flags[flag.key]
-        self._unsaved.pop(flag.key, None)
-        if flag.saved:
-            self._cleared.add(flag.key)
+    def push_now(self, registration: Registration, mailbox: str) -> Deferred[Outcome]:
+        """Push at once and once, for an administrator who wants to know whether it works; fires
+        with the outcome. What is owed to the phone stays as it is, nothing is dropped.
 
+        It goes out although pushes are held back, and its success ends that. Fails with
+        :class:`~xaps.model.Refused` when the phone cannot be told of `mailbox`, or nothing can be
+        sent now.
+        """
+        names = pushable(registration)
+        if (wanted := canonical(mailbox)) not in names:
+            return fail(Refused(f"this phone has no push for the mailbox {mailbox!r}"))
+        way = self.holds.way(self._routes.lane(registration.key.user, registration.topic))
+        if way is None:
+            return fail(Refused(self.holds.no_credential(registration), temporary=True))
+        holds, route = way
+        hold = self.holds.on_sending(route)
+        if hold is not None:
+            return fail(Refused(hold.text, temporary=True))
+        push = Push(registration.key, self._new_id(), holds.topic, hashes([names[wanted]]))
+        return route.sender.send(push).addCallback(self._pushed_now, registration.key, holds)
 
-def _of(registration: Registration, mailboxes: Iterable[str]) -> dict[str, str | None]:
-    """Those that the phone can be told of now."""
-    names = pushable(registration)
-    return {mailbox: names[mailbox] for mailbox in mailboxes if mailbox in names}
+    def _pushed_now(self, outcome: Outcome, key: RegistrationKey, holds: TopicHolds) -> Outcome:
+        if isinstance(outcome, Delivered):
+            self._learn(holds, key, outcome, probe=True)
+        self._arm()  # there may be room again
+        return outcome
 
+    def credential_changed(self, route: Route) -> None:
+        """It has another credential: what was refused before may now be taken."""
+        self.flags.hasten(self.holds.credential_changed(route), self._clock.seconds())
+        self.pump()
 
-def _first(mailboxes: dict[str, str | None]) -> dict[str, str | None]:
-    """What one push names of these: as many as a payload surely has room for, with INBOX among
-    them, and of the others those that have waited for longest."""
-    inbox = (INBOX,) if INBOX in mailboxes else ()
-    names = itertools.islice(dict.fromkeys((*inbox, *mailboxes)), MAX_NAMED)
-    return {mailbox: mailboxes[mailbox] for mailbox in names}
+    def _arm(self) -> None:
+        """Call `pump` when the next push may go out."""
+        if self.holds.stopping:
+            return
+        now = self._clock.seconds()
+        at = min([self._next_at(lane, now) for lane in self.flags.lanes()], default=math.inf)
+        call = self._pump_call
+        if at == math.inf or (
+            call is not None and call.active() and call.getTime() <= max(at, now)
+        ):
+            return
+        self._cancel_pump()
+        self._pump_call = self._clock.callLater(max(0.0, at - now), self.pump)
+
+    def _next_at(self, lane: Lane, now: float) -> float:
+        """When the next push of this lane may go out; never: when something else happens."""
+        flag, way = self.flags.first(lane, now), self.holds.way(lane)
+        if flag is None or way is None:
+            return math.inf
+        holds, route = way
+        at = flag.due
+        if holds.general is not None:
+            if holds.general.until is None:
+                return math.inf
+            # While tokens are doubted, a phone that is suspended may be asked sooner.
+            at = (min if holds.doubts_tokens else max)(at, holds.general.until)
+        if at <= now and route.sender.room() <= 0:
+            return math.inf  # the sender calls `pump` when it has room
+        return at
+
+    def _cancel_pump(self) -> None:
+        if self._pump_call is not None and self._pump_call.active():
+            self._pump_call.cancel()
+        self._pump_call = None
+
+    def expire(self) -> Deferred[None]:
+        """Drop registrations not renewed for 30 days and flags older than a day; call it hourly."""
+        return Deferred.fromCoroutine(self._expire())
+
+    async def _expire(self) -> None:
+        now = self._clock.seconds()
+        for _ in self.flags.expire(now):
+            await deferLater(self._clock, 0)
+        if self.flags.expired:
+            self._log.warn(
+                "Gave up {count} pushes that waited for 24 hours", count=self.flags.expired
+            )
+            self.flags.expired = 0
+        await self._expiry.expire()
+
+    def forget(self, key: RegistrationKey) -> Deferred[bool]:
+        """Drop a registration now, with what is owed to it; fires with whether there was one."""
+        self._forget(key)
+        return self._registry.remove(key)
+
+    def _forget(self, key: RegistrationKey) -> None:
+        self.flags.drop(key)
+        self.holds.forget(key)
