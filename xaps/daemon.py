@@ -244,6 +244,7 @@ class Daemon(Service):
             wall=time.time,
             delay=config.delay,
             check_interval=config.check_interval,
+            push_interval=config.push_interval,
             on_outcome=self._pushes.record,
         )
         self._keeper = CredentialKeeper(

@@ -53,6 +53,7 @@ class MetricsTestCase(SynchronousTestCase):
             wall=clock.seconds,
             delay=30,
             check_interval=0,
+            push_interval=0,
         )
         self.intake = self.metrics.counting("socket", dispatcher)
         self.status: dict[str, Any] = {
@@ -61,6 +62,7 @@ class MetricsTestCase(SynchronousTestCase):
             "waiting": 2,
             "in_flight": 1,
             "held": False,
+            "held_for_calm": 5,
             "connection": {
                 "state": "connected",
                 "connections": 1,
@@ -88,6 +90,7 @@ class MetricsTests(MetricsTestCase):
             ("xapsd_pushes_waiting", 2),
             ("xapsd_pushes_in_flight", 1),
             ("xapsd_pushes_held", 0),
+            ("xapsd_pushes_held_for_calm_total", 5),
             ('xapsd_unhealthy{cause="slots"}', 1),
             ('xapsd_unhealthy{cause="pushes"}', 0),
             ('xapsd_apns_connection_state{state="connected"}', 1),

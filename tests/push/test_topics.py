@@ -149,6 +149,21 @@ class TopicTests(TopicsTestCase):
         self.turn(100)
         self.assertEqual((len(self.pushed()), len(self.dispatcher.flags)), (2, 0))
 
+    def test_a_phone_is_left_in_peace_across_a_change_of_its_topic(self) -> None:
+        self.push_interval = 60.0
+        self.dispatcher = self.started()
+        self.phone("alice")
+        for topic in (X, Y):
+            self.use_another_credential(topic)
+            self.phone("alice")
+            self.notify("alice")
+            self.turn(1)
+            if topic == X:
+                self.sender.answer(Delivered())
+        self.assertEqual(self.pushed(), [("alice", X)])
+        self.turn(1)
+        self.assertEqual(self.pushed(), [("alice", X), ("alice", Y)])
+
     def test_an_administrators_push_of_a_phone_that_waits_says_why_it_cannot_be(self) -> None:
         key = self.phone("alice")
         self.use_another_credential(Y)
@@ -348,6 +363,7 @@ class DispatcherMachine(RuleBasedStateMachine):
             wall=self.clock.seconds,
             delay=5,
             check_interval=0,
+            push_interval=8,
             jitter=lambda: 1.0,
         )
         self.dispatcher.start()

@@ -146,6 +146,8 @@ class _Page(Collector):
         yield Gauge("xapsd_pushes_in_flight", "Pushes without an answer", status["in_flight"])
         text = "1 while nothing is pushed because APNs refuses the configuration"
         yield Gauge("xapsd_pushes_held", text, status["held"])
+        text = "Pushes that had to wait since their phone had just had one"
+        yield CounterMetricFamily("xapsd_pushes_held_for_calm", text, status["held_for_calm"])
         credential = status["credential"]
         text = "1 while there is a credential to push with"
         yield Gauge("xapsd_credential_usable", text, credential is not None)
