@@ -167,6 +167,7 @@ class Benchmark:
             wall=wall,
             delay=30.0,
             check_interval=20.0,
+            push_interval=60.0,
         )
 
     async def _read(self) -> None:

@@ -147,6 +147,7 @@ class Daemon(Service):
             wall=time.time,
             delay=config.delay,
             check_interval=config.check_interval,
+            push_interval=config.push_interval,
             on_outcome=self._pushes.record,
         )
         self._intakes = listen_to_imap_servers(

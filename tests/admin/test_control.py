@@ -91,6 +91,7 @@ class ControlTestCase(SynchronousTestCase):
             wall=self.clock.seconds,
             delay=30,
             check_interval=0,
+            push_interval=60,
             on_outcome=self.pushes.record,
         )
         self.intake = self.metrics.counting("socket", self.dispatcher)
@@ -312,6 +313,21 @@ class DevicesTests(ControlTestCase):
         held = self.devices()[0]["held"]
         self.assertEqual(held["until"], None)
         self.assertIn("nothing can be sent", held["why"])
+
+    def test_a_phone_that_has_just_been_pushed_is_told_to_be_left_in_peace(self) -> None:
+        self.register()
+        self.notify()
+        self.sender.answer(Delivered())
+        self.clock.advance(0.5)
+        self.notify()
+        (phone,) = self.devices()
+        self.assertTrue(phone["waiting"])
+        self.assertEqual(
+            phone["held"], {"why": "it has just been pushed and is left in peace", "until": NOW + 2}
+        )
+        self.assertEqual(self.status()["held_for_calm"], 1)
+        self.clock.advance(1.5)
+        self.assertIsNone(self.devices()[0]["held"])
 
 
 class ForgetTests(ControlTestCase):

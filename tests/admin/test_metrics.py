@@ -53,6 +53,7 @@ class MetricsTestCase(SynchronousTestCase):
             wall=clock.seconds,
             delay=30,
             check_interval=0,
+            push_interval=0,
         )
         self.intake = self.metrics.counting("socket", dispatcher)
         self.status: dict[str, Any] = {
@@ -60,6 +61,7 @@ class MetricsTestCase(SynchronousTestCase):
             "phones": 7,
             "waiting": 2,
             "in_flight": 1,
+            "held_for_calm": 5,
             "credentials": [self.entry("a.org"), self.entry("b.org")],
             "reactor_stalls": 1,
             "reactor_stalled_seconds": 0.25,
@@ -95,6 +97,7 @@ class MetricsTests(MetricsTestCase):
             ("xapsd_registrations", 7),
             ("xapsd_pushes_waiting", 2),
             ("xapsd_pushes_in_flight", 1),
+            ("xapsd_pushes_held_for_calm_total", 5),
             ('xapsd_unhealthy{cause="slots"}', 1),
             ('xapsd_unhealthy{cause="pushes"}', 0),
             ("xapsd_reactor_stalls_total", 1),

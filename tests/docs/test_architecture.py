@@ -51,6 +51,7 @@ PURE = [
     "xaps.intake.messages",
     "xaps.mailboxes",
     "xaps.model",
+    "xaps.push.calm",
     "xaps.push.flags",
     "xaps.push.holds",
     "xaps.push.routes",

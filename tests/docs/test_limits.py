@@ -23,9 +23,9 @@ from xaps.intake import answers, connection, connections, http, http2, imap, lin
 from xaps.intake.cyrus import drain as cyrus_drain
 from xaps.intake.cyrus import listener as cyrus_listener
 from xaps.listen import ports as listeners
+from xaps.push import calm, holds, saving
 from xaps.push import dispatcher as dispatch
 from xaps.push import flags as waiting
-from xaps.push import holds, saving
 from xaps.registry import interface, opening, sqlite
 from xaps.system import complaints, log, logwriter, stalls, tls
 
@@ -126,6 +126,7 @@ LIMITS = {
         saving.PATIENCE
     ),
     "Mailboxes in one push": number(waiting.MAX_NAMED),
+    "Time for which a phone that has been pushed is left in peace, at first": period(calm.FIRST),
     "Payload": size(payload.MAX_PAYLOAD),
     "Pushes at a time, where APNs allows more": number(apns_session.MAX_STREAMS),
     "Time for APNs to answer a push": period(apns_session.PUSH_TIMEOUT),

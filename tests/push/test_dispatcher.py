@@ -108,6 +108,8 @@ def one_route(sender: Sender, topic: str = TOPIC) -> Routes:
 
 
 class DispatcherTestCase(SynchronousTestCase):
+    push_interval = 0.0
+
     def setUp(self) -> None:
         self.clock = Clock()
         self.clock.advance(UPTIME)
@@ -137,6 +139,7 @@ class DispatcherTestCase(SynchronousTestCase):
             wall=self.wall,
             delay=30,
             check_interval=0,
+            push_interval=self.push_interval,
             new_id=lambda: f"id-{next(ids)}",
             jitter=lambda: 1.0,
             on_outcome=lambda *record: self.outcomes.append(record),

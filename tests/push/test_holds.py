@@ -16,6 +16,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.push.test_routes import NoSender
 from xaps.model import Delivered, Gone, Outcome, RegistrationKey, Rejected, RetryAfter
+from xaps.push.calm import Calm
 from xaps.push.holds import LEAST_GONE, TopicHolds
 from xaps.push.routes import Route
 from xaps.system.complaints import Complaints
@@ -53,7 +54,7 @@ class HoldsMachine(RuleBasedStateMachine):
         super().__init__()
         self.now = 1000.0
         self.log = Logger()
-        self.holds = TopicHolds(TOPIC, Complaints(self.log, lambda: self.now))
+        self.holds = TopicHolds(TOPIC, Complaints(self.log, lambda: self.now), Calm(0))
         self.under_way: list[tuple[RegistrationKey, bool]] = []
         self.bad: set[RegistrationKey] = set()  # of which APNs has said something bad
         self.users_refused: set[str] = set()

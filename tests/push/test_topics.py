@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     invariant,
-    precondition,
     rule,
     run_state_machine_as_test,
 )
@@ -18,6 +17,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.fakes import MemoryRegistry
 from tests.push.test_dispatcher import BAD, TOKEN, DispatcherTestCase, FakeSender, credential
 from xaps.model import (
+    Credential,
     Delivered,
     Misconfigured,
     Notice,
@@ -148,6 +148,21 @@ class TopicTests(TopicsTestCase):
         self.sender.answer(Delivered())
         self.turn(100)
         self.assertEqual((len(self.pushed()), len(self.dispatcher.flags)), (2, 0))
+
+    def test_a_phone_is_left_in_peace_across_a_change_of_its_topic(self) -> None:
+        self.push_interval = 60.0
+        self.dispatcher = self.started()
+        self.phone("alice")
+        for topic in (X, Y):
+            self.use_another_credential(topic)
+            self.phone("alice")
+            self.notify("alice")
+            self.turn(1)
+            if topic == X:
+                self.sender.answer(Delivered())
+        self.assertEqual(self.pushed(), [("alice", X)])
+        self.turn(1)
+        self.assertEqual(self.pushed(), [("alice", X), ("alice", Y)])
 
     def test_an_administrators_push_of_a_phone_that_waits_says_why_it_cannot_be(self) -> None:
         key = self.phone("alice")
@@ -334,6 +349,8 @@ class DispatcherMachine(RuleBasedStateMachine):
         self.begin()
         for number, each in enumerate(self.routes):
             each.credential = credential((X, Y, Z)[number])
+        for number, user in enumerate(USERS):
+            self.register(user, kept=number != 0)
 
     def begin(self) -> None:
         domains: tuple[tuple[str, ...], ...] = ((), ("y.org",), ("z.org", "y.org"))
@@ -348,6 +365,7 @@ class DispatcherMachine(RuleBasedStateMachine):
             wall=self.clock.seconds,
             delay=5,
             check_interval=0,
+            push_interval=8,
             jitter=lambda: 1.0,
         )
         self.dispatcher.start()
@@ -371,16 +389,14 @@ class DispatcherMachine(RuleBasedStateMachine):
         self.dispatcher.register(given)
         self.suspended.discard(key)
 
-    @precondition(lambda self: self.told)
-    @rule(user=st.sampled_from(USERS), new_mail=st.booleans())
-    def notify(self, user: str, new_mail: bool) -> None:
-        key = RegistrationKey(user, "A", TOKEN)
-        if key in self.told:
+    @rule(users=st.sets(st.sampled_from(USERS), min_size=1), new_mail=st.booleans())
+    def notify(self, users: set[str], new_mail: bool) -> None:
+        for user in users:
             self.dispatcher.notify(Notice(user, "INBOX", new_mail))
-            self.owed.add(key)
+            self.owed.add(RegistrationKey(user, "A", TOKEN))
 
     @rule(number=st.integers(0, 2), taken=CREDENTIALS)
-    def take_another_credential(self, number: int, taken: credential | None) -> None:  # type: ignore[valid-type]
+    def take_another_credential(self, number: int, taken: Credential | None) -> None:
         changed = list(self.routes)[number]
         changed.credential = taken
         self.dispatcher.credential_changed(changed)
@@ -445,5 +461,5 @@ class PropertyTests(SynchronousTestCase):
     def test_topics_and_credentials_hold_up_nobody_elses_pushes_and_lose_none(self) -> None:
         run_state_machine_as_test(
             DispatcherMachine,
-            settings=settings(max_examples=60, stateful_step_count=40, deadline=None),
+            settings=settings(max_examples=100, stateful_step_count=40, deadline=None),
         )

@@ -111,6 +111,7 @@ class Control:
             "waiting": len(flags) - flags.in_flight,
             "in_flight": flags.in_flight,
             "held": bool(holds.general),
+            "held_for_calm": self._dispatcher.calm.held,
             "phones": phones,
             "reactor_stalls": self._stalls.count,
             "reactor_stalled_seconds": self._stalls.total,

@@ -24,9 +24,9 @@ from xaps.model import (
 )
 from xaps.system.work import Work
 
-BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200, 86400)
+BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 90, 300, 1800, 7200, 86400)
 """Upper bounds in seconds, for how long pushes took. Events other than new mail wait for half a
-minute on purpose."""
+minute on purpose, and all of them for a phone that has just been pushed."""
 MAX_PHONES = 20_000
 """Phones whose last push is remembered."""
 PUSHES_FAIL = 120.0

@@ -195,6 +195,12 @@ class Config:
         "Seconds that anything but new mail waits, so that a change of many messages is one push.",
         default="30",
     )
+    push_interval: float = kinds.seconds(zero=True).key(
+        "Seconds between two pushes to a phone while mail keeps coming for it, at the most. The "
+        "first goes out at once; then the phone is left in peace, for 2 seconds at first, doubling "
+        "up to this. What comes meanwhile is one push at the end. 0: each at once.",
+        default="60",
+    )
     folder_push: bool = kinds.FLAG.key(
         "Push folders other than INBOX too. With no, phones are told about INBOX alone.",
         default="yes",

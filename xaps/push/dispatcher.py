@@ -29,18 +29,13 @@ from xaps.model import (
     Rejected,
     RetryAfter,
 )
+from xaps.push.calm import Calm
 from xaps.push.expiry import Expiry
-from xaps.push.flags import Flag, Flags
-from xaps.push.holds import Holds, Reason, TopicHolds
+from xaps.push.flags import EXPIRE_SLICE, Flag, Flags
+from xaps.push.holds import OF_ONE_PHONE, Holds, Reason, TopicHolds
 from xaps.push.routes import Lane, Route, Routes
 from xaps.push.saving import FlagSaver
-from xaps.registry.interface import (
-    MAX_MAILBOXES,
-    MAX_PER_USER,
-    Dropped,
-    IRegistry,
-    RegistryError,
-)
+from xaps.registry.interface import MAX_MAILBOXES, MAX_PER_USER, Dropped, IRegistry, RegistryError
 from xaps.system.complaints import Complaints
 from xaps.system.coroutines import run
 
@@ -56,6 +51,7 @@ class Dispatcher:
 
     :param routes: when a sender of these has room again, :meth:`pump` is to be called.
     :param wall: the time of day.
+    :param push_interval: see :class:`~xaps.push.calm.Calm`.
     :param on_outcome: told of each answer: the outcome, and the seconds since the first of the
         events that the push was for, or since the start.
     """
@@ -71,6 +67,7 @@ class Dispatcher:
         wall: Callable[[], float],
         delay: float,
         check_interval: float,
+        push_interval: float,
         new_id: Callable[[], str] = lambda: str(uuid.uuid4()),
         jitter: Callable[[], float] = lambda: random.uniform(0.8, 1.2),  # noqa: S311 - no secret
         on_outcome: Callable[[RegistrationKey, Outcome, float], None] = lambda *_: None,
@@ -85,7 +82,8 @@ class Dispatcher:
             delay=delay, check_interval=check_interval, new_id=new_id, lane=routes.lane
         )
         self._complaints = Complaints(self._log, clock.seconds)
-        self.holds = Holds(clock.seconds, routes)
+        self.calm = Calm(push_interval)
+        self.holds = Holds(clock.seconds, routes, self.calm)
         self._saver = FlagSaver(clock, registry, self.flags)
         self._expiry = Expiry(clock, registry, wall, self._forget)
         self._pump_call: IDelayedCall | None = None
@@ -140,10 +138,8 @@ class Dispatcher:
 
         Fails with a temporary :class:`~xaps.model.Refused` when it cannot be stored.
         """
-        registering = self._registry.register(
-            registration, replace_before=self._expiry.replace_before()
-        )
-        return registering.addCallbacks(
+        before = self._expiry.replace_before()
+        return self._registry.register(registration, replace_before=before).addCallbacks(
             self._registered,
             self._refuse,
             callbackArgs=(registration,),
@@ -240,14 +236,15 @@ class Dispatcher:
                 hold = holds.on(flag.key, now)
                 if hold is None and route.sender.room() > 0:
                     return flag, holds, route
-                if hold is None or hold.reason is not Reason.SUSPENDED or hold.until is None:
+                if hold is None or hold.reason not in OF_ONE_PHONE or hold.until is None:
                     break
+                self.calm.held += hold.reason is Reason.CALM
                 self.flags.push_at(flag, hold.until)
         return None
 
     async def _push(self, flag: Flag, holds: TopicHolds, route: Route) -> None:
         key, registered_at = flag.key, flag.registered_at
-        credential = route.credential
+        credential, sent_at = route.credential, self._clock.seconds()
         probe = holds.sent(route)
         self._log.debug("Pushing {key}", key=key)
         try:
@@ -258,6 +255,8 @@ class Dispatcher:
             ):
                 outcome = RetryAfter(f"{outcome.reason}, for the credential before", 0.0)
             self._on_outcome(key, outcome, self._clock.seconds() - flag.sent_since)
+            if isinstance(outcome, Delivered):
+                self.calm.pushed(key, sent_at)  # any other has woken nobody
             self._learn(holds, key, outcome, probe=probe)
             await self._follow(outcome, flag, holds, registered_at)
         except Exception:
@@ -430,6 +429,8 @@ class Dispatcher:
     async def _expire(self) -> None:
         now = self._clock.seconds()
         for _ in self.flags.expire(now):
+            await deferLater(self._clock, 0)
+        while self.calm.forget(now, EXPIRE_SLICE):
             await deferLater(self._clock, 0)
         if self.flags.expired:
             self._log.warn(

@@ -22,6 +22,7 @@ from xaps.model import (
     Rejected,
     RetryAfter,
 )
+from xaps.push.calm import Calm
 from xaps.push.routes import Lane, Route, Routes
 from xaps.system.complaints import HOUR, Complaints
 
@@ -64,6 +65,11 @@ class Reason(Enum):
     REFUSED = auto()  # APNs refuses our configuration, and so every push
     BAD_TOKENS = auto()  # APNs calls the device tokens of most users bad
     SUSPENDED = auto()  # APNs refuses pushes to this phone
+    CALM = auto()  # it has just had one
+
+
+OF_ONE_PHONE = (Reason.SUSPENDED, Reason.CALM)
+"""Those that hold back the pushes to one phone, until a time that is known."""
 
 
 @attrs.frozen
@@ -111,16 +117,18 @@ class TopicHolds:
     suspended until a push has been taken, and goes if it is called gone once more.
 
     :param topic: what is said of one holds back no other.
+    :param calm: which phones have just been pushed, with whatever topic.
     :ivar general: what is the matter with all its pushes. While APNs refuses them it holds them
         back; when its time has come one goes out as a probe, and until that is answered the time of
         the next is not known.
     :ivar route: by which the latest push went out.
     """
 
-    def __init__(self, topic: str, complaints: Complaints) -> None:
+    def __init__(self, topic: str, complaints: Complaints, calm: Calm) -> None:
         self.topic = topic
         self.route: Route | None = None
         self._complaints = complaints
+        self._calm = calm
         self.general: Hold | None = None
         self._suspended: dict[RegistrationKey, _Suspension] = {}  # the longest ago first
         self._latest: dict[str, _Answer] = {}  # by device token
@@ -139,13 +147,16 @@ class TopicHolds:
         return self.doubts_tokens or len(self._gone) >= LEAST_GONE
 
     def on(self, key: RegistrationKey, now: float) -> Hold | None:
-        """What APNs has said that holds back a push to this phone; ``None``: nothing."""
+        """What holds back a push to this phone besides its route; ``None``: nothing."""
         refused = None if self.doubts_tokens else self.general
         if refused is not None and (refused.until is None or now < refused.until):
             return refused
         suspended = self._suspended.get(key)
         if suspended is not None and now < suspended.until:
             return Hold(Reason.SUSPENDED, f"APNs says {suspended.reason}", suspended.until)
+        peace = self._calm.until(key, now)
+        if peace is not None:
+            return Hold(Reason.CALM, "it has just been pushed and is left in peace", peace)
         return None
 
     def sent(self, route: Route) -> bool:
@@ -275,10 +286,11 @@ class Holds:
 
     _log = Logger()
 
-    def __init__(self, seconds: Callable[[], float], routes: Routes) -> None:
+    def __init__(self, seconds: Callable[[], float], routes: Routes, calm: Calm) -> None:
         """:param seconds: tells the time, which must never be set back."""
         self._seconds = seconds
         self._routes = routes
+        self._calm = calm
         self._topics: dict[str, TopicHolds] = {}
         self.stopping = False
 
@@ -297,7 +309,7 @@ class Holds:
         holds = self._topics.get(topic)
         if holds is None:
             complaints = Complaints(self._log, self._seconds)
-            holds = self._topics[topic] = TopicHolds(topic, complaints)
+            holds = self._topics[topic] = TopicHolds(topic, complaints, self._calm)
         return holds, route
 
     def on(self, phone: Registration, now: float) -> Hold | None:
