@@ -106,6 +106,14 @@ class CheckTests(SynchronousTestCase):
         self.assertIn(f"\na.org: Topic: {pki.MAIL_TOPIC}\na.org: Certificate valid", f"\n{text}")
         self.assertIn(f"\ncertificateFilePem {other}: Topic: com.apple.mail.other\n", text)
         self.assertNotIn("every entry has domains", text)
+        told = "Warning: cyrusSocket: with several credentials xapsd must know which topic Cyrus"
+        for cyrus, entries, warned in (
+            ("", (first, second), False),
+            (str(self.folder / "c.sock"), (second,), False),
+            (str(self.folder / "c.sock"), (first, second), True),
+        ):
+            _, text = self.check(cyrus_socket=cyrus, credentials=entries)
+            self.assertEqual(told in text, warned)
         text = self.refusal(credentials=(first, third))
         self.assertIn("a.org: Topic:", text)
         self.assertIn(f"b.org, c.org: certificateFilePem: {self.folder}/nowhere.pem: there", text)

@@ -214,6 +214,13 @@ class HealthTests(EntriesTestCase):
         )
         self.assertEqual({t["grade"] for t in self.status()["troubles"]}, {"failing"})
 
+    def test_of_two_for_all_other_users_the_second_is_the_older(self) -> None:
+        self.all[1].domains = frozenset()
+        self.lose(3)
+        self.assertEqual(self.health()[0], "degraded")
+        self.lose(1)
+        self.assertEqual(self.health()[0], "failing")
+
     def test_it_is_no_longer_so_for_an_entry_with_a_domain_of_its_own(self) -> None:
         self.all[2].domains |= {"only.org"}
         self.lose(2)
@@ -245,6 +252,16 @@ class HealthTests(EntriesTestCase):
         # Whatever has it now, or has not.
         self.use(1, attrs.evolve(CERTIFICATE, topic="another"))
         self.assertEqual(self.health(), ("failing", [why.partition(": ")[2]]))
+
+    def test_a_topic_that_two_cover_is_the_matter_of_the_one_that_pushes_it(self) -> None:
+        both = attrs.evolve(CERTIFICATE, topic="topic-0", topics=("topic-0", "topic-1"))
+        self.use(0, attrs.evolve(both, not_after=NOW + 99 * DAY))
+        self.owe("u@b.org")
+        self.senders[1].answer(Misconfigured("BadTopic"))
+        self.assertEqual(
+            self.health(),
+            ("failing", [f"{NAMES[1]}: APNs refuses every push for topic-1: BadTopic"]),
+        )
 
     def test_a_certificate_that_expires_soon_is_named(self) -> None:
         self.use(1, attrs.evolve(CERTIFICATE, not_after=NOW + 2 * DAY))

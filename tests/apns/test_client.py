@@ -75,6 +75,7 @@ class LifeTests(WireTestCase):
         other = "com.apple.mail.XServer.other"
         for number, topic in ((1, TOPIC), (2, other), (3, TOPIC)):
             self.client.send(attrs.evolve(push(number), topic=topic))
+        self.pump()
         topics = [wire.peer.requests[stream].header("apns-topic") for stream in (1, 3, 5)]
         self.assertEqual(topics, [TOPIC, other, TOPIC])
 

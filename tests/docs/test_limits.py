@@ -157,6 +157,7 @@ LIMITS = {
     "Time from SIGTERM to the end": period(daemon.STOP),
     "Time of that for clients to read their last answers": period(daemon.CLOSING),
     "``xapsd.yaml``": size(configuration._SIZE_MAX),
+    "Entries of ``credentials:``": number(configuration._MOST_ENTRIES),
     "Problems of ``xapsd.yaml`` that are told": number(configuration._MOST_TOLD),
     "Lines that whoever reads the log has not taken yet": size(logwriter.ROOM),
     "File with a certificate, a key or a password": size(reading.MAX_FILE),

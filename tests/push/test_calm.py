@@ -172,7 +172,7 @@ class DispatcherTests(DispatcherTestCase):
             self.turn(seconds)
 
     def hold(self) -> Hold | None:
-        return self.dispatcher.holds.on(Registration(self.key, (), 0.0), self.clock.seconds())
+        return self.why_held(self.key, self.clock.seconds())
 
     def test_twenty_mails_one_a_second_are_five_pushes(self) -> None:
         self.answers_after = 0.08
@@ -341,7 +341,7 @@ class FailureTests(DispatcherTestCase):
         self.turn()
         self.sender.answer(Rejected("BadDeviceToken", until_registered=True))
         self.turn(1)
-        hold = self.dispatcher.holds.on(Registration(self.key, (), 0.0), self.clock.seconds())
+        hold = self.why_held(self.key, self.clock.seconds())
         self.assertEqual(hold and hold.until, UPTIME + 2 + FIRST_SUSPENSION)
         self.register()
         self.turn()

@@ -132,7 +132,7 @@ class DispatcherTestCase(SynchronousTestCase):
 
     def started(self) -> Dispatcher:
         ids = itertools.count(1)
-        self.routes = one_route(self.sender)
+        self.routes = self.make_routes()
         dispatcher = Dispatcher(
             self.clock,
             self.registry,
@@ -147,6 +147,9 @@ class DispatcherTestCase(SynchronousTestCase):
         )
         self.successResultOf(dispatcher.start())
         return dispatcher
+
+    def make_routes(self) -> Routes:
+        return one_route(self.sender)
 
     def use_another_credential(self, topic: str = TOPIC, number: int = 0) -> None:
         """As the daemon does it."""

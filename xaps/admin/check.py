@@ -154,7 +154,14 @@ def _database(config: Config) -> Iterator[str]:
 
 
 def _cyrus(config: Config) -> Iterator[str]:
-    if not config.cyrus_socket or config.cyrus.imapd_conf is None:
+    if not config.cyrus_socket:
+        return
+    if config.cyrus.imapd_conf is None:
+        if len(config.credentials) > 1:
+            yield _warning(
+                "cyrusSocket: with several credentials xapsd must know which topic Cyrus gives "
+                "phones: set cyrus.imapdConf"
+            )
         return
     try:
         found = read_imapd_conf(config.cyrus.imapd_conf, config.cyrus_socket)

@@ -14,7 +14,7 @@ from xaps.credentials.keeper import CredentialKeeper
 from xaps.model import DAY, CertificateCredential, Credential
 from xaps.push.flags import Flags
 from xaps.push.holds import Hold, Holds
-from xaps.push.routes import Lane, Route, Routes
+from xaps.push.routes import Route, Routes
 from xaps.system.console import counted
 
 UNREACHABLE = 120.0
@@ -100,22 +100,21 @@ class Entry:
 
 def waiting(flags: Flags, routes: Routes) -> Counter[Route]:
     """How many pushes wait for each route: for the one that has their topic or, where none has it,
-    for one of the user's that has no credential."""
+    for one of their users' that has no credential."""
+    if len(routes) == 1:
+        return Counter(dict.fromkeys(routes, len(flags) - flags.in_flight))
     found: Counter[Route] = Counter()
-    of_lanes: dict[Lane, Route | None] = {}
-    for flag in flags._flags.values():
-        if flag.sent:
-            continue
-        if flag.lane not in of_lanes:
-            topic = routes.topic_of(flag.lane)
-            of_lanes[flag.lane] = None if topic is None else routes.route(topic)
-        route = of_lanes[flag.lane]
+    owed = flags._flags.values()
+    for lane, number in Counter(flag.lane for flag in owed if not flag.sent).items():
+        topic = routes.topic_of(lane)
+        route = None if topic is None else routes.route(topic)
         if route is None:
-            users = routes.entries(flag.key.user)
-            lacking = (each for each in users if each.credential is None)
-            route = next(lacking, next(iter(users), None))
+            user = next(flag.key.user for flag in owed if flag.lane == lane)
+            entries = routes.entries(user)
+            lacking = (each for each in entries if each.credential is None)
+            route = next(lacking, next(iter(entries), None))
         if route is not None:
-            found[route] += 1
+            found[route] += number
     return found
 
 

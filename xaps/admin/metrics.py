@@ -144,9 +144,9 @@ class _Page(Collector):
             yield Gauge("xapsd_registrations", "Phones that are registered", phones)
         yield Gauge("xapsd_pushes_waiting", "Phones that are owed a push", status["waiting"])
         yield Gauge("xapsd_pushes_in_flight", "Pushes without an answer", status["in_flight"])
-        yield from _of_credentials(status["credentials"])
         text = "Pushes that had to wait since their phone had just had one"
         yield CounterMetricFamily("xapsd_pushes_held_for_calm", text, status["held_for_calm"])
+        yield from _of_credentials(status["credentials"])
         text = "How often the reactor was blocked for more than 50 ms"
         yield CounterMetricFamily("xapsd_reactor_stalls", text, status["reactor_stalls"])
         text = "How long it was blocked then, in all"

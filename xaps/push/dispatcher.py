@@ -36,13 +36,7 @@ from xaps.push.history import History
 from xaps.push.holds import OF_ONE_PHONE, Holds, Reason, TopicHolds
 from xaps.push.routes import Lane, Route, Routes
 from xaps.push.saving import FlagSaver
-from xaps.registry.interface import (
-    MAX_MAILBOXES,
-    MAX_PER_USER,
-    Dropped,
-    IRegistry,
-    RegistryError,
-)
+from xaps.registry.interface import MAX_MAILBOXES, MAX_PER_USER, Dropped, IRegistry, RegistryError
 from xaps.system.complaints import Complaints
 from xaps.system.console import counted
 from xaps.system.coroutines import run

@@ -117,7 +117,7 @@ class TopicHolds:
     suspended until a push has been taken, and goes if it is called gone once more.
 
     :param topic: what is said of one holds back no other.
-    :param calm: which phones have just been pushed.
+    :param calm: which phones have just been pushed, with whatever topic.
     :ivar general: what is the matter with all its pushes. While APNs refuses them it holds them
         back; when its time has come one goes out as a probe, and until that is answered the time of
         the next is not known.
@@ -147,7 +147,7 @@ class TopicHolds:
         return self.doubts_tokens or len(self._gone) >= LEAST_GONE
 
     def on(self, key: RegistrationKey, now: float) -> Hold | None:
-        """What holds back a push to this phone, of what APNs has answered; ``None``: nothing."""
+        """What holds back a push to this phone besides its route; ``None``: nothing."""
         refused = None if self.doubts_tokens else self.general
         if refused is not None and (refused.until is None or now < refused.until):
             return refused
