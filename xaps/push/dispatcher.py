@@ -32,7 +32,7 @@ from xaps.model import (
     RetryAfter,
 )
 from xaps.push.calm import Calm
-from xaps.push.flags import EXPIRE_SLICE, Flag, Flags
+from xaps.push.flags import Flag, Flags
 from xaps.push.holds import OF_ONE_PHONE, Holds, Reason
 from xaps.push.saving import FlagSaver
 from xaps.registry.interface import MAX_MAILBOXES, MAX_PER_USER, IRegistry, RegistryError
@@ -419,7 +419,7 @@ class Dispatcher:
         now = self._clock.seconds()
         for _ in self.flags.expire(now):
             await deferLater(self._clock, 0)
-        while self.calm.forget(now, EXPIRE_SLICE):
+        while self.calm.forget(now, SLICE):
             await deferLater(self._clock, 0)
         if self.flags.expired:
             self._log.warn(
