@@ -31,7 +31,7 @@ from xaps.model import (
 )
 from xaps.push.calm import Calm
 from xaps.push.expiry import Expiry
-from xaps.push.flags import EXPIRE_SLICE, Flag, Flags
+from xaps.push.flags import Flag, Flags
 from xaps.push.history import History
 from xaps.push.holds import OF_ONE_PHONE, Holds, Reason, TopicHolds
 from xaps.push.routes import Lane, Route, Routes
@@ -450,7 +450,7 @@ class Dispatcher:
         now = self._clock.seconds()
         for _ in self.flags.expire(now):
             await deferLater(self._clock, 0)
-        while self.calm.forget(now, EXPIRE_SLICE):
+        while self.calm.forget(now, SLICE):
             await deferLater(self._clock, 0)
         if self.flags.expired:
             self._log.warn(
