@@ -53,6 +53,7 @@ bench: $(VENV)/ready
 	$(BIN)/python -m benchmarks.delays
 	$(BIN)/python -m benchmarks.hostile
 	$(BIN)/python -m benchmarks.registrations
+	$(BIN)/python -m benchmarks.calm
 
 soak: $(VENV)/ready
 	$(BIN)/python -m benchmarks.soak --seconds 600

@@ -27,6 +27,7 @@ from twisted.python.threadpool import ThreadPool
 from benchmarks.load import token
 from xaps.model import REGISTRATION_LIFETIME, Notice, Outcome, Push, Registration, RegistrationKey
 from xaps.push.dispatcher import Dispatcher
+from xaps.push.routes import Route, Routes
 from xaps.registry.interface import MAX_MAILBOXES, MAX_PER_USER
 from xaps.registry.opening import open_registry
 from xaps.registry.sqlite import SQLiteRegistry
@@ -162,11 +163,11 @@ class Benchmark:
         return Dispatcher(
             clock,
             self._registry,
-            Closed(),
+            Routes([Route("", frozenset(), Closed(), lambda: None)]),
             wall=wall,
-            topic=lambda: "",
             delay=30.0,
             check_interval=20.0,
+            push_interval=60.0,
         )
 
     async def _read(self) -> None:

@@ -10,8 +10,9 @@
 -- for PAUSE seconds.
 
 local DEFAULT_URL = "http://[::1]:11619/notify"
-local TIMEOUT = 1000 -- milliseconds
-local PAUSE = 10     -- seconds
+local TIMEOUT = 1000   -- milliseconds
+local PAUSE = 10       -- seconds
+local TIMED_OUT = 9008 -- the status with which Dovecot ends a request after TIMEOUT (http-client.h)
 
 local url
 local client
@@ -20,6 +21,8 @@ local paused_until = 0
 -- 2.3 calls this without an argument and wants a number back; 2.4 passes lua_settings.  The HTTP
 -- client's settings have other names there, and a setting that is not known is an error.
 -- Two attempts, because the daemon may close a kept connection while a request is on its way.
+-- The time for the connection is longer than that for all, which therefore always ends first: with
+-- TIMED_OUT, and not as if the connection had been refused.
 -- Without the backoff settings each notice to a daemon that is down takes longer than the last.
 function script_init(settings)
   if settings ~= nil then
@@ -27,7 +30,7 @@ function script_init(settings)
     local timeout = TIMEOUT .. "ms"
     local function options()
       return {
-        request_timeout = timeout, connect_timeout = timeout,
+        request_timeout = timeout, connect_timeout = 2 * TIMEOUT .. "ms",
         request_absolute_timeout = timeout, request_max_attempts = 2,
       }
     end
@@ -38,7 +41,7 @@ function script_init(settings)
     client = known and result or dovecot.http.client(options())
   else
     client = dovecot.http.client({
-      request_timeout_msecs = TIMEOUT, connect_timeout_msecs = TIMEOUT,
+      request_timeout_msecs = TIMEOUT, connect_timeout_msecs = 2 * TIMEOUT,
       request_absolute_timeout_msecs = TIMEOUT, max_attempts = 2,
       connect_backoff_time_msecs = 1, connect_backoff_max_time_msecs = 1,
     })
@@ -61,14 +64,13 @@ local function without_password(text)
   return (tostring(text):gsub("//[^/@]*@", "//"))
 end
 
-local function failed(user, mailbox, reason, started)
-  if os.time() > started then paused_until = os.time() + PAUSE end
+local function failed(user, mailbox, reason)
   dovecot.i_warning(string.format(
     "xapsd was not told of a change in %s of %s (%s): %s",
     mailbox, user, without_password(url), without_password(reason)))
 end
 
-local function send(user, mailbox, events, started)
+local function send(user, mailbox, events)
   local request = client:request({ url = url, method = "POST" })
   request:add_header("Content-Type", "application/json; charset=utf-8")
   request:set_payload('{"Username":' .. json_string(user) .. ',"Mailbox":' .. json_string(mailbox)
@@ -76,7 +78,8 @@ local function send(user, mailbox, events, started)
   local response = request:submit()
   local status = response:status()
   if status < 200 or status > 299 then -- Dovecot's own failures are 9000 and up
-    failed(user, mailbox, status .. " " .. tostring(response:reason()), started)
+    if status == TIMED_OUT then paused_until = os.time() + PAUSE end
+    failed(user, mailbox, status .. " " .. tostring(response:reason()))
   end
 end
 
@@ -109,10 +112,9 @@ dovecot_lua_notify_event_flags_clear = note_flags
 function dovecot_lua_notify_end_txn(context, success)
   if not success then return end
   for mailbox, events in pairs(context.mailboxes) do
-    local started = os.time()
-    if started >= paused_until then
-      local ok, reason = pcall(send, context.user, mailbox, events, started)
-      if not ok then failed(context.user, mailbox, reason, started) end
+    if os.time() >= paused_until then
+      local ok, reason = pcall(send, context.user, mailbox, events)
+      if not ok then failed(context.user, mailbox, reason) end
     end
   end
 end

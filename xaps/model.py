@@ -7,6 +7,7 @@ Times are seconds since the epoch (``float``), durations are seconds, mailbox na
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 import attrs
 
@@ -71,6 +72,9 @@ class Registration:
     confirmed: frozenset[str] = frozenset()
     """Those of `mailboxes` that the IMAP server confirmed to the phone by a ``"mailbox"`` line;
     only for these does the phone know a hash."""
+    topic: str | None = None
+    """The topic that the phone was told, and listens to. ``None``: it is not known, as it was not
+    kept; it counts as the one that the phones of this user are told now."""
 
 
 @attrs.frozen
@@ -81,6 +85,8 @@ class Addressee:
     registered_at: float
     name: str | None
     """What the phone knows the mailbox by; ``None``: it was told no name, but it is INBOX."""
+    topic: str | None = None
+    """The registration's."""
 
 
 @attrs.frozen
@@ -118,6 +124,7 @@ class Push:
     key: RegistrationKey
     apns_id: str
     """A lower-case UUID, kept when the push is tried again."""
+    topic: str
     hashes: tuple[str, ...] = ()
     """Mailbox hashes for the payload's ``m``; empty means: refresh INBOX."""
 
@@ -168,12 +175,91 @@ class Rejected:
 
 Outcome = Delivered | Gone | RetryAfter | Misconfigured | Rejected
 
+NAMES: dict[type[Outcome], str] = {
+    Delivered: "delivered",
+    Gone: "gone",
+    RetryAfter: "retry",
+    Misconfigured: "misconfigured",
+    Rejected: "rejected",
+}
+"""What people and programs call the outcomes."""
+
+
+def reason_of(outcome: Outcome) -> str:
+    """Why, as it stands in the log; empty for a success."""
+    return "" if isinstance(outcome, Delivered) else outcome.reason
+
+
+@attrs.frozen
+class LastPush:
+    """The last answer about a phone."""
+
+    at: float
+    outcome: str
+    """One of `NAMES`."""
+    reason: str = ""
+    seconds: float | None = None
+    """From the first notice that the push was for to the answer; ``None``: it was for none, an
+    administrator asked for it."""
+
+
+@attrs.frozen
+class LastNotice:
+    """The last notice for a user."""
+
+    at: float
+    mailbox: str
+    new_mail: bool
+    phones: int
+    """How many could be told of it."""
+
+
+TRIMMED = "too many"
+REPLACED = "replaced"
+EXPIRED = "not renewed"
+FORGOTTEN = "forgotten"
+
+
+@attrs.frozen
+class Former:
+    """A registration that there is no longer."""
+
+    account_id: str
+    phone: str
+    """Its device token, shortened."""
+    at: float
+    reason: str
+    """`TRIMMED`, `REPLACED`, `EXPIRED`, `FORGOTTEN`, or what APNs said."""
+
+
+@attrs.frozen
+class Past:
+    """What is remembered of a user."""
+
+    notice: LastNotice | None = None
+    pushes: Mapping[RegistrationKey, LastPush] = attrs.field(factory=dict)
+    """Of the phones that are registered."""
+    dropped: tuple[Former, ...] = ()
+    """The latest first."""
+
+
+@attrs.frozen
+class NearUser:
+    """A user with a name like the one that was asked for."""
+
+    user: str
+    registered: bool
+    """Whether a phone is registered."""
+    noticed_at: float | None
+    """When the last notice came, if one is remembered."""
+
 
 @attrs.frozen
 class CertificateCredential:
     """A TLS client certificate that APNs accepts pushes for `topic` from."""
 
     topic: str
+    """The one that phones are told."""
     source: str
     """Where it came from, for people: a file name."""
     not_before: float
@@ -182,6 +268,8 @@ class CertificateCredential:
     """The leaf first, then intermediate certificates, one PEM text each."""
     key_pem: bytes = attrs.field(repr=False)
     """The private key of the leaf, PEM, not encrypted. Never logged."""
+    topics: tuple[str, ...] = ()
+    """All of its topics for Mail, where it has others than `topic`."""
 
 
 @attrs.frozen
@@ -189,6 +277,7 @@ class TokenCredential:
     """A key that signs provider tokens for `topic`."""
 
     topic: str
+    """The one that phones are told."""
     source: str
     key_id: str
     team_id: str
@@ -197,6 +286,14 @@ class TokenCredential:
 
 
 Credential = CertificateCredential | TokenCredential
+
+
+def covers(credential: Credential, topic: str) -> bool:
+    """Whether pushes for that topic can go out with it. A token key is for all topics of its team,
+    and which those are only Apple knows."""
+    if topic == credential.topic or isinstance(credential, TokenCredential):
+        return True
+    return topic in credential.topics
 
 
 @attrs.frozen

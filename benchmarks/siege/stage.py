@@ -101,6 +101,7 @@ class Stage:
             loglevel="info",
             delay=3,
             checkInterval=1,
+            pushInterval=0,
             tlsListenAddr="127.0.0.1",
             tlsCertfile=str(certificate),
             tlsKeyfile=str(key),

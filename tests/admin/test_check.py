@@ -21,7 +21,7 @@ from tests.conditions import NOBODY, without_ipv6, without_root
 from xaps.admin.check import check
 from xaps.admin.sandbox import PACKAGED, Sandbox, sandbox
 from xaps.config.kinds import HostPort
-from xaps.config.reading import Config
+from xaps.config.table import Config, CredentialSettings
 
 
 class CheckTests(SynchronousTestCase):
@@ -40,7 +40,7 @@ class CheckTests(SynchronousTestCase):
 
     def check(self, **settings: Any) -> tuple[bool, str]:
         settings = {
-            "certificate_file_pem": self.push,
+            "credentials": (CredentialSettings(certificate_file_pem=self.push),),
             "database_file": self.folder / "database.json",
             "socket": str(self.folder / "s.sock"),
             "control_socket": "",
@@ -230,11 +230,40 @@ class CheckTests(SynchronousTestCase):
         self.assertNotIn("xapsd.service", self.check(**settings, socket="")[1])
 
     def test_without_a_credential_the_settings_are_named(self) -> None:
-        self.assertIn("certificateFilePem", self.refusal(certificate_file_pem=None))
+        self.assertIn("certificateFilePem", self.refusal(credentials=(CredentialSettings(),)))
 
     def test_a_missing_certificate_is_named(self) -> None:
-        text = self.refusal(certificate_file_pem=self.folder / "nowhere.pem")
+        nowhere = CredentialSettings(certificate_file_pem=self.folder / "nowhere.pem")
+        text = self.refusal(credentials=(nowhere,))
         self.assertIn(str(self.folder / "nowhere.pem"), text)
+
+    def test_each_of_several_credentials_is_looked_at_and_named(self) -> None:
+        other = self.authority.client("com.apple.mail.other").write_together(self.folder / "o.pem")
+        first, second, third = (
+            CredentialSettings(certificate_file_pem=file, domains=domains)
+            for file, domains in (
+                (self.push, ("a.org",)),
+                (other, ()),
+                (self.folder / "nowhere.pem", ("b.org", "c.org")),
+            )
+        )
+        bad, text = self.check(credentials=(first, second))
+        self.assertFalse(bad, text)
+        self.assertIn(f"\na.org: Topic: {pki.MAIL_TOPIC}\na.org: Certificate valid", f"\n{text}")
+        self.assertIn(f"\ncertificateFilePem {other}: Topic: com.apple.mail.other\n", text)
+        self.assertNotIn("every entry has domains", text)
+        told = "Warning: cyrusSocket: with several credentials xapsd must know which topic Cyrus"
+        for cyrus, entries, warned in (
+            ("", (first, second), False),
+            (str(self.folder / "c.sock"), (second,), False),
+            (str(self.folder / "c.sock"), (first, second), True),
+        ):
+            _, text = self.check(cyrus_socket=cyrus, credentials=entries)
+            self.assertEqual(told in text, warned)
+        text = self.refusal(credentials=(first, third))
+        self.assertIn("a.org: Topic:", text)
+        self.assertIn(f"b.org, c.org: certificateFilePem: {self.folder}/nowhere.pem: there", text)
+        self.assertIn("Warning: credentials: every entry has domains, so phones of users", text)
 
     def test_a_certificate_that_may_not_be_read_is_told_once_with_the_command(self) -> None:
         self.push.chmod(0)

@@ -13,13 +13,16 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.admin.test_metrics import CERTIFICATE, CONNECTED
 from tests.fakes import MemoryRegistry
-from tests.push.test_dispatcher import FakeSender
+from tests.push.test_dispatcher import FakeSender, one_route
 from tests.registry.contract import everything
 from xaps.admin.control import Control
-from xaps.admin.health import Health
+from xaps.admin.entries import Entry
+from xaps.admin.health import LOOK, Health
 from xaps.admin.history import PushLog
+from xaps.admin.inquiry import PATIENCE
 from xaps.admin.metrics import Metrics
-from xaps.apns.status import ConnectionState
+from xaps.apns.client import Client
+from xaps.apns.status import ConnectionState, ConnectionStatus
 from xaps.credentials.keeper import CredentialKeeper
 from xaps.model import (
     DAY,
@@ -34,6 +37,8 @@ from xaps.model import (
 )
 from xaps.push.dispatcher import Dispatcher
 from xaps.push.holds import FIRST_SUSPENSION
+from xaps.push.routes import Routes
+from xaps.registry.interface import RegistryError
 from xaps.system.stalls import StallWatch
 from xaps.system.work import Work
 
@@ -57,6 +62,16 @@ class FakeKeeper(CredentialKeeper):
         return succeed(None)
 
 
+class FakeClient(Client):
+    """Has the connection that the test gives it."""
+
+    def __init__(self) -> None:
+        self.connection = CONNECTED
+
+    def status(self) -> ConnectionStatus:
+        return self.connection
+
+
 class ControlTestCase(SynchronousTestCase):
     set_by = 0.0
     cyrus_topic: str | None = None
@@ -65,19 +80,21 @@ class ControlTestCase(SynchronousTestCase):
         self.clock = Clock()
         self.clock.advance(UPTIME)
         self.metrics = Metrics()
-        self.registry = MemoryRegistry()
+        self.registry = MemoryRegistry(wall=self.wall)
         self.sender = FakeSender()
         self.keeper = FakeKeeper()
-        self.connection = CONNECTED
+        self.client = FakeClient()
+        self.routes = self.make_routes()
+        self.entries = self.make_entries()
         self.pushes = PushLog(self.clock.seconds, self.metrics.registry)
         self.dispatcher = Dispatcher(
             self.clock,
             self.registry,
-            self.sender,
-            wall=self.clock.seconds,
-            topic=lambda: "topic",
+            self.routes,
+            wall=self.wall,
             delay=30,
             check_interval=0,
+            push_interval=60,
             on_outcome=self.pushes.record,
         )
         self.intake = self.metrics.counting("socket", self.dispatcher)
@@ -86,8 +103,7 @@ class ControlTestCase(SynchronousTestCase):
             self.clock,
             self.registry,
             self.dispatcher,
-            self.keeper,
-            connection=lambda: self.connection,
+            self.entries,
             registrations=self.metrics.registrations,
             notices=self.metrics.notices,
             works=[self.pushes.work, self.work],
@@ -99,14 +115,29 @@ class ControlTestCase(SynchronousTestCase):
             self.clock,
             self.registry,
             self.dispatcher,
-            self.keeper,
+            self.entries,
             health=self.wellbeing,
-            connection=lambda: self.connection,
             pushes=self.pushes,
             stalls=StallWatch(self.clock),
             metrics=self.metrics,
             wall=self.wall,
         )
+
+    def make_routes(self) -> Routes:
+        """Those of the entries."""
+        return one_route(self.sender, "topic")
+
+    def make_entries(self) -> list[Entry]:
+        """The one."""
+        return [Entry(next(iter(self.routes)), self.keeper, self.client)]
+
+    @property
+    def connection(self) -> ConnectionStatus:
+        return self.client.connection
+
+    @connection.setter
+    def connection(self, connection: ConnectionStatus) -> None:
+        self.client.connection = connection
 
     def check(self) -> None:
         """What is called at each look."""
@@ -266,7 +297,9 @@ class DevicesTests(ControlTestCase):
         self.sender.answer(Delivered())
         (phone,) = self.devices()
         self.assertFalse(phone["waiting"])
-        self.assertEqual(phone["last_push"], {"at": NOW, "outcome": "delivered", "reason": ""})
+        self.assertEqual(
+            phone["last_push"], {"at": NOW, "outcome": "delivered", "reason": "", "seconds": 0.0}
+        )
 
     def test_why_a_push_is_held_is_told_and_until_when(self) -> None:
         self.register()
@@ -286,6 +319,97 @@ class DevicesTests(ControlTestCase):
         held = self.devices()[0]["held"]
         self.assertEqual(held["until"], None)
         self.assertIn("nothing can be sent", held["why"])
+
+    def test_a_phone_that_has_just_been_pushed_is_told_to_be_left_in_peace(self) -> None:
+        self.register()
+        self.notify()
+        self.sender.answer(Delivered())
+        self.clock.advance(0.5)
+        self.notify()
+        (phone,) = self.devices()
+        self.assertTrue(phone["waiting"])
+        self.assertEqual(
+            phone["held"], {"why": "it has just been pushed and is left in peace", "until": NOW + 2}
+        )
+        self.assertEqual(self.status()["held_for_calm"], 1)
+        self.clock.advance(1.5)
+        self.assertIsNone(self.devices()[0]["held"])
+
+
+class ExplainTests(ControlTestCase):
+    def explain(self, user: str = "alice") -> dict[str, Any]:
+        answer = self.successResultOf(self.control.explain(user))
+        return {**answer}
+
+    def test_what_is_known_of_each_phone_is_told(self) -> None:
+        self.register()
+        self.register(token=TABLET)
+        self.notify()
+        self.sender.answer(Delivered())
+        self.sender.answer(Rejected("BadDeviceToken", until_registered=True))
+        answer = self.explain("ALICE")
+        self.assertEqual(
+            (answer["user"], answer["cause"], answer["good"], answer["now"], answer["help"]),
+            ("alice", "suspended", False, NOW, "xapsctl push alice"),
+        )
+        good, bad = answer["phones"]
+        self.assertEqual((good["device_token"], good["cause"]), ("aaaaaa...", "delivered"))
+        self.assertEqual((bad["device_token"], bad["cause"]), ("ababab...", "suspended"))
+        self.assertEqual(bad["text"], answer["verdict"])
+        self.assertEqual((good["topic"], good["not_told"], bad["waiting"]), ("topic", [], True))
+        self.assertEqual(good["last_push"]["outcome"], "delivered")
+        self.assertEqual(
+            answer["last_notice"], {"at": NOW, "mailbox": "INBOX", "new_mail": True, "phones": 2}
+        )
+        self.assertNotIn(PHONE, json.dumps(answer))
+
+    def test_times_are_of_day_whatever_the_reactors_clock_says(self) -> None:
+        self.register()
+        self.successResultOf(self.dispatcher.notify(Notice("alice", "INBOX", False)))
+        self.clock.advance(10)
+        answer = self.explain()
+        self.assertEqual(answer["cause"], "delay")
+        self.assertIn("(in 20 seconds)", answer["verdict"])
+        self.connection = attrs.evolve(
+            CONNECTED, state=ConnectionState.WAITING, last_error="no", next_attempt=UPTIME + 17
+        )
+        self.assertIn("(in 7 seconds)", self.explain()["verdict"])
+
+    def test_a_phone_that_was_dropped_is_not_taken_for_one_that_never_was(self) -> None:
+        self.assertEqual(self.explain()["cause"], "never registered")
+        self.register()
+        self.notify()
+        self.sender.answer(Gone("Unregistered"))
+        answer = self.explain()
+        self.assertEqual(answer["cause"], "dropped")
+        (dropped,) = answer["dropped"]
+        self.assertEqual(
+            (dropped["device_token"], dropped["reason"]), ("aaaaaa...", "Unregistered")
+        )
+        self.register()
+        self.assertEqual(self.explain()["dropped"], [])
+
+    def test_trouble_with_the_work_is_told_when_it_is_what_the_user_suffers_from(self) -> None:
+        self.register()
+        self.wellbeing.start()
+        self.addCleanup(self.wellbeing.stop)
+        for _ in range(3):
+            self.work.fail("too many processes")
+            self.clock.advance(LOOK)
+        answer = self.explain()
+        self.assertEqual(answer["cause"], "trouble")
+        self.assertIn("slots are rare: too many processes", answer["verdict"])
+
+    def test_a_disk_that_does_not_answer_takes_hints_and_no_answer(self) -> None:
+        self.register("alice@example.org")
+        self.assertEqual([near["user"] for near in self.explain()["near"]], ["alice@example.org"])
+        self.registry.held = True
+        explaining = self.control.explain("alice")
+        self.assertNoResult(explaining)
+        self.clock.advance(PATIENCE)
+        self.assertEqual(self.successResultOf(explaining)["near"], [])
+        self.registry.failure = "disk full"
+        self.failureResultOf(self.control.explain("alice"), RegistryError)
 
 
 class ForgetTests(ControlTestCase):
@@ -355,8 +479,9 @@ class PushTests(ControlTestCase):
         self.sender.answer(Gone("Unregistered"))
         told = [(each["outcome"], each["reason"]) for each in self.successResultOf(pushing)]
         self.assertEqual(told, [("delivered", ""), ("gone", "Unregistered")])
-        last = self.pushes.last[key]
-        self.assertEqual((last.outcome, last.reason), ("gone", "Unregistered"))
+        last = self.dispatcher.history.push(key)
+        assert last is not None
+        self.assertEqual((last.outcome, last.reason, last.seconds), ("gone", "Unregistered", None))
         count = self.metrics.registry.get_sample_value("xapsd_push_duration_seconds_count")
         self.assertEqual(count, 0, "no notice was the reason of it")
 

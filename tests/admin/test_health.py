@@ -10,7 +10,8 @@ from twisted.logger import capturedLogs
 
 from tests.admin.test_control import NOW, ControlTestCase
 from tests.admin.test_metrics import CERTIFICATE, CONNECTED
-from xaps.admin.health import CAUSES, LOOK, UNREACHABLE
+from xaps.admin.entries import UNREACHABLE
+from xaps.admin.health import CAUSES, LOOK
 from xaps.admin.history import PUSHES_FAIL
 from xaps.apns.status import ConnectionState
 from xaps.model import (
@@ -134,7 +135,7 @@ class StateTests(HealthTestCase):
         self.register()
         self.notify()
         self.sender.answer(Misconfigured("BadTopic"))
-        self.assertEqual(self.health(), ("failing", "APNs refuses every push: BadTopic"))
+        self.assertEqual(self.health(), ("failing", "APNs refuses every push for topic: BadTopic"))
 
     def test_the_worst_comes_first(self) -> None:
         self.keeper.credential = attrs.evolve(CERTIFICATE, not_after=NOW + DAY)
@@ -270,7 +271,7 @@ class PushTests(HealthTestCase):
         self.notify()
         self.sender.answer(Misconfigured("BadTopic"))
         self.push(*[Misconfigured("BadTopic")] * 2)
-        self.assertEqual(self.health()[1], "APNs refuses every push: BadTopic")
+        self.assertEqual(self.health()[1], "APNs refuses every push for topic: BadTopic")
 
     def test_phones_that_are_gone_are_no_trouble(self) -> None:
         for user in ("alice", "bob"):

@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from xaps.admin.history import BUCKETS, MAX_PHONES, MAX_REASONS, LastPush, PushLog
+from xaps.admin.history import BUCKETS, MAX_REASONS, PushLog
 from xaps.model import (
     Delivered,
     Gone,
@@ -111,20 +111,3 @@ class LastHourTests(PushLogTestCase):
         self.assertEqual(self.log.last_hour()["delivered"], 1)
         self.clock.advance(3600)
         self.assertEqual(self.log.last_hour()["delivered"], 0)
-
-
-class LastPushTests(PushLogTestCase):
-    def test_the_last_push_of_a_phone_is_remembered(self) -> None:
-        self.assertIsNone(self.log.last.get(KEY))
-        self.record(Delivered(), RetryAfter("Shutdown (status 503)"))
-        expected = LastPush(1_800_000_000, "retry", "Shutdown (status 503)")
-        self.assertEqual(self.log.last.get(KEY), expected)
-
-    def test_over_the_bound_the_one_that_was_pushed_longest_ago_is_dropped(self) -> None:
-        keys = [RegistrationKey("alice", str(n), "aa" * 32) for n in range(MAX_PHONES + 1)]
-        for key in keys[:-1]:
-            self.log.record(key, Delivered())
-        self.log.record(keys[0], Delivered())
-        self.log.record(keys[-1], Delivered())
-        remembered = [keys[n] in self.log.last for n in (0, 1, 2, MAX_PHONES)]
-        self.assertEqual(remembered, [True, False, True, True])

@@ -12,7 +12,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from tests.fakes import MemoryRegistry
-from tests.push.test_dispatcher import FakeSender
+from tests.push.test_dispatcher import FakeSender, one_route
 from xaps.admin.history import PushLog
 from xaps.admin.metrics import Metrics
 from xaps.apns.status import ConnectionState, ConnectionStatus
@@ -49,11 +49,11 @@ class MetricsTestCase(SynchronousTestCase):
         dispatcher = Dispatcher(
             clock,
             MemoryRegistry(),
-            FakeSender(),
+            one_route(FakeSender(), "topic"),
             wall=clock.seconds,
-            topic=lambda: "topic",
             delay=30,
             check_interval=0,
+            push_interval=0,
         )
         self.intake = self.metrics.counting("socket", dispatcher)
         self.status: dict[str, Any] = {
@@ -61,6 +61,18 @@ class MetricsTestCase(SynchronousTestCase):
             "phones": 7,
             "waiting": 2,
             "in_flight": 1,
+            "held_for_calm": 5,
+            "credentials": [self.entry("a.org"), self.entry("b.org")],
+            "reactor_stalls": 1,
+            "reactor_stalled_seconds": 0.25,
+        }
+
+    def entry(self, name: str) -> dict[str, Any]:
+        """What is told of a credential that is used."""
+        return {
+            "name": name,
+            "credential": {"not_after": 1_900_000_000.0},
+            "waiting": 2,
             "held": False,
             "connection": {
                 "state": "connected",
@@ -68,9 +80,6 @@ class MetricsTestCase(SynchronousTestCase):
                 "stream_limit": 1000,
                 "connections_made": 4,
             },
-            "credential": {"not_after": 1_900_000_000.0},
-            "reactor_stalls": 1,
-            "reactor_stalled_seconds": 0.25,
         }
 
     def page(self) -> str:
@@ -88,30 +97,39 @@ class MetricsTests(MetricsTestCase):
             ("xapsd_registrations", 7),
             ("xapsd_pushes_waiting", 2),
             ("xapsd_pushes_in_flight", 1),
-            ("xapsd_pushes_held", 0),
+            ("xapsd_pushes_held_for_calm_total", 5),
             ('xapsd_unhealthy{cause="slots"}', 1),
             ('xapsd_unhealthy{cause="pushes"}', 0),
-            ('xapsd_apns_connection_state{state="connected"}', 1),
-            ('xapsd_apns_connection_state{state="waiting"}', 0),
-            ("xapsd_apns_connections", 1),
-            ("xapsd_apns_stream_limit", 1000),
-            ("xapsd_apns_reconnections_total", 3),
             ("xapsd_reactor_stalls_total", 1),
             ("xapsd_reactor_stalled_seconds_total", 0.25),
-            ("xapsd_credential_usable", 1),
-            ("xapsd_credential_expiry_timestamp_seconds", 1_900_000_000),
         ):
             self.assertEqual(self.value(series), value, series)
 
-    def test_before_the_first_connection_there_are_no_reconnections(self) -> None:
-        self.status["connection"]["connections_made"] = 0
-        self.assertEqual(self.value("xapsd_apns_reconnections_total"), 0)
+    def test_each_credential_has_its_own_series(self) -> None:
+        other = self.status["credentials"][1]
+        other["connection"] |= {"state": "waiting", "connections": 0, "connections_made": 0}
+        other |= {"credential": None, "held": True, "waiting": 7}
+        for series, value, others in (
+            ("xapsd_credential_usable{{{}}}", 1, 0),
+            ("xapsd_credential_expiry_timestamp_seconds{{{}}}", 1_900_000_000, None),
+            ("xapsd_credential_pushes_waiting{{{}}}", 2, 7),
+            ("xapsd_pushes_held{{{}}}", 0, 1),
+            ('xapsd_apns_connection_state{{{},state="connected"}}', 1, 0),
+            ('xapsd_apns_connection_state{{{},state="waiting"}}', 0, 1),
+            ("xapsd_apns_connections{{{}}}", 1, 0),
+            ("xapsd_apns_stream_limit{{{}}}", 1000, 1000),
+            # Before the first connection there are none.
+            ("xapsd_apns_reconnections_total{{{}}}", 3, 0),
+        ):
+            for name, expected in ("a.org", value), ("b.org", others):
+                labelled = series.format(f'credential="{name}"')
+                self.assertEqual(self.value(labelled), expected, labelled)
 
-    def test_a_token_key_does_not_expire_and_no_credential_is_told(self) -> None:
-        for credential, usable in (({"not_after": None}, 1), (None, 0)):
-            self.status["credential"] = credential
-            self.assertEqual(self.value("xapsd_credential_usable"), usable)
-            self.assertNotIn("xapsd_credential_expiry", self.page())
+    def test_a_token_key_does_not_expire(self) -> None:
+        self.status["credentials"] = [self.entry("a.org")]
+        self.status["credentials"][0]["credential"] = {"not_after": None}
+        self.assertEqual(self.value('xapsd_credential_usable{credential="a.org"}'), 1)
+        self.assertNotIn("xapsd_credential_expiry_timestamp_seconds{", self.page())
 
     def test_phones_that_cannot_be_counted_are_left_out(self) -> None:
         self.status["phones"] = None
@@ -122,7 +140,7 @@ class MetricsTests(MetricsTestCase):
         registration = Registration(KEY, ("INBOX",), 0.0)
         self.successResultOf(self.intake.register(registration))
         phones = self.successResultOf(self.intake.notify(Notice("alice", "INBOX", True)))
-        self.assertEqual((phones, self.intake.topic()), (1, "topic"))
+        self.assertEqual((phones, self.intake.topic("alice")), (1, "topic"))
         for _ in range(2):
             self.successResultOf(self.intake.notify(Notice("alice", "INBOX", False)))
         for series, value in (

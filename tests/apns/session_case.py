@@ -10,6 +10,7 @@ BUILDER = RequestBuilder("api.push.apple.com", "com.apple.mobilemail.push.org.ex
 PUSH = Push(
     RegistrationKey("alice", "6F0D9A2C-6E5A-4E3F-9E3C-0123456789AB", "AB12" * 16),
     "11111111-2222-3333-4444-555555555555",
+    "com.apple.mobilemail.push.org.example",
 )
 BODY = payload(PUSH)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import cast
 
+import attrs
 from h2.connection import H2Connection
 from h2.errors import ErrorCodes
 from twisted.internet.defer import Deferred
@@ -68,6 +69,15 @@ class LifeTests(WireTestCase):
         self.assertEqual(request.body, b'{"aps":{"account-id":"account-1"}}')
         wire.answer(1)
         self.assertEqual(self.successResultOf(sending), Delivered())
+
+    def test_each_push_goes_out_with_its_own_topic_on_the_one_connection(self) -> None:
+        wire = self.begin()
+        other = "com.apple.mail.XServer.other"
+        for number, topic in ((1, TOPIC), (2, other), (3, TOPIC)):
+            self.client.send(attrs.evolve(push(number), topic=topic))
+        self.pump()
+        topics = [wire.peer.requests[stream].header("apns-topic") for stream in (1, 3, 5)]
+        self.assertEqual(topics, [TOPIC, other, TOPIC])
 
     def test_each_answer_is_looked_up_in_the_table(self) -> None:
         wire = self.begin()

@@ -16,7 +16,7 @@ APNS_ID = "11111111-2222-3333-4444-555555555555"
 
 
 def push(*hashes: str, account: str = ACCOUNT, token: str = "AB12" * 16) -> Push:
-    return Push(RegistrationKey("alice", account, token), APNS_ID, hashes)
+    return Push(RegistrationKey("alice", account, token), APNS_ID, "com.apple.mail.example", hashes)
 
 
 def digest(number: int) -> str:

@@ -74,6 +74,7 @@ def push(number: int = 1) -> Push:
     return Push(
         RegistrationKey("alice", f"account-{number}", "ab12" * 16),
         f"11111111-2222-3333-4444-{number:012}",
+        pki.MAIL_TOPIC,
     )
 
 

@@ -37,7 +37,7 @@ def certificate(name: str = "push.pem", topic: str = TOPIC) -> CertificateCreden
 
 
 def push(number: int = 1, *, token: str = TOKEN) -> Push:
-    return Push(RegistrationKey("alice", f"account-{number}", token), f"id-{number}")
+    return Push(RegistrationKey("alice", f"account-{number}", token), f"id-{number}", TOPIC)
 
 
 def told(events: Sequence[LogEvent], *levels: str) -> list[str]:

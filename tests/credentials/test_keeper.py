@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
+import attrs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred, fail, succeed
@@ -258,8 +259,51 @@ class ReplacementTests(KeeperCase):
         self.clock.advance(60)
         [(_, _), (level, text)] = self.logged
         self.assertEqual(level, "warn")
-        self.assertIn(f"has changed from {pki.MAIL_TOPIC} to {OTHER_TOPIC}: phones register", text)
-        self.assertIn("DeviceTokenNotForTopic", text)
+        self.assertIn(f"has changed from {pki.MAIL_TOPIC} to {OTHER_TOPIC}: until they reg", text)
+        self.assertIn("pushes to phones that registered for the old one wait", text)
+
+    def test_another_topic_means_nothing_while_the_old_one_is_covered(self) -> None:
+        both = attrs.evolve(
+            certificate(BEGIN + 300 * DAY, OTHER_TOPIC), topics=(pki.MAIL_TOPIC, OTHER_TOPIC)
+        )
+        self.source.result = good(both)
+        self.clock.advance(60)
+        self.assertEqual([level for level, _ in self.logged], ["info"])
+
+    def test_where_there_are_several_every_line_begins_with_the_name(self) -> None:
+        self.stop()
+        self.logged.clear()
+        self.keeper = self.make_keeper(self.source, name="example.org")
+        careless = "a.pem: everybody can read it"
+        self.source.result = bad("it is broken")
+        self.start()
+        self.source.result = attrs.evolve(good(certificate(BEGIN + 20 * DAY)), warnings=(careless,))
+        self.clock.advance(60)
+        self.source.result = good(certificate(BEGIN + 90 * DAY, OTHER_TOPIC))
+        self.clock.advance(60)
+        self.source.result = bad("it is broken again")
+        self.source.renewed = lambda: fail(CredentialError("Apple", "does not answer", "wait"))
+        self.clock.pump([60, 60])
+        self.source.renewed = lambda: fail(RuntimeError("no"))
+        self.clock.advance(60)
+        self.flushLoggedErrors(RuntimeError)
+        self.assertEqual(
+            [text.split()[1] for _, text in self.logged],
+            # what is missing, good, careless, near its end, good, changed, failing, refused, broken
+            [
+                "No",
+                "Certificate",
+                "a.pem:",
+                "The",
+                "Certificate",
+                "The",
+                "Apple:",
+                "Refused:",
+                "Cannot",
+            ],
+        )
+        for _, text in self.logged:
+            self.assertTrue(text.startswith("example.org: "), text)
 
     def test_a_topic_that_changes_while_there_is_no_credential_is_warned_of_too(self) -> None:
         self.advance(400 * 60)

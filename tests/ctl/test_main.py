@@ -23,11 +23,12 @@ from twisted.internet.defer import execute
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from tests.conditions import NOBODY, without_root
+from xaps.admin.words import in_words
 from xaps.ctl import answers
-from xaps.ctl.answers import in_words
 from xaps.ctl.client import BAD, UNUSABLE, CtlError, DaemonClient
 from xaps.ctl.main import main
 from xaps.registry.opening import open_registry
+from xaps.system.console import duration, moment
 
 PHONE = "ab" * 32
 ROOT = Path(__file__).parents[2]
@@ -206,6 +207,14 @@ class AnswerTests(CtlTestCase):
         self.assertEqual(self.ctl("push", "alice"), BAD)
         self.assertIn("Apple says BadTopic: the credential is not for this topic", self.out)
 
+    def test_the_explanation_tells_by_the_status_whether_all_is_well(self) -> None:
+        for good, status in ((True, 0), (False, BAD)):
+            self.control.unlink(missing_ok=True)
+            daemon = self.served(answered({**EXPLANATION, "good": good}))
+            self.assertEqual(self.ctl("explain", "Alice"), status)
+            self.assertIn(b"GET /explain?user=Alice HTTP/1.1\r\n", daemon.asked[0])
+            self.assertEqual(self.out.splitlines(), list(answers.explanation(EXPLANATION)))
+
     def test_a_user_without_phones_is_told_by_the_status_too(self) -> None:
         self.served(answered([]))
         for command in ("push", "devices", "forget"):
@@ -252,10 +261,57 @@ class AnswerTests(CtlTestCase):
             self.assertEqual(json.loads(self.out), [])
 
     def test_a_reload_that_finds_no_credential_is_no_success(self) -> None:
-        self.served(answered({"now": 0, "credential": None, "problem": "no such file"}))
+        found = {"name": "a.org", "credential": None, "problem": "no such file"}
+        self.served(answered({"now": 0, "credentials": [found]}))
         self.assertEqual(self.ctl("reload"), BAD)
         self.assertEqual(self.out, "No credential can be used: no such file\n")
 
+    def test_a_reload_names_each_of_several_credentials(self) -> None:
+        good = {"kind": "token key", "source": "key.p8", "not_after": None}
+        found = [
+            {"name": "a.org", "credential": good, "problem": None},
+            {"name": "b.org", "credential": None, "problem": "no such file"},
+        ]
+        self.served(answered({"now": 0, "credentials": found}))
+        self.assertEqual(self.ctl("reload"), BAD)
+        self.assertEqual(
+            self.out,
+            "a.org: In use: token key key.p8\nb.org: No credential can be used: no such file\n",
+        )
+
+
+EXPLANATION: dict[str, Any] = {
+    "user": "alice",
+    "now": 1_800_000_000.0,
+    "cause": "folder",
+    "good": False,
+    "verdict": "It was in the folder 'Sent'",
+    "advice": "Choose it.",
+    "help": "xapsctl devices alice",
+    "phones": [
+        {
+            "account_id": "A1",
+            "device_token": "aaaaaa...",
+            "cause": "folder",
+            "text": "It was in the folder 'Sent'",
+            "registered_at": 1_800_000_000.0 - 3600,
+            "topic": "topic",
+            "mailboxes": ["INBOX", "Sent"],
+            "confirmed": [],
+            "not_told": ["Sent"],
+            "last_push": None,
+            "waiting": False,
+        }
+    ],
+    "dropped": [],
+    "last_notice": {
+        "at": 1_800_000_000.0 - 90,
+        "mailbox": "Sent\x1b[2J",
+        "new_mail": True,
+        "phones": 0,
+    },
+    "near": [],
+}
 
 STATUS: dict[str, Any] = {
     "health": "degraded",
@@ -290,6 +346,47 @@ STATUS: dict[str, Any] = {
     "phones": 5,
     "reactor_stalls": 0,
 }
+STATUS["credentials"] = [
+    {
+        **{key: STATUS[key] for key in ("topic", "credential", "connection", "waiting")},
+        "name": "example.org",
+        "problem": None,
+    }
+]
+
+
+class ExplanationTests(SynchronousTestCase):
+    def told(self, **changes: Any) -> list[str]:
+        return list(answers.explanation({**EXPLANATION, **changes}))
+
+    def test_the_verdict_comes_first_and_what_to_do_last(self) -> None:
+        registered = moment(1_800_000_000.0 - 3600)
+        noticed = moment(1_800_000_000.0 - 90)
+        self.assertEqual(
+            self.told(),
+            [
+                "It was in the folder 'Sent'.",
+                "  aaaaaa... (A1)",
+                f"    registered: {registered}; folders: INBOX, Sent (not confirmed); last push: -",
+                f"  Last notice: new mail in Sent\\x1b[2J, {noticed} (1 minute 30 seconds ago), "
+                "for 0 phones",
+                "Choose it.",
+                "See: xapsctl devices alice",
+            ],
+        )
+
+    def test_of_several_phones_each_is_told_of(self) -> None:
+        (phone,) = EXPLANATION["phones"]
+        former = {"device_token": "cccccc...", "account_id": "A3", "text": "was dropped"}
+        lines = self.told(phones=[phone, {**phone, "text": "well"}], dropped=[former])
+        self.assertEqual(lines[1], "  aaaaaa... (A1): It was in the folder 'Sent'")
+        self.assertEqual(lines[3], "  aaaaaa... (A1): well")
+        self.assertEqual(lines[5], "  cccccc... (A3) was dropped")
+
+    def test_one_that_was_dropped_has_been_told_of(self) -> None:
+        former = {"device_token": "cccccc...", "account_id": "A3", "text": "was dropped"}
+        lines = self.told(phones=[], dropped=[former], last_notice=None, advice="")
+        self.assertEqual(lines, ["It was in the folder 'Sent'.", "See: xapsctl devices alice"])
 
 
 class TableTests(SynchronousTestCase):
@@ -321,6 +418,21 @@ class TableTests(SynchronousTestCase):
         text = "\n".join(answers.status({**STATUS, "credential": None, "topic": None}))
         self.assertRegex(text, r"Topic +-\n")
         self.assertRegex(text, r"Credential +none\n")
+
+    def test_each_of_several_credentials_has_a_line(self) -> None:
+        (entry,) = STATUS["credentials"]
+        other = {"name": "b.org", "credential": None, "problem": "no such file", "waiting": 1}
+        lines = list(answers.status({**STATUS, "credentials": [entry, {**entry, **other}]}))
+        self.assertEqual(
+            [line for line in lines if "Credential" in line],
+            [
+                "  Credential  example.org: topic com.apple.mail.XServer.x, certificate push.pem, "
+                f"valid until {moment(STATUS['now'] + 9 * 86400)} (9 days); APNs waiting "
+                "for 5 seconds, next attempt in 7 seconds; 2 pushes waiting",
+                "  Credential  b.org: no credential: no such file; 1 push waiting",
+            ],
+        )
+        self.assertNotIn("Topic  ", "\n".join(lines))
 
     def phone(self, **other: Any) -> dict[str, Any]:
         return {
@@ -357,7 +469,7 @@ class TableTests(SynchronousTestCase):
         self.assertTrue(row.endswith(" -, one is held: APNs says BadDeviceToken  INBOX"), row)
         held["until"] = 1_800_000_000.0
         row = self.rows(self.phone(waiting=True, held=held))[1]
-        until = answers.moment(held["until"])
+        until = moment(held["until"])
         told = f" -, one is held until {until}: APNs says BadDeviceToken  INBOX"
         self.assertTrue(row.endswith(told), row)
 
@@ -383,7 +495,7 @@ class TableTests(SynchronousTestCase):
             (10 * 86400, "10 days"),
             (-120, "2 minutes ago"),
         ):
-            self.assertEqual(answers.duration(seconds), text)
+            self.assertEqual(duration(seconds), text)
 
 
 class WordsTests(SynchronousTestCase):

@@ -30,8 +30,10 @@ BELOW: dict[str, set[str]] = {
               "intake", "system"},
     "ctl": {"model", "mailboxes", "admin", "config", "credentials", "registry", "system"},
     "cli": {"config", "system"},
-    "daemon": {"model", "config", "listen", "intake", "apns", "registry", "credentials", "push",
-               "admin", "system"},
+    "intakes": {"config", "intake", "listen", "system"},
+    "senders": {"model", "config", "credentials", "apns", "push", "admin", "system"},
+    "daemon": {"model", "config", "listen", "intake", "registry", "credentials", "push", "admin",
+               "system", "intakes", "senders"},
     "tap": {"config", "admin", "daemon", "system"},
 }  # fmt: skip
 """What each wing, and each module in the root, may import besides itself."""
@@ -49,8 +51,10 @@ PURE = [
     "xaps.intake.messages",
     "xaps.mailboxes",
     "xaps.model",
+    "xaps.push.calm",
     "xaps.push.flags",
     "xaps.push.holds",
+    "xaps.push.routes",
 ]
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.peers.cyrus import LARGEST as CYRUS_LARGEST
-from xaps import daemon, model
-from xaps.admin import control, health
+from xaps import daemon, intakes, model
+from xaps.admin import control, entries, health, inquiry
 from xaps.admin import history as pushlog
 from xaps.admin import web as controlweb
 from xaps.apns import connection as apns_connection
@@ -24,9 +24,11 @@ from xaps.intake import answers, connection, connections, http, http2, imap, lin
 from xaps.intake.cyrus import drain as cyrus_drain
 from xaps.intake.cyrus import listener as cyrus_listener
 from xaps.listen import ports as listeners
+from xaps.push import calm, holds, saving
 from xaps.push import dispatcher as dispatch
 from xaps.push import flags as waiting
-from xaps.push import holds, saving
+from xaps.push import history as latest
+from xaps.registry import history as past
 from xaps.registry import interface, opening, sqlite
 from xaps.system import complaints, log, logwriter, stalls, tls
 
@@ -93,10 +95,10 @@ LIMITS = {
     ),
     "Time for all these requests before everything else has its turn": period(connections.TURN),
     "Connections of each of ``socket``, ``imapSocket``, ``listenAddr``, ``tlsListenAddr``": number(
-        daemon.MAX_CONNECTIONS
+        intakes.MAX_CONNECTIONS
     ),
     "Connections beyond those that are told so": number(connections.SURPLUS),
-    "Open files that are kept for everything else": number(daemon.SPARE_FILES),
+    "Open files that are kept for everything else": number(intakes.SPARE_FILES),
     "Time for the answer to a registration through the plugin": period(
         plugin("DEADLINE_MSECS") / 1000
     ),
@@ -128,6 +130,7 @@ LIMITS = {
         saving.PATIENCE
     ),
     "Mailboxes in one push": number(waiting.MAX_NAMED),
+    "Time for which a phone that has been pushed is left in peace, at first": period(calm.FIRST),
     "Payload": size(payload.MAX_PAYLOAD),
     "Pushes at a time, where APNs allows more": number(apns_session.MAX_STREAMS),
     "Time for APNs to answer a push": period(apns_session.PUSH_TIMEOUT),
@@ -156,6 +159,7 @@ LIMITS = {
     "Time from SIGTERM to the end": period(daemon.STOP),
     "Time of that for clients to read their last answers": period(daemon.CLOSING),
     "``xapsd.yaml``": size(configuration._SIZE_MAX),
+    "Entries of ``credentials:``": number(configuration._MOST_ENTRIES),
     "Problems of ``xapsd.yaml`` that are told": number(configuration._MOST_TOLD),
     "Lines that whoever reads the log has not taken yet": size(logwriter.ROOM),
     "File with a certificate, a key or a password": size(reading.MAX_FILE),
@@ -169,9 +173,18 @@ LIMITS = {
     "Time that everything may wait for one thing": period(stalls.LIMIT),
     "Time between two looks at what has failed": period(health.LOOK),
     "Time for which pushes may fail without one that succeeds": period(pushlog.PUSHES_FAIL),
-    "Time without a connection to APNs": period(health.UNREACHABLE),
+    "Time without a connection to APNs": period(entries.UNREACHABLE),
     "Time for the database to tell how many phones there are": period(control.PATIENCE),
-    "Phones whose last push ``xapsctl devices`` can tell": number(pushlog.MAX_PHONES),
+    "Users without a phone whose last notice is remembered": number(past.MAX_STRANGERS),
+    "Dropped phones of one user that are remembered": number(past.MAX_DROPPED),
+    "Characters of a mailbox's name, or of a reason, that are remembered": characters(
+        past.MAX_NAME
+    ),
+    "Phones and users whose latest is kept while the disk takes nothing": number(
+        latest.MAX_UNWRITTEN
+    ),
+    "Users with the same beginning of their names that are compared": number(past.MAX_COMPARED),
+    "Time for that": period(inquiry.PATIENCE),
     "Reasons of Apple's that are counted by themselves in the metrics": number(pushlog.MAX_REASONS),
     "Time that ``xapsctl`` waits for an answer": period(ctl_client.TIMEOUT),
 }

@@ -93,11 +93,11 @@ class AlertTests(SynchronousTestCase):
 
 
 _UP = 'up{job="xapsd",instance="a"}'
-_USABLE = 'xapsd_credential_usable{instance="a"}'
-_HELD = 'xapsd_pushes_held{instance="a"}'
+_USABLE = 'xapsd_credential_usable{instance="a",credential="b"}'
+_HELD = 'xapsd_pushes_held{instance="a",credential="b"}'
 _UNHEALTHY = 'xapsd_unhealthy{instance="a",cause="slots"}'
-_CONNECTIONS = 'xapsd_apns_connections{instance="a"}'
-_EXPIRY = 'xapsd_credential_expiry_timestamp_seconds{instance="a"}'
+_CONNECTIONS = 'xapsd_apns_connections{instance="a",credential="b"}'
+_EXPIRY = 'xapsd_credential_expiry_timestamp_seconds{instance="a",credential="b"}'
 _DELIVERED = 'xapsd_pushes_total{instance="a",outcome="delivered",reason=""}'
 _RETRIED = 'xapsd_pushes_total{instance="a",outcome="retry",reason="Shutdown"}'
 _QUICK = 'xapsd_push_duration_seconds_bucket{instance="a",le="10.0"}'

@@ -49,10 +49,10 @@ class EndToEndTestCase(SynchronousTestCase):
         return usual
 
     def make_daemon(self, apns_url: str, **settings: Any) -> Daemon:
-        """A daemon that is not started yet; the delays are short."""
+        """A daemon that is not started yet; the delays are short, and phones have no peace."""
         folder = self.folder / "daemon"
         folder.mkdir(exist_ok=True)
-        settings = {"delay": 1, "checkInterval": 1, **settings}
+        settings = {"delay": 1, "checkInterval": 1, "pushInterval": 0, **settings}
         daemon = Daemon(folder, apns=apns_url, authority=self.authority, **settings)
         self.addCleanup(daemon.close)
         return daemon

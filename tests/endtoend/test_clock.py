@@ -16,9 +16,9 @@ time.time = set_clock
 """
 _SOONER = """
 from xaps import daemon
-from xaps.push import dispatcher, flags
+from xaps.push import expiry
 daemon.HOUSEKEEPING = 0.1
-dispatcher.RENEWAL = {renewal}
+expiry.RENEWAL = {renewal}
 """
 
 

@@ -170,6 +170,9 @@ class ReplacementTests(EndToEndTestCase):
         )
 
 
+APNS_ID = "0ec4b2ee-0000-4000-8000-0123456789ab"
+
+
 class AppleIdTests(TestCase):
     @as_deferred
     async def test_the_certificate_that_was_issued_pushes(self) -> None:
@@ -210,7 +213,7 @@ class AppleIdTests(TestCase):
         if not client.room():
             await connected
         key = RegistrationKey("alice", MAIL_ACCOUNT, PHONE)
-        outcome = await client.send(Push(key, "0ec4b2ee-0000-4000-8000-0123456789ab"))
+        outcome = await client.send(Push(key, APNS_ID, pki.MAIL_TOPIC))
         self.assertEqual((outcome, apple.wrong), (Delivered(), []))
         [push] = apns.received
         self.assertIn(f"{push.client_serial:x}", apple.serials)

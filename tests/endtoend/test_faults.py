@@ -64,7 +64,12 @@ class Scene:
             (folder / part).mkdir(parents=True)
         self.faults = FaultsProcess(folder / "apns", authority)
         self.daemon = Daemon(
-            folder / "daemon", apns=self.faults.url, authority=authority, checkInterval=1, delay=1
+            folder / "daemon",
+            apns=self.faults.url,
+            authority=authority,
+            checkInterval=1,
+            delay=1,
+            pushInterval=0,
         )
         self.phones = [f"{number:064x}" for number in range(1, phones + 1)]
         self.faults.every_connection(*script)

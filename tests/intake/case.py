@@ -45,7 +45,7 @@ class RecordingHandler:
         self.held: list[Deferred[None]] | None = None
         """Where registrations wait to be stored; ``None``: they are stored at once."""
 
-    def topic(self) -> str:
+    def topic(self, user: str) -> str:
         if self.no_credential:
             raise Refused("there is no certificate yet", temporary=True)
         return TOPIC

@@ -658,7 +658,7 @@ def with_dovecot(packages: list[Path], folder: Path, run_folder: Path) -> None:
         check_configuration()
         configure(authority, apns.url)
         with CONFIG.open("a") as config:
-            config.write("delay: 1\ncheckInterval: 1\n")
+            config.write("delay: 1\ncheckInterval: 1\npushInterval: 0\n")
         check_push(server, apns, run_folder)
         check_abi(packages[1], folder)
         check_without_plugin(server)

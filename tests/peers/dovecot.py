@@ -56,21 +56,10 @@ log_path = {folder}/log
 listen = 127.0.0.1
 protocols = imap lmtp
 ssl = no
-disable_plaintext_auth = no
 default_internal_user = {user}
 default_internal_group = {group}
 default_login_user = {user}
 first_valid_uid = {uid}
-mail_home = {folder}/mail/%u
-mail_location = maildir:~/Maildir
-passdb {{
-  driver = static
-  args = password={password}
-}}
-userdb {{
-  driver = static
-  args = uid={uid} gid={gid} allow_all_users=yes
-}}
 namespace inbox {{
   inbox = yes
   separator = /
@@ -98,6 +87,20 @@ service anvil {{
 service stats {{
   chroot =
 }}
+"""
+
+_ONLY_2_3 = """\
+disable_plaintext_auth = no
+mail_home = {folder}/mail/%u
+mail_location = maildir:~/Maildir
+passdb {{
+  driver = static
+  args = password={password}
+}}
+userdb {{
+  driver = static
+  args = uid={uid} gid={gid} allow_all_users=yes
+}}
 protocol lmtp {{
   mail_plugins = $mail_plugins sieve
 }}
@@ -107,21 +110,13 @@ plugin {{
 }}
 """
 
-
-_CONFIGURATION_2_4 = """\
+_VERSION_2_4 = """\
 dovecot_config_version = 2.4.1
 dovecot_storage_version = 2.4.1
-base_dir = {folder}/run
-state_dir = {folder}/state
-log_path = {folder}/log
-listen = 127.0.0.1
-protocols = imap lmtp
-ssl = no
+"""
+
+_ONLY_2_4 = """\
 auth_allow_cleartext = yes
-default_internal_user = {user}
-default_internal_group = {group}
-default_login_user = {user}
-first_valid_uid = {uid}
 mail_home = {folder}/mail/%{{user}}
 mail_driver = maildir
 mail_path = ~/Maildir
@@ -134,33 +129,6 @@ userdb static {{
     uid = {uid}
     gid = {gid}
   }}
-}}
-namespace inbox {{
-  inbox = yes
-  separator = /
-}}
-service imap-login {{
-  chroot =
-  inet_listener imap {{
-    port = {imap_port}
-  }}
-  inet_listener imaps {{
-    port = 0
-  }}
-}}
-service lmtp {{
-  unix_listener lmtp {{
-    mode = 0
-  }}
-  inet_listener lmtp {{
-    port = {lmtp_port}
-  }}
-}}
-service anvil {{
-  chroot =
-}}
-service stats {{
-  chroot =
 }}
 protocol lmtp {{
   mail_plugins {{
@@ -231,7 +199,7 @@ class Dovecot(ImapServer):
 
     def _start(self) -> None:
         self.imap_port, self.lmtp_port = free_port(), free_port()
-        usual = _CONFIGURATION_2_4 if is_2_4() else _CONFIGURATION
+        usual = _CONFIGURATION + (_ONLY_2_4 if is_2_4() else _ONLY_2_3)
         usual = usual.format(
             folder=self.folder,
             user=self.user,
@@ -244,7 +212,7 @@ class Dovecot(ImapServer):
         )
         settings = self._settings.replace("{folder}", str(self.folder))
         # 2.4 wants its version first; for 2.3, $mail_plugins means what was said of it before.
-        configuration = usual + settings if is_2_4() else settings + usual
+        configuration = (_VERSION_2_4 if is_2_4() else "") + settings + usual
         (self.folder / "dovecot.conf").write_text(configuration)
         (self.folder / "filing.sieve").write_text(_FILING)
         (self.folder / "mail").mkdir()

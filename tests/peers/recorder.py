@@ -46,12 +46,16 @@ class Recorder:
     """Listens on a free port of 127.0.0.1 until `stop`.
 
     :param status: the answer to every request; ``None`` is never to answer.
+    :param seconds: how long it takes to answer.
     :param keeps: ``False`` closes a connection after the second request was read on it, without
         an answer to that: what a client sees when it writes while the server closes.
     """
 
-    def __init__(self, status: str | None = "204 No Content", *, keeps: bool = True) -> None:
+    def __init__(
+        self, status: str | None = "204 No Content", *, seconds: float = 0.0, keeps: bool = True
+    ) -> None:
         self._status = status
+        self._seconds = seconds
         self._keeps = keeps
         self._requests: list[Request] = []
         self._connections: list[socket.socket] = []
@@ -99,6 +103,7 @@ class Recorder:
                     connection.shutdown(socket.SHUT_RDWR)
                     return
                 if self._status is not None:
+                    time.sleep(self._seconds)
                     connection.sendall(
                         f"HTTP/1.1 {self._status}\r\nContent-Length: 0\r\n\r\n".encode()
                     )

@@ -11,6 +11,7 @@ from twisted.logger import ILogObserver, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.fakes import MemoryRegistry
+from tests.push.test_dispatcher import one_route
 from xaps.intake.answers import Responder
 from xaps.intake.dialect import Request
 from xaps.intake.messages import RegisterRequest
@@ -50,11 +51,11 @@ class DayTests(SynchronousTestCase):
         dispatcher = Dispatcher(
             self.clock,
             MemoryRegistry(page=PHONES),
-            self.apns,
+            one_route(self.apns),
             wall=self.wall,
-            topic=lambda: "com.apple.mail.XServer.x",
             delay=30,
             check_interval=20,
+            push_interval=60,
         )
         self.successResultOf(dispatcher.start())
         self.dispatcher = dispatcher

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
+from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock, deferLater
@@ -16,6 +17,8 @@ from tests.registry.contract import everything
 from xaps.mailboxes import digest
 from xaps.model import (
     REGISTRATION_LIFETIME,
+    CertificateCredential,
+    Credential,
     Delivered,
     Gone,
     Misconfigured,
@@ -29,7 +32,8 @@ from xaps.model import (
     RetryAfter,
     WaitingFlag,
 )
-from xaps.push.dispatcher import RENEWAL, SLICE, Dispatcher
+from xaps.push.dispatcher import SLICE, Dispatcher
+from xaps.push.expiry import RENEWAL
 from xaps.push.flags import LIFETIME, SAVE_SLICE
 from xaps.push.holds import (
     FIRST_SUSPENSION,
@@ -37,8 +41,10 @@ from xaps.push.holds import (
     PROBE_AFTER,
     REPROBE_AFTER,
     WINDOW,
+    Hold,
     Reason,
 )
+from xaps.push.routes import Route, Routes, Sender
 from xaps.push.saving import PATIENCE as SAVE_PATIENCE
 
 NOW = 1_800_000_000.0
@@ -48,7 +54,13 @@ DAY = 24 * 3600.0
 BAD = Rejected("BadDeviceToken", until_registered=True)
 OTHER_TOPIC = Rejected("DeviceTokenNotForTopic", until_registered=True)
 TOKEN = "aa" * 32
-LOGGERS = ("xaps.push.dispatcher.Dispatcher", "xaps.push.saving.FlagSaver")
+TOPIC = "com.apple.mail.XServer.x"
+LOGGERS = (
+    "xaps.push.dispatcher.Dispatcher",
+    "xaps.push.expiry.Expiry",
+    "xaps.push.holds.Holds",
+    "xaps.push.saving.FlagSaver",
+)
 
 
 class FakeSender:
@@ -85,7 +97,20 @@ class FakeSender:
         return len(self._open)
 
 
+def credential(topic: str = TOPIC, *others: str) -> Credential:
+    return CertificateCredential(topic, f"{topic}.pem", 0.0, 2e9, (b"",), b"", (topic, *others))
+
+
+def one_route(sender: Sender, topic: str = TOPIC) -> Routes:
+    """The usual: a single credential, for everybody."""
+    route = Route("", frozenset(), sender, lambda: "there is no push credential")
+    route.credential = credential(topic)
+    return Routes([route])
+
+
 class DispatcherTestCase(SynchronousTestCase):
+    push_interval = 0.0
+
     def setUp(self) -> None:
         self.clock = Clock()
         self.clock.advance(UPTIME)
@@ -107,20 +132,30 @@ class DispatcherTestCase(SynchronousTestCase):
 
     def started(self) -> Dispatcher:
         ids = itertools.count(1)
+        self.routes = self.make_routes()
         dispatcher = Dispatcher(
             self.clock,
             self.registry,
-            self.sender,
+            self.routes,
             wall=self.wall,
-            topic=lambda: "com.apple.mail.XServer.x",
             delay=30,
             check_interval=0,
+            push_interval=self.push_interval,
             new_id=lambda: f"id-{next(ids)}",
             jitter=lambda: 1.0,
             on_outcome=lambda *record: self.outcomes.append(record),
         )
         self.successResultOf(dispatcher.start())
         return dispatcher
+
+    def make_routes(self) -> Routes:
+        return one_route(self.sender)
+
+    def use_another_credential(self, topic: str = TOPIC, number: int = 0) -> None:
+        """As the daemon does it."""
+        route = list(self.routes)[number]
+        route.credential = credential(topic)
+        self.dispatcher.credential_changed(route)
 
     def stop(self) -> Deferred[None]:
         """As the daemon does it."""
@@ -158,10 +193,14 @@ class DispatcherTestCase(SynchronousTestCase):
     def held_for(self) -> Reason | None:
         """Why all pushes are held back."""
         general = self.dispatcher.holds.general
-        return None if general is None else general.reason
+        return general[0].reason if general else None
+
+    def why_held(self, key: RegistrationKey, now: float, topic: str | None = None) -> Hold | None:
+        """What holds back a push to this phone."""
+        return self.dispatcher.holds.on(Registration(key, (), now, topic=topic), now)
 
     def next_due(self) -> float:
-        flag = self.dispatcher.flags.first(self.clock.seconds())
+        flag = self.dispatcher.flags.first(self.dispatcher.flags.lanes()[0], self.clock.seconds())
         assert flag is not None
         return flag.due
 
@@ -486,7 +525,7 @@ class OutcomeTests(DispatcherTestCase):
             self.sender.answer(outcome)
             self.turn(36_000)
             self.assertEqual(len(self.sender.pushes), before)
-            self.assertIsNone(self.dispatcher.holds.on(self.key, 0.0))
+            self.assertIsNone(self.why_held(self.key, 0.0))
 
     def test_a_sender_that_raises_loses_no_push_and_does_not_block_the_stop(self) -> None:
         self.sender.broken = True
@@ -504,7 +543,7 @@ class OutcomeTests(DispatcherTestCase):
             self.notify()
             self.turn()
             before = len(self.sender.pushes)
-            self.dispatcher.credential_changed()
+            self.use_another_credential()
             self.sender.answer(blame)
             self.turn()
             self.assertEqual(len(self.sender.pushes), before + 1)
@@ -534,9 +573,8 @@ class RefusedConfigurationTests(DispatcherTestCase):
         self.turn(PROBE_AFTER - 1)
         self.assertEqual(len(self.sender.pushes), 3)
         self.assertEqual(len(self.dispatcher.flags), 3)
-        general = self.dispatcher.holds.general
-        assert general is not None
-        self.assertEqual(general.text, "APNs refuses every push: BadTopic")
+        (general,) = self.dispatcher.holds.general
+        self.assertEqual(general.text, f"APNs refuses every push for {TOPIC}: BadTopic")
         self.assertEqual(general.until, self.clock.seconds() + 1)
 
     def test_it_is_logged_at_critical_once_and_then_every_hour(self) -> None:
@@ -547,7 +585,7 @@ class RefusedConfigurationTests(DispatcherTestCase):
         self.assertEqual(self.levels().count(LogLevel.critical), 2)
 
     def test_it_is_logged_again_at_once_when_it_was_over_meanwhile(self) -> None:
-        self.dispatcher.credential_changed()
+        self.use_another_credential()
         self.turn()
         self.sender.answer(Misconfigured("BadTopic"))
         self.assertEqual(self.levels().count(LogLevel.critical), 2)
@@ -570,7 +608,7 @@ class RefusedConfigurationTests(DispatcherTestCase):
         self.assertIsNone(self.held_for())
 
     def test_a_new_credential_is_tried_at_once(self) -> None:
-        self.dispatcher.credential_changed()
+        self.use_another_credential()
         self.turn()
         self.assertEqual(len(self.sender.pushes), 6)
 
@@ -584,7 +622,7 @@ class RefusedConfigurationTests(DispatcherTestCase):
         self.assertIsNone(self.held_for())
 
     def test_a_probe_waits_for_a_push_that_is_due_later(self) -> None:
-        self.dispatcher.credential_changed()
+        self.use_another_credential()
         self.turn()
         for outcome in (RetryAfter("TooManyRequests", 1000), Rejected("x"), Rejected("x")):
             self.sender.answer(outcome)
@@ -650,13 +688,13 @@ class SuspensionTests(DispatcherTestCase):
     def test_one_answer_tells_why_and_until_when(self) -> None:
         self.sender.answer(BAD)
         now = self.clock.seconds()
-        hold = self.dispatcher.holds.on(self.key, now)
+        hold = self.why_held(self.key, now)
         assert hold is not None
         self.assertEqual(
             (hold.reason, hold.text, hold.until),
             (Reason.SUSPENDED, "APNs says BadDeviceToken", now + FIRST_SUSPENSION),
         )
-        self.assertIsNone(self.dispatcher.holds.on(self.key, now + FIRST_SUSPENSION))
+        self.assertIsNone(self.why_held(self.key, now + FIRST_SUSPENSION))
 
     def test_it_is_told_once_a_minute_for_each_reason(self) -> None:
         self.sender.answer(BAD)
@@ -707,7 +745,7 @@ class SuspensionTests(DispatcherTestCase):
     def test_nothing_is_remembered_of_a_phone_that_is_forgotten(self) -> None:
         self.sender.answer(BAD)
         self.successResultOf(self.dispatcher.forget(self.key))
-        self.assertIsNone(self.dispatcher.holds.on(self.key, self.clock.seconds()))
+        self.assertIsNone(self.why_held(self.key, self.clock.seconds()))
 
     def test_a_new_registration_frees_it_at_once(self) -> None:
         self.sender.answer(BAD)
@@ -733,7 +771,7 @@ class SuspensionTests(DispatcherTestCase):
     def test_another_credential_frees_it_at_once(self) -> None:
         for refusal in (BAD, OTHER_TOPIC):
             self.sender.answer(refusal)
-            self.dispatcher.credential_changed()
+            self.use_another_credential()
             self.turn()
             self.assertEqual(self.sender.in_flight, 1)
 
@@ -821,7 +859,7 @@ class BadTokensTests(TokensTestCase):
         self.assertEqual(self.sender.in_flight, 2)
         (critical,) = [text for level, text in self.logged if level is LogLevel.critical]
         self.assertIn("APNs calls most device tokens bad: either apnsServer names", critical)
-        self.assertIn("Nothing is lost, their pushes wait", critical)
+        self.assertIn("Nothing is lost, these pushes wait", critical)
 
     def test_it_is_told_every_hour_while_it_lasts_once_when_it_is_over_and_again_at_once(
         self,
@@ -837,7 +875,7 @@ class BadTokensTests(TokensTestCase):
         self.answer_all(Delivered())
         self.assertEqual(
             [text for level, text in self.logged if level is LogLevel.info][len(phones) :],
-            ["APNs takes pushes again"],
+            [f"APNs takes pushes again for {TOPIC}"],
         )
         self.push(*phones)
         self.answer_all(BAD)
@@ -931,7 +969,7 @@ class BadTokensTests(TokensTestCase):
     def test_another_credential_ends_it_at_once(self) -> None:
         self.push(*self.phones(3))
         self.answer_all(BAD)
-        self.dispatcher.credential_changed()
+        self.use_another_credential()
         self.turn()
         self.assertEqual(self.sender.in_flight, 3)
 
@@ -992,7 +1030,7 @@ class BadTokensTests(TokensTestCase):
         bad = self.phones(3)
         self.push(*bad[:2])
         self.answer_all(BAD)
-        self.dispatcher.credential_changed()
+        self.use_another_credential()
         self.turn()
         for _ in bad[:2]:
             self.sender.answer(RetryAfter("connection lost", 60))
@@ -1253,10 +1291,13 @@ class DiskTests(DispatcherTestCase):
 
         class Registry(MemoryRegistry):
             def save_flags(
-                self, changed: Iterable[WaitingFlag], cleared: Iterable[RegistrationKey]
+                self,
+                changed: Iterable[WaitingFlag],
+                cleared: Iterable[RegistrationKey],
+                *past: Any,
             ) -> Deferred[None]:
                 saves.append(len(list(changed)))
-                return super().save_flags(changed, cleared)
+                return super().save_flags(changed, cleared, *past)
 
         self.registry = Registry()
         self.dispatcher = self.started()

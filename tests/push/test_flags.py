@@ -23,6 +23,9 @@ from xaps.push.flags import LIFETIME, MAX_NAMED, SAVE_AFTER, Flag, Flags
 START = 1_000.0
 
 
+LANE = "com.apple.mail.x"
+
+
 def registration(user: str = "alice", *mailboxes: str) -> Registration:
     key = RegistrationKey(user, "ACCOUNT", "aa" * 32)
     names = mailboxes or ("INBOX", "Notes")
@@ -35,18 +38,23 @@ def addressee(user: str = "alice", name: str | None = "INBOX") -> Addressee:
 
 def table(delay: float = 30.0, check_interval: float = 0.0) -> Flags:
     ids = itertools.count(1)
-    return Flags(delay=delay, check_interval=check_interval, new_id=lambda: f"id-{next(ids)}")
+    return Flags(
+        delay=delay,
+        check_interval=check_interval,
+        new_id=lambda: f"id-{next(ids)}",
+        lane=lambda user, topic: topic or LANE,
+    )
 
 
 def due(flags: Flags) -> float:
     """When there is something to push."""
-    flag = flags.first(START)
+    flag = flags.first(LANE, START)
     return math.inf if flag is None else flag.due
 
 
 def first_due(flags: Flags, now: float) -> Flag | None:
     """What has been due for longest."""
-    flag = flags.first(now)
+    flag = flags.first(LANE, now)
     return flag if flag is not None and flag.due <= now else None
 
 
@@ -231,7 +239,7 @@ class DueTests(SynchronousTestCase):
             self.notice(at, mailbox="Notes")
             self.notice(at, new_mail=True)
             self.table.answered(self.take(at), START + at)
-        self.assertLess(len(self.table._heap), 100)
+        self.assertLess(len(self.table._heaps[LANE]), 100)
 
 
 class DiskTests(SynchronousTestCase):

@@ -14,8 +14,11 @@ from hypothesis.stateful import (
 from twisted.logger import Logger
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.push.test_routes import NoSender
 from xaps.model import Delivered, Gone, Outcome, RegistrationKey, Rejected, RetryAfter
-from xaps.push.holds import LEAST_GONE, Holds
+from xaps.push.calm import Calm
+from xaps.push.holds import LEAST_GONE, TopicHolds
+from xaps.push.routes import Route
 from xaps.system.complaints import Complaints
 
 BAD = Rejected("BadDeviceToken", until_registered=True)
@@ -39,6 +42,10 @@ PHONES = [
 ]
 
 
+TOPIC = "com.apple.mail.x"
+ROUTE = Route("", frozenset(), NoSender(), lambda: None)
+
+
 class HoldsMachine(RuleBasedStateMachine):
     """Any answers to phones, which were pushed if nothing held them back, as a dispatcher acts on
     them."""
@@ -47,7 +54,7 @@ class HoldsMachine(RuleBasedStateMachine):
         super().__init__()
         self.now = 1000.0
         self.log = Logger()
-        self.holds = Holds(lambda: 1, Complaints(self.log, lambda: self.now))
+        self.holds = TopicHolds(TOPIC, Complaints(self.log, lambda: self.now), Calm(0))
         self.under_way: list[tuple[RegistrationKey, bool]] = []
         self.bad: set[RegistrationKey] = set()  # of which APNs has said something bad
         self.users_refused: set[str] = set()
@@ -76,7 +83,7 @@ class HoldsMachine(RuleBasedStateMachine):
     @rule(key=st.sampled_from(PHONES))
     def push(self, key: RegistrationKey) -> None:
         if self.holds.on(key, self.now) is None and key not in dict(self.under_way):
-            self.under_way.append((key, self.holds.sent()))
+            self.under_way.append((key, self.holds.sent(ROUTE)))
 
     @rule()
     def probe(self) -> None:

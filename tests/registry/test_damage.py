@@ -47,6 +47,7 @@ DAMAGE: dict[str, dict[str, tuple[str, ...]]] = {
         "mailboxes": NOT_A_LIST,
         "confirmed": NOT_A_LIST,
         "registered_at": NO_TIME,
+        "topic": ("CAST(x'ff' AS TEXT)",),
     },
     "flags": {"mailboxes": NOT_A_LIST},
 }
@@ -56,6 +57,7 @@ LOOSE: dict[str, dict[str, tuple[str, ...]]] = {
         "confirmed": ("NULL",),
         "registered_at": ("NULL", "'soon'", "x'00'"),
         "user": ("x'616c696365'",),
+        "topic": ("x'78'",),
     },
     "flags": {"mailboxes": ("NULL",)},
 }

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
+
+import attrs
 
 from xaps.admin.running import daemon_pid, listens
 from xaps.admin.sandbox import UNIT, Sandbox, ask
 from xaps.apns.tls import trust_root
 from xaps.config.reading import Config, careless_secrets
-from xaps.config.table import KEYS
+from xaps.config.table import KEYS, keys_of
 from xaps.credentials.certificate import utc_text
-from xaps.credentials.loading import SET_ONE, LoadResult, Source, password_file
-from xaps.credentials.sources import source_from_config
+from xaps.credentials.loading import SET_ONE, LoadResult, password_file
+from xaps.credentials.sources import Configured, sources_from_config
 from xaps.intake.cyrus.conf import ImapdConfError, other_topic, read_imapd_conf
 from xaps.listen.ports import cannot_listen, usable
 from xaps.listen.tls import TLSError, server_options
@@ -58,9 +60,9 @@ def check(
     :param path: the configuration file, to be named.
     :param strict: whether a warning is something wrong.
     """
-    source = source_from_config(config)
-    finding = None if source is None else source.load(time.time())
-    found = [*_credential(config, source, finding), *_cyrus(config, finding)]
+    entries = sources_from_config(config)
+    findings = [None if each.source is None else each.source.load(time.time()) for each in entries]
+    found = [*_credentials(config, entries, findings), *_cyrus(config, findings)]
     checks = (_tls, _trust_roots, _addresses, _groups, _database, _sockets)
     found += [text for each in checks for text in each(config)]
     found += _sandbox(config, ask_systemd())
@@ -83,30 +85,47 @@ def check(
     return bool(problems or (strict and warnings))
 
 
-def _credential(config: Config, source: Source | None, finding: LoadResult | None) -> Iterator[str]:
-    if source is None or finding is None:
-        yield f"no push credential is configured: {SET_ONE}"
-        return
-    yield from map(_warning, finding.warnings)
+def _credentials(
+    config: Config, entries: Sequence[Configured], findings: Sequence[LoadResult | None]
+) -> Iterator[str]:
     files = {str(file): key for key, file in _files(config)}
-    for error in finding.errors:
-        # The error names the file.
-        yield f"{files.get(error.file, source.name.partition(' ')[0])}: {error}"
-    credential = finding.credential
-    if credential is not None:
-        yield Remark(f"Topic: {credential.topic}")
-        if isinstance(credential, CertificateCredential):
-            yield Remark(f"Certificate valid until {utc_text(credential.not_after)}")
+    for entry, finding in zip(entries, findings, strict=True):
+        if entry.source is None or finding is None:
+            yield f"no push credential is configured: {SET_ONE}"
+            continue
+        start = f"{entry.name}: " if len(entries) > 1 else ""
+        yield from (_warning(f"{start}{warning}") for warning in finding.warnings)
+        for error in finding.errors:
+            # The error names the file.
+            key = files.get(error.file, entry.source.name.partition(" ")[0])
+            yield f"{start}{key}: {error}"
+        credential = finding.credential
+        if credential is not None:
+            yield Remark(f"{start}Topic: {credential.topic}")
+            if isinstance(credential, CertificateCredential):
+                yield Remark(f"{start}Certificate valid until {utc_text(credential.not_after)}")
+    if all(entry.domains for entry in entries):
+        yield _warning(
+            "credentials: every entry has domains, so phones of users of other domains, or of "
+            "none, cannot register"
+        )
 
 
 def _files(config: Config) -> Iterator[tuple[str, Path]]:
     """The keys that name files to read, and these."""
-    for key in KEYS.values():
-        value = getattr(config.cyrus if key.name.startswith("cyrus.") else config, key.attribute)
+    for prefix, settings in (("", config), ("cyrus.", config.cyrus)):
+        yield from _paths(prefix, settings)
+    for entry in config.credentials:
+        yield from _paths("", entry)
+        if (file := password_file(entry.certificate_password)) is not None:
+            yield "certificatePassword", file
+
+
+def _paths(prefix: str, settings: attrs.AttrsInstance) -> Iterator[tuple[str, Path]]:
+    for key in keys_of(type(settings)):
+        value = getattr(settings, key.attribute)
         if isinstance(value, Path) and key.name != "databaseFile":
-            yield key.name, value
-    if (file := password_file(config.certificate_password)) is not None:
-        yield "certificatePassword", file
+            yield prefix + key.name, value
 
 
 def _tls(config: Config) -> Iterator[str]:
@@ -202,8 +221,15 @@ def _database(config: Config) -> Iterator[str]:
             yield f"databaseFile: {file} belongs to another user: chown xapsd:xapsd {file}"
 
 
-def _cyrus(config: Config, finding: LoadResult | None) -> Iterator[str]:
-    if not config.cyrus_socket or config.cyrus.imapd_conf is None:
+def _cyrus(config: Config, findings: Sequence[LoadResult | None]) -> Iterator[str]:
+    if not config.cyrus_socket:
+        return
+    if config.cyrus.imapd_conf is None:
+        if len(config.credentials) > 1:
+            yield _warning(
+                "cyrusSocket: with several credentials xapsd must know which topic Cyrus gives "
+                "phones: set cyrus.imapdConf"
+            )
         return
     try:
         found = read_imapd_conf(config.cyrus.imapd_conf, config.cyrus_socket)
@@ -211,8 +237,8 @@ def _cyrus(config: Config, finding: LoadResult | None) -> Iterator[str]:
         yield f"cyrus.imapdConf: {error}"
     else:
         yield from map(_warning, found.problems)
-        credential = None if finding is None else finding.credential
-        if credential and (wrong := other_topic(found.aps_topic, credential.topic)):
+        ours = [each.credential for each in findings if each and each.credential]
+        if wrong := other_topic(found.aps_topic, ours):
             yield f"cyrus.imapdConf: {wrong}"
 
 

@@ -1,4 +1,4 @@
-"""What became of pushes, for people and metrics: how many, how fast, and each phone's last one.
+"""What became of pushes, for people and metrics: how many, and how fast.
 
 It is kept in memory alone, and told by the dispatcher on every answer: nothing here takes long.
 """
@@ -7,28 +7,17 @@ from __future__ import annotations
 
 import re
 from collections import Counter as Counts
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable
 
-import attrs
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
-from xaps.model import (
-    Delivered,
-    Gone,
-    Misconfigured,
-    Outcome,
-    RegistrationKey,
-    Rejected,
-    RetryAfter,
-)
+from xaps.model import NAMES, Delivered, Gone, Outcome, RegistrationKey, Rejected, reason_of
 from xaps.system.work import Work
 
-BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200, 86400)
+BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 90, 300, 1800, 7200, 86400)
 """Upper bounds in seconds, for how long pushes took. Events other than new mail wait for half a
-minute on purpose."""
-MAX_PHONES = 20_000
-"""Phones whose last push is remembered."""
+minute on purpose, and all of them for a phone that has just been pushed."""
 PUSHES_FAIL = 120.0
 """Seconds for which pushes have to fail, without one that succeeds, to be trouble."""
 SEVERAL = 2
@@ -36,33 +25,8 @@ SEVERAL = 2
 MAX_REASONS = 100
 """Different reasons that are counted by themselves."""
 
-NAMES: dict[type[Outcome], str] = {
-    Delivered: "delivered",
-    Gone: "gone",
-    RetryAfter: "retry",
-    Misconfigured: "misconfigured",
-    Rejected: "rejected",
-}
-"""What people and programs call the outcomes."""
-
 _WORD = re.compile(r"[A-Z][A-Za-z]{1,63}")
 _STATUS = re.compile(r"\bstatus \d{3}\b")
-
-
-@attrs.frozen
-class LastPush:
-    """The last answer about a phone."""
-
-    at: float
-    """By the reactor's clock."""
-    outcome: str
-    """One of `NAMES`."""
-    reason: str
-
-
-def reason_of(outcome: Outcome) -> str:
-    """Why, as it stands in the log; empty for a success."""
-    return "" if isinstance(outcome, Delivered) else outcome.reason
 
 
 def _short_reason(name: str, reason: str) -> str:
@@ -78,7 +42,6 @@ class PushLog:
     """Remembers what :meth:`record` is told.
 
     :param metrics: gets the counters.
-    :ivar last: the last answer about each phone, as far as it is remembered.
     :ivar work: how pushing fares.
     """
 
@@ -103,7 +66,6 @@ class PushLog:
         self._refused_to: set[str] = set()  # users, since the last success
         self._reasons: set[str] = set()
         self._minutes: deque[tuple[int, Counts[str]]] = deque()
-        self.last: OrderedDict[RegistrationKey, LastPush] = OrderedDict()
 
     def record(self, key: RegistrationKey, outcome: Outcome, seconds: float | None = None) -> None:
         """There was an answer.
@@ -120,10 +82,6 @@ class PushLog:
         self._answers.labels(name, short).inc()
         self._minute()[name] += 1
         self._judge(key.user, outcome)
-        self.last[key] = LastPush(self._seconds(), name, reason)
-        self.last.move_to_end(key)
-        if len(self.last) > MAX_PHONES:
-            self.last.popitem(last=False)
 
     def _judge(self, user: str, outcome: Outcome) -> None:
         if isinstance(outcome, Delivered):

@@ -6,7 +6,7 @@ What happens is counted where it happens; how things are is asked when a page is
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import attrs
@@ -103,8 +103,8 @@ class _CountingHandler:
     _registering: _Told
     _noticing: _Told
 
-    def topic(self) -> str:
-        return self._handler.topic()
+    def topic(self, user: str) -> str:
+        return self._handler.topic(user)
 
     def register(self, registration: Registration) -> Deferred[None]:
         self._registrations.inc()
@@ -133,7 +133,7 @@ class _Page(Collector):
             "Versions of the daemon and what it is built on",
             {"version": __version__, **versions},
         )
-        status, connection = self._status, self._status["connection"]
+        status = self._status
         text = "1 for each cause why all is not well"
         unhealthy = Gauge("xapsd_unhealthy", text, labels=["cause"])
         wrong = {trouble["cause"] for trouble in status["troubles"]}
@@ -144,27 +144,55 @@ class _Page(Collector):
             yield Gauge("xapsd_registrations", "Phones that are registered", phones)
         yield Gauge("xapsd_pushes_waiting", "Phones that are owed a push", status["waiting"])
         yield Gauge("xapsd_pushes_in_flight", "Pushes without an answer", status["in_flight"])
-        text = "1 while nothing is pushed because APNs refuses the configuration"
-        yield Gauge("xapsd_pushes_held", text, status["held"])
-        credential = status["credential"]
-        text = "1 while there is a credential to push with"
-        yield Gauge("xapsd_credential_usable", text, credential is not None)
-        if credential is not None and credential["not_after"] is not None:
-            text = "When the push certificate expires, in seconds since the epoch"
-            yield Gauge("xapsd_credential_expiry_timestamp_seconds", text, credential["not_after"])
-        text = "1 for the state that the connection to APNs is in"
-        states = Gauge("xapsd_apns_connection_state", text, labels=["state"])
-        for state in ConnectionState:
-            states.add_metric([state.value], state.value == connection["state"])
-        yield states
-        open_now, limit = connection["connections"], connection["stream_limit"]
-        yield Gauge("xapsd_apns_connections", "Open connections to APNs", open_now)
-        yield Gauge("xapsd_apns_stream_limit", "Pushes that APNs allows at a time", limit)
-        text = "Connections to APNs that were made after the first"
-        again = max(0, connection["connections_made"] - 1)
-        yield CounterMetricFamily("xapsd_apns_reconnections", text, again)
+        text = "Pushes that had to wait since their phone had just had one"
+        yield CounterMetricFamily("xapsd_pushes_held_for_calm", text, status["held_for_calm"])
+        yield from _of_credentials(status["credentials"])
         text = "How often the reactor was blocked for more than 50 ms"
         yield CounterMetricFamily("xapsd_reactor_stalls", text, status["reactor_stalls"])
         text = "How long it was blocked then, in all"
         seconds = status["reactor_stalled_seconds"]
         yield CounterMetricFamily("xapsd_reactor_stalled_seconds", text, seconds)
+
+
+def _of_credentials(entries: Sequence[Mapping[str, Any]]) -> Iterator[Metric]:
+    """How each of the credentials is, known by the label ``credential``."""
+    label = "credential"
+    usable = Gauge(
+        "xapsd_credential_usable", "1 while there is a credential to push with", labels=[label]
+    )
+    expiry = Gauge(
+        "xapsd_credential_expiry_timestamp_seconds",
+        "When the push certificate expires, in seconds since the epoch",
+        labels=[label],
+    )
+    waiting = Gauge(
+        "xapsd_credential_pushes_waiting", "Phones that are owed a push with it", labels=[label]
+    )
+    held = Gauge(
+        "xapsd_pushes_held", "1 while pushes wait because APNs refuses them all", labels=[label]
+    )
+    states = Gauge(
+        "xapsd_apns_connection_state",
+        "1 for the state that the connection to APNs is in",
+        labels=[label, "state"],
+    )
+    open_now = Gauge("xapsd_apns_connections", "Open connections to APNs", labels=[label])
+    limit = Gauge("xapsd_apns_stream_limit", "Pushes that APNs allows at a time", labels=[label])
+    again = CounterMetricFamily(
+        "xapsd_apns_reconnections",
+        "Connections to APNs that were made after the first",
+        labels=[label],
+    )
+    for entry in entries:
+        name, credential, connection = entry["name"], entry["credential"], entry["connection"]
+        usable.add_metric([name], credential is not None)
+        if credential is not None and credential["not_after"] is not None:
+            expiry.add_metric([name], credential["not_after"])
+        waiting.add_metric([name], entry["waiting"])
+        held.add_metric([name], entry["held"])
+        for state in ConnectionState:
+            states.add_metric([name, state.value], state.value == connection["state"])
+        open_now.add_metric([name], connection["connections"])
+        limit.add_metric([name], connection["stream_limit"])
+        again.add_metric([name], max(0, connection["connections_made"] - 1))
+    yield from (usable, expiry, waiting, held, states, open_now, limit, again)

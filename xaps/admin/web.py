@@ -1,7 +1,8 @@
 """The control socket and the metrics over HTTP, for ``xapsctl`` and Prometheus.
 
-``GET /status``, ``/devices?user=U&full=1``, ``/metrics``, ``/healthz``; ``POST /reload``; ``POST
-/forget`` and ``/push`` with a JSON object. Answers are JSON, an error is ``{"error": "one line"}``.
+``GET /status``, ``/explain?user=U``, ``/devices?user=U&full=1``, ``/metrics``, ``/healthz``; ``POST
+/reload``; ``POST /forget`` and ``/push`` with a JSON object. Answers are JSON, an error is
+``{"error": "one line"}``.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from twisted.web.server import NOT_DONE_YET, Request, Site
 from zope.interface import implementer
 
 from xaps.admin.control import Control
-from xaps.model import Refused
+from xaps.model import MAX_USER, NOT_TEXT, Refused
 from xaps.registry.interface import RegistryError
 from xaps.system.complaints import Complaints
 
@@ -53,6 +54,7 @@ def control_site(reactor: IReactorTime, control: Control) -> Site:
     site = _AdminSite(reactor, control, lambda _: True)
     for path, leaf in (
         (b"status", _Leaf(QUESTION, lambda _: control.status())),
+        (b"explain", _Leaf(QUESTION, partial(_explain, control))),
         (b"devices", _Leaf(QUESTION, partial(_devices, control))),
         (b"forget", _Leaf(ORDER, lambda request: control.forget(*_order(request, "token")))),
         (b"push", _Leaf(ORDER, lambda request: control.push(*_order(request, "mailbox")))),
@@ -260,15 +262,27 @@ def _order(request: Any, option: str) -> tuple[str, str | None]:
     return user, value
 
 
+def _user(request: Any) -> str | None:
+    """The user in the query; ``None``: there is none."""
+    (given, *_) = (request.args or {}).get(b"user", [None])
+    return None if given is None else given.decode("utf-8", "replace")
+
+
+def _explain(control: Control, request: Any) -> Any:
+    user = _user(request)
+    if not user or len(user) > MAX_USER or NOT_TEXT.search(user):
+        raise Refused('"user" is to be the name of a user')
+    return control.explain(user)
+
+
 async def _devices(control: Control, request: Any) -> AsyncIterator[bytes]:
     """A JSON array in parts."""
-    arguments = request.args or {}
-    (given, *_) = arguments.get(b"user", [None])
-    if given == b"":  # in a script: a variable that is not set
+    user = _user(request)
+    if user == "":  # in a script: a variable that is not set
         raise Refused('"user" is empty; leave it out to list all phones')
-    user = None if given is None else given.decode("utf-8", "replace")
+    full = (request.args or {}).get(b"full") == [b"1"]
     start = b"["
-    async for phones in control.devices(user, full_tokens=arguments.get(b"full") == [b"1"]):
+    async for phones in control.devices(user, full_tokens=full):
         yield start + ",\n".join(map(json.dumps, phones)).encode()
         start = b",\n"
     yield b"[]\n" if start == b"[" else b"]\n"

@@ -32,7 +32,7 @@ MOST_KEYS = 10
 
 
 class Client:
-    """Pushes for one credential at a time.
+    """Pushes with one credential at a time, for any topic that it covers.
 
     :param connect: makes an endpoint for a credential, as :func:`xaps.apns.tls.tls_endpoint`
         does; asked anew for each connection.
@@ -57,7 +57,7 @@ class Client:
         self._wall = wall
         self._authority = authority
         self._priority = priority
-        self._builder: RequestBuilder | None = None
+        self._builders: dict[str, RequestBuilder] = {}  # by topic
         self._tokens: TokenSource | None = None
         self._token_sources: dict[tuple[str, str, bytes], TokenSource] = {}
         self._connector = Connector(clock, authority, connect, random)
@@ -84,8 +84,7 @@ class Client:
             self._tokens = self._token_source(credential)
         elif credential is not None:
             self._tokens = None
-        if credential is not None:
-            self._builder = RequestBuilder(self._authority, credential.topic, self._priority)
+        self._builders.clear()
         self._connector.use(credential)
 
     def room(self) -> int:
@@ -101,13 +100,14 @@ class Client:
         connection = self._connector.ready()
         if connection is None or connection.room == 0:
             return succeed(RetryAfter("there is no connection to APNs", 0.0))
-        assert self._builder is not None
+        builder = self._builders.get(push.topic)
+        if builder is None:
+            builder = RequestBuilder(self._authority, push.topic, self._priority)
+            self._builders[push.topic] = builder
         now = self._wall()
         token = None if self._tokens is None else self._tokens.current(now)
         try:
-            headers = self._builder.headers(
-                push, now, None if token is None else token.authorization
-            )
+            headers = builder.headers(push, now, None if token is None else token.authorization)
             body = payload(push)
         except ValueError as reason:
             return succeed(Rejected(str(reason)))

@@ -59,12 +59,58 @@ class Cyrus:
 
 
 @attrs.frozen(kw_only=True)
+class CredentialSettings:
+    """One credential: an entry of ``credentials:``, or what stands in the file without that list.
+
+    The password is the password itself, or ``file:`` and an absolute path.
+    """
+
+    certificate_file_p12: Path | None = kinds.OPTIONAL_PATH.key(
+        "Push certificate and key in a PKCS#12 file. Paths may start from this file's folder.",
+        section="The credential for Apple's push service: one of P12, PEM, P8 or an Apple ID",
+    )
+    certificate_file_pem: Path | None = kinds.OPTIONAL_PATH.key(
+        "Push certificate in a PEM file, alone or with its key."
+    )
+    certificate_file_pem_key: Path | None = kinds.OPTIONAL_PATH.key(
+        "The private key of certificateFilePem, if it is in a file of its own."
+    )
+    certificate_password: str | None = kinds.PASSWORD.key(
+        "The password of the PKCS#12 file or of the key; file:PATH reads it from a file."
+    )
+    key_file_p8: Path | None = kinds.OPTIONAL_PATH.key(
+        "A token key from the developer portal (.p8)."
+    )
+    key_file_topic: str | None = kinds.TOPIC.key(
+        "The topic to push with keyFileP8, com.apple.mobilemail.push.org.example or the like."
+    )
+    key_file_key_id: str | None = kinds.TEXT.key("The id of keyFileP8, 10 letters and digits.")
+    key_file_team_id: str | None = kinds.TEXT.key(
+        "The id of your developer team, 10 letters and digits."
+    )
+    apple_id: str | None = kinds.TEXT.key(
+        "The Apple ID to ask Apple's certificate service with. Apple refuses new ones since 2024."
+    )
+    apple_id_hashed_password: str | None = kinds.PASSWORD_HASH.key(
+        "The SHA-256 of its password, as xapsd -pass prints it."
+    )
+    server_identity: Path | None = kinds.OPTIONAL_PATH.key(
+        "Key and certificates of your macOS Server, which sign what is sent to that service."
+    )
+    domains: tuple[str, ...] = kinds.DOMAINS.key(
+        "The entry is for users whose names end with @ and one of these domains. Without any it is "
+        "for all users that no other entry is for. Of several entries with the same domains phones "
+        "are given the topic of the first, and the others push to phones that registered before."
+    )
+
+
+@attrs.frozen(kw_only=True)
 class Config:
     """All settings.
 
     Paths are absolute. An address to listen on is without brackets, a socket is a path; each is
-    ``systemd:...`` for a socket that systemd opens, and empty for none. ``certificate_password``
-    is the password itself, or ``file:`` and an absolute path.
+    ``systemd:...`` for a socket that systemd opens, and empty for none. There is always an entry
+    in ``credentials``; one that names nothing, where the file names no credential.
     """
 
     loglevel: str = kinds.choice(
@@ -149,6 +195,12 @@ class Config:
         "Seconds that anything but new mail waits, so that a change of many messages is one push.",
         default="30",
     )
+    push_interval: float = kinds.seconds(zero=True).key(
+        "Seconds between two pushes to a phone while mail keeps coming for it, at the most. The "
+        "first goes out at once; then the phone is left in peace, for 2 seconds at first, doubling "
+        "up to this. What comes meanwhile is one push at the end. 0: each at once.",
+        default="60",
+    )
     folder_push: bool = kinds.FLAG.key(
         "Push folders other than INBOX too. With no, phones are told about INBOX alone.",
         default="yes",
@@ -157,40 +209,10 @@ class Config:
         "The apns-priority of pushes: 1, 5 or 10. Empty: leave it to Apple."
     )
 
-    certificate_file_p12: Path | None = kinds.OPTIONAL_PATH.key(
-        "Push certificate and key in a PKCS#12 file. Paths may start from this file's folder.",
-        section="The credential for Apple's push service: one of P12, PEM, P8 or an Apple ID",
-    )
-    certificate_file_pem: Path | None = kinds.OPTIONAL_PATH.key(
-        "Push certificate in a PEM file, alone or with its key."
-    )
-    certificate_file_pem_key: Path | None = kinds.OPTIONAL_PATH.key(
-        "The private key of certificateFilePem, if it is in a file of its own."
-    )
-    certificate_password: str | None = kinds.PASSWORD.key(
-        "The password of the PKCS#12 file or of the key; file:PATH reads it from a file."
-    )
-    key_file_p8: Path | None = kinds.OPTIONAL_PATH.key(
-        "A token key from the developer portal (.p8)."
-    )
-    key_file_topic: str | None = kinds.TOPIC.key(
-        "The topic to push with keyFileP8, com.apple.mobilemail.push.org.example or the like."
-    )
-    key_file_key_id: str | None = kinds.TEXT.key("The id of keyFileP8, 10 letters and digits.")
-    key_file_team_id: str | None = kinds.TEXT.key(
-        "The id of your developer team, 10 letters and digits."
-    )
-    apple_id: str | None = kinds.TEXT.key(
-        "The Apple ID to ask Apple's certificate service with. Apple refuses new ones since 2024."
-    )
-    apple_id_hashed_password: str | None = kinds.PASSWORD_HASH.key(
-        "The SHA-256 of its password, as xapsd -pass prints it."
-    )
-    server_identity: Path | None = kinds.OPTIONAL_PATH.key(
-        "Key and certificates of your macOS Server, which sign what is sent to that service."
-    )
+    credentials: tuple[CredentialSettings, ...] = (CredentialSettings(),)
     certificate_service: str = kinds.URL.key(
-        "The address of that service.", default="https://identity.apple.com/pushcert/caservice"
+        "The address of Apple's certificate service.",
+        default="https://identity.apple.com/pushcert/caservice",
     )
 
     apns_server: HostPort = kinds.SERVER.key(
@@ -220,20 +242,34 @@ class Config:
     )
 
     written: frozenset[str] = attrs.field(default=frozenset(), eq=False, repr=False)
-    """The fields above that the file has a value for; the others have their defaults."""
+    """The fields above but `credentials` and `cyrus` that the file has a value for."""
 
 
-def _keys(settings: type[Config | Cyrus], prefix: str = "") -> Iterator[Key]:
-    for field in attrs.fields(settings):
+def keys_of(settings: type[attrs.AttrsInstance]) -> list[Key]:
+    """The keys of a class of settings, in its order, by their names without what holds them."""
+    return [_key(field) for field in attrs.fields(settings) if "key" in field.metadata]
+
+
+def _key(field: attrs.Attribute[Any]) -> Key:
+    first, *others = field.name.split("_")
+    name = field.metadata["name"] or first + "".join(map(str.capitalize, others))
+    return Key(name, field.name, *field.metadata["key"])
+
+
+def _all_keys() -> Iterator[Key]:
+    for field in attrs.fields(Config):
         if field.name == "cyrus":
-            yield from _keys(Cyrus, "cyrus.")
+            for key in keys_of(Cyrus):
+                yield attrs.evolve(key, name=f"cyrus.{key.name}")
+        elif field.name == "credentials":
+            *alone, domains = keys_of(CredentialSettings)
+            yield from alone
+            yield attrs.evolve(domains, name=f"credentials.{domains.name}")
         elif "key" in field.metadata:
-            first, *others = field.name.split("_")
-            name = field.metadata["name"] or first + "".join(map(str.capitalize, others))
-            yield Key(prefix + name, field.name, *field.metadata["key"])
+            yield _key(field)
 
 
-KEYS = {key.name: key for key in _keys(Config)}
+KEYS = {key.name: key for key in _all_keys()}
 """Every setting by its documented name, in the order of the sample file."""
 
 
@@ -243,6 +279,16 @@ _HEAD = """\
 # Every setting stands here with its default: to change one, remove the # before it.
 # Check what you have written with:  xapsd --check"""
 
+_BLOCKS = {
+    "cyrus": "How Cyrus names its mailboxes, as in its imapd.conf.",
+    "credentials": "Several credentials, in place of the keys of one above: the entries of this "
+    "list have these keys, and domains. For example:",
+}
+"""What holds other keys, and what the sample says of it."""
+
+_EXAMPLES = {"credentials.domains": "- domains: [example.org]\n  certificateFilePem: example.pem"}
+"""What the sample has for a key that has no default to be shown."""
+
 
 def sample() -> str:
     """The text of a documented ``xapsd.yaml`` with every setting, commented out, at its default."""
@@ -250,14 +296,18 @@ def sample() -> str:
     for key in KEYS.values():
         if key.section:
             blocks.append(f"## {key.section}")
-        name = key.name.removeprefix("cyrus.")
+        block, _, name = key.name.rpartition(".")
         quoted = not re.fullmatch(r"([\w/][\w/.: -]*)?", key.default)
         setting = f"{name}: '{key.default}'" if quoted else f"{name}: {key.default}".rstrip()
-        lines = [f"# {line}" for line in textwrap.wrap(key.help, 76, break_on_hyphens=False)]
-        if name == key.name:
-            blocks.append("\n".join([*lines, f"#{setting}"]))
+        if not block:
+            blocks.append(f"{_comment(key.help)}\n#{setting}")
             continue
-        if "#cyrus:" not in blocks[-1]:
-            blocks.append("# How Cyrus names its mailboxes, as in its imapd.conf.\n#cyrus:")
-        blocks[-1] += "".join(f"\n#  {line}" for line in [*lines, setting])
+        if f"#{block}:" not in blocks[-1]:
+            blocks.append(f"{_comment(_BLOCKS[block])}\n#{block}:")
+        below = f"{_comment(key.help)}\n{_EXAMPLES.get(key.name, setting)}"
+        blocks[-1] += "\n" + textwrap.indent(below, "#  ")
     return "\n\n".join(blocks) + "\n"
+
+
+def _comment(text: str) -> str:
+    return textwrap.indent(textwrap.fill(text, 76, break_on_hyphens=False), "# ")

@@ -178,6 +178,7 @@ class CertificateInfo:
             not_after=self.not_after,
             chain_pem=self.chain_pem,
             key_pem=key_pem(self.key),
+            topics=tuple(filter(is_mail_topic, self.allowed_topics or ())),
         )
 
 

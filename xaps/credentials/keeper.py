@@ -14,7 +14,7 @@ from twisted.logger import Logger, LogLevel
 
 from xaps.credentials.certificate import CredentialError, ascii_line, utc_text
 from xaps.credentials.loading import SET_ONE, LoadResult, Run, Source
-from xaps.model import DAY, CertificateCredential, Credential
+from xaps.model import DAY, CertificateCredential, Credential, covers
 from xaps.system.complaints import Complaints
 
 INTERVAL = 60.0
@@ -26,7 +26,7 @@ LOOK_TIMEOUT = 25.0
 WARN_DAYS = (1, 3, 7, 14, 30)
 """The days before expiry on which the log warns, the last first."""
 
-_NO_CREDENTIAL = "No mail can be pushed: {reason}"
+_NO_CREDENTIAL = "{of}No mail can be pushed: {reason}"
 
 
 class CredentialKeeper:
@@ -41,6 +41,7 @@ class CredentialKeeper:
     :param wall: the time of day, which decides what is valid and when to warn.
     :param run: runs a function that reads files elsewhere, so that a slow disk does not hold up
         the reactor; by default right here.
+    :param name: what the log calls it, where there are several.
     :ivar credential: the one in use.
     :ivar problem: why there is none: a few words of ASCII; ``None`` when there is one.
     :ivar remedy: what the administrator can do about that; may be empty.
@@ -56,8 +57,10 @@ class CredentialKeeper:
         *,
         wall: Callable[[], float],
         run: Run = maybeDeferred,
+        name: str = "",
     ) -> None:
         self._clock = clock
+        self._of = f"{name}: " if name else ""
         self._source = source
         self._on_change = on_change
         self._wall = wall
@@ -157,7 +160,7 @@ class CredentialKeeper:
             if await self._renewing:
                 await self._look(patient=False)
         except CredentialError as error:
-            self._tell_daily("{error}", kind=str(error), error=error)
+            self._tell_daily("{of}{error}", kind=str(error), error=error)
         except Exception:
             self._tell_failure()
         finally:
@@ -165,7 +168,7 @@ class CredentialKeeper:
 
     def _tell_failure(self) -> None:
         if not self._stopped:
-            self._log.failure("Cannot look after the push credential")
+            self._log.failure("{of}Cannot look after the push credential", of=self._of)
 
     def _take(self, result: LoadResult, patient: bool) -> None:
         """Draw the conclusions from a look at the source.
@@ -197,7 +200,7 @@ class CredentialKeeper:
         elif not half_written:
             self._tell_warnings(result.warnings)
             self._tell_daily(
-                "Refused: {error}. The credential from {source} stays in use",
+                "{of}Refused: {error}. The credential from {source} stays in use",
                 kind=str(error),
                 error=error,
                 source=self.credential.source,
@@ -213,26 +216,29 @@ class CredentialKeeper:
         else:
             what = f"Token key {credential.key_id} of team {credential.team_id}"
         self._log.info(
-            "{what}: topic {topic}, from {source}",
+            "{of}{what}: topic {topic}, from {source}",
+            of=self._of,
             what=what,
             topic=credential.topic,
             source=credential.source,
         )
-        if self._last_topic not in (None, credential.topic):
+        if self._last_topic is not None and not covers(credential, self._last_topic):
             self._log.warn(
-                "The topic has changed from {old} to {new}: phones register again within a day,"
-                " and until then Apple answers DeviceTokenNotForTopic for them",
+                "{of}The topic has changed from {old} to {new}: until they register again, within a"
+                " day, pushes to phones that registered for the old one wait, unless another entry"
+                " of credentials: is for it",
+                of=self._of,
                 old=self._last_topic,
                 new=credential.topic,
             )
         self._last_topic = credential.topic
 
     def _tell_daily(self, text: str, kind: str, **fields: object) -> None:
-        self._complaints.tell(LogLevel.warn, text, kind=kind, every=DAY, **fields)
+        self._complaints.tell(LogLevel.warn, text, kind=kind, every=DAY, of=self._of, **fields)
 
     def _tell_warnings(self, warnings: Iterable[str]) -> None:
         for warning in warnings:
-            self._tell_daily("{problem}", kind=warning, problem=warning)
+            self._tell_daily("{of}{problem}", kind=warning, problem=warning)
 
     def _warn_of_expiry(self) -> None:
         credential = self.credential
@@ -245,8 +251,9 @@ class CredentialKeeper:
         self._warned_days = days
         if days is not None:
             self._log.warn(
-                "The certificate from {source} expires on {until} (days left: {days}): renew it,"
-                " or no mail is pushed from then on",
+                "{of}The certificate from {source} expires on {until} (days left: {days}): renew"
+                " it, or no mail is pushed from then on",
+                of=self._of,
                 source=credential.source,
                 days=math.ceil(left),
                 until=utc_text(credential.not_after),
@@ -259,4 +266,6 @@ class CredentialKeeper:
             self._complaints.over(_NO_CREDENTIAL)
         self.problem, self.remedy = problem, remedy
         reason += f"; {remedy}" if remedy else ""
-        self._complaints.tell(LogLevel.critical, _NO_CREDENTIAL, every=DAY, reason=reason)
+        self._complaints.tell(
+            LogLevel.critical, _NO_CREDENTIAL, every=DAY, of=self._of, reason=reason
+        )

@@ -2,51 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
 from typing import Any
 
+from xaps.admin.words import in_words
 from xaps.mailboxes import INBOX, canonical
-from xaps.system.console import counted, one_line
-
-_UNITS = (("day", 86400), ("hour", 3600), ("minute", 60), ("second", 1))
+from xaps.system.console import counted, duration, moment, one_line
 
 Answer = Mapping[str, Any]
-
-_SANDBOX = "apnsServer names the sandbox, or the certificate is for it"
-
-_REASONS = {
-    "BadDeviceToken": f"Apple does not know this device token: {_SANDBOX}, or the phone was reset",
-    "Unregistered": "the device token is no longer good: the phone was reset, or gets a new one "
-    "when Mail next looks for mail",
-    "ExpiredToken": "the device token is no longer good; the phone gets a new one when Mail next "
-    "looks for mail",
-    "DeviceTokenNotForTopic": "the phone registered for another topic than the credential's; it "
-    "registers anew within a day, or when Mail is opened",
-    "BadTopic": "the credential is not for this topic",
-    "TopicDisallowed": "pushes to this topic are not allowed with this credential",
-    "BadCertificate": "Apple does not accept the certificate: it may have been revoked",
-    "BadCertificateEnvironment": f"the certificate is for the other environment: {_SANDBOX}",
-    "InvalidProviderToken": "Apple does not accept the token key: do keyFileKeyId and "
-    "keyFileTeamId belong to it?",
-    "MissingProviderToken": "Apple wants a certificate or a token key, and got none",
-    "ExpiredProviderToken": "the provider token was too old: is this machine's clock right?",
-    "Forbidden": "Apple does not allow it with this credential",
-    "TooManyRequests": "this phone was pushed too often; wait for some minutes",
-    "TooManyProviderTokenUpdates": "the token key is used too often, by other programs too?",
-    "InternalServerError": "Apple has a problem; try again later",
-    "ServiceUnavailable": "Apple's service is not available; try again later",
-    "Shutdown": "Apple is restarting this server; try again",
-}
-
-_OUTCOMES = {
-    "gone": "the phone can no longer be pushed",
-    "retry": "it could not be sent now",
-    "misconfigured": "Apple refuses every push with this configuration",
-    "rejected": "Apple refused this push",
-    "not sent": "it was not sent",
-}
 
 
 def status(answer: Answer) -> Iterator[str]:
@@ -56,19 +19,33 @@ def status(answer: Answer) -> Iterator[str]:
     for trouble in answer["troubles"]:
         yield f"  ! {one_line(trouble['text'])} (for {duration(now - trouble['since'])})"
     waiting = counted(answer["waiting"], "push")
-    values = {
-        "Version": answer["version"],
-        "Uptime": f"{duration(now - answer['started_at'])} (process {answer['pid']})",
-        "Topic": answer["topic"] or "-",
-        "Credential": credential(answer["credential"], now),
-        "APNs": _connection(answer["connection"], now),
-        "Last hour": ", ".join(f"{n} {name}" for name, n in answer["last_hour"].items()),
-        "Waiting": f"{waiting}, and {answer['in_flight']} in flight",
-        "Phones": "unknown" if answer["phones"] is None else str(answer["phones"]),
-        "Stalls": f"{answer['reactor_stalls']} since the start",
-    }
-    for name, value in values.items():
+    values = [
+        ("Version", answer["version"]),
+        ("Uptime", f"{duration(now - answer['started_at'])} (process {answer['pid']})"),
+        *_credentials(answer, now),
+        ("Last hour", ", ".join(f"{n} {name}" for name, n in answer["last_hour"].items())),
+        ("Waiting", f"{waiting}, and {answer['in_flight']} in flight"),
+        ("Phones", "unknown" if answer["phones"] is None else str(answer["phones"])),
+        ("Stalls", f"{answer['reactor_stalls']} since the start"),
+    ]
+    for name, value in values:
         yield f"  {name:10}  {one_line(value)}"
+
+
+def _credentials(answer: Answer, now: float) -> Iterator[tuple[str, str]]:
+    entries = answer["credentials"]
+    if len(entries) == 1:
+        yield "Topic", answer["topic"] or "-"
+        yield "Credential", credential(answer["credential"], now)
+        yield "APNs", _connection(answer["connection"], now)
+        return
+    for entry in entries:
+        waiting = counted(entry["waiting"], "push")
+        text = f"no credential: {entry['problem']}"
+        if entry["credential"] is not None:
+            text = f"topic {entry['topic']}, {credential(entry['credential'], now)}"
+            text += f"; APNs {_connection(entry['connection'], now)}"
+        yield "Credential", f"{entry['name']}: {text}; {waiting} waiting"
 
 
 def _connection(connection: Answer, now: float) -> str:
@@ -95,6 +72,38 @@ def credential(found: Answer | None, now: float) -> str:
         return text
     until = moment(found["not_after"])
     return f"{text}, valid until {until} ({duration(found['not_after'] - now)})"
+
+
+def explanation(answer: Answer) -> Iterator[str]:
+    """The verdict, what is known of each phone, and what to do next."""
+    now = answer["now"]
+    yield one_line(f"{answer['verdict']}.")
+    for phone in answer["phones"]:
+        start = f"  {phone['device_token']} ({phone['account_id']})"
+        # Of one phone it has been said.
+        yield one_line(f"{start}: {phone['text']}" if len(answer["phones"]) > 1 else start)
+        folders = [
+            f"{name} (not confirmed)" if name in phone["not_told"] else name
+            for name in phone["mailboxes"]
+        ]
+        facts = {
+            "registered": moment(phone["registered_at"]),
+            "folders": ", ".join(folders) or "-",
+            "last push": _last_push(phone),
+        }
+        yield one_line("    " + "; ".join(f"{name}: {value}" for name, value in facts.items()))
+    for phone in answer["dropped"]:
+        if len(answer["phones"]) + len(answer["dropped"]) > 1:
+            yield one_line(f"  {phone['device_token']} ({phone['account_id']}) {phone['text']}")
+    if (notice := answer["last_notice"]) is not None:
+        what = "new mail" if notice["new_mail"] else "a change"
+        ago = duration(max(0.0, now - notice["at"]))
+        when = f"{moment(notice['at'])} ({ago} ago)"
+        phones = counted(notice["phones"], "phone")
+        yield one_line(f"  Last notice: {what} in {notice['mailbox']}, {when}, for {phones}")
+    if answer["advice"]:
+        yield one_line(answer["advice"])
+    yield f"See: {one_line(answer['help'])}"
 
 
 def devices(phones: Sequence[Answer]) -> Iterator[str]:
@@ -139,34 +148,3 @@ def pushes(found: Sequence[Answer]) -> Iterator[str]:
 def name(phone: Answer) -> str:
     """A phone in a sentence."""
     return one_line(f"{phone['user']} {phone['device_token']} ({phone['account_id']})")
-
-
-def in_words(outcome: str, reason: str) -> str:
-    """A sentence about the outcome of a push."""
-    if outcome == "delivered":
-        return "Apple took the push: the phone looks for mail when it gets it"
-    word = re.match(r"\w*", reason)
-    if word and word[0] in _REASONS:
-        return f"Apple says {reason}: {_REASONS[word[0]]}"
-    text = _OUTCOMES.get(outcome, outcome)
-    return f"{text}: {reason}" if reason else text
-
-
-def moment(seconds: float) -> str:
-    """A time, in this machine's time zone."""
-    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")
-
-
-def duration(seconds: float) -> str:
-    """So long, in the two largest units that are not zero."""
-    if seconds < 0:
-        return f"{duration(-seconds)} ago" if seconds <= -1 else "0 seconds"
-    parts = []
-    rest = int(seconds)
-    for unit, length in _UNITS:
-        number, rest = divmod(rest, length)
-        if number:
-            parts.append(counted(number, unit))
-        elif parts:
-            break
-    return " ".join(parts[:2]) or "0 seconds"

@@ -57,13 +57,26 @@ class Commands:
         self._tell(answer, answers.status(answer))
         return 0 if answer["health"] == "good" else BAD
 
+    @_argument("user", metavar="USER")
+    def explain(self) -> int:
+        """Tell why a user's phones get no mail, or that they do.
+
+        The first line says it; then comes what is known of each phone, and the command that helps
+        next. What is remembered, for 30 days, survives a restart: the last notice for the user, the
+        last push to each phone, and why phones were dropped. Exits with 0 if Apple took the last
+        push, or one waits as it should; otherwise with 1.
+        """
+        answer = self._daemon().get("/explain", user=self._options.user)
+        self._tell(answer, answers.explanation(answer))
+        return 0 if answer["good"] else BAD
+
     @_argument("user", metavar="USER", nargs="?", help="only this user's")
     def devices(self) -> int:
         """List the registered phones.
 
-        Device tokens are shortened, since whoever has a credential can push to them. The last
-        push is remembered since the daemon was started. A folder that is marked (not confirmed)
-        is not pushed: the IMAP server did not tell the phone that it would be.
+        Device tokens are shortened, since whoever has a credential can push to them. A folder that
+        is marked (not confirmed) is not pushed: the IMAP server did not tell the phone that it
+        would be.
         """
         user = self._options.user
         phones = self._daemon().get("/devices", user=user)
@@ -223,10 +236,10 @@ class Commands:
 
     @_argument("paths", metavar="PATH", nargs="*", type=Path, help="files to look at instead")
     def certificate(self) -> int:
-        """Tell about the push credential.
+        """Tell about the push credentials.
 
         Topic, environment, validity and whether key and certificate match: of the configured
-        credential, or of the files that are named. Needs no running daemon. Exits with 0 if all
+        ones, or of the files that are named. Needs no running daemon. Exits with 0 if all
         is good, with 1 within 30 days of expiry, and with 2 if nothing can be pushed with it.
         """
         from xaps.credentials.report import exit_status  # noqa: PLC0415
@@ -244,12 +257,15 @@ class Commands:
         what the daemon has accepted; IMAP servers do not repeat what they tell it meanwhile.
         """
         answer = self._daemon().post("/reload")
-        found = answer["credential"]
-        text = f"No credential can be used: {answer['problem']}"
-        if found is not None:
-            text = f"In use: {answers.credential(found, answer['now'])}"
-        self._tell(answer, [text])
-        return BAD if found is None else 0
+        found = answer["credentials"]
+        lines = []
+        for entry in found:
+            text = f"No credential can be used: {entry['problem']}"
+            if entry["credential"] is not None:
+                text = f"In use: {answers.credential(entry['credential'], answer['now'])}"
+            lines.append(f"{entry['name']}: {text}" if len(found) > 1 else text)
+        self._tell(answer, lines)
+        return 0 if all(entry["credential"] for entry in found) else BAD
 
     def metrics(self) -> int:
         """Print what Prometheus gets."""

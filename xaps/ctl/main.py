@@ -24,6 +24,7 @@ Asks and commands the running xapsd over its control socket, which the configura
 
 EXAMPLES = """\
   xapsctl status             is all well, and if not, why?
+  xapsctl explain alice      why do her phones get no mail?
   xapsctl devices alice      which phones of alice's are registered?
   xapsctl push alice         does a push reach her phones, and if not, what does Apple say?
 """

@@ -32,10 +32,10 @@ class Handler(Protocol):
     see; any other failure is logged by the intake and answered with a 500 (``ERROR``).
     """
 
-    def topic(self) -> str:
-        """The topic that phones are to register with.
+    def topic(self, user: str) -> str:
+        """The topic that this user's phones are to register with.
 
-        :raises xaps.model.Refused: temporarily, while there is no credential.
+        :raises xaps.model.Refused: temporarily, while there is no credential for them.
         """
 
     def register(self, registration: Registration) -> Deferred[None]:
@@ -82,7 +82,8 @@ class Responder:
 
     async def _register(self, client: Request, request: RegisterRequest) -> bytes:
         # What is confirmed is part of what is stored, so the answer is made first.
-        body, confirmed = self._handler.topic().encode("ascii", "replace"), frozenset[str]()
+        topic = self._handler.topic(request.key.user)
+        body, confirmed = topic.encode("ascii", "replace"), frozenset[str]()
         for_phone = client.for_plugin or client.aps_version == 2
         if client.aps_version:
             version = client.aps_version
@@ -91,7 +92,7 @@ class Responder:
             body, confirmed = confirm(body, request, folder_push=self._folder_push)
         now = self._wall()
         await self._handler.register(
-            Registration(request.key, request.mailboxes, registered_at=now, confirmed=confirmed)
+            Registration(request.key, request.mailboxes, now, confirmed, topic)
         )
         left_out = len(request.as_sent) - len(confirmed)
         if left_out and for_phone and self._folder_push:

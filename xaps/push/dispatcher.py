@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import random
 import uuid
-from collections.abc import Callable, Iterable, Sequence
-from typing import Never, Protocol
+from collections.abc import Callable, Sequence
+from typing import Never
 
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -16,8 +16,6 @@ from twisted.python.failure import Failure
 
 from xaps.mailboxes import canonical, hashes, pushable
 from xaps.model import (
-    DAY,
-    REGISTRATION_LIFETIME,
     Addressee,
     Delivered,
     Gone,
@@ -31,20 +29,17 @@ from xaps.model import (
     Rejected,
     RetryAfter,
 )
+from xaps.push.calm import Calm
+from xaps.push.expiry import Expiry
 from xaps.push.flags import Flag, Flags
-from xaps.push.holds import Holds, Reason
+from xaps.push.history import History
+from xaps.push.holds import OF_ONE_PHONE, Holds, Reason, TopicHolds
+from xaps.push.routes import Lane, Route, Routes
 from xaps.push.saving import FlagSaver
-from xaps.registry.interface import MAX_MAILBOXES, MAX_PER_USER, IRegistry, RegistryError
+from xaps.registry.interface import MAX_MAILBOXES, MAX_PER_USER, Dropped, IRegistry, RegistryError
 from xaps.system.complaints import Complaints
 from xaps.system.console import counted
 from xaps.system.coroutines import run
-
-RENEWAL = 2 * DAY
-"""Seconds in which every phone that is there registers again. Nobody is dropped as too old before
-they have passed since the start, and since the clock was last seen to be wrong."""
-
-CLOCK_SET = 60.0
-"""Seconds by which the time of day may be corrected in an hour, without having been wrong."""
 
 LONGEST_DELAY = 900.0
 """Seconds between two tries of one push that failed, at the most."""
@@ -53,23 +48,12 @@ SLICE = 16
 """Pushes that are started in one go; between two slices the IMAP servers are served."""
 
 
-class Sender(Protocol):
-    """What can push; see :class:`xaps.apns.client.Client`."""
-
-    def room(self) -> int:
-        """How many pushes may be handed over now."""
-
-    def send(self, push: Push) -> Deferred[Outcome]:
-        """Push; always fires, and with an outcome."""
-
-
 class Dispatcher:
     """Takes registrations and notices, and pushes.
 
-    :param sender: when it has room again, :meth:`pump` is to be called.
+    :param routes: when a sender of these has room again, :meth:`pump` is to be called.
     :param wall: the time of day.
-    :param topic: gives the topic that phones are to register with; raises
-        :class:`~xaps.model.Refused` while there is no usable credential.
+    :param push_interval: see :class:`~xaps.push.calm.Calm`.
     :param on_outcome: told of each answer: the outcome, and the seconds since the first of the
         events that the push was for, or since the start.
     """
@@ -80,31 +64,31 @@ class Dispatcher:
         self,
         clock: IReactorTime,
         registry: IRegistry,
-        sender: Sender,
+        routes: Routes,
         *,
         wall: Callable[[], float],
-        topic: Callable[[], str],
         delay: float,
         check_interval: float,
+        push_interval: float,
         new_id: Callable[[], str] = lambda: str(uuid.uuid4()),
         jitter: Callable[[], float] = lambda: random.uniform(0.8, 1.2),  # noqa: S311 - no secret
         on_outcome: Callable[[RegistrationKey, Outcome, float], None] = lambda *_: None,
     ) -> None:
         self._clock = clock
         self._registry = registry
-        self._sender = sender
-        self._wall = wall
-        self.topic = topic
+        self._routes = routes
         self._jitter = jitter
         self._on_outcome = on_outcome
         self._new_id = new_id
-        self.flags = Flags(delay=delay, check_interval=check_interval, new_id=new_id)
+        self.flags = Flags(
+            delay=delay, check_interval=check_interval, new_id=new_id, lane=routes.lane
+        )
         self._complaints = Complaints(self._log, clock.seconds)
-        self.holds = Holds(sender.room, self._complaints)
-        self._saver = FlagSaver(clock, registry, self.flags)
-        self._credentials = 0  # that there have been
-        self._epoch = -math.inf
-        self._expire_from = 0.0
+        self.calm = Calm(push_interval)
+        self.holds = Holds(clock.seconds, routes, self.calm)
+        self.history = History(wall)
+        self._saver = FlagSaver(clock, registry, self.flags, self.history)
+        self._expiry = Expiry(clock, registry, wall, self._forget)
         self._pump_call: IDelayedCall | None = None
         self._all_answered: Deferred[None] | None = None
 
@@ -145,6 +129,13 @@ class Dispatcher:
         """Why what is owed is not on disk, if it has not been for some seconds."""
         return self._saver.trouble
 
+    def topic(self, user: str) -> str:
+        """The topic that phones of this user are to register with.
+
+        :raises Refused: temporarily, while there is no credential for them.
+        """
+        return self._routes.topic(user)
+
     def register(self, registration: Registration) -> Deferred[None]:
         """Add or renew a registration; fires when it is on disk.
 
@@ -156,17 +147,22 @@ class Dispatcher:
 
     async def _register(self, registration: Registration) -> None:
         known = await self._registry.get(registration.key)
-        dropped = await self._registry.register(registration)
+        dropped = await self._registry.register(
+            registration, replace_before=self._expiry.replace_before()
+        )
         self._registered(registration, dropped, new=known is None)
 
     def _registered(
-        self, registration: Registration, dropped: Iterable[RegistrationKey] | None, *, new: bool
+        self, registration: Registration, dropped: Dropped | None, *, new: bool
     ) -> None:
         key = registration.key
         if dropped is None:
             self._log.debug("{key} has registered again meanwhile", key=key)
             return
-        for other in dropped:
+        for other in dropped.replaced:
+            self._forget(other)
+            self._log.info("Dropped {key}: replaced by a newer account id", key=other)
+        for other in dropped.too_many:
             self._forget(other)
             self._complaints.tell(
                 LogLevel.warn,
@@ -179,7 +175,7 @@ class Dispatcher:
         self.flags.registered(registration)
         if self.holds.forget(key):
             self.flags.hasten([key], self._clock.seconds())
-            self._arm()
+        self._arm()
         # Phones do so daily: an administrator wants to hear of those that are new.
         self._log.emit(
             LogLevel.info if new else LogLevel.debug,
@@ -214,9 +210,10 @@ class Dispatcher:
         now = self._clock.seconds()
         for phone in phones:
             self.flags.notice(phone, notice.mailbox, new_mail=notice.new_mail, now=now)
+        self.history.noticed(notice, len(phones), now)
         if phones:
             self._arm()
-            self._saver.arm()
+        self._saver.arm()
         self._log.debug(
             "Notice for {user}, {what} in {mailbox}: {phones}",
             user=notice.user,
@@ -227,67 +224,85 @@ class Dispatcher:
         return len(phones)
 
     def pump(self) -> None:
-        """Push what is due, as far as the sender has room; come back when more is due."""
+        """Push what is due, as far as the senders have room; come back when more is due."""
         self._cancel_pump()
         now = self._clock.seconds()
         probed = self.holds.probe(lambda key: self.flags.get(key) is not None, now)
-        if probed is not None:
-            self.flags.hasten([probed], now)
+        self.flags.hasten(probed, now)
         for _ in range(SLICE):
-            flag = self._next(now)
-            if flag is None:
+            found = self._next(now)
+            if found is None:
                 break
-            self.flags.take(flag, now)
-            run(self._push(flag))
+            self.flags.take(found[0], now)
+            run(self._push(*found))
         self._arm()
 
-    def _next(self, now: float) -> Flag | None:
-        """The flag whose push may go out now, if there is one."""
-        while (flag := self.flags.first(now)) is not None:
-            if flag.due > now:
-                return None
-            hold = self.holds.on(flag.key, now)
-            if hold is None:
-                return flag
-            if hold.reason is not Reason.SUSPENDED or hold.until is None:
-                return None
-            self.flags.push_at(flag, hold.until)
+    def _next(self, now: float) -> tuple[Flag, TopicHolds, Route] | None:
+        """The flag whose push may go out now, if there is one, and how it goes out."""
+        if self.holds.stopping:
+            return None
+        for lane in self.flags.lanes():
+            way = self.holds.way(lane)
+            if way is None:
+                continue
+            holds, route = way
+            while (flag := self.flags.first(lane, now)) is not None and flag.due <= now:
+                hold = holds.on(flag.key, now)
+                if hold is None and route.sender.room() > 0:
+                    return flag, holds, route
+                if hold is None or hold.reason not in OF_ONE_PHONE or hold.until is None:
+                    break
+                self.calm.held += hold.reason is Reason.CALM
+                self.flags.push_at(flag, hold.until)
         return None
 
-    async def _push(self, flag: Flag) -> None:
+    async def _push(self, flag: Flag, holds: TopicHolds, route: Route) -> None:
         key, registered_at = flag.key, flag.registered_at
-        credentials = self._credentials
-        probe = self.holds.sent()
+        credential, sent_at = route.credential, self._clock.seconds()
+        probe = holds.sent(route)
         self._log.debug("Pushing {key}", key=key)
         try:
-            push = Push(key, flag.apns_id, hashes(flag.sent.values()))
-            outcome = await self._sender.send(push)
-            if credentials != self._credentials and isinstance(outcome, Misconfigured | Rejected):
+            push = Push(key, flag.apns_id, holds.topic, hashes(flag.sent.values()))
+            outcome = await route.sender.send(push)
+            if isinstance(outcome, Misconfigured | Rejected) and (
+                route.credential is not credential or self._routes.route(holds.topic) is not route
+            ):
                 outcome = RetryAfter(f"{outcome.reason}, for the credential before", 0.0)
-            self._on_outcome(key, outcome, self._clock.seconds() - flag.sent_since)
-            self._learn(key, outcome, probe=probe)
-            await self._follow(outcome, flag, registered_at)
+            now = self._clock.seconds()
+            self.history.pushed(key, outcome, now - flag.sent_since, now)
+            self._on_outcome(key, outcome, now - flag.sent_since)
+            if isinstance(outcome, Delivered):
+                self.calm.pushed(key, sent_at)  # any other has woken nobody
+            self._learn(holds, key, outcome, probe=probe)
+            await self._follow(outcome, flag, holds, registered_at)
         except Exception:
             # Not one push may end without a next step, whatever goes wrong here.
             self._log.failure("Handling the answer for {key} failed", key=key)
             error = RetryAfter("internal error")
-            self._learn(key, error, probe=probe)
+            self._learn(holds, key, error, probe=probe)
             self._retry(flag, error)
         self._arm()
         self._saver.arm()
         if self._all_answered and not self._all_answered.called and not self.flags.in_flight:
             self._all_answered.callback(None)
 
-    def _learn(self, key: RegistrationKey, outcome: Outcome, *, probe: bool) -> None:
-        """What an answer to one phone means for the others."""
+    def _learn(
+        self, holds: TopicHolds, key: RegistrationKey, outcome: Outcome, *, probe: bool
+    ) -> None:
+        """What an answer to one phone means for the others of its topic."""
         now = self._clock.seconds()
-        self.flags.hasten(self.holds.answered(key, outcome, now, probe=probe), now)
+        self.flags.hasten(holds.answered(key, outcome, now, probe=probe), now)
 
-    async def _follow(self, outcome: Outcome, flag: Flag, registered_at: float) -> None:
+    async def _follow(
+        self, outcome: Outcome, flag: Flag, holds: TopicHolds, registered_at: float
+    ) -> None:
         """What an answer means for the phone, which had registered then when the push went out."""
         now = self._clock.seconds()
         key = flag.key
         match outcome:
+            case Delivered() if flag.renewed and flag.lane != holds.topic and not flag.dropped:
+                # It went out with a topic that the phone does not listen to any more.
+                self.flags.failed(flag, now, now)
             case Delivered():
                 self._log.debug("Pushed {key}: {names}", key=key, names=", ".join(flag.sent))
                 self.flags.answered(flag, now)
@@ -295,13 +310,13 @@ class Dispatcher:
                 self._retry(flag, outcome)
             case Misconfigured():
                 self.flags.failed(flag, now, now)
-            case Gone() if not self.holds.doubts_gone(key):
+            case Gone() if not holds.doubts_gone(key):
                 await self._gone(flag, registered_at, outcome)
             case Gone() | Rejected(until_registered=True):
                 if flag.renewed or flag.dropped:
                     delay = 0.0  # it has registered again meanwhile, or is forgotten
                 else:
-                    delay = self.holds.suspend(key, outcome.reason, now)
+                    delay = holds.suspend(key, outcome.reason, now)
                 self._try_again(flag, outcome.reason, delay)
             case Rejected():
                 self._complaints.tell(
@@ -343,7 +358,9 @@ class Dispatcher:
         # was under way, is back.
         until = registered_at if outcome.since is None else outcome.since
         try:
-            dropped = await self._registry.remove(key, registered_until=until)
+            dropped = await self._registry.remove(
+                key, registered_until=until, reason=outcome.reason
+            )
             if not dropped and await self._registry.get(key) is not None:
                 self._retry(flag, RetryAfter(outcome.reason))
                 return
@@ -367,45 +384,58 @@ class Dispatcher:
         names = pushable(registration)
         if (wanted := canonical(mailbox)) not in names:
             return fail(Refused(f"this phone has no push for the mailbox {mailbox!r}"))
-        hold = self.holds.on_sending()
+        way = self.holds.way(self._routes.lane(registration.key.user, registration.topic))
+        if way is None:
+            return fail(Refused(self.holds.no_credential(registration), temporary=True))
+        holds, route = way
+        hold = self.holds.on_sending(route)
         if hold is not None:
             return fail(Refused(hold.text, temporary=True))
-        push = Push(registration.key, self._new_id(), hashes([names[wanted]]))
-        sending = self._sender.send(push)
-        return sending.addCallback(self._pushed_now, registration.key)
+        push = Push(registration.key, self._new_id(), holds.topic, hashes([names[wanted]]))
+        return route.sender.send(push).addCallback(self._pushed_now, registration.key, holds)
 
-    def _pushed_now(self, outcome: Outcome, key: RegistrationKey) -> Outcome:
+    def _pushed_now(self, outcome: Outcome, key: RegistrationKey, holds: TopicHolds) -> Outcome:
+        self.history.pushed(key, outcome, None, self._clock.seconds())
+        self._saver.arm()
         if isinstance(outcome, Delivered):
-            self._learn(key, outcome, probe=True)
+            self._learn(holds, key, outcome, probe=True)
         self._arm()  # there may be room again
         return outcome
 
-    def credential_changed(self) -> None:
-        """There is another credential: what was refused before may now be taken."""
-        self._credentials += 1
-        self.flags.hasten(self.holds.credential_changed(), self._clock.seconds())
+    def credential_changed(self, route: Route) -> None:
+        """It has another credential: what was refused before may now be taken."""
+        self.flags.hasten(self.holds.credential_changed(route), self._clock.seconds())
         self.pump()
 
     def _arm(self) -> None:
         """Call `pump` when the next push may go out."""
-        now = self._clock.seconds()
-        flag = self.flags.first(now)
-        if flag is None or self.holds.stopping:
+        if self.holds.stopping:
             return
-        at = flag.due
-        general = self.holds.general
-        if general is not None:
-            if general.until is None:
-                return
-            # While tokens are doubted, a phone that is suspended may be asked sooner.
-            at = (min if self.holds.doubts_tokens else max)(at, general.until)
-        if at <= now and self.holds.on_sending() is not None:
-            return  # the sender calls `pump` when it has room
+        now = self._clock.seconds()
+        at = min([self._next_at(lane, now) for lane in self.flags.lanes()], default=math.inf)
         call = self._pump_call
-        if call is not None and call.active() and call.getTime() <= max(at, now):
+        if at == math.inf or (
+            call is not None and call.active() and call.getTime() <= max(at, now)
+        ):
             return
         self._cancel_pump()
         self._pump_call = self._clock.callLater(max(0.0, at - now), self.pump)
+
+    def _next_at(self, lane: Lane, now: float) -> float:
+        """When the next push of this lane may go out; never: when something else happens."""
+        flag, way = self.flags.first(lane, now), self.holds.way(lane)
+        if flag is None or way is None:
+            return math.inf
+        holds, route = way
+        at = flag.due
+        if holds.general is not None:
+            if holds.general.until is None:
+                return math.inf
+            # While tokens are doubted, a phone that is suspended may be asked sooner.
+            at = (min if holds.doubts_tokens else max)(at, holds.general.until)
+        if at <= now and route.sender.room() <= 0:
+            return math.inf  # the sender calls `pump` when it has room
+        return at
 
     def _cancel_pump(self) -> None:
         if self._pump_call is not None and self._pump_call.active():
@@ -420,38 +450,15 @@ class Dispatcher:
         now = self._clock.seconds()
         for _ in self.flags.expire(now):
             await deferLater(self._clock, 0)
+        while self.calm.forget(now, SLICE):
+            await deferLater(self._clock, 0)
         if self.flags.expired:
             self._log.warn(
                 "Gave up {pushes} that waited for 24 hours",
                 pushes=counted(self.flags.expired, "push"),
             )
             self.flags.expired = 0
-        wall = self._wall()
-        step, self._epoch = wall - now - self._epoch, wall - now
-        try:
-            doubt = _doubt(wall, step, await self._registry.newest())
-            if doubt:
-                self._complaints.tell(
-                    LogLevel.warn,
-                    "The clock may be wrong: {doubt}. Until all phones have had {days:.0f} days to "
-                    "register again, none is dropped for its age",
-                    kind="clock",
-                    every=DAY,
-                    doubt=doubt,
-                    days=RENEWAL / DAY,
-                )
-            if doubt or step == math.inf:
-                self._expire_from = now + RENEWAL
-                return
-            self._complaints.over("clock")
-            if now < self._expire_from:
-                return
-            while expired := await self._registry.expire(wall - REGISTRATION_LIFETIME):
-                for key in expired:
-                    self._forget(key)
-                    self._log.info("Dropped {key}: not renewed for 30 days", key=key)
-        except RegistryError as error:
-            self._log.error("Old registrations could not be dropped: {error}", error=error)
+        await self._expiry.expire()
 
     def forget(self, key: RegistrationKey) -> Deferred[bool]:
         """Drop a registration now, with what is owed to it; fires with whether there was one."""
@@ -461,19 +468,4 @@ class Dispatcher:
     def _forget(self, key: RegistrationKey) -> None:
         self.flags.drop(key)
         self.holds.forget(key)
-
-
-def _doubt(wall: float, step: float, newest: float | None) -> str | None:
-    """Why the time of day cannot be believed.
-
-    :param step: seconds by which it was set since the last look; infinite at the first.
-    :param newest: when the latest registration was made.
-    """
-    if CLOCK_SET < abs(step) < math.inf:
-        return f"it was set by {step:+.0f} s"
-    if newest is not None and newest > wall + CLOCK_SET:
-        return f"the latest registration lies {(newest - wall) / DAY:.1f} days in the future"
-    if newest is not None and newest < wall - RENEWAL:
-        days = f"{(wall - newest) / DAY:.0f} days"
-        return f"or IMAP servers do not reach xapsd, no phone has registered for {days}"
-    return None
+        self.history.forget(key)

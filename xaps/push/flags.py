@@ -21,6 +21,7 @@ import attrs
 
 from xaps.mailboxes import INBOX, canonical, pushable
 from xaps.model import DAY, Addressee, Registration, RegistrationKey, WaitingFlag
+from xaps.push.routes import Lane
 
 LIFETIME = DAY
 """Seconds after its latest event at which a flag that could not be pushed is given up."""
@@ -46,6 +47,7 @@ class Flag:
     key: RegistrationKey
     apns_id: str
     registered_at: float
+    lane: Lane
     due: float = math.inf
     """When to push; in flight: when to push again, ``inf`` when nothing has happened since."""
     not_before: float = -math.inf
@@ -81,16 +83,26 @@ class Flags:
         go out together, at multiples of it, which spares phones and server single wake-ups.
         0: as soon as they are due.
     :param new_id: makes the apns-id of a push; kept as long as the push is tried again.
+    :param lane: tells that of a registration from its user and its topic. Each lane has an order of
+        its own, so that none waits for what cannot go out in another.
     :ivar in_flight: how many flags have a push in flight.
     :ivar expired: how many were given up for their age, since somebody set this to 0.
     """
 
-    def __init__(self, *, delay: float, check_interval: float, new_id: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        *,
+        delay: float,
+        check_interval: float,
+        new_id: Callable[[], str],
+        lane: Callable[[str, str | None], Lane],
+    ) -> None:
         self._delay = delay
         self._check_interval = check_interval
         self._new_id = new_id
+        self._lane = lane
         self._flags: dict[RegistrationKey, Flag] = {}
-        self._heap: list[tuple[float, int, Flag]] = []
+        self._heaps: dict[Lane, list[tuple[float, int, Flag]]] = {}
         self._order = 0
         self._unsaved: dict[RegistrationKey, float] = {}  # since when, the oldest first
         self._cleared: set[RegistrationKey] = set()
@@ -108,7 +120,8 @@ class Flags:
         """Something happened in `mailbox`, which the phone can be told of."""
         flag = self._flags.get(phone.key)
         if flag is None:
-            flag = Flag(phone.key, self._new_id(), phone.registered_at)
+            lane = self._lane(phone.key.user, phone.topic)
+            flag = Flag(phone.key, self._new_id(), phone.registered_at, lane)
             self._flags[phone.key] = flag
         mailbox = canonical(mailbox)
         changed = mailbox not in flag.mailboxes
@@ -132,7 +145,8 @@ class Flags:
                 self._cleared.add(saved.key)
             return
         if flag is None:
-            flag = Flag(saved.key, self._new_id(), registration.registered_at)
+            lane = self._lane(saved.key.user, registration.topic)
+            flag = Flag(saved.key, self._new_id(), registration.registered_at, lane)
             self._flags[saved.key] = flag
             flag.noticed_at = flag.waiting_since = now
         else:
@@ -149,20 +163,32 @@ class Flags:
             flag.renewed = True
             flag.dropped = False
             flag.mailboxes = _of(registration, flag.mailboxes)
-            if not flag.mailboxes and not flag.sent:
+            lane, flag.lane = flag.lane, self._lane(registration.key.user, registration.topic)
+            if flag.sent:
+                return
+            if not flag.mailboxes:
                 self._forget(flag)
+            elif flag.lane != lane:
+                self._schedule(flag, flag.due)
 
-    def first(self, now: float) -> Flag | None:
-        """The flag that is due first, now or later. Expired ones met on the way are dropped."""
-        while self._heap:
-            due, _, flag = self._heap[0]
-            if self._is_stale(due, flag):
-                heapq.heappop(self._heap)
+    def lanes(self) -> tuple[Lane, ...]:
+        """Those in which something waits, the one from which a flag was taken last at the end."""
+        return tuple(self._heaps)
+
+    def first(self, lane: Lane, now: float) -> Flag | None:
+        """The flag of this lane that is due first, now or later. Expired ones met on the way are
+        dropped."""
+        heap = self._heaps.get(lane)
+        while heap:
+            due, _, flag = heap[0]
+            if self._is_stale(lane, due, flag):
+                heapq.heappop(heap)
             elif now - flag.noticed_at > LIFETIME:
                 self._forget(flag)
                 self.expired += 1
             else:
                 return flag
+        self._heaps.pop(lane, None)
         return None
 
     def take(self, flag: Flag, now: float) -> None:
@@ -175,6 +201,8 @@ class Flags:
         flag.due = now if flag.mailboxes else math.inf
         flag.not_before = -math.inf
         self.in_flight += 1
+        if len(self._heaps) > 1 and flag.lane in self._heaps:
+            self._heaps[flag.lane] = self._heaps.pop(flag.lane)
 
     def answered(self, flag: Flag, now: float) -> None:
         """The push that is in flight is over (delivered, or given up for good)."""
@@ -280,14 +308,22 @@ class Flags:
     def _schedule(self, flag: Flag, due: float) -> None:
         flag.due = due
         self._order += 1
-        heapq.heappush(self._heap, (due, self._order, flag))
-        if len(self._heap) > 64 + 2 * len(self._flags):
+        heap = self._heaps.get(flag.lane)
+        if heap is None:
+            heap = self._heaps[flag.lane] = []
+        heapq.heappush(heap, (due, self._order, flag))
+        if len(heap) > 64 + 2 * len(self._flags):
             # New mail leaves the entry of the delayed push behind; do not let them pile up.
-            self._heap = [entry for entry in self._heap if not self._is_stale(entry[0], entry[2])]
-            heapq.heapify(self._heap)
+            heap[:] = [each for each in heap if not self._is_stale(flag.lane, each[0], each[2])]
+            heapq.heapify(heap)
 
-    def _is_stale(self, due: float, flag: Flag) -> bool:
-        return bool(flag.sent) or flag.due != due or self._flags.get(flag.key) is not flag
+    def _is_stale(self, lane: Lane, due: float, flag: Flag) -> bool:
+        return (
+            bool(flag.sent)
+            or flag.due != due
+            or flag.lane != lane
+            or self._flags.get(flag.key) is not flag
+        )
 
     def _no_longer_in_flight(self, flag: Flag) -> None:
         flag.sent = {}

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from enum import Enum, auto
 
 import attrs
-from twisted.logger import LogLevel
+from twisted.logger import Logger, LogLevel
 
 from xaps.model import (
     DAY,
@@ -16,10 +16,14 @@ from xaps.model import (
     Gone,
     Misconfigured,
     Outcome,
+    Refused,
+    Registration,
     RegistrationKey,
     Rejected,
     RetryAfter,
 )
+from xaps.push.calm import Calm
+from xaps.push.routes import Lane, Route, Routes
 from xaps.system.complaints import HOUR, Complaints
 
 PROBE_AFTER = 300.0
@@ -56,10 +60,16 @@ class Reason(Enum):
     """What kind of thing holds a push back."""
 
     STOPPING = auto()
+    NO_CREDENTIAL = auto()  # for the topic that the phone was told
     NO_ROOM = auto()
     REFUSED = auto()  # APNs refuses our configuration, and so every push
     BAD_TOKENS = auto()  # APNs calls the device tokens of most users bad
     SUSPENDED = auto()  # APNs refuses pushes to this phone
+    CALM = auto()  # it has just had one
+
+
+OF_ONE_PHONE = (Reason.SUSPENDED, Reason.CALM)
+"""Those that hold back the pushes to one phone, until a time that is known."""
 
 
 @attrs.frozen
@@ -92,8 +102,8 @@ class _Answer:
     bad: bool
 
 
-class Holds:
-    """Told of what goes out and of what comes back; time is an argument.
+class TopicHolds:
+    """Told of what goes out with one topic and of what comes back; time is an argument.
 
     What APNs says of tokens is believed of a few and not of most: then its environment is not that
     of the phones, or it is ill. That is told, one suspended phone is asked from time to time, and
@@ -106,16 +116,19 @@ class Holds:
     count and not users, and it is doubted as soon as it is said of some in a row: such a phone is
     suspended until a push has been taken, and goes if it is called gone once more.
 
-    :param room: how many pushes can be sent now.
-    :ivar general: what is the matter with all pushes. While APNs refuses them it holds them back;
-        when its time has come one goes out as a probe, and until that is answered the time of the
-        next is not known.
+    :param topic: what is said of one holds back no other.
+    :param calm: which phones have just been pushed, with whatever topic.
+    :ivar general: what is the matter with all its pushes. While APNs refuses them it holds them
+        back; when its time has come one goes out as a probe, and until that is answered the time of
+        the next is not known.
+    :ivar route: by which the latest push went out.
     """
 
-    def __init__(self, room: Callable[[], int], complaints: Complaints) -> None:
-        self._room = room
+    def __init__(self, topic: str, complaints: Complaints, calm: Calm) -> None:
+        self.topic = topic
+        self.route: Route | None = None
         self._complaints = complaints
-        self.stopping = False
+        self._calm = calm
         self.general: Hold | None = None
         self._suspended: dict[RegistrationKey, _Suspension] = {}  # the longest ago first
         self._latest: dict[str, _Answer] = {}  # by device token
@@ -134,25 +147,22 @@ class Holds:
         return self.doubts_tokens or len(self._gone) >= LEAST_GONE
 
     def on(self, key: RegistrationKey, now: float) -> Hold | None:
-        """What holds back a push to this phone; ``None``: it may go out."""
+        """What holds back a push to this phone besides its route; ``None``: nothing."""
         refused = None if self.doubts_tokens else self.general
         if refused is not None and (refused.until is None or now < refused.until):
             return refused
         suspended = self._suspended.get(key)
         if suspended is not None and now < suspended.until:
             return Hold(Reason.SUSPENDED, f"APNs says {suspended.reason}", suspended.until)
-        return self.on_sending()
-
-    def on_sending(self) -> Hold | None:
-        """What keeps anything at all from being sent."""
-        if self.stopping:
-            return Hold(Reason.STOPPING, "the daemon is stopping")
-        if self._room() <= 0:
-            return Hold(Reason.NO_ROOM, "nothing can be sent to APNs at the moment")
+        peace = self._calm.until(key, now)
+        if peace is not None:
+            return Hold(Reason.CALM, "it has just been pushed and is left in peace", peace)
         return None
 
-    def sent(self) -> bool:
-        """A push goes out; whether it is a probe: its answer may end what is the matter."""
+    def sent(self, route: Route) -> bool:
+        """A push goes out by this route; whether it is a probe: its answer may end what is the
+        matter."""
+        self.route = route
         if self.general is None:
             return False
         if not self.doubts_tokens:
@@ -179,7 +189,8 @@ class Holds:
         """A push has come back; gives the phones that are no longer suspended by it."""
         general = self.general
         if isinstance(outcome, Misconfigured):
-            self._hold(Reason.REFUSED, f"APNs refuses every push: {outcome.reason}", now)
+            text = f"APNs refuses every push for {self.topic}: {outcome.reason}"
+            self._hold(Reason.REFUSED, text, now)
             return []
         if isinstance(outcome, RetryAfter):  # which proves nothing
             if probe and general is not None and not self.doubts_tokens:
@@ -240,18 +251,18 @@ class Holds:
             self.general = Hold(reason, text, now + PROBE_AFTER)
         self._complaints.tell(
             LogLevel.critical,
-            "{hold}. Nothing is lost, {whose} pushes wait; one is tried every 5 minutes and "
-            "whenever the credential changes",
+            "{hold}. Nothing is lost, these pushes wait; one is tried every 5 minutes and whenever "
+            "the credential changes",
             kind=reason.name,
             every=HOUR,
             hold=text,
-            whose="their" if reason is Reason.BAD_TOKENS else "all",
         )
 
     def _release(self) -> None:
         if self.general is not None:
             self._complaints.over(self.general.reason.name)
-            self._complaints.tell(LogLevel.info, "APNs takes pushes again")
+            text = "APNs takes pushes again for {topic}"
+            self._complaints.tell(LogLevel.info, text, topic=self.topic)
             self.general = None
             # Their next answers are news of the phones alone, and no longer of all.
             self._latest.clear()
@@ -268,3 +279,78 @@ class Holds:
         users = {each.user for each in recent}
         bad = users - {each.user for each in recent if not each.bad}
         return len(bad) >= LEAST_USERS and len(bad) > len(users) / 2
+
+
+class Holds:
+    """What holds back pushes of all topics, each for itself."""
+
+    _log = Logger()
+
+    def __init__(self, seconds: Callable[[], float], routes: Routes, calm: Calm) -> None:
+        """:param seconds: tells the time, which must never be set back."""
+        self._seconds = seconds
+        self._routes = routes
+        self._calm = calm
+        self._topics: dict[str, TopicHolds] = {}
+        self.stopping = False
+
+    @property
+    def general(self) -> list[Hold]:
+        """What is the matter with all pushes of a topic, for each that something is with."""
+        return [each.general for each in self._topics.values() if each.general is not None]
+
+    def way(self, lane: Lane) -> tuple[TopicHolds, Route] | None:
+        """What holds back pushes of this lane, and by which route they go out; ``None``: there is
+        no credential for them."""
+        topic = self._routes.topic_of(lane)
+        route = None if topic is None else self._routes.route(topic)
+        if topic is None or route is None:
+            return None
+        holds = self._topics.get(topic)
+        if holds is None:
+            complaints = Complaints(self._log, self._seconds)
+            holds = self._topics[topic] = TopicHolds(topic, complaints, self._calm)
+        return holds, route
+
+    def on(self, phone: Registration, now: float) -> Hold | None:
+        """What holds back a push to this phone; ``None``: it may go out."""
+        way = self.way(self._routes.lane(phone.key.user, phone.topic))
+        if way is None:
+            return Hold(Reason.NO_CREDENTIAL, self.no_credential(phone))
+        holds, route = way
+        return holds.on(phone.key, now) or self.on_sending(route)
+
+    def no_credential(self, phone: Registration) -> str:
+        """Why nothing can be pushed to it."""
+        try:
+            told = self._routes.topic(phone.key.user)
+        except Refused as refused:
+            return refused.reason
+        return f"registered for {phone.topic}, the credential is for {told}"
+
+    def on_sending(self, route: Route) -> Hold | None:
+        """What keeps anything at all from being sent by this route."""
+        if self.stopping:
+            return Hold(Reason.STOPPING, "the daemon is stopping")
+        if route.sender.room() <= 0:
+            return Hold(Reason.NO_ROOM, "nothing can be sent to APNs at the moment")
+        return None
+
+    def probe(self, owed: Callable[[RegistrationKey], bool], now: float) -> list[RegistrationKey]:
+        """The phones that are to be asked although they are suspended; see :class:`TopicHolds`."""
+        probed = [holds.probe(owed, now) for holds in self._topics.values()]
+        return [key for key in probed if key is not None]
+
+    def forget(self, key: RegistrationKey) -> bool:
+        """What APNs said of this phone is void; whether it was suspended."""
+        suspended = [holds.forget(key) for holds in self._topics.values()]
+        return any(suspended)
+
+    def credential_changed(self, route: Route) -> list[RegistrationKey]:
+        """This route has another: what was refused may now be taken, of the topics that it pushes
+        or has pushed; gives the phones that are no longer suspended."""
+        freed = []
+        for topic, holds in self._topics.items():
+            if route in (holds.route, self._routes.route(topic)):
+                freed += holds.credential_changed()
+        return freed

@@ -1,4 +1,5 @@
-"""Writes the flags that wait to the registry, off the hot path and in time."""
+"""Writes the flags that wait to the registry, and with them what has happened, off the hot path
+and in time."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger, LogLevel
 
 from xaps.push.flags import Flags
+from xaps.push.history import History
 from xaps.registry.interface import IRegistry
 from xaps.system.complaints import HOUR, Complaints
 
@@ -23,15 +25,19 @@ class FlagSaver:
     """Sees to it that a flag is on disk within a second, if it still waits by then.
 
     What cannot be written is written later: the flags keep it, and it is tried again each second,
-    at the stop as well.
+    at the stop as well. What has happened goes with it, or every ten seconds; if it cannot be
+    written, nothing that is owed is lost by that, and nobody waits for it.
     """
 
     _log = Logger()
 
-    def __init__(self, clock: IReactorTime, registry: IRegistry, flags: Flags) -> None:
+    def __init__(
+        self, clock: IReactorTime, registry: IRegistry, flags: Flags, history: History
+    ) -> None:
         self._clock = clock
         self._registry = registry
         self._flags = flags
+        self._history = history
         self._complaints = Complaints(self._log, clock.seconds)
         self._call: IDelayedCall | None = None
         self._saving: Deferred[None] | None = None
@@ -55,6 +61,9 @@ class FlagSaver:
             return
         now = self._clock.seconds()
         at = self._flags.next_save(now)
+        other = self._history.next_save()
+        if at is None or (other is not None and other < at):
+            at = other
         if at is not None:
             self._call = self._clock.callLater(max(SHORTEST, at - now), self._due)
 
@@ -74,10 +83,11 @@ class FlagSaver:
 
     def _lose(self, finished: Deferred[None]) -> None:
         self._finished = None
-        self._log.critical(
-            "Pushes that wait could not be written to disk and are lost: {error}",
-            error=self._error,
-        )
+        if self._behind_since is not None:
+            self._log.critical(
+                "Pushes that wait could not be written to disk and are lost: {error}",
+                error=self._error,
+            )
 
     def _due(self) -> None:
         self._call = None
@@ -100,13 +110,25 @@ class FlagSaver:
                 self._behind_since = None
             elif self._behind_since is None:
                 self._behind_since, self._error = now, NO_ANSWER
-            if not changed and not cleared:
+            past = self._history.to_save()
+            if not changed and not cleared and not any(past):
                 return
             try:
-                await self._registry.save_flags(changed, cleared)
+                await self._registry.save_flags(changed, cleared, *past)
             except Exception as error:  # whatever it is, it has to be written later
                 self._error = str(error)
-                self._flags.save_failed(changed, cleared, self._clock.seconds())
+                now = self._clock.seconds()
+                self._flags.save_failed(changed, cleared, now)
+                self._history.save_failed(now, final=self._finished is not None)
+                if not changed and not cleared:
+                    self._complaints.tell(
+                        LogLevel.warn,
+                        "What happened last could not be written to disk: {error}",
+                        kind="history",
+                        every=HOUR,
+                        error=error,
+                    )
+                    return
                 self._complaints.tell(
                     LogLevel.critical,
                     "Pushes that wait could not be written to disk and would be lost if the daemon "
@@ -116,5 +138,7 @@ class FlagSaver:
                     error=error,
                 )
                 return
+            self._history.saved()
             self._behind_since = None
             self._complaints.over("unsaved")
+            self._complaints.over("history")

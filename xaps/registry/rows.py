@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
+import sys
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
@@ -116,6 +117,10 @@ def _text(value: object, column: str) -> str:
     return value
 
 
+def _topic(value: object) -> str | None:
+    return None if value is None else sys.intern(_text(value, "topic"))
+
+
 def _time(value: object, column: str) -> float:
     if not isinstance(value, float) or not 0.0 <= value < END_OF_TIME:
         raise ValueError(f"{column} is no time")
@@ -145,21 +150,23 @@ registrations take, and most of the time that a full garbage collection stops ev
 
 REGISTRATIONS = Table(
     "registrations",
-    "user, account_id, device_token, mailboxes, confirmed, registered_at",
-    lambda user, account_id, token, mailboxes, confirmed, registered_at: Registration(
+    "user, account_id, device_token, mailboxes, confirmed, registered_at, topic",
+    lambda user, account_id, token, mailboxes, confirmed, registered_at, topic: Registration(
         key(user, account_id, token),
         _names(mailboxes, "mailboxes")[0],
         _time(registered_at, "registered_at"),
         _names(confirmed, "confirmed")[1],
+        _topic(topic),
     ),
 )
 ADDRESSEES = Table(
     "addressees",
-    "user, account_id, device_token, registered_at, name",
-    lambda user, account_id, token, registered_at, name: Addressee(
+    "user, account_id, device_token, registered_at, name, topic",
+    lambda user, account_id, token, registered_at, name, topic: Addressee(
         key(user, account_id, token),
         _time(registered_at, "registered_at"),
         None if name is None else _text(name, "name"),
+        _topic(topic),
     ),
 )
 FLAGS = Table(
@@ -175,12 +182,13 @@ def key_columns(key: RegistrationKey) -> tuple[str, str, str]:
     return key.user, key.account_id, key.device_token
 
 
-def registration_columns(registration: Registration) -> tuple[str | float, ...]:
+def registration_columns(registration: Registration) -> tuple[str | float | None, ...]:
     return (
         *key_columns(registration.key),
         _array(registration.mailboxes),
         _array(sorted(registration.confirmed)),
         registration.registered_at,
+        registration.topic,
     )
 
 

@@ -8,11 +8,14 @@ import io
 import os
 import sys
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import TextIO
 
 CANNOT_WRITE = 2
 """The exit status when standard output cannot be written."""
+
+_UNITS = (("day", 86400), ("hour", 3600), ("minute", 60), ("second", 1))
 
 
 def run(name: str, main: Callable[[TextIO, TextIO], int]) -> int:
@@ -77,6 +80,26 @@ def counted(number: int, noun: str) -> str:
     if noun.endswith(("sh", "x")):
         return f"{number} {noun}es"
     return f"{number} {noun[:-1]}ies" if noun.endswith("ry") else f"{number} {noun}s"
+
+
+def moment(seconds: float) -> str:
+    """A time, in this machine's time zone."""
+    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")
+
+
+def duration(seconds: float) -> str:
+    """So long, in the two largest units that are not zero."""
+    if seconds < 0:
+        return f"{duration(-seconds)} ago" if seconds <= -1 else "0 seconds"
+    parts = []
+    rest = int(seconds)
+    for unit, length in _UNITS:
+        number, rest = divmod(rest, length)
+        if number:
+            parts.append(counted(number, unit))
+        elif parts:
+            break
+    return " ".join(parts[:2]) or "0 seconds"
 
 
 def _held(data: io.BytesIO, stream: TextIO) -> TextIO:

@@ -10,6 +10,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, MutableMapping
+from typing import Any
 
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IReactorTime
@@ -55,7 +56,7 @@ class Supervision:
         if self._address:
             self._loop.start(self._interval).addErrback(self._broken)
 
-    def reloading(self, done: Deferred[None]) -> None:
+    def reloading(self, done: Deferred[Any]) -> None:
         """What can be read anew is being read anew, until `done` fires."""
         if self._loop.running:
             microseconds = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000

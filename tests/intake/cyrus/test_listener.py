@@ -119,9 +119,12 @@ class FakeHandler:
 
     def __init__(self) -> None:
         self.got: list[Registration | Notice] = []
+        self.no_credential = False
         self.answer: Callable[[], Deferred[Any]] = lambda: succeed(None)
 
-    def topic(self) -> str:
+    def topic(self, user: str) -> str:
+        if self.no_credential:
+            raise Refused("there is no certificate", temporary=True)
         return "com.apple.mail.test"
 
     def register(self, registration: Registration) -> Deferred[None]:
@@ -217,6 +220,25 @@ class CyrusListenerTests(SynchronousTestCase):
         return self.handler.got
 
     # ------------------------------------------------------------ what comes in
+
+    def test_a_registration_has_the_topic_that_cyrus_tells_phones(self) -> None:
+        theirs = "com.apple.mail.theirs"
+        for topic, expected in ((theirs, theirs), (None, "com.apple.mail.test")):
+            listener = self.listener(topic=topic)
+            listener.start()
+            listener.begin(self.handler)
+            (got,) = self.got_after(register("alice", "INBOX"))
+            assert isinstance(got, Registration)
+            self.assertEqual(got.topic, expected)
+            self.handler.got.clear()
+            self.stop(listener)
+
+    def test_where_nobody_knows_the_topic_it_is_registered_all_the_same(self) -> None:
+        self.handler.no_credential = True
+        self.start()
+        (got,) = self.got_after(register("alice", "INBOX"))
+        assert isinstance(got, Registration)
+        self.assertIsNone(got.topic)
 
     def test_registrations_and_notices_are_handed_over_in_their_order(self) -> None:
         self.start()

@@ -69,6 +69,8 @@ class _Event:
 class CyrusListener:
     """:param reactor: provides IReactorTime and IReactorProcess.
     :param wall: tells the time of day, in which registrations are dated.
+    :param topic: the one that Cyrus tells phones; ``None``: not known, but it must be the one that
+        the handler knows.
     :param user: the name of the only user whose datagrams are taken; ``None``: the socket's mode
         and group decide alone.
     :ivar draining: how it fares.
@@ -83,6 +85,7 @@ class CyrusListener:
         settings: CyrusSettings,
         *,
         wall: Callable[[], float],
+        topic: str | None = None,
         mode: int = 0o660,
         group: str | None = None,
         user: str | None = None,
@@ -91,6 +94,7 @@ class CyrusListener:
         self._path = path
         self._settings = settings
         self._wall = wall
+        self._topic = topic
         self._mode = mode
         self._group = group
         self._user = user
@@ -278,7 +282,7 @@ class CyrusListener:
         try:
             assert self._handler is not None
             if isinstance(content, Registration):
-                await self._handler.register(content)
+                await self._handler.register(self._with_topic(self._handler, content))
             else:
                 await self._handler.notify(content)
         except Refused as refused:
@@ -296,6 +300,14 @@ class CyrusListener:
         self._open -= 1
         if self._open == WINDOW - 1 or self._stopped is not None:
             self._work_soon()
+
+    def _with_topic(self, handler: Handler, registration: Registration) -> Registration:
+        """Cyrus has told the phone a topic, but does not tell us which."""
+        topic = self._topic
+        if topic is None:
+            with contextlib.suppress(Refused):
+                topic = handler.topic(registration.key.user)
+        return attrs.evolve(registration, topic=topic)
 
     def _refuse_for_now(self, event: _Event, reason: str) -> None:
         """Try it again: nobody else remembers it. Cyrus has gone on, and the phone believes that

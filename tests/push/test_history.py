@@ -1,0 +1,114 @@
+"""What has happened, until it is on disk."""
+
+from __future__ import annotations
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from xaps.model import (
+    Delivered,
+    LastNotice,
+    LastPush,
+    Notice,
+    Past,
+    RegistrationKey,
+    Rejected,
+)
+from xaps.push.history import MAX_UNWRITTEN, WRITE_AFTER, History
+
+KEY = RegistrationKey("alice", "ACCOUNT", "aa" * 32)
+WALL = 1_800_000_000.0
+INBOX = Notice("alice", "INBOX", True)
+
+
+class HistoryTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.wall = WALL
+        self.history = History(lambda: self.wall)
+
+    def test_nothing_is_to_be_written_before_something_happened(self) -> None:
+        self.assertIsNone(self.history.next_save())
+        self.assertEqual(self.history.to_save(), ({}, {}))
+        self.assertIsNone(self.history.heard_at)
+
+    def test_the_latest_is_written_some_seconds_after_the_first(self) -> None:
+        self.history.noticed(INBOX, 1, 100.0)
+        self.wall += 5
+        self.history.noticed(Notice("alice", "Sent", False), 0, 105.0)
+        self.history.pushed(KEY, Rejected("PayloadTooLarge"), 0.5, 106.0)
+        self.history.pushed(KEY, Delivered(), None, 107.0)
+        self.assertEqual(self.history.next_save(), 100.0 + WRITE_AFTER)
+        self.assertEqual(
+            self.history.to_save(),
+            (
+                {KEY: LastPush(WALL + 5, "delivered", "", None)},
+                {"alice": LastNotice(WALL + 5, "Sent", False, 0)},
+            ),
+        )
+        self.assertIsNone(self.history.next_save())
+        self.assertEqual(self.history.heard_at, WALL + 5)
+
+    def test_it_is_told_while_it_is_written_and_no_longer(self) -> None:
+        self.history.pushed(KEY, Delivered(), 0.5, 100.0)
+        self.history.noticed(INBOX, 1, 100.0)
+        expected = Past(
+            LastNotice(WALL, "INBOX", True, 1), {KEY: LastPush(WALL, "delivered", "", 0.5)}
+        )
+        for _ in range(2):
+            self.assertEqual(self.history.push(KEY), expected.pushes[KEY])
+            self.assertEqual(self.history.past("alice", Past()), expected)
+            self.history.to_save()
+        self.history.saved()
+        self.assertIsNone(self.history.push(KEY))
+        self.assertEqual(self.history.past("alice", Past()), Past())
+
+    def test_others_are_not_told_of(self) -> None:
+        self.history.pushed(KEY, Delivered(), 0.5, 100.0)
+        self.history.noticed(INBOX, 1, 100.0)
+        self.assertEqual(self.history.past("bob", Past()), Past())
+
+    def test_what_could_not_be_written_is_written_later_unless_there_is_newer(self) -> None:
+        other = RegistrationKey("bob", "ACCOUNT", "bb" * 32)
+        self.history.pushed(KEY, Rejected("PayloadTooLarge"), 0.5, 100.0)
+        self.history.pushed(other, Delivered(), 0.5, 100.0)
+        self.history.to_save()
+        self.history.pushed(KEY, Delivered(), 0.5, 101.0)
+        self.history.save_failed(102.0, final=False)
+        self.assertEqual(self.history.next_save(), 102.0 + WRITE_AFTER)
+        pushes, _ = self.history.to_save()
+        self.assertEqual(
+            {key: push.outcome for key, push in pushes.items()},
+            {KEY: "delivered", other: "delivered"},
+        )
+
+    def test_at_the_stop_it_is_given_up(self) -> None:
+        self.history.pushed(KEY, Delivered(), 0.5, 100.0)
+        self.history.to_save()
+        self.history.noticed(INBOX, 1, 100.0)
+        self.history.save_failed(102.0, final=True)
+        self.assertIsNone(self.history.next_save())
+        self.assertEqual(self.history.to_save(), ({}, {}))
+
+    def test_a_phone_that_is_forgotten_has_no_past(self) -> None:
+        self.history.pushed(KEY, Delivered(), 0.5, 100.0)
+        self.history.forget(KEY)
+        self.assertEqual(self.history.to_save(), ({}, {}))
+
+    def test_some_at_a_time_are_written(self) -> None:
+        for number in range(5):
+            self.history.noticed(Notice(f"u{number}", "INBOX", True), 0, 100.0)
+        self.assertEqual(list(self.history.to_save(3)[1]), ["u0", "u1", "u2"])
+        self.history.saved()
+        self.assertIsNotNone(self.history.next_save())
+        self.assertEqual(list(self.history.to_save(3)[1]), ["u3", "u4"])
+
+    def test_while_the_disk_takes_nothing_it_is_bounded(self) -> None:
+        for number in range(MAX_UNWRITTEN + 10):
+            self.history.noticed(Notice(f"u{number}", "INBOX", True), 0, 100.0)
+        self.history.to_save(MAX_UNWRITTEN)
+        for number in range(20):
+            self.history.noticed(Notice(f"v{number}", "INBOX", True), 0, 100.0)
+        self.history.save_failed(101.0, final=False)
+        _, notices = self.history.to_save(2 * MAX_UNWRITTEN)
+        self.assertEqual(len(notices), MAX_UNWRITTEN)
+        self.assertIn("v19", notices)
+        self.assertNotIn("u10", notices)
