@@ -2,8 +2,8 @@
 pyOpenSSL (by cffi) makes a little code, in memory that is writable and executable.
 
 systemd forbids that with ``MemoryDenyWriteExecute=`` (systemd.exec(5)), which the Go daemon's own
-unit has. Twisted would find out with the first connection, and a daemon that cannot connect looks as
-if it waited for Apple.
+unit has. Twisted would find out with the first connection, and a daemon that cannot connect looks
+as if it waited for Apple.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ import subprocess
 
 from OpenSSL import SSL
 
-_ASK = ("systemctl", "show", "--property=MemoryDenyWriteExecute,FragmentPath,DropInPaths")
-_UNIT = "xapsd.service"
+_PROPERTIES = "--property=MemoryDenyWriteExecute,FragmentPath,DropInPaths"
 _TIMEOUT = 10.0
 """Seconds that systemctl may take."""
 
@@ -42,7 +41,7 @@ def problems() -> list[str]:
         return [here]
     try:
         said = subprocess.run(
-            [*_ASK, _UNIT],
+            ["systemctl", "show", _PROPERTIES, "xapsd.service"],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             encoding="utf-8",
