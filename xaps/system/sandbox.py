@@ -8,6 +8,7 @@ as if it waited for Apple.
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 
 from OpenSSL import SSL
@@ -39,9 +40,12 @@ def problems() -> list[str]:
     here = forbidden()
     if here is not None:
         return [here]
+    systemctl = shutil.which("systemctl")
+    if systemctl is None:
+        return []
     try:
-        said = subprocess.run(
-            ["systemctl", "show", _PROPERTIES, "xapsd.service"],
+        said = subprocess.run(  # noqa: S603 - systemd's own program
+            [systemctl, "show", _PROPERTIES, "xapsd.service"],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             encoding="utf-8",

@@ -1,0 +1,43 @@
+"""The Go daemon on a Debian machine, as its README has it: a program that no package has brought,
+and a unit of its own in /etc."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+PROGRAM = Path("/usr/bin/xapsd")
+UNIT = Path("/etc/systemd/system/xapsd.service")
+
+GO_UNIT = """\
+[Unit]
+Description=Apple Push Notification Service
+After=network.target
+
+[Service]
+User=xapsd
+Group=xapsd
+ExecStart=/usr/bin/xapsd
+Restart=on-failure
+MemoryDenyWriteExecute=true
+NoNewPrivileges=true
+PrivateDevices=true
+PrivateTmp=true
+ProtectHome=true
+ProtectSystem=strict
+SystemCallArchitectures=native
+SystemCallFilter=@system-service
+RestrictNamespaces=yes
+RestrictSUIDSGID=yes
+ReadWritePaths=/var/lib/xapsd
+
+[Install]
+WantedBy=multi-user.target
+"""
+"""With the settings that the one in its repository has, as far as they matter."""
+
+STANDIN = """\
+#!/bin/sh
+# Plays the Go daemon's part.
+echo "the Go daemon runs" >/var/lib/xapsd/go-was-here
+exec sleep 1000000
+"""
