@@ -257,7 +257,7 @@ class OtherUnitTests(ScriptCase):
         self.assertIn("NOT installed", said)
         self.assertEqual(self.called("dpkg-divert"), [])
         self.assertEqual(sorted(self.root.rglob("*")), before)
-        self.assertIn("  systemctl disable --now xapsd.service\n", said)
+        self.assertIn("  1. systemctl disable --now xapsd.service\n", said)
         self.assertEqual(re.findall("mv .*", said), [f"mv {unit_file} {unit_file}.old"])
 
     def test_when_done_what_is_told_it_is_installed(self) -> None:
