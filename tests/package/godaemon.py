@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 PROGRAM = Path("/usr/bin/xapsd")
+PUT_ASIDE = Path("/usr/bin/xapsd.before-xaps")
 UNIT = Path("/etc/systemd/system/xapsd.service")
 
 GO_UNIT = """\
@@ -41,3 +42,9 @@ STANDIN = """\
 echo "the Go daemon runs" >/var/lib/xapsd/go-was-here
 exec sleep 1000000
 """
+
+
+def remove() -> None:
+    """Leave nothing of it. To be done when no package is installed that has such a program."""
+    for path in (PROGRAM, PUT_ASIDE, UNIT, Path(f"{UNIT}.old")):
+        path.unlink(missing_ok=True)
