@@ -53,8 +53,8 @@ from xaps.push.dispatcher import Dispatcher
 from xaps.registry.godata import AppleCertificates
 from xaps.registry.interface import RegistryError
 from xaps.registry.opening import open_registry
+from xaps.system.callbacks import forbidden
 from xaps.system.files import careless, read_file
-from xaps.system.sandbox import forbidden
 from xaps.system.stalls import StallWatch
 from xaps.system.systemd import Supervision
 from xaps.system.tls import Order

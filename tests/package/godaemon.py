@@ -8,6 +8,7 @@ from pathlib import Path
 PROGRAM = Path("/usr/bin/xapsd")
 PUT_ASIDE = Path("/usr/bin/xapsd.before-xaps")
 UNIT = Path("/etc/systemd/system/xapsd.service")
+ENABLED = UNIT.parent / "multi-user.target.wants/xapsd.service"
 
 GO_UNIT = """\
 [Unit]
@@ -46,5 +47,5 @@ exec sleep 1000000
 
 def remove() -> None:
     """Leave nothing of it. To be done when no package is installed that has such a program."""
-    for path in (PROGRAM, PUT_ASIDE, UNIT, Path(f"{UNIT}.old")):
+    for path in (PROGRAM, PUT_ASIDE, ENABLED, UNIT, Path(f"{UNIT}.old")):
         path.unlink(missing_ok=True)

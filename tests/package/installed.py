@@ -712,8 +712,12 @@ def check_way_back(database: Path, content: str) -> None:
     diversions = run("dpkg-divert", "--list", str(godaemon.PROGRAM)).stdout
     check("and not diverted any more", diversions == "", diversions)
     check("its configuration is there", CONFIG.read_text() == GO_CONFIG)
+    Path(f"{godaemon.UNIT}.old").rename(godaemon.UNIT)
+    run("systemctl", "enable", "xapsd.service")
     said = apt("purge", "xapsd")
     check("a purge keeps the database that it uses", database.exists() and "are kept" in said, said)
+    left = ENABLED.is_symlink() and ENABLED.resolve() == godaemon.UNIT
+    check("and lets its unit start with the machine", left)
     godaemon.remove()
     for path in FOLDERS:
         shutil.rmtree(path, ignore_errors=True)

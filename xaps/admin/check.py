@@ -20,7 +20,7 @@ from xaps.listen.tls import TLSError, server_options
 from xaps.listen.unix import ListenError, dovecot_group, group_id, join
 from xaps.model import CertificateCredential
 from xaps.registry.opening import BESIDE
-from xaps.system import sandbox
+from xaps.system import callbacks
 from xaps.system.files import careless, let_read, read_file
 
 RUNTIME = Path(Config().socket).parent
@@ -42,7 +42,7 @@ def check(path: Path, config: Config, out: TextIO) -> bool:
     """
     checks = (_credential, _tls, _trust_roots, _addresses, _groups, _database, _cyrus, _sockets)
     found = [text for each in checks for text in each(config)]
-    found += sandbox.problems()
+    found += callbacks.problems()
     found += map(_warning, careless_secrets(path, config))
     if os.geteuid() == 0:
         found.append(

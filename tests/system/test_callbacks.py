@@ -1,4 +1,4 @@
-"""What systemd says of the unit, for ``--check``; `tests.endtoend.test_sandbox` has a process that
+"""What systemd says of the unit, for ``--check``; `tests.endtoend.test_callbacks` has a process that
 is confined."""
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from xaps.system.sandbox import forbidden, problems
+from xaps.system.callbacks import forbidden, problems
 
 GO = "/etc/systemd/system/xapsd.service"
 

@@ -19,7 +19,7 @@ assert ctypes.CDLL(None).prctl({PR_SET_MDWE}, PR_MDWE_REFUSE_EXEC_GAIN, 0, 0, 0)
 """What ``MemoryDenyWriteExecute=`` does, on newer systems; see prctl(2)."""
 
 
-class SandboxTests(EndToEndTestCase):
+class CallbackTests(EndToEndTestCase):
     def setUp(self) -> None:
         super().setUp()
         if ctypes.CDLL(None).prctl(PR_GET_MDWE, 0, 0, 0, 0) < 0:
