@@ -1,5 +1,5 @@
-"""What systemd says of the unit, for ``--check``; `tests.endtoend.test_callbacks` has a process that
-is confined."""
+"""What systemd says of the unit, for ``--check``; `tests.endtoend.test_callbacks` has a process
+that is confined."""
 
 from __future__ import annotations
 
