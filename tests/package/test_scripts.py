@@ -6,11 +6,12 @@ import importlib.util
 import os
 import re
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from types import ModuleType
 
-from twisted.trial.unittest import SynchronousTestCase
+from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from tests.package import unit
 from tests.package.godaemon import GO_UNIT
@@ -417,6 +418,21 @@ class ManualTests(SynchronousTestCase):
         self.assertEqual(set(self.pages), {"xapsd.8", "xapsctl.8", "xapsd.yaml.5"})
         for page in self.pages.values():
             self.assertRegex(page, r"\A\.TH XAPS\S+ [58] 1970-01-01 ")
+
+    def test_an_installation_from_source_gets_them_and_the_completion_by_make(self) -> None:
+        if importlib.util.find_spec("argcomplete") is None:
+            raise SkipTest("argcomplete is not installed")
+        folder = Path(self.mktemp()).absolute()
+        source = DEBIAN.parent
+        command = ["make", "install-docs", f"PYTHON={sys.executable}", f"DESTDIR={folder}"]
+        environment = {**os.environ, "PYTHONPATH": str(source)}
+        subprocess.run(command, cwd=source, env=environment, check=True, capture_output=True)
+        share = folder / "usr/local/share"
+        made = {str(path.relative_to(share)) for path in share.rglob("*") if path.is_file()}
+        pages = {f"man/man{name[-1]}/{name}" for name in self.pages}
+        self.assertEqual(made, {*pages, "bash-completion/completions/xapsctl"})
+        completion = (share / "bash-completion/completions/xapsctl").read_text()
+        self.assertIn("xapsctl", completion)
 
     def test_a_restart_is_not_said_to_lose_nothing(self) -> None:
         """IMAP servers drop notices while the daemon is down."""
