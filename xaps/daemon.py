@@ -46,6 +46,7 @@ from xaps.registry.godata import AppleCertificates
 from xaps.registry.interface import RegistryError
 from xaps.registry.opening import open_registry
 from xaps.senders import make_entries
+from xaps.system.callbacks import forbidden
 from xaps.system.console import counted
 from xaps.system.stalls import StallWatch
 from xaps.system.systemd import Supervision
@@ -124,6 +125,8 @@ class Daemon(Service):
     def _start(self) -> None:
         config = self._config
         self._log.info("xapsd {version} starts", version=xaps.__version__)
+        if reason := forbidden():
+            raise StartError(reason)
         self._reactor.callWhenRunning(self._run)  # first of all that starts threads
         self._reactor.addSystemEventTrigger("after", "shutdown", self._ended)
         globalLogPublisher.addObserver(cast(ILogObserver, self._look_for_trouble))

@@ -185,8 +185,14 @@ class CheckTests(SynchronousTestCase):
 
     def test_what_is_wrong_with_the_key_is_told_of_its_setting(self) -> None:
         certificate, key = self.authority.client().write(self.folder, "apart")
-        pair = {"certificate_file_pem": certificate, "certificate_file_pem_key": key}
-        swapped = {"certificate_file_pem": key, "certificate_file_pem_key": certificate}
+        pair, swapped = (
+            {
+                "credentials": (
+                    CredentialSettings(certificate_file_pem=one, certificate_file_pem_key=other),
+                )
+            }
+            for one, other in ((certificate, key), (key, certificate))
+        )
         self.assertFalse(self.check(**pair)[0])
         self.assertIn("the two files are swapped", self.refusal(**swapped))
         key.write_text("nothing")
@@ -197,16 +203,20 @@ class CheckTests(SynchronousTestCase):
     def test_a_token_key_in_the_place_of_a_certificate_is_told_its_setting(self) -> None:
         token_key = self.folder / "AuthKey.p8"
         token_key.write_bytes(pki.SigningKey.create().p8)
-        for key in ("certificate_file_pem", "certificate_file_p12"):
-            self.push = token_key
-            text = self.refusal(**{"certificate_file_pem": None, key: token_key})
+        for misplaced in (
+            CredentialSettings(certificate_file_pem=token_key),
+            CredentialSettings(certificate_file_p12=token_key),
+        ):
+            text = self.refusal(credentials=(misplaced,))
             self.assertIn("If it is a token key (.p8), name it in keyFileP8 instead", text)
-        pair = {"certificate_file_pem": token_key, "certificate_file_pem_key": token_key}
-        self.assertNotIn("swapped", self.refusal(**pair))
+        pair = CredentialSettings(
+            certificate_file_pem=token_key, certificate_file_pem_key=token_key
+        )
+        self.assertNotIn("swapped", self.refusal(credentials=(pair,)))
 
     def test_what_the_service_does_not_see_or_may_not_write_is_told(self) -> None:
         settings = {
-            "certificate_file_pem": Path("/home/alice/push.pem"),
+            "credentials": (CredentialSettings(certificate_file_pem=Path("/home/alice/push.pem")),),
             "database_file": Path("/srv/xaps/database.json"),
             "control_socket": "/var/tmp/control.sock",
         }
@@ -228,6 +238,14 @@ class CheckTests(SynchronousTestCase):
         self.assertIn("There is no xapsd.service yet", self.check(**settings, socket="")[1])
         self.unit = None
         self.assertNotIn("xapsd.service", self.check(**settings, socket="")[1])
+
+    def test_a_unit_under_which_tls_cannot_work_is_told_with_its_files(self) -> None:
+        found = {"LoadState": "loaded", "FragmentPath": "/etc/x.service", "DropInPaths": "/etc/y"}
+        self.unit = sandbox(found | {"MemoryDenyWriteExecute": "no"})
+        self.assertNotIn("MemoryDenyWriteExecute", self.check()[1])
+        self.unit = sandbox(found | {"MemoryDenyWriteExecute": "yes"})
+        told = "the systemd unit (/etc/x.service /etc/y): MemoryDenyWriteExecute= forbids"
+        self.assertIn(told, self.refusal())
 
     def test_without_a_credential_the_settings_are_named(self) -> None:
         self.assertIn("certificateFilePem", self.refusal(credentials=(CredentialSettings(),)))

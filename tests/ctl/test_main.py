@@ -699,6 +699,33 @@ class ExportAndImportTests(CtlTestCase):
         self.assertEqual(self.ctl("export", str(self.folder / "none" / "out.json")), UNUSABLE)
         self.assertIn("out.json: No such file", self.err)
 
+    def test_a_file_that_is_there_is_left_as_it_is_without_force(self) -> None:
+        data = go_data()
+        file = self.write(data)
+        self.ctl("import", file)
+        Path(file).write_text("the original")
+        self.assertEqual(self.ctl("export", file), UNUSABLE)
+        self.assertIn("go.json: it is there already", self.err)
+        self.assertEqual(Path(file).read_text(), "the original")
+        dangling = self.folder / "dangling"
+        dangling.symlink_to(self.folder / "none")
+        self.assertEqual(self.ctl("export", str(dangling)), UNUSABLE)
+        self.assertEqual(self.ctl("export", "--force", file), 0, self.err)
+        self.assertEqual(json.loads(Path(file).read_text()), data)
+
+    def test_what_root_writes_belongs_to_the_owner_of_the_databases_folder(self) -> None:
+        if os.geteuid() != 0:
+            raise SkipTest("only root can give files away")
+        file = self.write(go_data())
+        os.chown(self.folder, NOBODY, NOBODY - 1)
+        self.assertEqual(self.ctl("import", file), 0, self.err)
+        with tempfile.TemporaryDirectory() as elsewhere:
+            for written in (self.folder / "database.json", Path(elsewhere, "database.json")):
+                self.assertEqual(self.ctl("export", str(written)), 0, self.err)
+                found = written.stat()
+                owner = found.st_uid, found.st_gid, found.st_mode & 0o777
+                self.assertEqual(owner, (NOBODY, NOBODY - 1, 0o600))
+
     def test_root_leaves_no_files_that_the_daemons_user_cannot_use(self) -> None:
         if os.geteuid() != 0:
             raise SkipTest("only root can give files away")

@@ -24,6 +24,7 @@ from xaps.listen.tls import TLSError, server_options
 from xaps.listen.unix import ListenError, dovecot_group, group_id, join
 from xaps.model import CertificateCredential
 from xaps.registry.opening import BESIDE
+from xaps.system.callbacks import NO_TLS, forbidden
 from xaps.system.console import counted
 from xaps.system.files import careless, let_read, read_file
 
@@ -260,9 +261,13 @@ def _sockets(config: Config) -> Iterator[str]:
 
 
 def _sandbox(config: Config, unit: Sandbox | None) -> Iterator[str]:
-    """What the service would not see or could not write, whatever this user can."""
+    """What the service could not do, not see or not write, whatever this user can."""
+    if here := forbidden():
+        yield here
     if unit is None:
         return
+    if unit.without_tls and not here:
+        yield NO_TLS.format(unit.without_tls)
 
     def told(text: str) -> str:
         if unit.in_force:

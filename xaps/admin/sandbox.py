@@ -25,7 +25,8 @@ PACKAGED = {
 
 _MADE = {"StateDirectory": "/var/lib", "RuntimeDirectory": "/run"}
 _LISTS = ("ReadWritePaths", "BindPaths", "BindReadOnlyPaths")
-_PROPERTIES = ("LoadState", *PACKAGED, *_LISTS)
+_FILES = ("FragmentPath", "DropInPaths")
+_PROPERTIES = ("LoadState", "MemoryDenyWriteExecute", *PACKAGED, *_LISTS, *_FILES)
 _HOMES = ("/home", "/root", "/run/user")
 _TEMPORARY = ("/tmp", "/var/tmp")  # noqa: S108 - nothing is made there
 _PATIENCE = 5.0
@@ -44,6 +45,8 @@ class Sandbox:
     """What it sees all the same."""
     writable: tuple[str, ...] | None
     """Where alone it may write, if that is said."""
+    without_tls: str
+    """The files of a unit that keeps the daemon from TLS (:mod:`xaps.system.callbacks`)."""
 
     def hides(self, path: Path) -> str | None:
         """The setting that keeps the daemon from what is at `path`."""
@@ -80,6 +83,9 @@ def sandbox(told: Mapping[str, str]) -> Sandbox:
         hidden,
         shown=bound + bound_read_only,
         writable=(*writable, *bound) if told.get("ProtectSystem") == "strict" else None,
+        without_tls=" ".join(filter(None, map(told.get, _FILES)))
+        if told.get("MemoryDenyWriteExecute") == "yes"
+        else "",
     )
 
 

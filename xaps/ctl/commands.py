@@ -173,28 +173,34 @@ class Commands:
             print(dovecot.configuration(config, version), end="")
         return 0
 
+    @_argument("--force", action="store_true", help="replace FILE if it is there")
     @_argument(
         "file", metavar="FILE", nargs="?", type=Path, help="where to; if not given, standard output"
     )
     def export(self) -> int:
         """Write all registrations as the Go daemon's database.json.
 
-        The file holds the phones' device tokens: keep it to yourself. The format has room for
-        one phone for each account id; what is left out is named. The daemon may be running.
+        The file holds the phones' device tokens: only its owner can read it. Where root writes it,
+        that is the owner of the database's folder, as whom the Go daemon runs too. The format has
+        room for one phone for each account id; what is left out is named. The daemon may be
+        running.
         """
         from xaps.ctl import offline  # noqa: PLC0415
 
+        file: Path | None = self._options.file
+        if file is not None and (file.is_symlink() or file.exists()) and not self._options.force:
+            raise CtlError(f"{file}: it is there already, and stays as it is; --force replaces it")
         config = None if self._options.socket else load(self._file)
         if config is None or offline.running(config):
             exported = offline.export_running(self._daemon())
         else:
             exported = offline.export_stopped(config)
-        file: Path | None = self._options.file
         if file is None:
             self._print_utf8(exported.data.decode())
         else:
             try:
-                replace_file(file, exported.data)
+                owner = offline.owner_of_exports(config or Config())
+                replace_file(file, exported.data, owner=owner)
             except OSError as error:
                 raise CtlError(f"{file}: {error.strerror}") from None
         for phone in exported.left_out:
