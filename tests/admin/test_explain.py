@@ -95,6 +95,9 @@ TABLE: list[tuple[str, Facts, Cause, tuple[str, ...]]] = [
      ("No phone of alice has registered, but alice@example.org has one",)),
     ("other name, the other way", attrs.evolve(phone(push=None), near=(HEARD,), notice=None),
      Cause.OTHER_NAME, ("Notices come for alice@example.org, but the phone is alice",)),
+    ("other name, a test push", attrs.evolve(
+        phone(push=attrs.evolve(DELIVERED, seconds=None)), near=(HEARD,), notice=None),
+     Cause.OTHER_NAME, ()),
     ("dropped", nobody(dropped=(DROPPED,)), Cause.DROPPED,
      ("the last one, aabbcc..., was dropped at ", "2 hours ago", "Apple says Unregistered: ")),
     ("dropped, other name", nobody(dropped=(DROPPED,), near=(OTHER,), notice=NOTICE),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from twisted.internet.defer import CancelledError
 from twisted.logger import LogLevel
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -140,6 +141,7 @@ class WritingTests(DispatcherTestCase):
             ),
         )
         self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.assertIsNone(self.dispatcher.history.push(key), "it is on disk")
 
     def test_notices_for_nobody_are_written_too(self) -> None:
         self.notify(user="nobody", mailbox="Lists")
@@ -192,4 +194,12 @@ class WritingTests(DispatcherTestCase):
         stopping = self.stop()
         self.turn(1)
         self.successResultOf(stopping)
+        self.assertEqual([text for level, text in self.logged if level is LogLevel.critical], [])
+
+    def test_at_the_stop_it_is_nothing_to_be_told_as_lost(self) -> None:
+        self.notify(user="nobody")
+        self.registry.held = True
+        stopping = self.stop()
+        stopping.cancel()
+        self.failureResultOf(stopping, CancelledError)
         self.assertEqual([text for level, text in self.logged if level is LogLevel.critical], [])

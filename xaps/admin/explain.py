@@ -352,7 +352,7 @@ def _silent(facts: Facts, phone: Phone) -> Finding:
     """Why nothing is owed to it."""
     user, push, notice = facts.user, phone.push, facts.notice
     old = notice is None or (notice.at < facts.started_at and facts.now - notice.at > DAY)
-    if old and push is None and (same := _noticed_name(facts)):
+    if old and (same := _noticed_name(facts)):
         text = f"Notices come for {same}, but the phone is {user}"
         return Finding(Cause.OTHER_NAME, text, _ONE_NAME)
     if old and facts.heard_at is not None:
