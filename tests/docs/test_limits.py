@@ -24,7 +24,7 @@ from xaps.intake import answers, connection, connections, http, http2, imap, lin
 from xaps.intake.cyrus import drain as cyrus_drain
 from xaps.intake.cyrus import listener as cyrus_listener
 from xaps.listen import ports as listeners
-from xaps.push import calm, holds, saving
+from xaps.push import calm, expiry, holds, saving
 from xaps.push import dispatcher as dispatch
 from xaps.push import flags as waiting
 from xaps.push import history as latest
@@ -120,6 +120,12 @@ LIMITS = {
     "Phones of one user": number(interface.MAX_PER_USER),
     "Mailboxes of all phones of one user": number(interface.MAX_MAILBOXES),
     "Age of a registration that the phone has not renewed": period(model.REGISTRATION_LIFETIME),
+    "Age of an account id that its phone has not renewed, beside a newer one": period(
+        expiry.REPLACED_AFTER
+    ),
+    "Wait of a phone that was told another topic than any credential is for": period(
+        waiting.LIFETIME
+    ),
     "Writes that wait for the disk": number(sqlite.MAX_PENDING),
     "Time that a write waits for another program's lock on the database": period(
         sqlite.BUSY_TIMEOUT
