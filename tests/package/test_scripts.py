@@ -301,6 +301,7 @@ class ManualTests(SynchronousTestCase):
             '.BI devices " [USER]"',
             '.BI forget " USER [TOKEN]"',
             '.BI certificate " [PATH ...]"',
+            '.BI "certificate request" " \\-\\-domain DOMAIN [\\-\\-key FILE]"',
             '.BI push " USER [\\-\\-mailbox MAILBOX]"',
         ):
             self.assertIn(f"\n{line}\n", self.pages["xapsctl.8"])
