@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.rst", ROOT / "NEWS.rst", *sorted((ROOT / "docs").glob("*.rst"))]
 README = PAGES[0].read_text("utf-8")
 _LINK = re.compile(r"`[^`<]*<([^`>]*)>`__?|^\.\. image:: (\S+)", re.MULTILINE)
+_INSTALLED = re.compile(r"/usr/share/doc/xapsd/([\w.-]*\w)")
 _NAMED = re.compile(r"(?<!tests/)\bdocs/[\w.-]+\w")
 
 
@@ -53,6 +54,12 @@ class LinkTests(SynchronousTestCase):
         for path, text in texts():
             for name in _NAMED.findall(text):
                 self.assertTrue((ROOT / name).exists(), f"{path.name} names {name}")
+
+    def test_pages_are_named_where_the_package_puts_them(self) -> None:
+        for path, text in texts():
+            for name in _INSTALLED.findall(text):
+                there = {"README.rst", "NEWS.rst", "README.Debian", "docs", "examples"}
+                self.assertIn(name, there, f"{path.name} names it")
 
     def test_sections_of_the_readme_are_named_by_nothing_that_is_elsewhere(self) -> None:
         for path, text in texts():
