@@ -221,7 +221,7 @@ class RefusedTests(DomainsTestCase):
         foreign.write_together(self.folder / "new.pem").replace(self.file("b.example"))
         daemon.reload()
         self.wait_until(daemon, lambda status: connected(status) == [True, False, True])
-        self.assert_others_go_on(apns, daemon, "APNs does not accept our certificate")
+        self.assert_others_go_on(apns, daemon, "APNs refuses the connection")
         self.assert_well_again(apns, daemon, phone)
 
     def test_for_its_age(self) -> None:
