@@ -170,7 +170,7 @@ class StartTests(KeeperCase):
                 (
                     "critical",
                     "No mail can be pushed: no push credential is configured; set "
-                    "certificateFilePem, certificateFileP12 or keyFileP8 (README: Credentials)",
+                    "certificateFilePem, certificateFileP12 or keyFileP8 (see docs/credential.rst)",
                 )
             ],
         )

@@ -43,6 +43,7 @@ from tests.peers.daemon import quoted
 from tests.phone import ModelPhone, Refreshed
 from tests.standins.process import APNsProcess
 
+DOCS = Path(__file__).parents[2] / "docs"
 CONFIG = Path("/etc/xapsd/xapsd.yaml")
 STATE = Path("/var/lib/xapsd")
 RUNTIME = Path("/run/xapsd")
@@ -405,9 +406,9 @@ def check_texts() -> None:
             # What it says besides the page.
             done = run("sh", "-c", f"man --warnings --local-file {path} >/dev/null")
             check("and is good", (done.returncode, done.stdout) == (0, ""), done.stdout)
-    for name in ("alerts.yml", "grafana.json", "xapsd.yaml"):
-        example = f"/usr/share/doc/xapsd/examples/{name}"
-        check(f"{name} is an example in the package", example in listed, listed)
+    pages = ["README.rst", "NEWS.rst", *(f"docs/{page.name}" for page in DOCS.iterdir())]
+    for name in (*pages, "README.Debian", "examples/xapsd.yaml"):
+        check(f"{name} is in the package", f"/usr/share/doc/xapsd/{name}" in listed, listed)
     script = "/usr/share/bash-completion/completions/xapsctl"
     line = "COMP_LINE='xapsctl de' COMP_POINT=10 COMP_TYPE=9 COMP_WORDBREAKS=' '"
     done = run("bash", "-c", f". {script}; {line}; _python_argcomplete xapsctl; echo $COMPREPLY")

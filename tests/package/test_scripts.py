@@ -396,11 +396,11 @@ class UnitTests(SynchronousTestCase):
     def test_no_core_dump_shows_keys(self) -> None:
         self.assertEqual(unit.read(DEBIAN / "xapsd.service")["LimitCORE"], ["0"])
 
-    def test_the_one_that_the_readme_tells_to_make_differs_in_the_program_alone(self) -> None:
+    def test_the_one_that_is_told_to_be_made_from_source_differs_in_the_program_alone(self) -> None:
         package = DEBIAN / "xapsd.service"
-        readme = (DEBIAN.parent / "README.rst").read_text()
-        self.assertNotIn("[Service]", readme)
-        (change,) = re.findall(r"^    sed '(.+)' debian/xapsd.service ", readme, re.MULTILINE)
+        page = (DEBIAN.parent / "docs" / "installation.rst").read_text()
+        self.assertNotIn("[Service]", page)
+        (change,) = re.findall(r"^    sed '(.+)' debian/xapsd.service ", page, re.MULTILINE)
         made = Path(self.mktemp())
         made.write_bytes(subprocess.check_output(["sed", change, package]))
         expected = {**unit.read(package), "ExecStart": ["/opt/xapsd/bin/xapsd"]}
@@ -436,16 +436,17 @@ class ManualTests(SynchronousTestCase):
 
     def test_a_restart_is_not_said_to_lose_nothing(self) -> None:
         """IMAP servers drop notices while the daemon is down."""
-        readme = (DEBIAN.parent / "README.rst").read_text()
-        for text in (readme, *self.pages.values()):
+        docs = {path.name: path.read_text() for path in (DEBIAN.parent / "docs").glob("*.rst")}
+        for text in (*docs.values(), *self.pages.values()):
             self.assertNotRegex(text, r"loses\s+nothing")
-        self.assertRegex(readme, r"do\s+not\s+repeat")
+        self.assertRegex(docs["operation.rst"], r"do\s+not\s+repeat")
 
     def test_how_often_an_argument_can_be_given_is_shown(self) -> None:
         for line in (
             '.BI devices " [USER]"',
             '.BI forget " USER [TOKEN] [\\-\\-yes]"',
             '.BI certificate " [PATH ...]"',
+            '.BI "certificate request" " \\-\\-domain DOMAIN [\\-\\-key FILE]"',
             '.BI push " USER [\\-\\-mailbox MAILBOX]"',
         ):
             self.assertIn(f"\n{line}\n", self.pages["xapsctl.8"])

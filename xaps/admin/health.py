@@ -33,7 +33,7 @@ CAUSES = (
     "slots",
     "cyrus",
 )
-"""Where trouble can be, as monitoring knows it; README.rst says what to do at each."""
+"""Where trouble can be, as monitoring knows it; docs/monitoring.rst says what to do at each."""
 
 
 @attrs.frozen

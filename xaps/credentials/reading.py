@@ -57,8 +57,7 @@ _KEY_ALONE = (
 _REMEDIES = {
     "PEM": "name it in certificateFilePem",
     "PKCS#12": "name it in certificateFileP12",
-    "a DER certificate": "it has no key; export the certificate together with its key, or convert"
-    " it: openssl x509 -inform DER -in FILE -out FILE.pem",
+    "a DER certificate": "name it in certificateFilePem, and its key in certificateFilePemKey",
     "DER": "convert it to PEM with openssl",
     "UTF-16 text": "save it as plain ASCII text",
     "something else": "is it the right file? if so, export it again; PEM begins with"
@@ -82,12 +81,17 @@ class Blob:
 def read_pem(
     certificate: Blob, key: Blob | None = None, password: bytes | None = None
 ) -> CertificateInfo:
-    """A certificate (with or without chain) and its key, both in `certificate` or apart.
+    """A certificate (with or without chain) and its key, both in `certificate` or apart. The
+    certificate may be DER, as the developer portal hands it out.
 
     :param password: of the key; not needed for a key that is not encrypted.
     """
-    blocks = list(_pem_blocks(certificate))
-    certificates = _certificates(certificate.name, blocks)
+    blocks = []
+    if guess_format(certificate.data) == "a DER certificate":
+        certificates = [_certificate(certificate.name, certificate.data)]
+    else:
+        blocks = list(_pem_blocks(certificate))
+        certificates = _certificates(certificate.name, blocks)
     holds_key = any(label in _KEY_LABELS for label, _ in blocks)
     if holds_key and not certificates:
         what, remedy = "there is a private key and no certificate", _KEY_ALONE
@@ -173,11 +177,8 @@ def read_p8(
 
 def read_any(file: Blob, password: bytes | None = None) -> CertificateInfo:
     """A certificate in whichever form; a key is not required."""
-    kind = guess_format(file.data)
-    if kind == "PKCS#12":
+    if guess_format(file.data) == "PKCS#12":
         return read_pkcs12(file, password)
-    if kind == "a DER certificate":
-        return certificate_info(file.name, [_certificate(file.name, file.data)], None)
     return read_pem(file, None, password)
 
 

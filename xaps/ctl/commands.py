@@ -256,6 +256,33 @@ class Commands:
         self._tell([report.as_json() for report in found], lines)
         return exit_status(found)
 
+    @_argument(
+        "--domain", metavar="DOMAIN", required=True, help="of the mail addresses: example.org"
+    )
+    @_argument(
+        "--key",
+        metavar="FILE",
+        type=Path,
+        help="where to put the key (default: push.key beside xapsd.yaml)",
+    )
+    def certificate_request(self) -> int:
+        """Make a private key and the request for a push certificate.
+
+        The request (.csr) is written beside the key. You upload it to Apple's developer portal,
+        which makes the certificate; what to do is printed. Files that exist are not touched. If
+        you are root, the group xapsd may read the key; otherwise only you. Needs no running daemon.
+        """
+        from xaps.credentials.certificate import CredentialError  # noqa: PLC0415
+        from xaps.credentials.request import make_request  # noqa: PLC0415
+
+        key = self._options.key or self._file.parent / "push.key"
+        try:
+            made = make_request(self._options.domain, key.absolute())
+        except CredentialError as error:
+            raise CtlError(str(error)) from None
+        self._tell(made.as_json(), made.lines(self._file))
+        return 0
+
     def reload(self) -> int:
         """Take up changed certificates and keys now.
 
@@ -336,7 +363,7 @@ class Commands:
 
 
 COMMANDS: dict[str, Command] = {
-    name.removesuffix("_"): command
+    name.removesuffix("_").replace("_", " "): command
     for name, command in vars(Commands).items()
     if not name.startswith("_")
 }

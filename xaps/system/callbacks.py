@@ -12,9 +12,9 @@ from OpenSSL import SSL
 
 NO_TLS = (
     "the systemd unit ({}): MemoryDenyWriteExecute= forbids memory that is writable and "
-    "executable, without which pyOpenSSL cannot do TLS: no push could be sent. The unit of the Go daemon "
-    "has it. Move that unit away, so that the one of this xapsd counts, or take the line out; then: "
-    "systemctl daemon-reload; systemctl restart xapsd"
+    "executable, without which pyOpenSSL cannot do TLS: no push could be sent. The unit of the "
+    "Go daemon has it. Move that unit away, so that the one of this xapsd counts, or take the "
+    "line out; then: systemctl daemon-reload; systemctl restart xapsd"
 )
 """What is wrong with a unit, and what to do; to be given its files."""
 
