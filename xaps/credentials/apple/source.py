@@ -149,17 +149,27 @@ class AppleIdSource:
             return False
         url, body, keys, stored = attempt
         schedule = stored.schedule
-        self._log.info("Asking Apple's certificate service for certificates: {url}", url=url)
+        self._log.info(
+            "{name}: asking Apple's certificate service for certificates: {url}",
+            name=self.name,
+            url=url,
+        )
         try:
             answer = await self._ask(url, body)
             issued = await self._run(partial(_issued, keys, answer))
         except ServiceError as error:
             next_attempt = utc_text(schedule.next(self._settings))
-            self._log.warn("{error}. Next attempt at {next}", error=error, next=next_attempt)
+            self._log.warn(
+                "{name}: {error}. Next attempt at {next}",
+                name=self.name,
+                error=error,
+                next=next_attempt,
+            )
             stored = attrs.evolve(stored, schedule=attrs.evolve(schedule, reason=str(error)))
         else:
             self._log.info(
-                "Apple's certificate service issued certificates, for Mail valid until {until}",
+                "{name}: Apple's certificate service has issued certificates, valid until {until}",
+                name=self.name,
                 until=utc_text(issued[MAIL].not_after),
             )
             # What was issued before stays for the services that got nothing now.
