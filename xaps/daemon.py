@@ -223,7 +223,10 @@ class Daemon(Service):
                 *(intake.connections.slots for intake in self._intakes),
                 *([] if cyrus is None else [cyrus.draining]),
             ],
-            checks=[] if cyrus is None else [cyrus.look],
+            checks=[
+                lambda: self._pushes.hear(self._metrics.heard()),
+                *([] if cyrus is None else [cyrus.look]),
+            ],
             wall=time.time,
         )
         self._control = Control(

@@ -13,6 +13,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from xaps import __version__
+from xaps.admin.backlog import waiting_for
 from xaps.admin.entries import FAILING, GOOD, Entry, days, waiting
 from xaps.admin.health import Health
 from xaps.admin.history import PushLog
@@ -125,7 +126,12 @@ class Control:
             "connection": entries[0]["connection"],
             "credentials": entries,
             "last_hour": self._pushes.last_hour(),
+            "durations": self._pushes.durations(),
+            "failures": [
+                {**told, "at": self._time_of_day(told["at"])} for told in self._pushes.failures()
+            ],
             "waiting": len(flags) - flags.in_flight,
+            "waiting_for": waiting_for(flags, holds, self._clock.seconds()),
             "in_flight": flags.in_flight,
             "held": bool(holds.general),
             "held_for_calm": self._dispatcher.calm.held,
@@ -137,6 +143,11 @@ class Control:
     def _time_of_day(self, seconds: float | None) -> float | None:
         """When, in seconds since the epoch, it was or will be so late by the reactor's clock."""
         return None if seconds is None else self._wall() - self._clock.seconds() + seconds
+
+    def last_day(self) -> Mapping[str, Sequence[int]]:
+        """Notices, and pushes that APNs took, for each of the last 1440 minutes."""
+        self._pushes.hear(self._metrics.heard())
+        return self._pushes.last_day()
 
     def metrics(self) -> Deferred[bytes]:
         """The page for Prometheus."""

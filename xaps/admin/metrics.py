@@ -69,6 +69,11 @@ class Metrics:
             _Told(self.notices),
         )
 
+    def heard(self) -> int:
+        """How many notices came since the start."""
+        samples = (sample for metric in self._notices.collect() for sample in metric.samples)
+        return int(sum(each.value for each in samples if each.name.endswith("_total")))
+
     def page(self, status: Status) -> bytes:
         """All metrics in Prometheus' text format."""
         return generate_latest(_Page(self.registry, status))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from xaps.admin.words import in_words
+from xaps.admin.words import connection, credential, folders, in_words, last_notice, last_push
 from xaps.system.console import counted, duration, moment, one_line
 
 _MAILBOXES = 40
@@ -39,70 +39,35 @@ def _credentials(answer: Answer, now: float) -> Iterator[tuple[str, str]]:
     if len(entries) == 1:
         yield "Topic", answer["topic"] or "-"
         yield "Credential", credential(answer["credential"], now)
-        yield "APNs", _connection(answer["connection"], now)
+        yield "APNs", connection(answer["connection"], now)
         return
     for entry in entries:
         waiting = counted(entry["waiting"], "push")
         text = f"no credential: {entry['problem']}"
         if entry["credential"] is not None:
             text = f"topic {entry['topic']}, {credential(entry['credential'], now)}"
-            text += f"; APNs {_connection(entry['connection'], now)}"
+            text += f"; APNs {connection(entry['connection'], now)}"
         yield "Credential", f"{entry['name']}: {text}; {waiting} waiting"
-
-
-def _connection(connection: Answer, now: float) -> str:
-    state = connection["state"]
-    since = duration(now - connection["since"])
-    if state == "connected":
-        return (
-            f"connected to {connection['peer']} for {since}; {connection['connections']} open, "
-            f"{connection['connections_made']} made, "
-            f"{counted(connection['stream_limit'], 'push')} at a time"
-        )
-    text = f"{state} for {since}"
-    if connection["next_attempt"] is not None:
-        text += f", next attempt in {duration(connection['next_attempt'] - now)}"
-    return text
-
-
-def credential(found: Answer | None, now: float) -> str:
-    """One line about a credential."""
-    if found is None:
-        return "none"
-    text = f"{found['kind']} {found['source']}"
-    if found["not_after"] is None:
-        return text
-    until = moment(found["not_after"])
-    return f"{text}, valid until {until} ({duration(found['not_after'] - now)})"
 
 
 def explanation(answer: Answer) -> Iterator[str]:
     """The verdict, what is known of each phone, and what to do next."""
-    now = answer["now"]
     yield one_line(f"{answer['verdict']}.")
     for phone in answer["phones"]:
         start = f"  {phone['device_token']} ({phone['account_id']})"
         # Of one phone it has been said.
         yield one_line(f"{start}: {phone['text']}" if len(answer["phones"]) > 1 else start)
-        folders = [
-            f"{name} (not confirmed)" if name in phone["not_told"] else name
-            for name in phone["mailboxes"]
-        ]
         facts = {
             "registered": moment(phone["registered_at"]),
-            "folders": ", ".join(folders) or "-",
-            "last push": _last_push(phone),
+            "folders": folders(phone),
+            "last push": last_push(phone),
         }
         yield one_line("    " + "; ".join(f"{name}: {value}" for name, value in facts.items()))
     for phone in answer["dropped"]:
         if len(answer["phones"]) + len(answer["dropped"]) > 1:
             yield one_line(f"  {phone['device_token']} ({phone['account_id']}) {phone['text']}")
-    if (notice := answer["last_notice"]) is not None:
-        what = "new mail" if notice["new_mail"] else "a change"
-        ago = duration(max(0.0, now - notice["at"]))
-        when = f"{moment(notice['at'])} ({ago} ago)"
-        phones = counted(notice["phones"], "phone")
-        yield one_line(f"  Last notice: {what} in {notice['mailbox']}, {when}, for {phones}")
+    if answer["last_notice"] is not None:
+        yield one_line(f"  Last notice: {last_notice(answer)}")
     if answer["advice"]:
         yield one_line(answer["advice"])
     yield f"See: {one_line(answer['help'])}"
@@ -114,7 +79,7 @@ def devices(phones: Sequence[Answer]) -> Iterator[str]:
     for phone in phones:
         cells = [phone["user"], phone["device_token"], phone["account_id"]]
         cells.append(_mailboxes(phone["mailboxes"]))
-        cells += [moment(phone["registered_at"]), _last_push(phone)]
+        cells += [moment(phone["registered_at"]), last_push(phone)]
         lines.append(list(map(one_line, cells)))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
@@ -129,17 +94,6 @@ def _mailboxes(names: Sequence[str]) -> str:
             return f"{', '.join(shown)} and {len(names) - len(shown)} more"
         shown.append(name)
     return ", ".join(shown)
-
-
-def _last_push(phone: Answer) -> str:
-    text = "-"
-    if (last := phone["last_push"]) is not None:
-        reason = f" ({last['reason']})" if last["reason"] else ""
-        text = f"{moment(last['at'])} {last['outcome']}{reason}"
-    if held := phone.get("held"):
-        until = "" if held["until"] is None else f" until {moment(held['until'])}"
-        return f"{text}, one is held{until}: {held['why']}"
-    return f"{text}, one waits" if phone["waiting"] else text
 
 
 def pushes(found: Sequence[Answer]) -> Iterator[str]:

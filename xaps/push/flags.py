@@ -112,6 +112,10 @@ class Flags:
     def __len__(self) -> int:
         return len(self._flags)
 
+    def __iter__(self) -> Iterator[Flag]:
+        """All of them, the oldest first."""
+        return iter(self._flags.values())
+
     def get(self, key: RegistrationKey) -> Flag | None:
         """The flag of that registration, if it is not clean."""
         return self._flags.get(key)
