@@ -149,8 +149,8 @@ class Config:
     )
     allow_from: tuple[Network, ...] = kinds.NETWORKS.key(
         "Addresses and networks that may connect over TCP (listenAddr, tlsListenAddr, "
-        "metricsAddr), for example [127.0.0.1, 2001:db8::/32]. Empty: all. IPv4 is a part of "
-        "'::/0'."
+        "metricsAddr, statusAddr), for example [127.0.0.1, 2001:db8::/32]. Empty: all. IPv4 is a "
+        "part of '::/0'."
     )
     auth_token: str | None = kinds.TOKEN.key(
         "A secret that HTTP clients must send as the password, in the plugin's URL as "
@@ -239,6 +239,14 @@ class Config:
     metrics_addr: HostPort | None = kinds.HOST_PORT.key(
         "Address and port for Prometheus' metrics and /healthz, for example '[::1]:9119'. Whoever "
         "reaches it can read them, unless allowFrom says who may."
+    )
+    status_addr: HostPort | None = kinds.HOST_PORT.key(
+        "Address and port for a page that shows how xapsd is, for example '[::1]:11680'. /metrics "
+        "and /healthz are there as well. There is no TLS: reach it through a proxy or a tunnel."
+    )
+    status_password: str | None = kinds.PASSWORD.key(
+        "The password for that page, with any user name; file:PATH reads it from a file. Without "
+        "it the page shows nothing of single users."
     )
 
     written: frozenset[str] = attrs.field(default=frozenset(), eq=False, repr=False)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from xaps.admin.words import credential
 from xaps.config.reading import DEFAULT_PATH, Config, load
 from xaps.ctl import answers
 from xaps.ctl.client import BAD, CtlError, DaemonClient, notify
@@ -252,7 +253,7 @@ class Commands:
         for entry in found:
             text = f"No credential can be used: {entry['problem']}"
             if entry["credential"] is not None:
-                text = f"In use: {answers.credential(entry['credential'], answer['now'])}"
+                text = f"In use: {credential(entry['credential'], answer['now'])}"
             lines.append(f"{entry['name']}: {text}" if len(found) > 1 else text)
         self._tell(answer, lines)
         return 0 if all(entry["credential"] for entry in found) else BAD
