@@ -8,21 +8,19 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
 from urllib.parse import parse_qs, quote, urlsplit
 
-from twisted.internet.defer import Deferred, succeed
-from twisted.internet.task import Clock
+from twisted.internet.defer import Deferred
 
 from tests.admin.test_explain import TABLE
-from tests.admin.test_page import status
-from tests.coroutines import result_of
+from tests.admin.test_page import PageTestCase
 from tests.endtoend.case import ACCOUNT, OTHER_PHONE, PHONE, EndToEndTestCase
 from tests.peers.browser import Browser
 from tests.peers.daemon import Daemon
 from tests.peers.nghttpd import free_port
 from tests.standins.process import APNsProcess
-from xaps.admin.explain import Cause, explain
-from xaps.admin.inquiry import as_json
+from xaps.admin.explain import Cause, Facts, explain
 from xaps.admin.page import STYLE, Page
 from xaps.admin.web import HEADERS
+from xaps.model import RetryAfter
 
 PASSWORD = "a long secret: ä"
 LOOKS = [(width, scheme) for width in (360, 1280) for scheme in ("light", "dark")]
@@ -118,7 +116,7 @@ class DaemonTests(BrowserTestCase):
         apns.close()
         daemon.notify("alice")
         self.asked(url, "alice", "There is no connection to Apple (since ")
-        self.assertIn("1: nothing can be sent to APNs at the moment", self.browser.text)
+        self.assertIn("1 push: there is no connection to Apple", self.browser.text)
 
     def test_without_a_password_nobody_is_named(self) -> None:
         apns, daemon, url = self.ready(statusPassword=None)
@@ -163,32 +161,31 @@ def first_of_each() -> Iterator[tuple[Cause, str]]:
         yield cause, next(name for name, _, each, _ in TABLE if each is cause)
 
 
-class _Control:
-    """Answers with the facts of that name."""
-
-    def status(self) -> Deferred[Any]:
-        return succeed(status())
-
-    def last_day(self) -> Any:
-        return {"notices": [0, 3, 1] * 480, "delivered": [0, 2, 1] * 480}
-
-    def explain(self, name: str) -> Deferred[Any]:
-        return succeed(as_json(FACTS[name], explain(FACTS[name])))
-
-
 class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         url = urlsplit(self.path)
         kind, content = "text/css", STYLE
         if url.path == "/":
-            page = Page(Clock(), _Control(), private=True)  # type: ignore[arg-type]  # a fake
-            (user,) = parse_qs(url.query)["user"]
-            kind, content = "text/html; charset=utf-8", result_of(page.html(user))
+            (name,) = parse_qs(url.query)["user"]
+            kind, content = "text/html; charset=utf-8", page_with(FACTS[name])
         self.send_response(200)
-        for name, value in {**HEADERS, "Content-Type": kind}.items():
-            self.send_header(name, value)
+        for header, value in {**HEADERS, "Content-Type": kind}.items():
+            self.send_header(header, value)
         self.end_headers()
         self.wfile.write(content)
 
     def log_message(self, *_: object) -> None:
         """Nothing is logged."""
+
+
+def page_with(facts: Facts) -> bytes:
+    """The page that explains these facts."""
+    case = PageTestCase("page")
+    case.setUp()
+    case.pushes.record(case.register(), RetryAfter("Shutdown"))
+    case.heard(3)
+    case.explained(facts)
+    made: list[bytes] = []
+    page = Page(case.clock, case.control, private=True)
+    Deferred.fromCoroutine(page.html(facts.user)).addCallback(made.append)
+    return made[0]

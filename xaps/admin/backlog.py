@@ -14,6 +14,7 @@ LOOKED_AT = 5000
 
 _TEXTS = {
     Reason.SUSPENDED: "Apple refuses pushes to these phones; they are tried again later",
+    Reason.NO_ROOM: "there is no connection to Apple, or no room in it",
     Reason.CALM: "their phones have just been pushed and are left in peace (pushInterval)",
 }
 _OTHERS = f"others, of which only the number is known (more than {LOOKED_AT:,} wait)"

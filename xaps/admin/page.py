@@ -28,6 +28,8 @@ REFRESH = 60
 STYLE = Path(__file__).with_name("style.css").read_bytes()
 
 _HEIGHT = 100
+_COLUMN = 10
+"""Minutes that are one step of the plot."""
 _HEALTH = {
     GOOD: "Mail is pushed.",
     STARTING: "The first connection to Apple is being made.",
@@ -104,9 +106,13 @@ def _page(status: Answer, day: Mapping[str, Sequence[int]], asked: Tag, *, priva
                 _failures(status["failures"], private=private),
             ),
             tags.footer(
-                tags.p(f"As of {moment(now)}. "),
-                tags.p(tags.a(f"Ask every {REFRESH} seconds", href="./"), " or "),
-                tags.p(tags.a("no more", href="./?still=1"), "."),
+                tags.p(f"As of {moment(now)}"),
+                tags.p(
+                    "Refresh ",
+                    tags.a(f"every {REFRESH} seconds", href="./"),
+                    " or ",
+                    tags.a("not", href="./?still=1"),
+                ),
             ),
         ),
         lang="en",
@@ -164,14 +170,15 @@ def _pushes(status: Answer) -> Tag:
     took = "nothing was pushed yet"
     if times is not None:
         took = (
-            f"half within {_seconds(times['median'])}, 99 of 100 within {_seconds(times['most'])}, "
-            f"from the notice on (last {counted(times['pushes'], 'push')})"
+            f"median {_seconds(times['median'])}, 99 % within {_seconds(times['most'])}, from the "
+            f"notice to Apple's answer (last {counted(times['pushes'], 'push')})"
         )
-    reasons = (f"{number}: {why}" for why, number in status["waiting_for"].items())
+    hour = (f"{n:,} {name}" for name, n in status["last_hour"].items() if n or name == "delivered")
+    reasons = [f"{counted(n, 'push')}: {why}" for why, n in status["waiting_for"].items()]
     values = {
         "Phones": "unknown" if status["phones"] is None else f"{status['phones']:,}",
-        "Last hour": ", ".join(f"{n:,} {name}" for name, n in status["last_hour"].items()),
-        "Apple took": took,
+        "Last hour": ", ".join(hour),
+        "Time": took,
         "In flight": f"{status['in_flight']:,}",
         "Waiting": f"{status['waiting']:,}",
     }
@@ -186,48 +193,43 @@ def _seconds(seconds: float) -> str:
 
 
 def _plot(day: Mapping[str, Sequence[int]], now: float) -> Tag:
-    """Notices as an area, pushes as a line, both by the minute."""
-    notices, delivered = day["notices"], day["delivered"]
-    minutes = len(notices)
-    top = max(1, *notices, *delivered)
+    """Notices as an area, pushes as a line."""
+    notices, delivered = (
+        [sum(day[name][at : at + _COLUMN]) / _COLUMN for at in range(0, len(day[name]), _COLUMN)]
+        for name in ("notices", "delivered")
+    )
+    columns, top = len(notices), max(*notices, *delivered)
+    came, taken = sum(day["notices"]), sum(day["delivered"])
     told = (
-        f"In the last 24 hours {counted(sum(notices), 'notice')} came, and Apple took "
-        f"{counted(sum(delivered), 'push')}. The highest point is {top:,} a minute."
+        f"In the last 24 hours {counted(came, 'notice')} came, and Apple took "
+        f"{counted(taken, 'push')}. The top is {top:g} a minute, as the mean of {_COLUMN} minutes."
     )
     area = f"M0 {_HEIGHT}V{_steps(notices, top)}V{_HEIGHT}Z"
     svg = Tag("svg")(
         Tag("path")(d=area, class_="notices"),
         Tag("path")(d=f"M0 {_steps(delivered, top)}", class_="delivered"),
-        viewBox=f"0 -2 {minutes} {_HEIGHT + 3}",
+        viewBox=f"0 -2 {columns} {_HEIGHT + 3}",
         preserveAspectRatio="none",
         role="img",
         **{"aria-label": told},
     )
     axis = [
-        tags.span(f"{datetime.fromtimestamp(now - 60 * (minutes - at)):%H:%M}")
-        for at in range(0, minutes + 1, minutes // 4)
+        tags.span(f"{datetime.fromtimestamp(now - hours * 3600):%H:%M}")
+        for hours in (24, 18, 12, 6, 0)
     ]
-    return _section(
-        "Notices and pushes a minute",
-        tags.figure(
-            svg,
-            tags.div(axis, class_="axis quiet"),
-            tags.figcaption(
-                tags.span("notices", class_="key area"),
-                tags.span("pushes", class_="key line"),
-                told,
-            ),
-        ),
-        wide=True,
+    key = (tags.span("notices", class_="key area"), tags.span("pushes", class_="key line"))
+    figure = tags.figure(
+        svg, tags.div(axis, class_="axis quiet"), tags.figcaption(*key, tags.span(told))
     )
+    return _section("Notices and pushes a minute", figure, wide=True)
 
 
-def _steps(numbers: Sequence[int], top: int) -> str:
-    """From the height of the first on, a step wherever the number changes."""
+def _steps(heights: Sequence[float], top: float) -> str:
+    """From that of the first on, a step wherever it changes."""
     at, path = 0, []
-    for number, same in groupby(numbers):
+    for height, same in groupby(heights):
         at += sum(1 for _ in same)
-        path.append(f"{_HEIGHT - number * _HEIGHT / top:.5g}H{at}")
+        path.append(f"{_HEIGHT - height * _HEIGHT / (top or 1):.5g}H{at}")
     return "V".join(path)
 
 
