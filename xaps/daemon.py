@@ -35,20 +35,20 @@ from xaps.credentials.certificate import CredentialError
 from xaps.credentials.loading import read_password
 from xaps.intake.allow import AllowFrom
 from xaps.intake.answers import Handler
-from xaps.intake.cyrus.conf import ImapdConfError, read_imapd_conf
+from xaps.intake.cyrus.conf import ImapdConfError, other_topic, read_imapd_conf
 from xaps.intake.cyrus.listener import CyrusListener
 from xaps.intake.cyrus.names import CyrusSettings
 from xaps.intakes import Intake, connections_each, listen_to_imap_servers, raise_open_files
 from xaps.listen.ports import Listeners
 from xaps.listen.tls import TLSError
 from xaps.listen.unix import ListenError
-from xaps.model import covers
 from xaps.push.dispatcher import Dispatcher
 from xaps.push.routes import Route, Routes
 from xaps.registry.godata import AppleCertificates
 from xaps.registry.interface import RegistryError
 from xaps.registry.opening import open_registry
 from xaps.senders import make_entries
+from xaps.system.callbacks import forbidden
 from xaps.system.console import counted
 from xaps.system.stalls import StallWatch
 from xaps.system.systemd import Supervision
@@ -127,6 +127,8 @@ class Daemon(Service):
     def _start(self) -> None:
         config = self._config
         self._log.info("xapsd {version} starts", version=xaps.__version__)
+        if reason := forbidden():
+            raise StartError(reason)
         self._reactor.callWhenRunning(self._run)  # first of all that starts threads
         self._reactor.addSystemEventTrigger("after", "shutdown", self._ended)
         globalLogPublisher.addObserver(cast(ILogObserver, self._look_for_trouble))
@@ -229,6 +231,7 @@ class Daemon(Service):
                 lambda: self._pushes.hear(self._metrics.heard()),
                 *([] if cyrus is None else [cyrus.look]),
             ],
+            cyrus_topic=self._cyrus_topic,
             wall=time.time,
         )
         self._control = Control(
@@ -339,16 +342,9 @@ class Daemon(Service):
             self._compare_with_cyrus()
 
     def _compare_with_cyrus(self) -> None:
-        theirs = self._cyrus_topic
-        ours = [each for each in (entry.route.credential for entry in self._entries) if each]
-        if theirs is not None and ours and not any(covers(each, theirs) for each in ours):
-            self._log.warn(
-                "Cyrus gives phones the topic {theirs}, but the credential is for {ours}: they "
-                "cannot be pushed. Set aps_topic: {ours} in imapd.conf and restart "
-                "Cyrus",
-                theirs=theirs,
-                ours=" or ".join(each.topic for each in ours),
-            )
+        ours = [each.route.credential for each in self._entries if each.route.credential]
+        if wrong := other_topic(self._cyrus_topic, ours):
+            self._log.warn("{wrong}", wrong=wrong)
 
     def _run(self) -> None:
         """Take the signals, and start the thread that writes.

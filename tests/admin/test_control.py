@@ -74,6 +74,7 @@ class FakeClient(Client):
 
 class ControlTestCase(SynchronousTestCase):
     set_by = 0.0
+    cyrus_topic: str | None = None
 
     def setUp(self) -> None:
         self.clock = Clock()
@@ -107,6 +108,7 @@ class ControlTestCase(SynchronousTestCase):
             notices=self.metrics.notices,
             works=[self.pushes.work, self.work],
             checks=[self.check],
+            cyrus_topic=self.cyrus_topic,
             wall=self.wall,
         )
         self.control = Control(

@@ -54,6 +54,20 @@ class HealthTestCase(ControlTestCase):
         self.clock.pump([LOOK] * times)
 
 
+class CyrusTopicTests(HealthTestCase):
+    cyrus_topic = "theirs"
+
+    def test_another_topic_than_the_credentials_is_degraded_until_that_is_for_it(self) -> None:
+        self.assertEqual((self.health()[0], self.causes()), ("degraded", ["topic"]))
+        self.assertIn("Set aps_topic: topic in imapd.conf", self.health()[1])
+        credential = self.keeper.credential
+        assert credential is not None
+        self.keeper.credential = attrs.evolve(credential, topic="theirs")
+        self.assertEqual(self.health(), ("good", ""))
+        self.keeper.credential = None
+        self.assertEqual(self.causes(), ["credential"])
+
+
 class StateTests(HealthTestCase):
     def test_no_connection_is_degraded_and_the_last_error_tells_why(self) -> None:
         self.connection = attrs.evolve(

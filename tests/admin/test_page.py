@@ -164,9 +164,11 @@ class ContentTests(PageTestCase):
         )
 
     def test_failures_and_phones_that_are_gone_the_last_first(self) -> None:
-        for outcome in (Gone("Unregistered"), *[RetryAfter("Shutdown")] * 30):
+        key = self.register("bob", TABLET)
+        self.pushes.record(key, Gone("Unregistered"))
+        for _ in range(30):
             self.clock.advance(60)
-            self.pushes.record(self.register("bob", TABLET), outcome)
+            self.pushes.record(key, RetryAfter("Shutdown"))
         rows = [tag for tag, _ in self.page().tags if tag == "tr"]
         self.assertEqual(len(rows), 1 + 10 + 1)
         self.assert_shown(
@@ -329,7 +331,8 @@ class HeaderTests(PageTestCase):
 
 class CostTests(PageTestCase):
     def test_within_a_second_it_is_put_together_once_for_each_user(self) -> None:
-        page, asked = Page(self.clock, self.control, private=True), []
+        page = Page(self.clock, self.control, private=True)
+        asked: list[None] = []
         real = self.control.status
 
         def counted() -> Any:

@@ -198,12 +198,6 @@ class SampleTests(ConfigTestCase):
     def test_lines_of_the_sample_are_not_too_long_for_a_terminal(self) -> None:
         self.assertLess(max(map(len, sample().splitlines())), 85)
 
-    def test_the_readme_has_every_key_with_its_default_and_the_same_help(self) -> None:
-        readme = " ".join((Path(__file__).parents[2] / "README.rst").read_text("utf-8").split())
-        for key in KEYS.values():
-            default = f" (default: ``{key.default}``)" if key.default else ""
-            self.assertIn(f"``{key.name}``{default} {key.help}", readme)
-
 
 class ExistingFilesTests(ConfigTestCase):
     def test_the_go_daemons_file_loads_unchanged(self) -> None:

@@ -170,7 +170,7 @@ class StartTests(KeeperCase):
                 (
                     "critical",
                     "No mail can be pushed: no push credential is configured; set "
-                    "certificateFilePem, certificateFileP12 or keyFileP8 (README: Credentials)",
+                    "certificateFilePem, certificateFileP12 or keyFileP8 (see docs/credential.rst)",
                 )
             ],
         )
@@ -332,6 +332,39 @@ class ReplacementTests(KeeperCase):
         self.assertEqual((self.changes, len(self.source.renewals)), ([], renewals))
 
 
+class ReloadTests(KeeperCase):
+    """What the administrator is told who asks for a look."""
+
+    def reload(self) -> list[str]:
+        self.take_logged()
+        self.successResultOf(self.keeper.check_now())
+        return [text for _, text in self.take_logged()]
+
+    def test_that_nothing_has_changed_is_told(self) -> None:
+        self.start()
+        nothing = "No new credential: "
+        self.assertEqual(self.reload(), [f"{nothing}the one from a stays in use"])
+        self.source.result = good(certificate(BEGIN + 400 * DAY, name="b"))
+        (told,) = self.reload()
+        self.assertIn("from b", told)
+        self.source.result = bad("it is damaged")
+        (told,) = self.reload()
+        self.assertIn("Refused", told)
+        self.assertEqual(self.reload(), [f"{nothing}the one from b stays in use"])
+
+    def test_that_there_is_still_no_credential_is_told(self) -> None:
+        self.source.result = bad("it is damaged")
+        self.start()
+        (told,) = self.reload()
+        self.assertIn("No new credential: a.pem: it is damaged", told)
+
+    def test_a_look_that_nobody_asked_for_is_silent(self) -> None:
+        self.start()
+        self.take_logged()
+        self.advance(600)
+        self.assertEqual(self.logged, [])
+
+
 class RefusingUserTests(KeeperCase):
     """Whoever pushes cannot use what seemed good: a defect, but no reason to lose more."""
 
@@ -365,7 +398,10 @@ class RefusingUserTests(KeeperCase):
         self.successResultOf(self.keeper.check_now())
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
         self.assertEqual(self.keeper.credential, old)
-        self.assertNotIn("info", [level for level, _ in self.logged])
+        self.assertEqual(
+            [text for level, text in self.logged if level == "info"],
+            ["No new credential: the one from a stays in use"],
+        )
         self.refuse = False
         self.clock.advance(60)
         self.assertEqual(self.changes, [old, new])

@@ -221,6 +221,39 @@ class AnswerTests(CtlTestCase):
             self.assertEqual(self.ctl(command, "nobody"), BAD, command)
             self.assertEqual(self.err, "xapsctl: no phone of nobody's is registered\n")
 
+    def test_several_phones_are_not_forgotten_without_a_word(self) -> None:
+        phones = [
+            {"user": "alice", "device_token": f"{name}...", "account_id": "ACCOUNT"}
+            for name in ("ababab", "cdcdcd")
+        ]
+        daemon = self.served(answered(phones))
+        asked = []
+        for answer, status, forgotten in ((None, UNUSABLE, 0), (False, BAD, 0), (True, 0, 2)):
+
+            def confirmed(question: str, answer: bool | None = answer) -> bool | None:
+                asked.append(question)
+                return answer
+
+            with mock.patch("xaps.ctl.commands.confirmed", confirmed):
+                self.assertEqual(self.ctl("forget", "alice"), status)
+            self.assertEqual(self.out.count("Forgot alice"), forgotten)
+            orders = [each for each in daemon.asked if each.startswith(b"POST /forget ")]
+            self.assertEqual(len(orders), 1 if forgotten else 0)
+            if answer is None:
+                self.assertIn("alice has 2 phones: name one by its TOKEN", self.err)
+        self.assertIn("alice ababab... (ACCOUNT)\n", asked[0])
+        self.assertTrue(asked[0].endswith("Forget all of these 2 phones?"), asked[0])
+        for argv in (("forget", "alice", "--yes"), ("forget", "alice", "ababab")):
+            daemon.asked.clear()
+            self.assertEqual(self.ctl(*argv), 0)
+            self.assertEqual([each[:13] for each in daemon.asked], [b"POST /forget "])
+        self.assertEqual(len(asked), 3)
+
+    def test_one_phone_is_forgotten_without_asking(self) -> None:
+        self.served(answered([{"user": "a", "device_token": "...", "account_id": "A"}]))
+        self.assertEqual(self.ctl("forget", "a"), 0)
+        self.assertEqual(self.out, "Forgot a ... (A)\n")
+
     def test_for_programs_the_answer_is_json_wherever_json_is_asked_for(self) -> None:
         self.served(answered([]))
         for argv in (("--json", "devices", "bob"), ("devices", "bob", "--json")):
@@ -407,6 +440,7 @@ class TableTests(SynchronousTestCase):
             "device_token": "ababab...",
             "account_id": "ACCOUNT",
             "mailboxes": ["INBOX"],
+            "confirmed": [],
             "registered_at": 1_800_000_000.0,
             "last_push": None,
             "waiting": False,
@@ -422,26 +456,28 @@ class TableTests(SynchronousTestCase):
         self.assertEqual(head.index("PHONE"), second.index("ababab"))
 
     def test_a_phone_that_was_not_pushed_yet(self) -> None:
-        self.assertTrue(self.rows(self.phone())[1].endswith("  -"))
+        self.assertTrue(self.rows(self.phone())[1].endswith("  -          INBOX"))
 
     def test_the_last_push_and_what_waits(self) -> None:
         last = {"at": 1_800_000_000.0, "outcome": "retry", "reason": "Shutdown"}
         row = self.rows(self.phone(last_push=last, waiting=True))[1]
-        self.assertTrue(row.endswith(" retry (Shutdown), one waits"), row)
+        self.assertTrue(row.endswith(" retry (Shutdown), one waits  INBOX"), row)
 
     def test_why_a_push_is_held(self) -> None:
         held: dict[str, Any] = {"why": "APNs says BadDeviceToken", "until": None}
         row = self.rows(self.phone(waiting=True, held=held))[1]
-        self.assertTrue(row.endswith(" -, one is held: APNs says BadDeviceToken"), row)
+        self.assertTrue(row.endswith(" -, one is held: APNs says BadDeviceToken  INBOX"), row)
         held["until"] = 1_800_000_000.0
         row = self.rows(self.phone(waiting=True, held=held))[1]
-        told = f" -, one is held until {moment(held['until'])}: APNs says BadDeviceToken"
+        until = moment(held["until"])
+        told = f" -, one is held until {until}: APNs says BadDeviceToken  INBOX"
         self.assertTrue(row.endswith(told), row)
 
-    def test_of_many_mailboxes_some_are_shown(self) -> None:
-        names = [f"Folder {number}" for number in range(1000)]
-        row = self.rows(self.phone(mailboxes=["INBOX", *names]))[1]
-        self.assertIn("INBOX, Folder 0, Folder 1, Folder 2 and 997 more", row)
+    def test_all_mailboxes_are_shown_and_those_that_are_never_pushed_marked(self) -> None:
+        names = ["Inbox", *(f"Folder {number}" for number in range(1000))]
+        row = self.rows(self.phone(mailboxes=names, confirmed=names[2:]))[1]
+        self.assertIn("  Inbox, Folder 0 (not confirmed), Folder 1, Folder 2, Folder 3, ", row)
+        self.assertTrue(row.endswith(", Folder 998, Folder 999"), row[-100:])
 
     def test_names_cannot_play_tricks_on_the_terminal(self) -> None:
         row = self.rows(self.phone(mailboxes=["\x1b[2J\u202e"]))[1]
@@ -662,6 +698,33 @@ class ExportAndImportTests(CtlTestCase):
         self.assertEqual(file.stat().st_mode & 0o777, 0o600)
         self.assertEqual(self.ctl("export", str(self.folder / "none" / "out.json")), UNUSABLE)
         self.assertIn("out.json: No such file", self.err)
+
+    def test_a_file_that_is_there_is_left_as_it_is_without_force(self) -> None:
+        data = go_data()
+        file = self.write(data)
+        self.ctl("import", file)
+        Path(file).write_text("the original")
+        self.assertEqual(self.ctl("export", file), UNUSABLE)
+        self.assertIn("go.json: it is there already", self.err)
+        self.assertEqual(Path(file).read_text(), "the original")
+        dangling = self.folder / "dangling"
+        dangling.symlink_to(self.folder / "none")
+        self.assertEqual(self.ctl("export", str(dangling)), UNUSABLE)
+        self.assertEqual(self.ctl("export", "--force", file), 0, self.err)
+        self.assertEqual(json.loads(Path(file).read_text()), data)
+
+    def test_what_root_writes_belongs_to_the_owner_of_the_databases_folder(self) -> None:
+        if os.geteuid() != 0:
+            raise SkipTest("only root can give files away")
+        file = self.write(go_data())
+        os.chown(self.folder, NOBODY, NOBODY - 1)
+        self.assertEqual(self.ctl("import", file), 0, self.err)
+        with tempfile.TemporaryDirectory() as elsewhere:
+            for written in (self.folder / "database.json", Path(elsewhere, "database.json")):
+                self.assertEqual(self.ctl("export", str(written)), 0, self.err)
+                found = written.stat()
+                owner = found.st_uid, found.st_gid, found.st_mode & 0o777
+                self.assertEqual(owner, (NOBODY, NOBODY - 1, 0o600))
 
     def test_root_leaves_no_files_that_the_daemons_user_cannot_use(self) -> None:
         if os.geteuid() != 0:

@@ -28,7 +28,7 @@ BELOW: dict[str, set[str]] = {
     "push": {"model", "mailboxes", "registry", "system"},
     "admin": {"model", "mailboxes", "config", "listen", "credentials", "registry", "push", "apns",
               "intake", "system"},
-    "ctl": {"model", "admin", "config", "credentials", "registry", "system"},
+    "ctl": {"model", "mailboxes", "admin", "config", "credentials", "registry", "system"},
     "cli": {"config", "system"},
     "intakes": {"config", "intake", "listen", "system"},
     "senders": {"model", "config", "credentials", "apns", "push", "admin", "system"},
@@ -39,6 +39,7 @@ BELOW: dict[str, set[str]] = {
 """What each wing, and each module in the root, may import besides itself."""
 
 PURE = [
+    "xaps.admin.explain",
     "xaps.apns.payload",
     "xaps.apns.reasons",
     "xaps.apns.session",
@@ -53,6 +54,7 @@ PURE = [
     "xaps.model",
     "xaps.push.calm",
     "xaps.push.flags",
+    "xaps.push.history",
     "xaps.push.holds",
     "xaps.push.routes",
 ]

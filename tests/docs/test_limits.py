@@ -7,6 +7,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.peers.cyrus import LARGEST as CYRUS_LARGEST
 from xaps import daemon, intakes, model
 from xaps.admin import control, entries, health, inquiry
 from xaps.admin import history as pushlog
@@ -23,7 +24,7 @@ from xaps.intake import answers, connection, connections, http, http2, imap, lin
 from xaps.intake.cyrus import drain as cyrus_drain
 from xaps.intake.cyrus import listener as cyrus_listener
 from xaps.listen import ports as listeners
-from xaps.push import calm, holds, saving
+from xaps.push import calm, expiry, holds, saving
 from xaps.push import dispatcher as dispatch
 from xaps.push import flags as waiting
 from xaps.push import history as latest
@@ -92,7 +93,7 @@ LIMITS = {
     "Bytes of all connections that wait for the rest of a request, or for their turn": size(
         connections.MAX_HELD
     ),
-    "Time for all these requests before everything else has its turn": period(connections.TURN),
+    "Time for all these requests before other work has its turn": period(connections.TURN),
     "Connections of each of ``socket``, ``imapSocket``, ``listenAddr``, ``tlsListenAddr``": number(
         intakes.MAX_CONNECTIONS
     ),
@@ -107,6 +108,7 @@ LIMITS = {
     "Request on one of these": size(controlweb.MAX_BODY),
     "Idle time on one of these": period(controlweb.IDLE),
     "Datagram": size(cyrus_drain.LARGEST),
+    "Datagram that Cyrus sends": size(CYRUS_LARGEST),
     "Datagrams that wait to be worked off": size(cyrus_listener.ROOM),
     "Events that wait for the disk": number(cyrus_listener.WINDOW),
     "Events that are tried again, since the disk did not take them": number(
@@ -118,6 +120,12 @@ LIMITS = {
     "Phones of one user": number(interface.MAX_PER_USER),
     "Mailboxes of all phones of one user": number(interface.MAX_MAILBOXES),
     "Age of a registration that the phone has not renewed": period(model.REGISTRATION_LIFETIME),
+    "Age of an account id that its phone has not renewed, beside a newer one": period(
+        expiry.REPLACED_AFTER
+    ),
+    "Wait of a phone that was told another topic than any credential is for": period(
+        waiting.LIFETIME
+    ),
     "Writes that wait for the disk": number(sqlite.MAX_PENDING),
     "Time that a write waits for another program's lock on the database": period(
         sqlite.BUSY_TIMEOUT
@@ -133,8 +141,8 @@ LIMITS = {
     "Pushes at a time, where APNs allows more": number(apns_session.MAX_STREAMS),
     "Time for APNs to answer a push": period(apns_session.PUSH_TIMEOUT),
     "Silence of APNs": period(apns_session.SILENCE),
-    "Time for that sign": period(apns_session.PING_TIMEOUT),
-    "Bytes for APNs that it does not read": size(apns_connection.MAX_HELD),
+    "Time for the answer to a PING": period(apns_session.PING_TIMEOUT),
+    "Bytes that APNs has not read yet": size(apns_connection.MAX_HELD),
     "Bytes of an answer that are kept": size(apns_session.MAX_BODY),
     "Time for a connection to be made": period(apns_connection.ATTEMPT_TIMEOUT),
     "Time for TLS with one address of APNs": period(tls.TLS_PATIENCE),
@@ -159,16 +167,16 @@ LIMITS = {
     "``xapsd.yaml``": size(configuration._SIZE_MAX),
     "Entries of ``credentials:``": number(configuration._MOST_ENTRIES),
     "Problems of ``xapsd.yaml`` that are told": number(configuration._MOST_TOLD),
-    "Lines that whoever reads the log has not taken yet": size(logwriter.ROOM),
+    "Lines that the reader of the log (journald) has not taken yet": size(logwriter.ROOM),
     "File with a certificate, a key or a password": size(reading.MAX_FILE),
-    "Age of the list of those whom the system trusts (``ca-certificates``)": period(
+    "Age of the machine's list of certificate authorities (``ca-certificates``)": period(
         apns_tls.CONTEXT_LIFETIME
     ),
     "Path of a socket": size(kinds._SOCKET_PATH_MAX),
     "Line in the log": characters(log._LONGEST),
     "Time between two lines about the same": period(complaints.MINUTE),
     "Time between two lines about trouble that lasts": period(complaints.HOUR),
-    "Time that everything may wait for one thing": period(stalls.LIMIT),
+    "Time for which one task may keep everything else waiting": period(stalls.LIMIT),
     "Time between two looks at what has failed": period(health.LOOK),
     "Time for which pushes may fail without one that succeeds": period(pushlog.PUSHES_FAIL),
     "Time without a connection to APNs": period(entries.UNREACHABLE),

@@ -16,7 +16,7 @@ from pathlib import Path
 from tests import pki
 from tests.endtoend.case import ACCOUNT, OTHER_PHONE, PHONE, EndToEndTestCase
 from tests.peers.child import PATIENCE, ROOT
-from tests.peers.nghttpd import free_port
+from tests.peers.ports import free_port
 
 EX_UNAVAILABLE = 69
 EX_CONFIG = 78
@@ -242,11 +242,11 @@ class MemoryTests(EndToEndTestCase):
 
 
 class CheckTests(EndToEndTestCase):
-    def check(self, config: Path) -> subprocess.CompletedProcess[str]:
+    def check(self, config: Path, how: str = "--check") -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [
                 *(sys.executable, "-c", "from twisted.scripts.twistd import run; run()"),
-                *("-n", "xapsd", "--config", config, "--check"),
+                *("-n", "xapsd", "--config", config, how),
             ],
             cwd=ROOT,
             capture_output=True,
@@ -262,6 +262,17 @@ class CheckTests(EndToEndTestCase):
         self.assertEqual((result.returncode, result.stderr), (0, ""))
         self.assertIn(pki.MAIL_TOPIC, result.stdout)
         self.assertIn("no problems", result.stdout)
+        self.assertNotIn("another program", result.stdout)
+
+    def test_a_warning_is_for_the_administrator_to_judge_or_for_a_script_to_fail_at(self) -> None:
+        daemon = self.make_daemon(NOWHERE)
+        daemon.start(wait=False)
+        daemon.kill()
+        daemon.certificate.chmod(0o644)
+        for how, status in (("--check", 0), ("--check-strict", EX_CONFIG)):
+            result = self.check(daemon.config, how)
+            self.assertEqual(result.returncode, status, result.stdout)
+            self.assertRegex(result.stdout, r"no problems found, \d warnings?\n$")
 
     def test_a_missing_certificate_is_named(self) -> None:
         daemon = self.make_daemon(NOWHERE)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import datetime
 import io
 import json
+import socket
 import time
 from pathlib import Path
 from typing import Any
 
 from tests import pki
-from tests.endtoend.case import ACCOUNT, EndToEndTestCase
+from tests.endtoend.case import ACCOUNT, PHONE, EndToEndTestCase
+from tests.endtoend.test_cyrus import EVENT, REGISTRATION, datagram
 from tests.peers.child import PATIENCE
 from tests.peers.daemon import Daemon
 from tests.phone import INBOX, ModelPhone, Refreshed
@@ -219,7 +221,7 @@ class RefusedTests(DomainsTestCase):
         foreign.write_together(self.folder / "new.pem").replace(self.file("b.example"))
         daemon.reload()
         self.wait_until(daemon, lambda status: connected(status) == [True, False, True])
-        self.assert_others_go_on(apns, daemon, "APNs does not accept our certificate")
+        self.assert_others_go_on(apns, daemon, "APNs refuses the connection")
         self.assert_well_again(apns, daemon, phone)
 
     def test_for_its_age(self) -> None:
@@ -234,6 +236,41 @@ class RefusedTests(DomainsTestCase):
         self.assertTrue(refused.startswith(f"ERROR {self.file('b.example')}"[:40]), refused)
         self.assert_others_go_on(apns, daemon, "the certificate expired on")
         self.assert_well_again(apns, daemon, phone)
+
+
+class CyrusTests(DomainsTestCase):
+    """Cyrus gives all phones its ``aps_topic``, whatever their users are called."""
+
+    def start_for(self, aps_topic: str) -> tuple[APNsProcess, Daemon, str]:
+        for domain in DOMAINS:
+            self.issue(domain)
+        conf = self.folder / "imapd.conf"
+        conf.write_text(f"aps_topic: {aps_topic}\naltnamespace: no\nunixhierarchysep: no\n")
+        apns = self.make_apns()
+        entries = [self.entry(DOMAINS[0]), self.entry(DOMAINS[1]), self.entry(DOMAINS[2])]
+        entries[2]["domains"] = []
+        daemon = self.make_daemon(apns.url, certificateFilePem=None, credentials=entries)
+        path = str(daemon.socket.with_name("cyrus.sock"))
+        daemon.settings |= {"cyrusSocket": path, "cyrus": {"imapdConf": str(conf)}}
+        daemon.start()
+        return apns, daemon, path
+
+    def test_it_picks_the_entry(self) -> None:
+        apns, daemon, path = self.start_for(topic("b.example"))
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as cyrus:
+            cyrus.sendto(datagram(REGISTRATION), path)
+            daemon.wait_for_log("Registered alice")
+            cyrus.sendto(datagram(EVENT), path)
+        phone = ModelPhone(ACCOUNT, PHONE, topic("b.example"), frozenset({INBOX}))
+        self.assertEqual(self.pushed(apns, phone)["client_topic"], topic("b.example"))
+        self.assertNotIn("Cyrus gives phones the topic", "\n".join(daemon.log))
+
+    def test_one_that_no_entry_is_for_is_warned_of_once(self) -> None:
+        _, daemon, _ = self.start_for(topic("d.example"))
+        line = daemon.wait_for_log(f"Cyrus gives phones the topic {topic('d.example')}")
+        self.assertIn(" or ".join(map(topic, DOMAINS)), line)
+        told = [line for line in daemon.log if "Cyrus gives phones the topic" in line]
+        self.assertEqual(len(told), 1, told)
 
 
 class MoveTests(DomainsTestCase):

@@ -219,7 +219,7 @@ class APNsTests(HealthTestCase):
         _, daemon = self.start_good()
         daemon.use(pki.Authority.create().client())
         daemon.reload()
-        self.assert_fails(daemon, "credential", "APNs does not accept our certificate")
+        self.assert_fails(daemon, "credential", "APNs refuses the connection")
         daemon.use(self.authority.client())
         daemon.reload()
         self.assert_good(daemon)

@@ -15,7 +15,7 @@ from tests.admin.test_page import PageTestCase
 from tests.endtoend.case import ACCOUNT, OTHER_PHONE, PHONE, EndToEndTestCase
 from tests.peers.browser import Browser
 from tests.peers.daemon import Daemon
-from tests.peers.nghttpd import free_port
+from tests.peers.ports import free_port
 from tests.standins.process import APNsProcess
 from xaps.admin.explain import Cause, Facts, explain
 from xaps.admin.page import STYLE, Page

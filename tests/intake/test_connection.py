@@ -71,7 +71,7 @@ class AnswerTests(IntakeCase):
         with capturedLogs() as events:
             self.connect().send(post("/register", registration(Mailboxes=many)))
         (event,) = (e for e in events if e["log_level"] is LogLevel.info)
-        self.assertEqual((event["user"], event["count"], event["all"]), ("alice", 4, 9))
+        self.assertEqual((event["user"], event["count"], event["all"]), ("alice", 4, "9 mailboxes"))
         self.assertEqual(len(self.handler.registrations[0].confirmed), 5)
         self.assertEqual(len(self.handler.registrations[0].mailboxes), 9)
 

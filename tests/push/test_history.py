@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from twisted.internet.defer import CancelledError
+from twisted.logger import LogLevel
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.push.test_dispatcher import NOW, DispatcherTestCase
 from xaps.model import (
     Delivered,
+    Gone,
     LastNotice,
     LastPush,
     Notice,
@@ -13,6 +17,7 @@ from xaps.model import (
     RegistrationKey,
     Rejected,
 )
+from xaps.push.flags import SAVE_AFTER
 from xaps.push.history import MAX_UNWRITTEN, WRITE_AFTER, History
 
 KEY = RegistrationKey("alice", "ACCOUNT", "aa" * 32)
@@ -112,3 +117,89 @@ class HistoryTests(SynchronousTestCase):
         self.assertEqual(len(notices), MAX_UNWRITTEN)
         self.assertIn("v19", notices)
         self.assertNotIn("u10", notices)
+
+
+class WritingTests(DispatcherTestCase):
+    """The dispatcher tells it what happens, and it goes to the registry with the flags."""
+
+    def past(self, user: str = "alice") -> Past:
+        return self.successResultOf(self.registry.past(user))
+
+    def test_a_push_and_a_notice_are_written_once_in_some_seconds(self) -> None:
+        key = self.register()
+        self.notify()
+        self.turn(0.25)
+        self.sender.answer(Delivered())
+        self.turn(WRITE_AFTER - 0.5)
+        self.assertEqual(self.past(), Past())
+        self.turn(0.5)
+        self.assertEqual(
+            self.past(),
+            Past(
+                LastNotice(NOW, "INBOX", True, 1),
+                {key: LastPush(NOW + 0.25, "delivered", "", 0.25)},
+            ),
+        )
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.assertIsNone(self.dispatcher.history.push(key), "it is on disk")
+
+    def test_notices_for_nobody_are_written_too(self) -> None:
+        self.notify(user="nobody", mailbox="Lists")
+        self.turn(WRITE_AFTER)
+        self.assertEqual(self.past("nobody").notice, LastNotice(NOW, "Lists", True, 0))
+
+    def test_it_goes_with_flags_that_are_written_anyway(self) -> None:
+        self.register()
+        self.notify()
+        self.turn(1)
+        self.assertIsNotNone(self.past().notice)
+        self.assertLess(SAVE_AFTER, WRITE_AFTER)
+
+    def test_a_test_push_is_remembered_and_was_for_no_notice(self) -> None:
+        key = self.register()
+        (registration,) = self.successResultOf(self.registry.registrations("alice"))
+        pushing = self.dispatcher.push_now(registration, "INBOX")
+        self.sender.answer(Delivered())
+        self.successResultOf(pushing)
+        self.turn(WRITE_AFTER)
+        self.assertEqual(self.past(), Past(None, {key: LastPush(NOW, "delivered", "", None)}))
+
+    def test_why_apple_had_a_phone_dropped_is_written_at_once(self) -> None:
+        self.register()
+        self.notify()
+        self.turn()
+        self.sender.answer(Gone("ExpiredToken"))
+        self.assertEqual([each.reason for each in self.past().dropped], ["ExpiredToken"])
+        self.turn(WRITE_AFTER)
+        self.assertEqual(self.past().pushes, {})
+
+    def test_what_cannot_be_written_refuses_no_notice_and_is_written_later(self) -> None:
+        self.notify(user="nobody")
+        self.registry.failure = "disk full"
+        self.turn(3 * WRITE_AFTER)
+        self.assertIsNone(self.dispatcher.unsaved)
+        told = [text for level, text in self.logged if level >= LogLevel.warn]
+        self.assertEqual(told, ["What happened last could not be written to disk: disk full"])
+        self.registry.failure = None
+        self.turn(WRITE_AFTER)
+        self.assertIsNotNone(self.past("nobody").notice)
+
+    def test_at_the_stop_it_is_written_and_given_up_if_it_cannot_be(self) -> None:
+        self.notify(user="nobody")
+        self.successResultOf(self.stop())
+        self.assertIsNotNone(self.past("nobody").notice)
+        self.dispatcher = self.started()
+        self.notify(user="other")
+        self.registry.failure = "disk full"
+        stopping = self.stop()
+        self.turn(1)
+        self.successResultOf(stopping)
+        self.assertEqual([text for level, text in self.logged if level is LogLevel.critical], [])
+
+    def test_at_the_stop_it_is_nothing_to_be_told_as_lost(self) -> None:
+        self.notify(user="nobody")
+        self.registry.held = True
+        stopping = self.stop()
+        stopping.cancel()
+        self.failureResultOf(stopping, CancelledError)
+        self.assertEqual([text for level, text in self.logged if level is LogLevel.critical], [])

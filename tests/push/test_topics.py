@@ -303,6 +303,29 @@ class NoneHoldsUpAnotherTests(TopicsTestCase):
         self.assertEqual(self.pushed(), [("alice", X)] * 2)
         self.assertEqual(self.senders[1].in_flight, 1)
 
+    def test_what_a_key_was_refused_counts_no_more_when_a_certificate_covers_the_topic(
+        self,
+    ) -> None:
+        (all_, _) = self.routes
+        self.owed("alice")
+        all_.credential = TokenCredential(Y, "key.p8", "KEY", "TEAM", b"")
+        self.turn()
+        self.use_another_credential(X, number=1)
+        self.sender.answer(REFUSED)
+        self.turn()
+        self.assertEqual(self.dispatcher.holds.general, [])
+        self.assertEqual(self.senders[1].in_flight, 1)
+
+    def test_a_topic_that_was_refused_and_goes_by_another_route_now_is_free(self) -> None:
+        self.owed("alice")
+        self.turn()
+        self.sender.answer(REFUSED)
+        self.use_another_credential(X, number=1)
+        self.assertEqual(len(self.dispatcher.holds.general), 1)
+        self.use_another_credential(Y)
+        self.assertEqual(self.dispatcher.holds.general, [])
+        self.assertEqual(self.senders[1].in_flight, 1)
+
 
 USERS = ("alice", "bob", "zoe@z.org", "zac@z.org", "yve@y.org")
 CREDENTIALS = st.none() | st.lists(st.sampled_from([X, Y, Z]), min_size=1, max_size=2).map(

@@ -90,7 +90,10 @@ _REGISTER = (
 _ONE_NAME = "Both must be the same: let the IMAP server use one form of the name for both."
 _REGISTERS_AGAIN = "If the account is still on the phone, it registers again when Mail is opened."
 _CYRUS = "Set aps_topic: {} in imapd.conf, and restart Cyrus."
-_TELL = "Does the IMAP server tell xapsd of new mail{}? README.rst says how it is made to."
+_TELL = (
+    "Does the IMAP server tell xapsd of new mail{}? docs/dovecot.rst and docs/cyrus.rst say how."
+)
+_REFUSED = "Get another credential, or see whether apnsServer is the right one. Nothing is lost."
 _CONFIRM = "Has folderPush been switched off, or is the IMAP server's plugin an old one?"
 _CHOOSE = "Choose the folder on the phone, in Settings, Mail, Fetch New Data, at the account."
 
@@ -253,7 +256,7 @@ def _absent(facts: Facts) -> Finding:
         return Finding(Cause.OTHER_NAME, text, _ONE_NAME)
     text = f"No phone of {user} has registered in the last 30 days"
     if notice is not None:
-        text += f", though notices come for this user (the last {_ago(facts, notice.at)})"
+        text += f", though notices come for this user, the last {_ago(facts, notice.at)}"
     if phones:
         text += f"; names like this one that have a phone: {_or(phones)}"
     return Finding(Cause.NEVER_REGISTERED, text, _REGISTER)
@@ -290,10 +293,12 @@ def _out_of_reach(facts: Facts, phone: Phone) -> Finding | None:
         )
     if hold is not None and hold.reason in (Reason.REFUSED, Reason.BAD_TOKENS):
         since = "" if facts.held_since is None else f" (since {moment(facts.held_since)})"
-        return Finding(Cause.REFUSED, f"{hold.text}{since}; {_next_try(facts, hold.until)}")
+        text = f"{hold.text}{since}; {_next_try(facts, hold.until)}"
+        return Finding(Cause.REFUSED, text, _REFUSED)
     if way.refused:
         text = f"Apple does not accept the credential: {way.error}"
-        return Finding(Cause.REFUSED, f"{text}; {_next_try(facts, way.next_attempt)}")
+        text = f"{text}; {_next_try(facts, way.next_attempt)}"
+        return Finding(Cause.REFUSED, text, _REFUSED)
     if way.connection is not ConnectionState.CONNECTED:
         return Finding(Cause.NO_CONNECTION, _unconnected(facts, phone, way))
     if hold is not None and hold.reason is Reason.SUSPENDED:
@@ -347,17 +352,17 @@ def _silent(facts: Facts, phone: Phone) -> Finding:
     """Why nothing is owed to it."""
     user, push, notice = facts.user, phone.push, facts.notice
     old = notice is None or (notice.at < facts.started_at and facts.now - notice.at > DAY)
-    if old and push is None and (same := _noticed_name(facts)):
+    if old and (same := _noticed_name(facts)):
         text = f"Notices come for {same}, but the phone is {user}"
         return Finding(Cause.OTHER_NAME, text, _ONE_NAME)
     if old and facts.heard_at is not None:
         text = f"xapsd has had no notice for {user} since its start {_ago(facts, facts.started_at)}"
-        text += f", but for others (the last {_ago(facts, facts.heard_at)})"
+        text += f", but for others, the last {_ago(facts, facts.heard_at)}"
         if notice is not None:
             text += f"; the last one before came {_ago(facts, notice.at)}"
         return Finding(Cause.NO_NOTICE, text, _TELL.format(" for this user, and by this name"))
     if old and push is None:
-        text = f"No notice has come since the start {_ago(facts, facts.started_at)}, for nobody"
+        text = f"xapsd has had no notice at all since its start {_ago(facts, facts.started_at)}"
         return Finding(Cause.NO_NOTICES, text, _TELL.format(""))
     if notice is not None and _is_untold(facts, phone, notice):
         what = "new mail" if notice.new_mail else "change"

@@ -12,6 +12,7 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from xaps.admin.entries import DEGRADED, FAILING, GRADES, Entry
+from xaps.intake.cyrus.conf import other_topic
 from xaps.push.dispatcher import Dispatcher
 from xaps.registry.interface import IRegistry, RegistryError
 from xaps.system.work import Work
@@ -22,6 +23,7 @@ LOOK = 5.0
 CAUSES = (
     "credential",
     "certificate",
+    "topic",
     "apns",
     "pushes",
     "registrations",
@@ -31,7 +33,7 @@ CAUSES = (
     "slots",
     "cyrus",
 )
-"""Where trouble can be, as monitoring knows it; README.rst says what to do at each."""
+"""Where trouble can be, as monitoring knows it; docs/monitoring.rst says what to do at each."""
 
 
 @attrs.frozen
@@ -59,6 +61,7 @@ class Health:
     :param notices: likewise.
     :param works: all other work.
     :param checks: called at each look, before the work is judged.
+    :param cyrus_topic: what Cyrus has phones register with, if that is known.
     :ivar unreadable: why the registrations could not be read when somebody last asked for their
         number; ``None``: they could.
     """
@@ -76,6 +79,7 @@ class Health:
         notices: Work,
         works: Sequence[Work] = (),
         checks: Sequence[Callable[[], None]] = (),
+        cyrus_topic: str | None = None,
         wall: Callable[[], float],
     ) -> None:
         self._clock = clock
@@ -86,6 +90,7 @@ class Health:
         self._notices = notices
         self._works = (registrations, notices, *works)
         self._checks = checks
+        self._cyrus_topic = cyrus_topic
         self._wall = wall
         self.unreadable: object = None
         self._since: dict[tuple[str, str], float] = {}  # by cause and entry
@@ -137,6 +142,9 @@ class Health:
             yield "saving", FAILING, f"pushes that wait cannot be written to disk: {error}", ""
         if self.unreadable is not None:
             yield "registry", FAILING, f"the registrations cannot be read: {self.unreadable}", ""
+        ours = [each.keeper.credential for each in self._entries if each.keeper.credential]
+        if wrong := other_topic(self._cyrus_topic, ours):
+            yield "topic", DEGRADED, wrong, ""
 
     def _found_of(self, entry: Entry, name: str, now: float) -> Iterator[tuple[str, str, str]]:
         """What is known of an entry."""

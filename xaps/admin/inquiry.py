@@ -9,7 +9,7 @@ import attrs
 from twisted.internet.defer import Deferred, TimeoutError
 from twisted.internet.interfaces import IReactorTime
 
-from xaps.admin.entries import FAILING, Entry
+from xaps.admin.entries import FAILING, Entry, problem
 from xaps.admin.explain import Facts, Owed, Phone, Verdict, Way, dropped_line, explain
 from xaps.admin.health import Health
 from xaps.mailboxes import canonical, pushable
@@ -55,6 +55,7 @@ class Inquiry:
         self._clock = clock
         self._registry = registry
         self._dispatcher = dispatcher
+        self._entries = entries
         self._routes = Routes(entry.route for entry in entries)
         self._clients = {entry.route: entry.client for entry in entries}
         self._health = health
@@ -77,11 +78,13 @@ class Inquiry:
         if not registrations or past.notice is None:
             near = await self._near(user)
         troubles = self._health.troubles()
-        topic, problem = None, ""
+        topic, lack = None, ""
         try:
             topic = self._routes.topic(user)
         except Refused as refused:
-            problem = refused.reason
+            theirs = [each for each in self._entries if each.route in self._routes.entries(user)]
+            # Which says what to do, too.
+            lack = next(filter(None, (problem(each.keeper) for each in theirs)), refused.reason)
         cyrus = self._cyrus_topic
         return Facts(
             user,
@@ -93,7 +96,7 @@ class Inquiry:
             tuple(near),
             dispatcher.history.heard_at,
             topic,
-            problem,
+            lack,
             None if cyrus is None or self._routes.route(cyrus) is not None else cyrus,
             next((self._then(each.since) for each in troubles if each.cause == "pushes"), None),
             len(flags) - flags.in_flight,

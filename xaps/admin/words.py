@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from xaps.mailboxes import INBOX, canonical
 from xaps.system.console import counted, duration, moment
 
 Answer = Mapping[str, Any]
@@ -98,11 +99,13 @@ def last_push(phone: Answer) -> str:
 
 def folders(phone: Answer) -> str:
     """Those that a phone asked for."""
-    told = (
-        f"{name} (not confirmed)" if name in phone["not_told"] else name
-        for name in phone["mailboxes"]
+    # INBOX is pushed in any case.
+    pushed = {INBOX, *map(canonical, phone["confirmed"])}
+    names = (
+        each if canonical(each) in pushed else f"{each} (not confirmed)"
+        for each in phone["mailboxes"]
     )
-    return ", ".join(told) or "-"
+    return ", ".join(names) or "-"
 
 
 def last_notice(answer: Answer) -> str:

@@ -228,6 +228,11 @@ def damaged_certificate(source: str, error: Exception) -> CredentialError:
     )
 
 
+def make_key() -> rsa.RSAPrivateKey:
+    """A new key, as Apple's services want it; takes up to a second."""
+    return rsa.generate_private_key(public_exponent=65537, key_size=2048)
+
+
 def key_pem(key: PrivateKey) -> bytes:
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()

@@ -101,7 +101,18 @@ class CredentialKeeper:
     def check_now(self) -> Deferred[None]:
         """Look at once, as the administrator asks for it. Fires when that is done, which is in a
         minute at the most; never fails."""
-        return self._check(patient=False)
+        before = self._state()
+        return self._check(patient=False).addCallback(lambda _: self._tell_unchanged(before))
+
+    def _state(self) -> object:
+        return self.credential, self.problem, self._bad
+
+    def _tell_unchanged(self, before: object) -> None:
+        if self._state() == before and not self._stopped:
+            what = self.problem
+            if self.credential is not None:
+                what = f"the one from {self.credential.source} stays in use"
+            self._log.info("No new credential: {what}", what=what)
 
     def _check(self, patient: bool) -> Deferred[None]:
         """Look, and get a new credential if one is due. Never fails, for that would end the

@@ -8,9 +8,6 @@ from typing import Any
 from xaps.admin.words import connection, credential, folders, in_words, last_notice, last_push
 from xaps.system.console import counted, duration, moment, one_line
 
-_MAILBOXES = 40
-"""Characters of the list of a phone's mailboxes."""
-
 Answer = Mapping[str, Any]
 
 
@@ -75,25 +72,15 @@ def explanation(answer: Answer) -> Iterator[str]:
 
 def devices(phones: Sequence[Answer]) -> Iterator[str]:
     """A table of phones, whose columns are as wide as what is in them."""
-    lines = [["USER", "PHONE", "ACCOUNT ID", "MAILBOXES", "REGISTERED", "LAST PUSH"]]
+    lines = [["USER", "PHONE", "ACCOUNT ID", "REGISTERED", "LAST PUSH", "MAILBOXES"]]
     for phone in phones:
         cells = [phone["user"], phone["device_token"], phone["account_id"]]
-        cells.append(_mailboxes(phone["mailboxes"]))
-        cells += [moment(phone["registered_at"]), last_push(phone)]
+        cells += [moment(phone["registered_at"]), last_push(phone), folders(phone)]
         lines.append(list(map(one_line, cells)))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         cells = [f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)]
         yield "  ".join(cells).rstrip()
-
-
-def _mailboxes(names: Sequence[str]) -> str:
-    shown: list[str] = []
-    for name in names:
-        if shown and len(", ".join([*shown, name])) > _MAILBOXES:
-            return f"{', '.join(shown)} and {len(names) - len(shown)} more"
-        shown.append(name)
-    return ", ".join(shown)
 
 
 def pushes(found: Sequence[Answer]) -> Iterator[str]:

@@ -87,6 +87,16 @@ def export_stopped(config: Config) -> GoExport:
         return export(read_registrations(config.database_file))
 
 
+def owner_of_exports(config: Config) -> tuple[int, int] | None:
+    """The user and the group that root gives a file to, so that a daemon can use it: those of the
+    database's folder. ``None``: there is nobody to give it to, or nobody who could."""
+    try:
+        folder = config.database_file.parent.stat()
+    except OSError:
+        return None
+    return (folder.st_uid, folder.st_gid) if os.geteuid() == 0 else None
+
+
 def import_stopped(config: Config, file: Path) -> tuple[GoData, int]:
     """Add what is in `file` to the registry, unless it knows something newer.
 

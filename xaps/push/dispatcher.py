@@ -141,7 +141,7 @@ class Dispatcher:
 
         Fails with a temporary :class:`~xaps.model.Refused` when it cannot be stored.
         """
-        return Deferred.fromCoroutine(self._register(registration)).addErrback(
+        return run(self._register(registration)).addErrback(
             self._refuse, "Registration of {key} refused: {error}", registration.key
         )
 

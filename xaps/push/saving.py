@@ -110,9 +110,11 @@ class FlagSaver:
                 self._behind_since = None
             elif self._behind_since is None:
                 self._behind_since, self._error = now, NO_ANSWER
-            past = self._history.to_save()
-            if not changed and not cleared and not any(past):
+            at = self._history.next_save()
+            due = at is not None and (at <= now or self._everything)
+            if not changed and not cleared and not due:
                 return
+            past = self._history.to_save()
             try:
                 await self._registry.save_flags(changed, cleared, *past)
             except Exception as error:  # whatever it is, it has to be written later

@@ -52,6 +52,17 @@ def opened(stream: TextIO | None) -> TextIO:
     return stream
 
 
+def confirmed(question: str) -> bool | None:
+    """Whether who sits at the terminal says yes; ``None``: standard input is no terminal.
+
+    It is asked at once, on standard error as it was before :func:`run` began to keep things."""
+    if sys.stdin is None or sys.__stderr__ is None or not sys.stdin.isatty():
+        return None
+    sys.__stderr__.write(f"{question} [y/N] ")
+    sys.__stderr__.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
 def one_line(text: str) -> str:
     """The text on one line: line ends and other characters that do not print, as escapes."""
     if text.isprintable():

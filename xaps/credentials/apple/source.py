@@ -30,6 +30,7 @@ from xaps.credentials.certificate import (
     CertificateInfo,
     CredentialError,
     certificate_info,
+    make_key,
     utc_text,
 )
 from xaps.credentials.loading import LoadResult, Run, read_file, read_password
@@ -43,11 +44,6 @@ RENEW_BEFORE = 30 * DAY
 Ask = Callable[[str, bytes], Deferred[bytes]]
 """Sends a body to an URL of the service; fires with the body of the answer, or fails with
 :class:`ServiceError`."""
-
-
-def make_key() -> rsa.RSAPrivateKey:
-    """A new key, as the service wants it; takes up to a second."""
-    return rsa.generate_private_key(public_exponent=65537, key_size=2048)
 
 
 class AppleIdSource:
