@@ -210,7 +210,7 @@ class ContentTests(PageTestCase):
             {**status["credentials"][0], "name": name, "domains": [name]} for name in ("a", "b")
         ]
         self.control.status = lambda: succeed(status)  # type: ignore[method-assign]  # a hook
-        self.assert_shown("Credential a ", "Domains a ", "Credential b ", "Domains b ")
+        self.assert_shown("Credential: a ", "Domains a ", "Credential: b ", "Domains b ")
 
 
 class HostileTests(PageTestCase):

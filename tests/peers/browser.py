@@ -8,12 +8,13 @@ Missing are they where nobody has installed them: Debian's ``chromium`` and ``ch
 
 from __future__ import annotations
 
+import atexit
 import base64
 import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from twisted.trial.unittest import SkipTest
 
@@ -50,6 +51,16 @@ axe.run().then(
 
 class Browser:
     """A browser without a window, in an empty folder of its own."""
+
+    _usual: ClassVar[Browser | None] = None
+
+    @classmethod
+    def usual(cls) -> Browser:
+        """The one of this process, which ends with it: it starts slowly."""
+        if cls._usual is None:
+            cls._usual = cls()
+            atexit.register(cls._usual.close)
+        return cls._usual
 
     def __init__(self) -> None:
         missing = [name for name in (*PROGRAMS, str(AXE)) if not Path(name).exists()]

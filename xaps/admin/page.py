@@ -100,7 +100,7 @@ def _page(status: Answer, day: Mapping[str, Sequence[int]], asked: Tag, *, priva
             Tag("main")(
                 _state(status),
                 asked,
-                *(_credential(entry, now) for entry in status["credentials"]),
+                *_credentials(status["credentials"], now),
                 _pushes(status),
                 _plot(day, now),
                 _failures(status["failures"], private=private),
@@ -150,19 +150,21 @@ def _list(values: Mapping[str, str | None]) -> Tag:
     )
 
 
-def _credential(entry: Answer, now: float) -> Tag:
-    found = entry["credential"]
-    values: dict[str, str | None] = {"Topic": entry["topic"]}
-    if found is not None:
-        values[found["kind"].capitalize()] = found["source"]
-        if (until := found["not_after"]) is not None:
-            values["Valid"] = f"for {days(until - now)}, until {moment(until)}"
-    values["On disk" if found else "Missing"] = entry["problem"]
-    values["Domains"] = ", ".join(entry["domains"])
-    values["Apple"] = connection(entry["connection"], now)
-    values["Last error"] = entry["connection"]["last_error"]
-    values["Waiting"] = counted(entry["waiting"], "push")
-    return _section(one_line(f"Credential {entry['name']}".rstrip()), _list(values))
+def _credentials(entries: Sequence[Answer], now: float) -> Iterator[Tag]:
+    for entry in entries:
+        found = entry["credential"]
+        values: dict[str, str | None] = {"Topic": entry["topic"]}
+        if found is not None:
+            values[found["kind"].capitalize()] = found["source"]
+            if (until := found["not_after"]) is not None:
+                values["Valid"] = f"for {days(until - now)}, until {moment(until)}"
+        values["On disk" if found else "Missing"] = entry["problem"]
+        values["Domains"] = ", ".join(entry["domains"])
+        values["Apple"] = connection(entry["connection"], now)
+        values["Last error"] = entry["connection"]["last_error"]
+        values["Waiting"] = counted(entry["waiting"], "push")
+        name = f": {one_line(entry['name'])}" if len(entries) > 1 else ""
+        yield _section(f"Credential{name}", _list(values))
 
 
 def _pushes(status: Answer) -> Tag:
@@ -219,7 +221,7 @@ def _plot(day: Mapping[str, Sequence[int]], now: float) -> Tag:
     ]
     key = (tags.span("notices", class_="key area"), tags.span("pushes", class_="key line"))
     figure = tags.figure(
-        svg, tags.div(axis, class_="axis quiet"), tags.figcaption(*key, tags.span(told))
+        svg, tags.div(axis, class_="axis quiet"), tags.figcaption(*key, tags.div(told))
     )
     return _section("Notices and pushes a minute", figure, wide=True)
 
