@@ -149,6 +149,7 @@ class MetricsTests(MetricsTestCase):
             ('xapsd_notices_total{intake="socket",kind="other"}', 2),
         ):
             self.assertEqual(self.value(series), value, series)
+        self.assertEqual(self.metrics.heard(), 3)
 
     def test_pushes_are_counted_by_outcome_and_reason(self) -> None:
         delivered = 'xapsd_pushes_total{outcome="delivered",reason=""}'

@@ -133,8 +133,8 @@ class ContentTests(PageTestCase):
         )
         self.wellbeing.troubles()
         self.assert_shown("Degraded ", "not connected to APNs: no route to host since ")
-        self.clock.advance(200)
-        self.assert_shown("Failing ", "(3 minutes 22 seconds)", "Last error no route to host")
+        self.clock.advance(200 - 2 * KEPT)
+        self.assert_shown("Failing ", "(3 minutes 20 seconds)", "Last error no route to host")
 
     def test_starting(self) -> None:
         self.connection = attrs.evolve(

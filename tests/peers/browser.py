@@ -13,16 +13,11 @@ import base64
 import os
 import shutil
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
 from twisted.trial.unittest import SkipTest
-
-try:
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-except ImportError:
-    webdriver = None
 
 AXE = Path(__file__).parents[1] / "axe" / "node_modules" / "axe-core" / "axe.min.js"
 PROGRAMS = ("/usr/bin/chromium", "/usr/bin/chromedriver")
@@ -64,12 +59,15 @@ class Browser:
 
     def __init__(self) -> None:
         missing = [name for name in (*PROGRAMS, str(AXE)) if not Path(name).exists()]
-        if webdriver is None:
+        if find_spec("selenium") is None:
             missing.append("selenium")
         if missing and os.environ.get("BROWSER") == "needed":
             raise AssertionError(f"not installed: {missing}")
         if missing:
             raise SkipTest(f"not installed: {', '.join(missing)}")
+        from selenium import webdriver  # noqa: PLC0415 - may be missing
+        from selenium.webdriver.chrome.service import Service  # noqa: PLC0415
+
         self._folder = tempfile.mkdtemp(prefix="xaps-")
         options = webdriver.ChromeOptions()
         options.binary_location, driver = PROGRAMS

@@ -21,7 +21,7 @@ from xaps.model import MAX_USER, NOT_TEXT, Refused
 from xaps.registry.interface import RegistryError
 from xaps.system.console import counted, duration, moment, one_line
 
-KEPT = 1.0
+KEPT = 2.0
 """Seconds for which an answer is given again: whoever asks more often costs nothing more."""
 REFRESH = 60
 """Seconds after which a browser asks again."""
