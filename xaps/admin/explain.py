@@ -77,15 +77,18 @@ HELP: Mapping[Cause, str] = {
 }
 """The command that helps; for the others it is a test push."""
 
+_PUSH = (
+    "Fetch New Data (Settings, Apps, Mail, Mail Accounts; before iOS 18: Settings, Mail, Accounts)"
+)
 LOOK_AT_THE_PHONE = (
-    "If nothing is seen of it, look at the phone: is Push on in Settings, Mail, Fetch New Data, "
-    "and the account set to Push? Is the account's switch for Mail on? Is Low Power Mode off? Are "
-    "notifications on for Mail, and in it for this account?"
+    f"If nothing is seen of it, look at the phone: is Push on in {_PUSH}, and the account set to "
+    "Push? Is the account's switch for Mail on? Is Low Power Mode off? Are notifications on for "
+    "Mail, and in it for this account?"
 )
 
 _REGISTER = (
-    "On the phone, switch Push on in Settings, Mail, Fetch New Data, and open Mail. It registers "
-    "only with an IMAP server that offers XAPPLEPUSHSERVICE after login."
+    f"On the phone, switch Push on in {_PUSH}, and open Mail. It registers only with an IMAP "
+    "server that offers XAPPLEPUSHSERVICE after login."
 )
 _ONE_NAME = "Both must be the same: let the IMAP server use one form of the name for both."
 _REGISTERS_AGAIN = "If the account is still on the phone, it registers again when Mail is opened."
@@ -95,7 +98,7 @@ _TELL = (
 )
 _REFUSED = "Get another credential, or see whether apnsServer is the right one. Nothing is lost."
 _CONFIRM = "Has folderPush been switched off, or is the IMAP server's plugin an old one?"
-_CHOOSE = "Choose the folder on the phone, in Settings, Mail, Fetch New Data, at the account."
+_CHOOSE = f"Choose the folder on the phone, at the account in {_PUSH}."
 
 _DROPPED = {
     TRIMMED: f"the user has more than {MAX_PER_USER} phones, or {MAX_MAILBOXES:,} mailboxes, "
