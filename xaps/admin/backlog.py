@@ -9,7 +9,7 @@ from xaps.push.flags import Flag, Flags
 from xaps.push.holds import Hold, Holds, Reason, TopicHolds
 from xaps.push.routes import Lane
 
-LOOKED_AT = 5000
+LOOKED_AT = 1000
 """Pushes that are looked at: more would take the reactor's time."""
 
 _TEXTS = {

@@ -61,27 +61,27 @@ class Minutes:
     def __init__(self, seconds: Callable[[], float], names: Iterable[str]) -> None:
         self._seconds = seconds
         self._counts = {name: array("L", [0] * MINUTES) for name in names}
-        self._minute = self._now()
+        self._minute = int(seconds() // 60)
 
     def add(self, name: str, number: int = 1) -> None:
         """So many more in this minute."""
-        self._go_on()
-        self._counts[name][self._minute % MINUTES] += number
+        self._counts[name][self._now() % MINUTES] += number
 
     def last(self, name: str, minutes: int = MINUTES) -> list[int]:
         """The numbers of so many minutes, this one at the end."""
-        self._go_on()
-        counts, first = self._counts[name], (self._minute + 1) % MINUTES
+        first = (self._now() + 1) % MINUTES
+        counts = self._counts[name]
         return (counts[first:] + counts[:first]).tolist()[-minutes:]
 
     def _now(self) -> int:
-        return int(self._seconds() // 60)
-
-    def _go_on(self) -> None:
-        before, self._minute = self._minute, self._now()
-        for minute in range(max(before, self._minute - MINUTES) + 1, self._minute + 1):
-            for counts in self._counts.values():
-                counts[minute % MINUTES] = 0
+        """This minute; those that have begun since the last time have no numbers yet."""
+        minute = int(self._seconds() // 60)
+        if minute != self._minute:
+            for begun in range(max(self._minute, minute - MINUTES) + 1, minute + 1):
+                for counts in self._counts.values():
+                    counts[begun % MINUTES] = 0
+            self._minute = minute
+        return minute
 
 
 class PushLog:
