@@ -25,7 +25,7 @@ from xaps.admin.page import KEPT, Page
 from xaps.admin.web import HEADERS, status_site
 from xaps.apns.status import ConnectionState
 from xaps.intake.allow import AllowFrom
-from xaps.model import Delivered, Gone, Misconfigured, Rejected, RetryAfter
+from xaps.model import Delivered, Gone, Misconfigured, Notice, Rejected, RetryAfter
 
 PASSWORD = "sësame"
 HOSTILE = "<script>alert(1)</script>&\"'\u202e"
@@ -126,6 +126,10 @@ class ContentTests(PageTestCase):
             "No push has failed since the start.",
             "In the last 24 hours 1 notice came, and Apple took 1 push. The top is 0.1 a minute",
         )
+
+    def test_a_notice_counts_at_once(self) -> None:
+        self.successResultOf(self.intake.notify(Notice("alice", "INBOX", True)))
+        self.assert_shown("In the last 24 hours 1 notice came")
 
     def test_each_grade_is_a_word_and_what_is_wrong_is_told_with_since_when(self) -> None:
         self.connection = attrs.evolve(
@@ -346,6 +350,14 @@ class CostTests(PageTestCase):
         self.clock.advance(KEPT)
         self.successResultOf(Deferred.fromCoroutine(page.html(None)))
         self.assertEqual(len(asked), 3)
+
+    def test_who_knows_no_password_cannot_make_it_be_put_together_more_often(self) -> None:
+        site, pages = self.make_site(None), set()
+        self.clock.advance(KEPT)
+        for user in ("alice", "bob"):
+            pages.add(self.answer(f"/?user={user}", site=site)[2])
+            self.register(user)
+        self.assertEqual(len(pages), 1)
 
     def test_nothing_wakes_the_daemon_afterwards(self) -> None:
         self.answer()

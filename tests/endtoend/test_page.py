@@ -37,7 +37,7 @@ class BrowserTestCase(EndToEndTestCase):
         for width, scheme in LOOKS:
             self.browser.look_like(width, scheme)
             self.assertEqual(self.browser.stumbles(), [], f"{what}, {width} pixels, {scheme}")
-            self.assertLessEqual(self.browser.too_wide, 0, f"{what}, {width} pixels")
+            self.assertEqual(self.browser.too_wide, 0, f"{what}, {width} pixels")
         self.assertEqual(self.browser.complaints(), [], what)
 
 

@@ -90,6 +90,7 @@ class Browser:
 
     def look_like(self, width: int, scheme: str) -> None:
         """Be so many pixels wide, and prefer ``light`` or ``dark``."""
+        self._width = width
         size = {"width": width, "height": TALL, "deviceScaleFactor": 1, "mobile": width < 600}
         self._command("Emulation.setDeviceMetricsOverride", **size)
         features = [{"name": "prefers-color-scheme", "value": scheme}]
@@ -110,12 +111,10 @@ class Browser:
 
     @property
     def too_wide(self) -> int:
-        """Pixels by which the page is wider than the window."""
-        return int(
-            self.driver.execute_script(
-                "return document.documentElement.scrollWidth - window.innerWidth"
-            )
-        )
+        """Pixels by which the page is wider than it may be. The window's own width does not tell:
+        on a phone it grows with the page."""
+        script = "return document.documentElement.scrollWidth"
+        return max(0, int(self.driver.execute_script(script)) - self._width)
 
     def complaints(self) -> list[str]:
         """What the browser has said on its console since the last time: what its policy forbids."""
