@@ -157,7 +157,9 @@ def page_with(facts: Facts) -> bytes:
     """The page that explains these facts."""
     case = PageTestCase("page")
     case.setUp()
-    case.pushes.record(case.register(), RetryAfter("Shutdown"))
+    long = "x" * 200  # has no place to break a line
+    case.pushes.record(case.register(long), RetryAfter("Shutdown"))
+    case.keeper.problem = long
     case.heard(3)
     case.explained(facts)
     made: list[bytes] = []
