@@ -72,6 +72,7 @@ class MetricsTestCase(SynchronousTestCase):
         return {
             "name": name,
             "credential": {"not_after": 1_900_000_000.0},
+            "refused": None,
             "waiting": 2,
             "held": False,
             "connection": {
@@ -108,9 +109,10 @@ class MetricsTests(MetricsTestCase):
     def test_each_credential_has_its_own_series(self) -> None:
         other = self.status["credentials"][1]
         other["connection"] |= {"state": "waiting", "connections": 0, "connections_made": 0}
-        other |= {"credential": None, "held": True, "waiting": 7}
+        other |= {"credential": None, "refused": {}, "held": True, "waiting": 7}
         for series, value, others in (
             ("xapsd_credential_usable{{{}}}", 1, 0),
+            ("xapsd_credential_file_refused{{{}}}", 0, 1),
             ("xapsd_credential_expiry_timestamp_seconds{{{}}}", 1_900_000_000, None),
             ("xapsd_credential_pushes_waiting{{{}}}", 2, 7),
             ("xapsd_pushes_held{{{}}}", 0, 1),

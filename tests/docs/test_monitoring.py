@@ -94,6 +94,7 @@ class AlertTests(SynchronousTestCase):
 
 _UP = 'up{job="xapsd",instance="a"}'
 _USABLE = 'xapsd_credential_usable{instance="a",credential="b"}'
+_FILE_REFUSED = 'xapsd_credential_file_refused{instance="a",credential="b"}'
 _HELD = 'xapsd_pushes_held{instance="a",credential="b"}'
 _UNHEALTHY = 'xapsd_unhealthy{instance="a",cause="slots"}'
 _CONNECTIONS = 'xapsd_apns_connections{instance="a",credential="b"}'
@@ -110,6 +111,7 @@ _STALLS = 'xapsd_reactor_stalls_total{instance="a"}'
 SOUND = {
     _UP: "1x330",
     _USABLE: "1x330",
+    _FILE_REFUSED: "0x330",
     _HELD: "0x330",
     _UNHEALTHY: "0x330",
     _CONNECTIONS: "1x330",
@@ -125,6 +127,7 @@ SOUND = {
 FAULTS = {
     "XapsdDown": {_UP: "0x330"},
     "XapsdNoCredential": {_USABLE: "0x330", _CONNECTIONS: "0x330"},
+    "XapsdCredentialFileRefused": {_FILE_REFUSED: "1x330"},
     "XapsdRefusedByApple": {_HELD: "1x330"},
     "XapsdFails": {_UNHEALTHY: "1x330"},
     "XapsdNotConnected": {_CONNECTIONS: "0x330"},

@@ -250,7 +250,9 @@ class Control:
         found = []
         for entry in self._entries:
             described = entry.described(self._time_of_day)
-            found.append({key: described[key] for key in ("name", "credential", "problem")})
+            found.append(
+                {key: described[key] for key in ("name", "credential", "problem", "refused")}
+            )
         return {
             "now": self._wall(),
             "credential": found[0]["credential"],

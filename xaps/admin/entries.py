@@ -10,8 +10,10 @@ import attrs
 
 from xaps.apns.client import Client
 from xaps.apns.status import ConnectionState, ConnectionStatus
+from xaps.credentials.certificate import CertificateInfo
 from xaps.credentials.keeper import CredentialKeeper
-from xaps.model import DAY, CertificateCredential, Credential
+from xaps.credentials.loading import LoadResult
+from xaps.model import DAY, CertificateCredential, Credential, TokenCredential
 from xaps.push.flags import Flags
 from xaps.push.holds import Hold, Holds
 from xaps.push.routes import Route, Routes
@@ -48,6 +50,7 @@ class Entry:
             "topic": None if credential is None else credential.topic,
             "credential": described(credential),
             "problem": problem(self.keeper),
+            "refused": _refused(self.keeper.refused),
             "connection": {
                 **attrs.asdict(connection),
                 "state": connection.state.value,
@@ -68,6 +71,9 @@ class Entry:
             yield "credential", FAILING, f"no mail can be pushed: {problem(self.keeper)}"
         elif connection.state is not ConnectionState.CONNECTED:
             yield _unconnected(connection, unconnected)
+        if (refused := self.keeper.refused) is not None:
+            why = f"the credential on disk is refused: {refused.errors[0]}"
+            yield "files", DEGRADED, f"{why}; the one of before is in use until xapsd restarts"
         if isinstance(credential, CertificateCredential):
             left = credential.not_after - wall
             if left < EXPIRES_SOON:
@@ -142,11 +148,18 @@ def days(seconds: float) -> str:
     return counted(max(0, int(seconds // DAY)), "day")
 
 
-def described(credential: Credential | None) -> dict[str, Any] | None:
+def described(credential: Credential | CertificateInfo | None) -> dict[str, Any] | None:
     """For JSON."""
     if credential is None:
         return None
     named = {"source": credential.source, "topic": credential.topic}
-    if isinstance(credential, CertificateCredential):
-        return {"kind": "certificate", **named, "not_after": credential.not_after}
-    return {"kind": "token key", **named, "key_id": credential.key_id, "not_after": None}
+    if isinstance(credential, TokenCredential):
+        return {"kind": "token key", **named, "key_id": credential.key_id, "not_after": None}
+    return {"kind": "certificate", **named, "not_after": credential.not_after}
+
+
+def _refused(found: LoadResult | None) -> dict[str, Any] | None:
+    """For JSON: why, and what it is as far as that can be read."""
+    if found is None:
+        return None
+    return {"why": str(found.errors[0]), "credential": described(found.parsed)}

@@ -23,6 +23,7 @@ LOOK = 5.0
 CAUSES = (
     "credential",
     "certificate",
+    "files",
     "topic",
     "apns",
     "pushes",

@@ -160,6 +160,11 @@ def _of_credentials(entries: Sequence[Mapping[str, Any]]) -> Iterator[Metric]:
     usable = Gauge(
         "xapsd_credential_usable", "1 while there is a credential to push with", labels=[label]
     )
+    refused = Gauge(
+        "xapsd_credential_file_refused",
+        "1 while its files hold what cannot be used, and the one of before is in use",
+        labels=[label],
+    )
     expiry = Gauge(
         "xapsd_credential_expiry_timestamp_seconds",
         "When the push certificate expires, in seconds since the epoch",
@@ -186,6 +191,7 @@ def _of_credentials(entries: Sequence[Mapping[str, Any]]) -> Iterator[Metric]:
     for entry in entries:
         name, credential, connection = entry["name"], entry["credential"], entry["connection"]
         usable.add_metric([name], credential is not None)
+        refused.add_metric([name], entry["refused"] is not None)
         if credential is not None and credential["not_after"] is not None:
             expiry.add_metric([name], credential["not_after"])
         waiting.add_metric([name], entry["waiting"])
@@ -195,4 +201,4 @@ def _of_credentials(entries: Sequence[Mapping[str, Any]]) -> Iterator[Metric]:
         open_now.add_metric([name], connection["connections"])
         limit.add_metric([name], connection["stream_limit"])
         again.add_metric([name], max(0, connection["connections_made"] - 1))
-    yield from (usable, expiry, waiting, held, states, open_now, limit, again)
+    yield from (usable, refused, expiry, waiting, held, states, open_now, limit, again)

@@ -37,6 +37,7 @@ def _credentials(answer: Answer, now: float) -> Iterator[tuple[str, str]]:
     if len(entries) == 1:
         yield "Topic", answer["topic"] or "-"
         yield "Credential", credential(answer["credential"], now)
+        yield from _on_disk(entries[0], now)
         yield "APNs", _connection(answer["connection"], now)
         return
     for entry in entries:
@@ -46,6 +47,15 @@ def _credentials(answer: Answer, now: float) -> Iterator[tuple[str, str]]:
             text = f"topic {entry['topic']}, {credential(entry['credential'], now)}"
             text += f"; APNs {_connection(entry['connection'], now)}"
         yield "Credential", f"{entry['name']}: {text}; {waiting} waiting"
+        yield from _on_disk(entry, now)
+
+
+def _on_disk(entry: Answer, now: float) -> Iterator[tuple[str, str]]:
+    """What a restart would find, where that is something else than what is in use."""
+    if (refused := entry["refused"]) is not None:
+        found = refused["credential"]
+        what = f"{credential(found, now)}, topic {found['topic'] or '-'}" if found else ""
+        yield "On disk", f"refused: {what or refused['why']}"
 
 
 def _connection(connection: Answer, now: float) -> str:
