@@ -36,7 +36,13 @@ from xaps.push.history import History
 from xaps.push.holds import OF_ONE_PHONE, Holds, Reason, TopicHolds
 from xaps.push.routes import Lane, Route, Routes
 from xaps.push.saving import FlagSaver
-from xaps.registry.interface import MAX_MAILBOXES, MAX_PER_USER, Dropped, IRegistry, RegistryError
+from xaps.registry.interface import (
+    MAX_MAILBOXES,
+    MAX_PER_USER,
+    IRegistry,
+    Registered,
+    RegistryError,
+)
 from xaps.system.complaints import Complaints
 from xaps.system.console import counted
 from xaps.system.coroutines import run
@@ -141,28 +147,24 @@ class Dispatcher:
 
         Fails with a temporary :class:`~xaps.model.Refused` when it cannot be stored.
         """
-        return run(self._register(registration)).addErrback(
-            self._refuse, "Registration of {key} refused: {error}", registration.key
-        )
-
-    async def _register(self, registration: Registration) -> None:
-        known = await self._registry.get(registration.key)
-        dropped = await self._registry.register(
+        return self._registry.register(
             registration, replace_before=self._expiry.replace_before()
+        ).addCallbacks(
+            self._registered,
+            self._refuse,
+            callbackArgs=(registration,),
+            errbackArgs=("Registration of {key} refused: {error}", registration.key),
         )
-        self._registered(registration, dropped, new=known is None)
 
-    def _registered(
-        self, registration: Registration, dropped: Dropped | None, *, new: bool
-    ) -> None:
+    def _registered(self, found: Registered | None, registration: Registration) -> None:
         key = registration.key
-        if dropped is None:
+        if found is None:
             self._log.debug("{key} has registered again meanwhile", key=key)
             return
-        for other in dropped.replaced:
+        for other in found.replaced:
             self._forget(other)
             self._log.info("Dropped {key}: replaced by a newer account id", key=other)
-        for other in dropped.too_many:
+        for other in found.too_many:
             self._forget(other)
             self._complaints.tell(
                 LogLevel.warn,
@@ -178,8 +180,8 @@ class Dispatcher:
         self._arm()
         # Phones do so daily: an administrator wants to hear of those that are new.
         self._log.emit(
-            LogLevel.info if new else LogLevel.debug,
-            "Registered {key} for {mailboxes}" if new else "Renewed {key} for {mailboxes}",
+            LogLevel.info if found.new else LogLevel.debug,
+            "Registered {key} for {mailboxes}" if found.new else "Renewed {key} for {mailboxes}",
             key=key,
             mailboxes=counted(len(registration.mailboxes), "mailbox"),
         )
