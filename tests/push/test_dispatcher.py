@@ -193,7 +193,7 @@ class DispatcherTestCase(SynchronousTestCase):
     def held_for(self) -> Reason | None:
         """Why all pushes are held back."""
         general = self.dispatcher.holds.general
-        return general[0].reason if general else None
+        return general[0][2].reason if general else None
 
     def why_held(self, key: RegistrationKey, now: float, topic: str | None = None) -> Hold | None:
         """What holds back a push to this phone."""
@@ -573,7 +573,7 @@ class RefusedConfigurationTests(DispatcherTestCase):
         self.turn(PROBE_AFTER - 1)
         self.assertEqual(len(self.sender.pushes), 3)
         self.assertEqual(len(self.dispatcher.flags), 3)
-        (general,) = self.dispatcher.holds.general
+        ((_, _, general),) = self.dispatcher.holds.general
         self.assertEqual(general.text, f"APNs refuses every push for {TOPIC}: BadTopic")
         self.assertEqual(general.until, self.clock.seconds() + 1)
 

@@ -100,7 +100,7 @@ class Control:
         self._health.unreadable = unreadable
         troubles = self._health.troubles()
         flags, holds = self._dispatcher.flags, self._dispatcher.holds
-        owed = waiting(flags, self._routes)
+        owed = waiting(flags, self._routes, self._clock.seconds())
         entries = [
             {
                 **entry.described(self._time_of_day),

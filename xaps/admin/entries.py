@@ -81,14 +81,7 @@ class Entry:
 
     def held(self, holds: Holds) -> list[Hold]:
         """What is the matter with all pushes of one of its topics, for each that something is."""
-        credential = self.keeper.credential
-        if credential is None:
-            return []
-        topics = {credential.topic}
-        if isinstance(credential, CertificateCredential):
-            topics.update(credential.topics)
-        ways = filter(None, map(holds.way, sorted(topics)))
-        return [each.general for each, route in ways if route is self.route and each.general]
+        return [hold for _, route, hold in holds.general if route is self.route]
 
     def is_spare(self, entries: Sequence[Entry]) -> bool:
         """Whether its users are told the topic of others, which stand before it and can be used:
@@ -104,19 +97,17 @@ class Entry:
         return all(any(domain in theirs for theirs in before) for domain in mine)
 
 
-def waiting(flags: Flags, routes: Routes) -> Counter[Route]:
+def waiting(flags: Flags, routes: Routes, now: float) -> Counter[Route]:
     """How many pushes wait for each route: for the one that has their topic or, where none has it,
     for one of their users' that has no credential."""
     if len(routes) == 1:
         return Counter(dict.fromkeys(routes, len(flags) - flags.in_flight))
     found: Counter[Route] = Counter()
-    owed = flags._flags.values()
-    for lane, number in Counter(flag.lane for flag in owed if not flag.sent).items():
+    for lane, number in list(flags.waiting.items()):
         topic = routes.topic_of(lane)
         route = None if topic is None else routes.route(topic)
-        if route is None:
-            user = next(flag.key.user for flag in owed if flag.lane == lane)
-            entries = routes.entries(user)
+        if route is None and (flag := flags.first(lane, now)) is not None:
+            entries = routes.entries(flag.key.user)
             lacking = (each for each in entries if each.credential is None)
             route = next(lacking, next(iter(entries), None))
         if route is not None:

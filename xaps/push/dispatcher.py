@@ -51,7 +51,8 @@ LONGEST_DELAY = 900.0
 """Seconds between two tries of one push that failed, at the most."""
 
 SLICE = 16
-"""Pushes that are started in one go; between two slices the IMAP servers are served."""
+"""Pushes that are started in one go, and phones that are passed over before each, since something
+holds them back; between two slices the IMAP servers are served."""
 
 
 class Dispatcher:
@@ -248,7 +249,10 @@ class Dispatcher:
             if way is None:
                 continue
             holds, route = way
-            while (flag := self.flags.first(lane, now)) is not None and flag.due <= now:
+            for _ in range(SLICE):
+                flag = self.flags.first(lane, now)
+                if flag is None or flag.due > now:
+                    break
                 hold = holds.on(flag.key, now)
                 if hold is None and route.sender.room() > 0:
                     return flag, holds, route

@@ -15,6 +15,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
 import attrs
@@ -86,6 +87,7 @@ class Flags:
     :param lane: tells that of a registration from its user and its topic. Each lane has an order of
         its own, so that none waits for what cannot go out in another.
     :ivar in_flight: how many flags have a push in flight.
+    :ivar waiting: how many have none, by lane.
     :ivar expired: how many were given up for their age, since somebody set this to 0.
     """
 
@@ -107,6 +109,7 @@ class Flags:
         self._unsaved: dict[RegistrationKey, float] = {}  # since when, the oldest first
         self._cleared: set[RegistrationKey] = set()
         self.in_flight = 0
+        self.waiting: Counter[Lane] = Counter()
         self.expired = 0
 
     def __len__(self) -> int:
@@ -123,6 +126,7 @@ class Flags:
             lane = self._lane(phone.key.user, phone.topic)
             flag = Flag(phone.key, self._new_id(), phone.registered_at, lane)
             self._flags[phone.key] = flag
+            self.waiting[lane] += 1
         mailbox = canonical(mailbox)
         changed = mailbox not in flag.mailboxes
         if not flag.mailboxes:
@@ -148,6 +152,7 @@ class Flags:
             lane = self._lane(saved.key.user, registration.topic)
             flag = Flag(saved.key, self._new_id(), registration.registered_at, lane)
             self._flags[saved.key] = flag
+            self.waiting[lane] += 1
             flag.noticed_at = flag.waiting_since = now
         else:
             self._unsaved.setdefault(saved.key, now)
@@ -163,12 +168,15 @@ class Flags:
             flag.renewed = True
             flag.dropped = False
             flag.mailboxes = _of(registration, flag.mailboxes)
-            lane, flag.lane = flag.lane, self._lane(registration.key.user, registration.topic)
+            lane = self._lane(registration.key.user, registration.topic)
             if flag.sent:
-                return
-            if not flag.mailboxes:
+                flag.lane = lane
+            elif not flag.mailboxes:
                 self._forget(flag)
             elif flag.lane != lane:
+                self._waits_no_more(flag)
+                flag.lane = lane
+                self.waiting[lane] += 1
                 self._schedule(flag, flag.due)
 
     def lanes(self) -> tuple[Lane, ...]:
@@ -201,6 +209,7 @@ class Flags:
         flag.due = now if flag.mailboxes else math.inf
         flag.not_before = -math.inf
         self.in_flight += 1
+        self._waits_no_more(flag)
         if len(self._heaps) > 1 and flag.lane in self._heaps:
             self._heaps[flag.lane] = self._heaps.pop(flag.lane)
 
@@ -329,9 +338,17 @@ class Flags:
         flag.sent = {}
         flag.dropped = False
         self.in_flight -= 1
+        self.waiting[flag.lane] += 1
+
+    def _waits_no_more(self, flag: Flag) -> None:
+        self.waiting[flag.lane] -= 1
+        if not self.waiting[flag.lane]:
+            del self.waiting[flag.lane]
 
     def _forget(self, flag: Flag) -> None:
+        """It has no push in flight."""
         del self._flags[flag.key]
+        self._waits_no_more(flag)
         self._unsaved.pop(flag.key, None)
         if flag.saved:
             self._cleared.add(flag.key)

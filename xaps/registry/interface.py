@@ -56,8 +56,8 @@ class IRegistry(Protocol):
     def register(
         self, registration: Registration, *, replace_before: float | None = None
     ) -> Deferred[Registered | None]:
-        """Add or renew; fires when it is on disk, with which of both it was and the keys of what was
-        dropped for it.
+        """Add or renew; fires when it is on disk, with which of them it was and the keys of what
+        was dropped for it.
 
         That user's other account ids of the same device token go if they were last renewed before
         `replace_before`: iOS makes a new one when an account is added again, or a phone restored.
