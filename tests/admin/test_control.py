@@ -486,7 +486,9 @@ class PushTests(ControlTestCase):
         last = self.dispatcher.history.push(key)
         assert last is not None
         self.assertEqual((last.outcome, last.reason, last.seconds), ("gone", "Unregistered", None))
-        count = self.metrics.registry.get_sample_value("xapsd_push_duration_seconds_count")
+        count = self.metrics.registry.get_sample_value(
+            "xapsd_push_duration_seconds_count", {"kind": "new_mail"}
+        )
         self.assertEqual(count, 0, "no notice was the reason of it")
 
     def test_without_a_connection_the_reason_is_that_of_the_connection(self) -> None:

@@ -42,7 +42,7 @@ class PushLogTestCase(SynchronousTestCase):
 
     def times(self, suffix: str, **labels: str) -> float | None:
         name = f"xapsd_push_duration_seconds_{suffix}"
-        return self.metrics.get_sample_value(name, labels)
+        return self.metrics.get_sample_value(name, {"kind": "other", **labels})
 
 
 class CountTests(PushLogTestCase):

@@ -130,6 +130,7 @@ class Control:
             "held": bool(holds.general),
             "held_for_calm": self._dispatcher.calm.held,
             "phones": phones,
+            "dropped": dict(self._dispatcher.dropped),
             "reactor_stalls": self._stalls.count,
             "reactor_stalled_seconds": self._stalls.total,
         }

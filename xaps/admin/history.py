@@ -54,12 +54,14 @@ class PushLog:
             registry=metrics,
         )
         self._answers.labels("delivered", "")  # 0 is told, too
-        self._durations = Histogram(
+        durations = Histogram(
             "xapsd_push_duration_seconds",
-            "From the first notice that a push was for until APNs had taken it",
+            "From the first notice that a push was for, of new mail if any was, until APNs had it",
+            ["kind"],
             buckets=BUCKETS,
             registry=metrics,
         )
+        self._durations = {True: durations.labels("new_mail"), False: durations.labels("other")}
         self.work = Work(
             "pushes", "no push succeeds, they are tried again; the last", patience=PUSHES_FAIL
         )
@@ -67,13 +69,20 @@ class PushLog:
         self._reasons: set[str] = set()
         self._minutes: deque[tuple[int, Counts[str]]] = deque()
 
-    def record(self, key: RegistrationKey, outcome: Outcome, seconds: float | None = None) -> None:
+    def record(
+        self,
+        key: RegistrationKey,
+        outcome: Outcome,
+        seconds: float | None = None,
+        new_mail: bool = False,
+    ) -> None:
         """There was an answer.
 
         :param seconds: since the first of the events that the push was for, if it was for any.
+        :param new_mail: whether these were new mail.
         """
         if isinstance(outcome, Delivered) and seconds is not None:
-            self._durations.observe(seconds)
+            self._durations[new_mail].observe(seconds)
         name, reason = NAMES[type(outcome)], reason_of(outcome)
         short = _short_reason(name, reason)
         if short not in self._reasons and len(self._reasons) >= MAX_REASONS:

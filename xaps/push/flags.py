@@ -57,6 +57,8 @@ class Flag:
     """When the latest event was accepted."""
     waiting_since: float = 0.0
     """When the first event that has not been pushed was accepted."""
+    new_mail_since: float = math.inf
+    """When the first new mail that has not been pushed was accepted, if there was any."""
     mailboxes: dict[str, str | None] = attrs.field(factory=dict)
     """The mailboxes that are owed, and what the phone knows each by; see
     :func:`~xaps.mailboxes.pushable`."""
@@ -64,6 +66,8 @@ class Flag:
     """Those that the push in flight names; empty while none is in flight."""
     sent_since: float = 0.0
     """In flight: the `waiting_since` of what the push names."""
+    sent_new_mail_since: float = math.inf
+    """In flight: the `new_mail_since` of what the push names."""
     failures: int = 0
     """In a row; those that were the push's own."""
     returns: int = 0
@@ -133,6 +137,8 @@ class Flags:
             flag.waiting_since = now
         flag.mailboxes[mailbox] = phone.name
         flag.noticed_at = now
+        if new_mail and flag.new_mail_since > now:
+            flag.new_mail_since = now
         due = max(now if new_mail else self._after_delay(now), flag.not_before)
         if due < flag.due:
             self._schedule(flag, due)
@@ -206,6 +212,9 @@ class Flags:
             del flag.mailboxes[mailbox]
         flag.renewed = False
         flag.sent_since = flag.waiting_since
+        flag.sent_new_mail_since = flag.new_mail_since
+        if not flag.mailboxes:
+            flag.new_mail_since = math.inf
         flag.due = now if flag.mailboxes else math.inf
         flag.not_before = -math.inf
         self.in_flight += 1
@@ -231,6 +240,7 @@ class Flags:
             return
         flag.mailboxes = flag.sent | flag.mailboxes
         flag.waiting_since = flag.sent_since
+        flag.new_mail_since = min(flag.new_mail_since, flag.sent_new_mail_since)
         self._no_longer_in_flight(flag)
         self._unsaved.setdefault(flag.key, now)
         self.push_at(flag, retry_at)
@@ -255,7 +265,7 @@ class Flags:
         if flag.sent:
             flag.dropped = True
             flag.mailboxes = {}
-            flag.due = math.inf
+            flag.due = flag.new_mail_since = math.inf
         else:
             self._forget(flag)
 
