@@ -156,7 +156,12 @@ class Daemon(Service):
             on_outcome=self._pushes.record,
         )
         self._intakes = listen_to_imap_servers(
-            self._reactor, config, self._listeners, self._handler, connections_each(open_files)
+            self._reactor,
+            config,
+            self._listeners,
+            self._handler,
+            connections_each(open_files),
+            refusing=self._metrics.refusing,
         )
         self._listen_for_administrators()
         for entry in self._entries:

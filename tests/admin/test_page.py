@@ -15,6 +15,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.logger import LogLevel, capturedLogs, formatEvent
 from twisted.web.server import Site
 
+from tests import pki
 from tests.admin.test_control import PHONE, TABLET
 from tests.admin.test_explain import DROPPED, FACTS, NOTICE, TABLE
 from tests.admin.test_web import WebTestCase
@@ -24,6 +25,8 @@ from xaps.admin.inquiry import as_json
 from xaps.admin.page import KEPT, Page
 from xaps.admin.web import HEADERS, status_site
 from xaps.apns.status import ConnectionState
+from xaps.credentials.certificate import CredentialError, certificate_info
+from xaps.credentials.loading import LoadResult
 from xaps.intake.allow import AllowFrom
 from xaps.model import Delivered, Gone, Misconfigured, Notice, Rejected, RetryAfter
 
@@ -122,7 +125,7 @@ class ContentTests(PageTestCase):
             "Apple connected to 17.0.0.1 port 443",
             "Phones 1 ",
             "1 delivered",
-            "Time median 2.00 s, 99 % within 2.00 s, from the notice to Apple's answer (last 1 ",
+            "Time median 2.00 s, 99 % within 2.00 s, from new mail to Apple's answer (last 1 push",
             "No push has failed since the start.",
             "In the last 24 hours 1 notice came, and Apple took 1 push. The top is 0.1 a minute",
         )
@@ -146,11 +149,21 @@ class ContentTests(PageTestCase):
         )
         self.assert_shown("Starting The first connection to Apple is being made.")
 
-    def test_no_credential_and_one_whose_file_has_a_problem(self) -> None:
-        self.keeper.problem = "push.pem: the key is another one"
-        self.assert_shown("On disk push.pem: the key is another one")
-        self.keeper.credential = None
-        self.assert_shown("Failing ", "Missing push.pem: the key is another one")
+    def test_no_credential(self) -> None:
+        self.keeper.credential, self.keeper.problem = None, "push.pem: there is no such file"
+        self.assert_shown("Failing ", "Missing push.pem: there is no such file")
+
+    def test_a_file_that_was_refused(self) -> None:
+        error = CredentialError("push.pem", "the key is another one", "copy both")
+        self.keeper.refused = LoadResult(errors=(error,))
+        self.assert_shown(
+            "Degraded ",
+            "Valid for 99 days",
+            "On disk refused: push.pem: the key is another one; copy both Apple ",
+        )
+        info = certificate_info("push.pem", [pki.Authority.create().client().certificate], None)
+        self.keeper.refused = LoadResult(info, (error,))
+        self.assert_shown("On disk refused: certificate push.pem, valid until ", "Reason push.pem:")
 
     def test_the_registry_that_cannot_be_read(self) -> None:
         self.registry.failure = "no <disk>"

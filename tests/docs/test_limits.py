@@ -111,7 +111,9 @@ LIMITS = {
     "Idle time on one of these": period(controlweb.IDLE),
     "Time for which the status page is given again, instead of a new one": period(page.KEPT),
     "Waiting pushes that the status sorts by what they wait for": number(backlog.LOOKED_AT),
-    "Latest pushes from whose times the status takes median and 99 %": number(pushlog.TIMED),
+    "Latest pushes for new mail, from whose times the status takes median and 99 %": number(
+        pushlog.TIMED
+    ),
     "Latest failures on the status page, and latest phones that are gone": number(pushlog.TOLD),
     "Datagram": size(cyrus_drain.LARGEST),
     "Datagram that Cyrus sends": size(CYRUS_LARGEST),

@@ -20,6 +20,8 @@ from tests.standins.process import APNsProcess
 from xaps.admin.explain import Cause, Facts, explain
 from xaps.admin.page import STYLE, Page
 from xaps.admin.web import HEADERS
+from xaps.credentials.certificate import CredentialError
+from xaps.credentials.loading import LoadResult
 from xaps.model import RetryAfter
 
 THIRD_PHONE = "cd" * 32
@@ -159,7 +161,7 @@ def page_with(facts: Facts) -> bytes:
     case.setUp()
     long = "x" * 200  # has no place to break a line
     case.pushes.record(case.register(long), RetryAfter("Shutdown"))
-    case.keeper.problem = long
+    case.keeper.refused = LoadResult(errors=(CredentialError(long, long, long),))
     case.heard(3)
     case.explained(facts)
     made: list[bytes] = []

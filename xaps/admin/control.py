@@ -101,7 +101,7 @@ class Control:
         self._health.unreadable = unreadable
         troubles = self._health.troubles()
         flags, holds = self._dispatcher.flags, self._dispatcher.holds
-        owed = waiting(flags, self._routes)
+        owed = waiting(flags, self._routes, self._clock.seconds())
         entries = [
             {
                 **entry.described(self._time_of_day),
@@ -136,6 +136,7 @@ class Control:
             "held": bool(holds.general),
             "held_for_calm": self._dispatcher.calm.held,
             "phones": phones,
+            "dropped": dict(self._dispatcher.dropped),
             "reactor_stalls": self._stalls.count,
             "reactor_stalled_seconds": self._stalls.total,
         }
@@ -261,7 +262,9 @@ class Control:
         found = []
         for entry in self._entries:
             described = entry.described(self._time_of_day)
-            found.append({key: described[key] for key in ("name", "credential", "problem")})
+            found.append(
+                {key: described[key] for key in ("name", "credential", "problem", "refused")}
+            )
         return {
             "now": self._wall(),
             "credential": found[0]["credential"],

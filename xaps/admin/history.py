@@ -100,12 +100,14 @@ class PushLog:
             registry=metrics,
         )
         self._answers.labels("delivered", "")  # 0 is told, too
-        self._durations = Histogram(
+        durations = Histogram(
             "xapsd_push_duration_seconds",
-            "From the first notice that a push was for until APNs had taken it",
+            "From the first notice that a push was for, of new mail if any was, until APNs had it",
+            ["kind"],
             buckets=BUCKETS,
             registry=metrics,
         )
+        self._durations = {True: durations.labels("new_mail"), False: durations.labels("other")}
         self.work = Work(
             "pushes", "no push succeeds, they are tried again; the last", patience=PUSHES_FAIL
         )
@@ -116,14 +118,22 @@ class PushLog:
         self._times: deque[float] = deque(maxlen=TIMED)
         self._told = {gone: deque[dict[str, Any]](maxlen=TOLD) for gone in (True, False)}
 
-    def record(self, key: RegistrationKey, outcome: Outcome, seconds: float | None = None) -> None:
+    def record(
+        self,
+        key: RegistrationKey,
+        outcome: Outcome,
+        seconds: float | None = None,
+        new_mail: bool = False,
+    ) -> None:
         """There was an answer.
 
         :param seconds: since the first of the events that the push was for, if it was for any.
+        :param new_mail: whether these were new mail.
         """
         if isinstance(outcome, Delivered) and seconds is not None:
-            self._durations.observe(seconds)
-            self._times.append(seconds)
+            self._durations[new_mail].observe(seconds)
+            if new_mail:
+                self._times.append(seconds)
         name, reason = NAMES[type(outcome)], reason_of(outcome)
         short = _short_reason(name, reason)
         if short not in self._reasons and len(self._reasons) >= MAX_REASONS:
@@ -167,8 +177,9 @@ class PushLog:
         return {name: self._minutes.last(name) for name in (NOTICES, delivered)}
 
     def durations(self) -> dict[str, float] | None:
-        """How many of the latest pushes it is told of, and within which seconds after the first
-        notice that it was for APNs had taken half of them, and 99 of 100; ``None``: of none."""
+        """Of how many of the latest pushes for new mail it is told, and within which seconds after
+        the first notice that it was for APNs had taken half of them, and 99 of 100; ``None``: of
+        none."""
         times = sorted(self._times)
         if not times:
             return None

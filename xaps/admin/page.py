@@ -16,7 +16,7 @@ from twisted.web.template import Tag, flattenString, tags
 
 from xaps.admin.control import Control
 from xaps.admin.entries import DEGRADED, FAILING, GOOD, STARTING, days
-from xaps.admin.words import Answer, connection, folders, in_words, last_notice, last_push
+from xaps.admin.words import Answer, connection, folders, in_words, last_notice, last_push, on_disk
 from xaps.model import MAX_USER, NOT_TEXT, Refused
 from xaps.registry.interface import RegistryError
 from xaps.system.console import counted, duration, moment, one_line
@@ -158,7 +158,10 @@ def _credentials(entries: Sequence[Answer], now: float) -> Iterator[Tag]:
             values[found["kind"].capitalize()] = found["source"]
             if (until := found["not_after"]) is not None:
                 values["Valid"] = f"for {days(until - now)}, until {moment(until)}"
-        values["On disk" if found else "Missing"] = entry["problem"]
+        values["Missing"] = entry["problem"]
+        if (refused := entry["refused"]) is not None:
+            values["On disk"] = on_disk(refused, now)
+            values["Reason"] = refused["why"] if refused["credential"] else None
         values["Domains"] = ", ".join(entry["domains"])
         values["Apple"] = connection(entry["connection"], now)
         values["Last error"] = entry["connection"]["last_error"]
@@ -169,11 +172,11 @@ def _credentials(entries: Sequence[Answer], now: float) -> Iterator[Tag]:
 
 def _pushes(status: Answer) -> Tag:
     times = status["durations"]
-    took = "nothing was pushed yet"
+    took = "no new mail was pushed yet"
     if times is not None:
         took = (
-            f"median {_seconds(times['median'])}, 99 % within {_seconds(times['most'])}, from the "
-            f"notice to Apple's answer (last {counted(times['pushes'], 'push')})"
+            f"median {_seconds(times['median'])}, 99 % within {_seconds(times['most'])}, from new "
+            f"mail to Apple's answer (last {counted(times['pushes'], 'push')})"
         )
     hour = (f"{n:,} {name}" for name, n in status["last_hour"].items() if n or name == "delivered")
     reasons = [f"{counted(n, 'push')}: {why}" for why, n in status["waiting_for"].items()]

@@ -85,6 +85,13 @@ def credential(found: Answer | None, now: float) -> str:
     return f"{text}, valid until {until} ({duration(found['not_after'] - now)})"
 
 
+def on_disk(refused: Answer, now: float) -> str:
+    """What a restart would find, where that is something else than what is in use."""
+    found = refused["credential"]
+    what = f"{credential(found, now)}, topic {found['topic'] or '-'}" if found else ""
+    return f"refused: {what or refused['why']}"
+
+
 def last_push(phone: Answer) -> str:
     """What became of the last one to a phone, and what it is owed."""
     text = "-"

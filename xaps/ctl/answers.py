@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from xaps.admin.words import connection, credential, folders, in_words, last_notice, last_push
+from xaps.admin.words import (
+    connection,
+    credential,
+    folders,
+    in_words,
+    last_notice,
+    last_push,
+    on_disk,
+)
 from xaps.system.console import counted, duration, moment, one_line
 
 Answer = Mapping[str, Any]
@@ -36,6 +44,8 @@ def _credentials(answer: Answer, now: float) -> Iterator[tuple[str, str]]:
     if len(entries) == 1:
         yield "Topic", answer["topic"] or "-"
         yield "Credential", credential(answer["credential"], now)
+        if entries[0]["refused"] is not None:
+            yield "On disk", on_disk(entries[0]["refused"], now)
         yield "APNs", connection(answer["connection"], now)
         return
     for entry in entries:
@@ -45,6 +55,8 @@ def _credentials(answer: Answer, now: float) -> Iterator[tuple[str, str]]:
             text = f"topic {entry['topic']}, {credential(entry['credential'], now)}"
             text += f"; APNs {connection(entry['connection'], now)}"
         yield "Credential", f"{entry['name']}: {text}; {waiting} waiting"
+        if entry["refused"] is not None:
+            yield "On disk", on_disk(entry["refused"], now)
 
 
 def explanation(answer: Answer) -> Iterator[str]:
