@@ -284,6 +284,7 @@ class AccessTests(PageTestCase):
     def test_a_wrong_password_is_logged_and_none_is_not(self) -> None:
         with capturedLogs() as events:
             self.answer(authorization="")
+            self.assertEqual(self.answer(authorization="", method="HEAD")[::2], (401, ""))
             self.assertEqual(events, [])
             for _ in range(3):
                 self.answer(authorization=basic("guess"))

@@ -60,7 +60,7 @@ class Minutes:
 
     def __init__(self, seconds: Callable[[], float], names: Iterable[str]) -> None:
         self._seconds = seconds
-        self._counts = {name: array("L", [0] * MINUTES) for name in names}
+        self._counts = {name: array("I", [0] * MINUTES) for name in names}
         self._minute = int(seconds() // 60)
 
     def add(self, name: str, number: int = 1) -> None:
