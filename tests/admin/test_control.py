@@ -360,7 +360,7 @@ class ExplainTests(ControlTestCase):
         self.assertEqual((good["device_token"], good["cause"]), ("aaaaaa...", "delivered"))
         self.assertEqual((bad["device_token"], bad["cause"]), ("ababab...", "suspended"))
         self.assertEqual(bad["text"], answer["verdict"])
-        self.assertEqual((good["topic"], good["not_told"], bad["waiting"]), ("topic", [], True))
+        self.assertEqual((good["topic"], bad["waiting"]), ("topic", True))
         self.assertEqual(good["last_push"]["outcome"], "delivered")
         self.assertEqual(
             answer["last_notice"], {"at": NOW, "mailbox": "INBOX", "new_mail": True, "phones": 2}

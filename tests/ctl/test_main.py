@@ -310,7 +310,6 @@ EXPLANATION: dict[str, Any] = {
             "topic": "topic",
             "mailboxes": ["INBOX", "Sent"],
             "confirmed": [],
-            "not_told": ["Sent"],
             "last_push": None,
             "waiting": False,
         }

@@ -12,7 +12,6 @@ from twisted.internet.interfaces import IReactorTime
 from xaps.admin.entries import FAILING, Entry, problem
 from xaps.admin.explain import Facts, Owed, Phone, Verdict, Way, dropped_line, explain
 from xaps.admin.health import Health
-from xaps.mailboxes import canonical, pushable
 from xaps.model import (
     LastPush,
     NearUser,
@@ -182,7 +181,6 @@ def _as_json(facts: Facts, verdict: Verdict) -> Mapping[str, Any]:
                 "confirmed": sorted(phone.registration.confirmed),
                 "last_push": phone.push and attrs.asdict(phone.push),
                 "waiting": phone.owed is not None,
-                "not_told": _not_told(phone.registration),
             }
             for phone, finding in zip(facts.phones, verdict.phones, strict=True)
         ],
@@ -199,9 +197,3 @@ def _as_json(facts: Facts, verdict: Verdict) -> Mapping[str, Any]:
         "last_notice": facts.notice and attrs.asdict(facts.notice),
         "near": [attrs.asdict(each) for each in facts.near],
     }
-
-
-def _not_told(registration: Registration) -> list[str]:
-    """The folders that the phone asked for and cannot be told of."""
-    told = pushable(registration)
-    return [name for name in registration.mailboxes if canonical(name) not in told]

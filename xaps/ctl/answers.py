@@ -92,13 +92,9 @@ def explanation(answer: Answer) -> Iterator[str]:
         start = f"  {phone['device_token']} ({phone['account_id']})"
         # Of one phone it has been said.
         yield one_line(f"{start}: {phone['text']}" if len(answer["phones"]) > 1 else start)
-        folders = [
-            f"{name} (not confirmed)" if name in phone["not_told"] else name
-            for name in phone["mailboxes"]
-        ]
         facts = {
             "registered": moment(phone["registered_at"]),
-            "folders": ", ".join(folders) or "-",
+            "folders": _mailboxes(phone) or "-",
             "last push": _last_push(phone),
         }
         yield one_line("    " + "; ".join(f"{name}: {value}" for name, value in facts.items()))
