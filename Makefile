@@ -92,7 +92,7 @@ deb:
 	rm -rf $(SOURCE) dist/xaps_* dist/xapsd_* dist/dovecot-xaps*
 	mkdir -p $(SOURCE)
 	tar -c --exclude-vcs --exclude-caches --exclude='./.*' --exclude=./dist --exclude=./build \
-	    --exclude='./_trial_temp*' --exclude='*.egg-info' --exclude=__pycache__ . | tar -x -C $(SOURCE)
+	    --exclude='./_trial_temp*' --exclude='*.egg-info' --exclude=node_modules --exclude=__pycache__ . | tar -x -C $(SOURCE)
 	version=$$(dpkg-parsechangelog --show-field Version) && \
 	tar -cJ -f dist/xaps_$${version%-*}.orig.tar.xz --sort=name --owner=0 --group=0 --numeric-owner \
 	    --mtime=@$$(dpkg-parsechangelog --show-field Timestamp) --exclude=./debian -C $(SOURCE) \
@@ -112,6 +112,6 @@ trixie:
 	sh tests/trixie make test-deb
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info _trial_temp* _fuzz .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) tests/axe/node_modules build dist *.egg-info _trial_temp* _fuzz .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 	rm -f twisted/plugins/dropin.cache

@@ -159,7 +159,7 @@ class TableTests(ConfigTestCase):
         for name in (
             *("tls_certfile", "tls_keyfile", "tls_client_ca", "auth_token", "socket_group"),
             *("cyrus_socket_group", "cyrus_user", "push_priority", "apns_trust_roots"),
-            *("control_socket_group", "metrics_addr"),
+            *("control_socket_group", "metrics_addr", "status_addr", "status_password"),
         ):
             self.assertIsNone(getattr(config, name), name)
         (credential,) = config.credentials
