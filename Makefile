@@ -21,6 +21,8 @@ TESTS ?= tests
 JOBS ?= 6
 RUNS ?= 1000000
 PREFIX ?= /usr/local
+# The tests start hundreds of processes of ours: compiled again in each, they take a tenth longer.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: try test lint types test-debian check bench soak soak-short siege siege-short fuzz install-docs \
     deb test-deb trixie clean

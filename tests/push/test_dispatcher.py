@@ -1331,7 +1331,7 @@ class DiskTests(DispatcherTestCase):
                 saves.append(len(list(changed)))
                 return super().save_flags(changed, cleared, *past)
 
-        self.registry = Registry()
+        self.registry = Registry(page=SAVE_SLICE)
         self.dispatcher = self.started()
         self.sender.capacity = 0
         for number in range(2 * SAVE_SLICE + 1):
