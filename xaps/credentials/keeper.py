@@ -12,7 +12,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger, LogLevel
 
-from xaps.credentials.certificate import CredentialError, ascii_line, utc_text
+from xaps.credentials.certificate import CredentialError, utc_text
 from xaps.credentials.loading import SET_ONE, LoadResult, Run, Source
 from xaps.model import DAY, CertificateCredential, Credential, covers
 from xaps.system.complaints import Complaints
@@ -43,7 +43,7 @@ class CredentialKeeper:
         the reactor; by default right here.
     :param name: what the log calls it, where there are several.
     :ivar credential: the one in use.
-    :ivar problem: why there is none: a few words of ASCII; ``None`` when there is one.
+    :ivar problem: why there is none: in a line; ``None`` when there is one.
     :ivar remedy: what the administrator can do about that; may be empty.
     :ivar refused: what the source holds now, if that cannot be used: the one in use is of before,
         and a restart would leave none.
@@ -275,10 +275,9 @@ class CredentialKeeper:
 
     def _tell_problem(self, reason: str, remedy: str) -> None:
         """Why there is no credential is told at once when the reason is a new one, and daily."""
-        problem = ascii_line(reason, 150)  # IMAP servers are told it
-        if problem != self.problem:
+        if reason != self.problem:
             self._complaints.over(_NO_CREDENTIAL)
-        self.problem, self.remedy = problem, remedy
+        self.problem, self.remedy = reason, remedy
         reason += f"; {remedy}" if remedy else ""
         self._complaints.tell(
             LogLevel.critical, _NO_CREDENTIAL, every=DAY, of=self._of, reason=reason
