@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from h2.connection import H2Connection
 from h2.errors import ErrorCodes
 from hpack import Encoder
 from hyperframe.frame import (
@@ -21,18 +20,9 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.apns.peer import Peer, connected, cut, exchange, take_backlog
 from tests.apns.session_case import ended, only_close, send, tags
-from xaps.apns.session import (
-    MAX_REMEMBERED,
-    MAX_STREAM_ID,
-    Answered,
-    Closed,
-    GivenBack,
-    Lost,
-    Retired,
-    Session,
-    SessionEvent,
-    SessionState,
-)
+from xaps.apns.events import Answered, Closed, GivenBack, Lost, Retired, SessionEvent
+from xaps.apns.session import Session, SessionState
+from xaps.apns.streams import MAX_STREAM_ID
 
 
 class GoAwayTests(SynchronousTestCase):
@@ -205,11 +195,6 @@ class EndTests(SynchronousTestCase):
         self.assertEqual(self.session.room, 0)
         self.peer.answer(1)
         self.assertEqual(tags(exchange(self.session, self.peer), Answered), [1])
-
-
-class BoundTests(SynchronousTestCase):
-    def test_h2_has_the_bound_that_is_set_lower_here(self) -> None:
-        self.assertGreater(H2Connection.MAX_CLOSED_STREAMS, MAX_REMEMBERED)
 
 
 class BrokenPeerTests(SynchronousTestCase):

@@ -37,9 +37,12 @@ BELOW: dict[str, set[str]] = {
 """What each wing, and each module in the root, may import besides itself."""
 
 PURE = [
+    "xaps.apns.events",
+    "xaps.apns.headers",
     "xaps.apns.payload",
     "xaps.apns.reasons",
     "xaps.apns.session",
+    "xaps.apns.streams",
     "xaps.apns.tokens",
     "xaps.config.reading",
     "xaps.credentials.certificate",
