@@ -6,8 +6,9 @@ HEADERS, CONTINUATION, DATA, RST_STREAM, WINDOW_UPDATE. h2 stays the judge of th
 hyperframe reads frames with padding or a priority. What holds:
 
 * A request is one HEADERS and, as the windows allow, DATA. Its stream is in :attr:`Streams.open`
-  until it ends, in exactly one way. It was `_given_up` if the peer's END_STREAM has not come; what
-  still comes for it then is no breach of the protocol.
+  until it ends, in exactly one way. It is `_given_up` if it was not sent and answered whole; what
+  still comes for it then is no breach of the protocol. Otherwise headers are one. As with h2, a
+  body is not.
 * Every block of headers goes through the one decoder, whatever becomes of its stream. h2 neither
   reads nor writes headers, so there is no second table that could differ. Ours uses no table.
 * We send by the windows :attr:`Stream.window` and `outbound_flow_control_window` of h2, which is
@@ -127,6 +128,8 @@ class Streams(Generic[T]):
 
     def receive(self, kind: int, flags: int, stream_id: int, frame: bytes, now: float) -> None:
         """Take a whole frame; while :attr:`in_headers`, only CONTINUATION."""
+        if stream_id % 2 == 0 or stream_id >= self._next_id:
+            raise Breach(f"a frame for stream {stream_id}, on which nothing was asked")
         if kind == HEADERS:
             block = _unpadded(frame) if flags & (_PADDED | _PRIORITY) else frame[HEAD.size :]
             if flags & _END_HEADERS:
@@ -149,9 +152,9 @@ class Streams(Generic[T]):
         value = self._decoder.status(block)
         stream = self.open.get(stream_id)
         if stream is None:
-            self._check_given_up(stream_id)
-            return
-        if stream.status is None:
+            if stream_id not in self._given_up:
+                raise Breach("an answer after its end", ErrorCodes.STREAM_CLOSED)
+        elif stream.status is None:
             if value is None:
                 raise Breach("an answer that does not begin with its status")
             status = int(value) if len(value) == 3 and value.isdigit() else 0
@@ -161,7 +164,7 @@ class Streams(Generic[T]):
                 raise Breach("an answer that ends before it has begun")
         elif value is not None or not flags & _END_STREAM:
             raise Breach("a second answer")
-        if flags & _END_STREAM:
+        if stream is not None and flags & _END_STREAM:
             self._answered(stream_id, stream, now)
 
     def _receive_continuation(self, stream_id: int, flags: int, block: bytes, now: float) -> None:
@@ -183,7 +186,6 @@ class Streams(Generic[T]):
         self._uncredited = self._credit(0, self._uncredited + length)
         stream = self.open.get(stream_id)
         if stream is None:
-            self._check_given_up(stream_id)
             return
         if stream.status is None:
             raise Breach("a body before its headers")
@@ -201,14 +203,12 @@ class Streams(Generic[T]):
         return 0
 
     def _receive_reset(self, stream_id: int, number: int) -> None:
-        self._check_begun(stream_id)
         if stream_id in self.open:
             stream = self.give_up(stream_id, None)
             end = GivenBack if number in _NOT_TAKEN else Lost
             self.events.append(end(stream.tag, f"RST_STREAM {_NAMES.get(number, number)}"))
 
     def _receive_window(self, stream_id: int, increment: int) -> None:
-        self._check_begun(stream_id)
         if increment == 0:
             raise Breach("a window that is opened by 0 bytes")
         stream = self.open.get(stream_id)
@@ -221,16 +221,6 @@ class Streams(Generic[T]):
             self.events.append(Lost(stream.tag, reason))
         elif stream_id in self._unsent:
             self._send_body(stream_id)
-
-    def _check_begun(self, stream_id: int) -> None:
-        if stream_id % 2 == 0 or stream_id >= self._next_id:
-            raise Breach(f"a frame for stream {stream_id}, on which nothing was asked")
-
-    def _check_given_up(self, stream_id: int) -> None:
-        """Whether headers or a body may come on a stream that has ended."""
-        self._check_begun(stream_id)
-        if stream_id not in self._given_up:
-            raise Breach("an answer after its end", ErrorCodes.STREAM_CLOSED)
 
     def settings_changed(self) -> None:
         """The peer has other settings than before."""
@@ -271,17 +261,18 @@ class Streams(Generic[T]):
         del self._unsent[stream_id]
 
     def _answered(self, stream_id: int, stream: Stream[T], now: float) -> None:
-        del self.open[stream_id]
-        if self._unsent.pop(stream_id, None) is not None:
+        if stream_id in self._unsent:
             # Answered before it was sent whole: the rest is of no use to anybody.
-            self._reset(stream_id, ErrorCodes.CANCEL)
+            self.give_up(stream_id, ErrorCodes.CANCEL)
+        else:
+            del self.open[stream_id]
         self.answered_at = now
         assert stream.status is not None
         self.events.append(Answered(stream.tag, stream.status, stream.body))
 
     def give_up(self, stream_id: int, code: ErrorCodes | None) -> Stream[T]:
-        """Take a request off the books that has no whole answer, telling the peer if there is a
-        `code`."""
+        """Take a request off the books that was not sent and answered whole; tell the peer if
+        there is a `code`."""
         self._unsent.pop(stream_id, None)
         self._given_up[stream_id] = None
         if len(self._given_up) > MAX_REMEMBERED:
