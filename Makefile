@@ -7,6 +7,8 @@
 # make fuzz   a million inputs for each parser (RUNS=1000 for fewer)
 # make deb    builds dist/xapsd_VERSION_all.deb and dist/dovecot-xaps_VERSION_ARCHITECTURE.deb
 # make test-deb   builds it, asks lintian, installs it, runs it and purges it (root, Debian 12 or 13)
+# make install-docs   the manual pages and the completion for bash, to /usr/local (or PREFIX), for an
+#             installation from source: PYTHON=/opt/xapsd/bin/python
 # make trixie     the suite, make try and make test-deb in a Debian 13 (root, Debian)
 
 PYTHON ?= python3
@@ -18,9 +20,12 @@ TESTS ?= tests
 # More than there are processors: many tests wait for a process or a deadline.
 JOBS ?= 6
 RUNS ?= 1000000
+PREFIX ?= /usr/local
+# The tests start hundreds of processes of ours: compiled again in each, they take a tenth longer.
+unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: try test lint types test-debian check bench soak soak-short siege siege-short fuzz deb test-deb \
-    trixie clean
+.PHONY: try test lint types test-debian check bench soak soak-short siege siege-short fuzz install-docs \
+    deb test-deb trixie clean
 
 $(VENV)/ready: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -73,6 +78,15 @@ fuzz: $(VENV)/ready
 		$(BIN)/python -m benchmarks.fuzz $$target --runs $(RUNS) || exit 1; \
 	done
 
+# The Debian package takes them from here, too.
+install-docs:
+	set -e; made=$$(mktemp -d); trap 'rm -rf "$$made"' EXIT; share='$(DESTDIR)$(PREFIX)/share'; \
+	$(PYTHON) debian/manpages.py "$$made" $${SOURCE_DATE_EPOCH:-$$(date +%s)}; \
+	$(PYTHON) -c 'from xaps.ctl.main import xapsctl; xapsctl()' completion >"$$made/xapsctl"; \
+	install -D -m 644 -t "$$share/man/man5" "$$made"/*.5; \
+	install -D -m 644 -t "$$share/man/man8" "$$made"/*.8; \
+	install -D -m 644 -t "$$share/bash-completion/completions" "$$made/xapsctl"
+
 # Debian's tools leave files all over the tree, so they get a copy. Their PATH is Debian's own.
 SOURCE = dist/source
 deb: export PATH = /usr/sbin:/usr/bin:/sbin:/bin
@@ -80,7 +94,7 @@ deb:
 	rm -rf $(SOURCE) dist/xaps_* dist/xapsd_* dist/dovecot-xaps*
 	mkdir -p $(SOURCE)
 	tar -c --exclude-vcs --exclude-caches --exclude='./.*' --exclude=./dist --exclude=./build \
-	    --exclude='./_trial_temp*' --exclude='*.egg-info' --exclude=__pycache__ . | tar -x -C $(SOURCE)
+	    --exclude='./_trial_temp*' --exclude='*.egg-info' --exclude=node_modules --exclude=__pycache__ . | tar -x -C $(SOURCE)
 	version=$$(dpkg-parsechangelog --show-field Version) && \
 	tar -cJ -f dist/xaps_$${version%-*}.orig.tar.xz --sort=name --owner=0 --group=0 --numeric-owner \
 	    --mtime=@$$(dpkg-parsechangelog --show-field Timestamp) --exclude=./debian -C $(SOURCE) \
@@ -100,6 +114,6 @@ trixie:
 	sh tests/trixie make test-deb
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info _trial_temp* _fuzz .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) tests/axe/node_modules build dist *.egg-info _trial_temp* _fuzz .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 	rm -f twisted/plugins/dropin.cache

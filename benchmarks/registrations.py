@@ -24,7 +24,8 @@ from pathlib import Path
 
 from tests import pki
 from tests.peers.daemon import Daemon
-from tests.peers.dovecot import Dovecot, ImapSession, registrations
+from tests.peers.dovecot import Dovecot, registrations
+from tests.peers.imapserver import ImapSession
 from tests.phone import ModelPhone
 from tests.standins.process import APNsProcess
 

@@ -152,13 +152,16 @@ def _command(name: str, command: Command) -> Iterator[str]:
         value = settings.get("metavar", "")
         option = argument.startswith("-")
         form = f"[{argument} {value}]".replace(" ]", "]")
+        if settings.get("required"):
+            form = form[1:-1]
         if not option:
             form = _NUMBERS[settings.get("nargs")].format(value)
         arguments.append(form)
         if "help" in settings:
             what = argument if option else value
             about.append(f".br\n.IR {_escaped(what)} :\n{_text(settings['help'])}")
-    yield f".TP\n.BI {name}{_argument(' ' + _escaped(' '.join(arguments)) if arguments else '')}"
+    shown = f'"{name}"' if " " in name else name
+    yield f".TP\n.BI {shown}{_argument(' ' + _escaped(' '.join(arguments)) if arguments else '')}"
     paragraphs = (inspect.getdoc(command) or "").split("\n\n")
     yield "\n.br\n".join(map(_text, paragraphs))
     yield from about

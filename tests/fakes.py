@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TypeVar
 
 import attrs
 from twisted.internet.defer import Deferred, execute
 
 from xaps.mailboxes import canonical, pushable
-from xaps.model import Addressee, Registration, RegistrationKey, WaitingFlag, lower
-from xaps.registry.interface import MAX_MAILBOXES, Dropped, RegistryError
+from xaps.model import (
+    EXPIRED,
+    FORGOTTEN,
+    REPLACED,
+    TRIMMED,
+    Addressee,
+    Former,
+    LastNotice,
+    LastPush,
+    NearUser,
+    Past,
+    Registration,
+    RegistrationKey,
+    WaitingFlag,
+    lower,
+    short_token,
+)
+from xaps.registry.history import MAX_DROPPED, MAX_NAME, MAX_STRANGERS
+from xaps.registry.interface import MAX_MAILBOXES, Registered, RegistryError
 
 T = TypeVar("T")
 
@@ -42,6 +60,9 @@ class MemoryRegistry:
         self._wall = wall
         self._registrations: dict[RegistrationKey, Registration] = {}
         self._flags: dict[RegistrationKey, WaitingFlag] = {}
+        self._pushes: dict[RegistrationKey, LastPush] = {}
+        self._notices: dict[str, tuple[LastNotice, bool]] = {}  # and whether there was no phone
+        self._dropped: dict[tuple[str, str, str], Former] = {}
         self._unanswered: list[Callable[[], object]] = []
 
     def release(self) -> None:
@@ -54,7 +75,7 @@ class MemoryRegistry:
 
     def register(
         self, registration: Registration, *, replace_before: float | None = None
-    ) -> Deferred[Dropped | None]:
+    ) -> Deferred[Registered | None]:
         return self._slowly(lambda: self._register(registration, replace_before))
 
     def addressees(self, user: str, mailbox: str) -> Deferred[Sequence[Addressee]]:
@@ -81,17 +102,39 @@ class MemoryRegistry:
         )
 
     def remove(
-        self, key: RegistrationKey, *, registered_until: float | None = None
+        self,
+        key: RegistrationKey,
+        *,
+        registered_until: float | None = None,
+        reason: str = FORGOTTEN,
     ) -> Deferred[bool]:
-        return self._slowly(lambda: self._remove(key, registered_until))
+        return self._slowly(lambda: self._remove(key, registered_until, reason))
 
     def expire(self, registered_before: float) -> Deferred[Sequence[RegistrationKey]]:
         return self._slowly(lambda: self._expire(registered_before))
 
     def save_flags(
-        self, changed: Iterable[WaitingFlag], cleared: Iterable[RegistrationKey]
+        self,
+        changed: Iterable[WaitingFlag],
+        cleared: Iterable[RegistrationKey],
+        pushes: Mapping[RegistrationKey, LastPush] = MappingProxyType({}),
+        notices: Mapping[str, LastNotice] = MappingProxyType({}),
     ) -> Deferred[None]:
-        return self._slowly(lambda: self._save_flags(list(changed), list(cleared)))
+        return self._slowly(lambda: self._save_flags(list(changed), list(cleared), pushes, notices))
+
+    def past(self, user: str) -> Deferred[Past]:
+        return self._read(lambda: self._past(lower(user)))
+
+    def last_pushes(
+        self, first: RegistrationKey, last: RegistrationKey
+    ) -> Deferred[Mapping[RegistrationKey, LastPush]]:
+        return self._read(
+            lambda: {key: push for key, push in self._pushes.items() if first <= key <= last}
+        )
+
+    def near(self, user: str) -> Deferred[Sequence[NearUser]]:
+        """Those with the same part before the @ alone; the real one knows more."""
+        return self._slowly(lambda: self._near(lower(user)))
 
     def probe(self) -> Deferred[None]:
         return self._slowly(lambda: None)
@@ -118,7 +161,9 @@ class MemoryRegistry:
         keys = sorted(each for each in found if key is None or each > key)
         return [found[each] for each in keys[: self._page]]
 
-    def _register(self, registration: Registration, replace_before: float | None) -> Dropped | None:
+    def _register(
+        self, registration: Registration, replace_before: float | None
+    ) -> Registered | None:
         key = registration.key
         if not _is_unicode(registration):
             raise RegistryError(f"{key!r} is not valid Unicode")
@@ -135,7 +180,7 @@ class MemoryRegistry:
             and other.registered_at < replace_before
         ]
         for other in replaced:
-            self._drop(other.key)
+            self._drop(other.key, REPLACED)
             others.remove(other)
         others.sort(key=lambda other: (other.registered_at, other.key), reverse=True)
         mailboxes = len(registration.mailboxes)
@@ -143,17 +188,19 @@ class MemoryRegistry:
         for phones, other in enumerate(others, 2):
             mailboxes += len(other.mailboxes)
             if phones > self._max_per_user or mailboxes > self._max_mailboxes:
-                self._drop(other.key)
+                self._drop(other.key, TRIMMED)
                 dropped.append(other.key)
-        return Dropped(tuple(each.key for each in replaced), tuple(sorted(dropped)))
+        return Registered(
+            known is None, tuple(each.key for each in replaced), tuple(sorted(dropped))
+        )
 
-    def _remove(self, key: RegistrationKey, registered_until: float | None) -> bool:
+    def _remove(self, key: RegistrationKey, registered_until: float | None, reason: str) -> bool:
         found = self._registrations.get(key)
         if found is None or (
             registered_until is not None and found.registered_at > registered_until
         ):
             return False
-        self._drop(key)
+        self._drop(key, reason)
         return True
 
     def _expire(self, registered_before: float) -> list[RegistrationKey]:
@@ -164,19 +211,72 @@ class MemoryRegistry:
         )
         dropped = sorted(key for _, key in old[: self._page])
         for key in dropped:
-            self._drop(key)
+            self._drop(key, EXPIRED)
+        if not dropped:
+            self._notices = {
+                user: each
+                for user, each in self._notices.items()
+                if each[0].at >= registered_before
+            }
+            self._dropped = {
+                key: each for key, each in self._dropped.items() if each.at >= registered_before
+            }
         return dropped
 
-    def _save_flags(self, changed: list[WaitingFlag], cleared: list[RegistrationKey]) -> None:
+    def _save_flags(
+        self,
+        changed: list[WaitingFlag],
+        cleared: list[RegistrationKey],
+        pushes: Mapping[RegistrationKey, LastPush],
+        notices: Mapping[str, LastNotice],
+    ) -> None:
         for key in cleared:
             self._flags.pop(key, None)
         for flag in changed:
             if flag.key in self._registrations:
                 self._flags[flag.key] = flag
+        for key, push in pushes.items():
+            if key in self._registrations:
+                self._pushes[key] = attrs.evolve(push, reason=push.reason[:MAX_NAME])
+        for user, notice in notices.items():
+            stranger = not notice.phones and not self._of_user(user)
+            self._notices[user] = attrs.evolve(notice, mailbox=notice.mailbox[:MAX_NAME]), stranger
+        times = sorted((each.at for each, stranger in self._notices.values() if stranger))
+        for user, (notice, stranger) in list(self._notices.items()):
+            if stranger and len(times) > MAX_STRANGERS and notice.at < times[-MAX_STRANGERS]:
+                del self._notices[user]
 
-    def _drop(self, key: RegistrationKey) -> None:
+    def _past(self, user: str) -> Past:
+        notice = self._notices.get(user)
+        dropped = [each for (name, _, _), each in self._dropped.items() if name == user]
+        return Past(
+            notice and notice[0],
+            {key: push for key, push in self._pushes.items() if key.user == user},
+            tuple(sorted(dropped, key=lambda each: (-each.at, each.account_id, each.phone))),
+        )
+
+    def _near(self, user: str) -> list[NearUser]:
+        local = user.partition("@")[0]
+        users = {key.user for key in self._registrations} | set(self._notices)
+        return [
+            NearUser(
+                name,
+                bool(self._of_user(name)),
+                self._notices[name][0].at if name in self._notices else None,
+            )
+            for name in sorted(users - {user})
+            if name.partition("@")[0] == local
+        ]
+
+    def _drop(self, key: RegistrationKey, reason: str) -> None:
         del self._registrations[key]
         self._flags.pop(key, None)
+        self._pushes.pop(key, None)
+        phone = short_token(key.device_token)
+        dropped = Former(key.account_id, phone, self._wall(), reason)
+        self._dropped[key.user, key.account_id, phone] = dropped
+        for each in self._past(key.user).dropped[MAX_DROPPED:]:
+            del self._dropped[key.user, each.account_id, each.phone]
 
     # -------------------------------------------------------- when answered
 

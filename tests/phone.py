@@ -6,16 +6,19 @@ end-to-end tests. Not "a push was sent" but "the phone refreshed the right mailb
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import imaplib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
 from twisted.mail import imap4  # noqa: F401 - registers the codec imap4-utf-7
 
 INBOX = "INBOX"
+RENEWED_AFTER = 23 * 3600.0
+"""Seconds from one registration, or try, to the next, unless something changes."""
 TOPICS = ("com.apple.mail.", "com.apple.mobilemail.push.")
 
 _EXTENSION = "XAPPLEPUSHSERVICE"
@@ -23,7 +26,7 @@ _STRING = r'"((?:[^"\\\r\n]|\\["\\])*)"'
 _MAILBOX = re.compile(rf'\* XAPPLEPUSHSERVICE "mailbox" {_STRING}\r\n')
 # Cyrus puts the words in quotes, the plugin does not; to IMAP that is the same.
 _WORDS = [f'(?:"{word}"|{word})' for word in ("aps-version", "aps-topic")]
-_TOPIC = re.compile(rf'\* XAPPLEPUSHSERVICE {_WORDS[0]} "[12]" {_WORDS[1]} {_STRING}\r\n')
+_TOPIC = re.compile(rf'\* XAPPLEPUSHSERVICE {_WORDS[0]} "([12])" {_WORDS[1]} {_STRING}\r\n')
 
 
 @attrs.frozen
@@ -49,6 +52,10 @@ class Ignored:
 Effect = Refreshed | Ignored
 
 
+class RegistrationRefused(ValueError):
+    """The server has answered NO or BAD."""
+
+
 @attrs.frozen
 class ModelPhone:
     """A phone that has registered for one account."""
@@ -57,7 +64,8 @@ class ModelPhone:
     device_token: str
     topic: str
     confirmed: frozenset[str] = frozenset()
-    """The mailboxes that the server named in a ``"mailbox"`` line, decoded."""
+    """The mailboxes that the server named in a ``"mailbox"`` line, decoded; none in an answer of
+    version 1."""
 
     @classmethod
     def from_lines(cls, account_id: str, device_token: str, lines: str) -> ModelPhone:
@@ -65,17 +73,19 @@ class ModelPhone:
 
         :raises ValueError: a line is not one that a server may send.
         """
-        topic = None
+        topic = version = None
         confirmed = set()
         for line in lines.splitlines(keepends=True):
             if match := _MAILBOX.fullmatch(line):
                 confirmed.add(_decoded(match[1]))
             elif match := _TOPIC.fullmatch(line):
-                topic = _unquoted(match[1])
+                version, topic = match[1], _unquoted(match[2])
             else:
                 raise ValueError(f"the phone does not understand {line!r}")
         if topic is None:
             raise ValueError("the phone was not told the topic")
+        if version == "1":
+            confirmed.clear()
         return cls(account_id, device_token, topic, frozenset(confirmed))
 
     @classmethod
@@ -107,19 +117,25 @@ class ModelPhone:
 
         :param session: logged in.
         :raises ValueError: the server does not, or the phone does not understand its lines.
+        :raises RegistrationRefused: it does not want to.
         """
         if _EXTENSION not in session.capabilities:
             raise ValueError("the server does not offer push")
         names = " ".join(_quoted(name.encode("imap4-utf-7").decode("ascii")) for name in mailboxes)
         imaplib.Commands[_EXTENSION] = ("AUTH", "SELECTED")
-        status, answer = session._simple_command(
-            _EXTENSION,
-            f'"aps-version" "{version}" "aps-account-id" {_quoted(account_id)} '
-            f'"aps-device-token" {_quoted(device_token.upper())} '
-            f'"aps-subtopic" "com.apple.mobilemail" "mailboxes" ({names})',
-        )
+        try:
+            status, answer = session._simple_command(
+                _EXTENSION,
+                f'"aps-version" "{version}" "aps-account-id" {_quoted(account_id)} '
+                f'"aps-device-token" {_quoted(device_token.upper())} '
+                f'"aps-subtopic" "com.apple.mobilemail" "mailboxes" ({names})',
+            )
+        except session.abort:
+            raise
+        except session.error as error:
+            raise RegistrationRefused(str(error)) from error
         if status != "OK":
-            raise ValueError(f"the server refused: {answer!r}")
+            raise RegistrationRefused(f"{status} {answer!r}")
         said = session.untagged_responses.pop(_EXTENSION, [])
         return cls.from_lines(account_id, device_token, "".join(_lines(said)))
 
@@ -137,18 +153,46 @@ class ModelPhone:
         return decide(push["payload"], self.account_id, self.confirmed, stored=stored)
 
 
+class Account:
+    """An account of Mail on a phone, which registers when it looks for mail and finds it time.
+
+    :ivar phone: what it has learned when it registered last; ``None``: it never has.
+    """
+
+    def __init__(self, account_id: str) -> None:
+        self.phone: ModelPhone | None = None
+        self._account_id = account_id
+        self._tried: tuple[str, tuple[str, ...]] | None = None
+        self._tried_at = 0.0
+
+    def look_for_mail(
+        self, session: imaplib.IMAP4, device_token: str, mailboxes: Sequence[str], now: float
+    ) -> bool:
+        """Register if it is time: the last time was 23 hours ago, or the device token or the
+        mailboxes are others. A refusal counts as the answer.
+
+        :param now: in seconds.
+        :return: whether it has asked.
+        """
+        wanted = device_token, tuple(mailboxes)
+        if self._tried == wanted and now - self._tried_at < RENEWED_AFTER:
+            return False
+        self._tried, self._tried_at = wanted, now
+        with contextlib.suppress(RegistrationRefused):
+            self.phone = ModelPhone.register(session, self._account_id, device_token, mailboxes)
+        return True
+
+
 def decide(
-    payload: Any, account_id: str, confirmed: Iterable[str], *, stored: bool = False
+    payload: Any, account_id: str, confirmed: Collection[str], *, stored: bool = False
 ) -> Effect:
     """What Mail does with a payload for its topic."""
     aps = payload.get("aps") if isinstance(payload, dict) else None
     if not isinstance(aps, dict) or aps.get("account-id") != account_id:
         return Ignored("there is no account with this account-id")
-    if "m" not in aps:
+    if not isinstance(aps.get("m"), list):
         return Refreshed(frozenset([INBOX]))
-    if not isinstance(aps["m"], list):
-        return Ignored("m is not an array")
-    if stored:
+    if stored and confirmed:
         return Refreshed(frozenset(confirmed))
     hashes = {str(value).lower() for value in aps["m"]}
     matching = frozenset(name for name in confirmed if _md5(name) in hashes)

@@ -192,7 +192,7 @@ class Authority:
         production: bool = True,
         uid: bool = True,
         uid_last: bool = False,
-        key: KeyKind = "ec",
+        key: KeyKind | PrivateKey = "ec",
     ) -> Issued:
         """A push certificate as Apple issues them.
 
@@ -201,6 +201,7 @@ class Authority:
             ``None`` leaves the extension out.
         :param uid: ``False`` leaves the UID, and so the topic, out of the subject.
         :param uid_last: put the UID at the end of the subject; Apple puts it first.
+        :param key: its kind, or the one that the certificate was requested for.
         """
         others = [
             x509.NameAttribute(NameOID.COMMON_NAME, f"APSP:{topic.rpartition('.')[2]}"[:64]),
@@ -227,9 +228,9 @@ class Authority:
         extensions: Sequence[tuple[x509.ExtensionType, bool]],
         not_before: datetime.datetime | None,
         not_after: datetime.datetime | None,
-        key: KeyKind,
+        key: KeyKind | PrivateKey,
     ) -> Issued:
-        private = make_key(key)
+        private = make_key(key) if isinstance(key, str) else key
         builder = _builder(subject, private, self.certificate.subject, self.key)
         builder = (
             builder.not_valid_before(not_before or now() - _DAY)

@@ -85,6 +85,9 @@ class StartTests(CommandTestCase):
         for argv in (["--check"], ["-check"], ["-check=true"]):
             self.assert_starts(*argv, file="/etc/xapsd/xapsd.yaml", more=["--check"])
         self.assert_starts("-check=false", file="/etc/xapsd/xapsd.yaml")
+        for argv in (["--check=strict"], ["-check=Strict"], ["--check", "--check=strict"]):
+            more = ["--check-strict"]
+            self.assert_starts(*argv, file="/etc/xapsd/xapsd.yaml", more=more)
 
     def test_wrong_command_lines_are_explained(self) -> None:
         for argv, text in (

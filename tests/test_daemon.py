@@ -14,7 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from tests import pki
 from tests.intake.case import RecordingHandler
 from xaps.config.reading import Config
-from xaps.daemon import MAX_CONNECTIONS, connections_each, listen_to_imap_servers
+from xaps.intakes import MAX_CONNECTIONS, connections_each, listen_to_imap_servers
 from xaps.listen.ports import Listeners
 
 ALL = "0.0.0.0"  # of this machine's addresses

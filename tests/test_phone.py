@@ -9,7 +9,16 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.phone import Effect, Ignored, ModelPhone, Refreshed, decide
+from tests.phone import (
+    RENEWED_AFTER,
+    Account,
+    Effect,
+    Ignored,
+    ModelPhone,
+    Refreshed,
+    RegistrationRefused,
+    decide,
+)
 
 ACCOUNT = "0715A26B-CA09-4730-A419-793000CA982E"
 TOKEN = "0102030405060708"
@@ -46,14 +55,20 @@ class DecideTests(SynchronousTestCase):
         none: tuple[Any, ...] = ([], [md5("inbox")], [md5("Junk")], [None])
         for m in none:
             self.assertIsInstance(self.decide({"m": m}), Ignored)
-        no_array: tuple[Any, ...] = (md5("INBOX"), {}, None)
+
+    def test_what_is_no_array_counts_as_absent(self) -> None:
+        no_array: tuple[Any, ...] = (md5("Notes"), {}, None, 1)
         for m in no_array:
-            self.assertEqual(self.decide({"m": m}), Ignored("m is not an array"))
+            for stored in (False, True):
+                self.assertEqual(self.decide({"m": m}, stored=stored), refreshes("INBOX"))
 
     def test_a_push_that_was_kept_refreshes_everything(self) -> None:
         everything = refreshes("INBOX", "Entwürfe", "Notes")
-        self.assertEqual(self.decide({"m": [md5("Notes")]}, stored=True), everything)
+        for m in ([md5("Notes")], [md5("Junk")], []):
+            self.assertEqual(self.decide({"m": m}, stored=True), everything)
         self.assertEqual(self.decide({}, stored=True), refreshes("INBOX"))
+        aps = {"account-id": ACCOUNT, "m": [md5("INBOX")]}
+        self.assertIsInstance(decide({"aps": aps}, ACCOUNT, [], stored=True), Ignored)
 
     def test_payloads_for_no_account_of_the_phone_are_ignored(self) -> None:
         payloads: tuple[Any, ...] = (
@@ -99,6 +114,12 @@ class LearnTests(SynchronousTestCase):
         for quoted in ('"aps-version"', '"aps-topic"'):
             bare = LINES.replace(quoted, quoted.strip('"'))
             self.assertEqual(ModelPhone.from_lines(ACCOUNT, TOKEN, bare), phone)
+
+    def test_in_an_answer_of_version_1_mailbox_lines_do_not_count(self) -> None:
+        *mailboxes, topic = LINES.replace('"2"', '"1"').splitlines(keepends=True)
+        for lines in ((*mailboxes, topic), (topic, *mailboxes)):
+            phone = ModelPhone.from_lines(ACCOUNT, TOKEN, "".join(lines))
+            self.assertEqual(phone, ModelPhone(ACCOUNT, TOKEN, TOPIC))
 
     def test_lines_that_no_server_may_send(self) -> None:
         for lines in (
@@ -166,5 +187,36 @@ class RegisterTests(SynchronousTestCase):
         self.assertEqual(phone.confirmed, frozenset({'a"b', "INBOX", "Entwürfe"}))
 
     def test_a_server_that_refuses(self) -> None:
-        server = FakeServer("TAG NO no topic\r\n")
-        self.assertRaises(ValueError, ModelPhone.register, server, ACCOUNT, TOKEN, ["INBOX"])
+        for answer in ("NO no topic", "BAD what?"):
+            server = FakeServer(f"TAG {answer}\r\n")
+            self.assertRaises(
+                RegistrationRefused, ModelPhone.register, server, ACCOUNT, TOKEN, ["INBOX"]
+            )
+
+
+class AccountTests(SynchronousTestCase):
+    good = ModelPhone.from_lines(ACCOUNT, TOKEN, LINES)
+
+    def test_it_registers_again_after_23_hours_or_when_something_changes(self) -> None:
+        for answer, learned in (
+            (f"{LINES}TAG OK done\r\n", self.good),
+            ("TAG NO later\r\n", None),
+            ("TAG BAD what?\r\n", None),
+        ):
+            account, server = Account(ACCOUNT), FakeServer(answer)
+            self.assertTrue(account.look_for_mail(server, TOKEN, ["INBOX"], 0))
+            self.assertEqual(account.phone, learned)
+            self.assertFalse(account.look_for_mail(server, TOKEN, ["INBOX"], RENEWED_AFTER - 1))
+            self.assertEqual(server.sent.count(b"XAPPLEPUSHSERVICE"), 1)
+            self.assertTrue(account.look_for_mail(server, TOKEN, ["INBOX"], RENEWED_AFTER))
+            self.assertTrue(account.look_for_mail(server, "ff", ["INBOX"], RENEWED_AFTER + 1))
+            self.assertTrue(account.look_for_mail(server, "ff", ["INBOX", "x"], RENEWED_AFTER + 1))
+            self.assertFalse(account.look_for_mail(server, "ff", ["INBOX", "x"], 2 * RENEWED_AFTER))
+            self.assertEqual(server.sent.count(b"XAPPLEPUSHSERVICE"), 4)
+
+    def test_a_refusal_leaves_it_with_what_it_has_learned_before(self) -> None:
+        account, server = Account(ACCOUNT), FakeServer(LINES, "TAG OK done\r\n")
+        account.look_for_mail(server, TOKEN, ["INBOX"], 0)
+        server.answer = b"TAG NO later\r\n"
+        account.look_for_mail(server, TOKEN, ["INBOX"], RENEWED_AFTER)
+        self.assertEqual(account.phone, self.good)

@@ -29,6 +29,7 @@ Tells iPhones and iPads at once that mail has arrived. Runs in the foreground.
 
   --config FILE      the configuration, {DEFAULT_PATH} if this is not given
   --check            check the configuration and what it points to, and exit
+  --check=strict     the same; a warning makes the exit status {os.EX_CONFIG}, too
   -configPath DIR    the folder of the configuration, {DEFAULT_PATH.parent} if this is not given
   -configName NAME   the name of the configuration without .yaml, {DEFAULT_PATH.stem} if not given
   -pass              read a password and print its hash for appleIdHashedPassword
@@ -93,7 +94,8 @@ def main(
             stdout.write(f"appleIdHashedPassword: {digest}\n")
             return 0
         arguments = ["--nodaemon", "--pidfile=", "xapsd", "--config", str(_file(values))]
-        return run([*arguments, "--check"] if "check" in switches else arguments)
+        checks = [f"--{name}" for name in ("check", "check-strict") if name in switches]
+        return run([*arguments, *checks[-1:]])
     except UsageError as error:
         stderr.write(f"xapsd: {error}\n")
         return _USAGE
@@ -115,7 +117,9 @@ def _parse(argv: Sequence[str]) -> tuple[dict[str, str], set[str]]:
             # Not shown: it may be a password in the wrong place.
             raise UsageError("takes options only; xapsd --help lists them")
         name, equals, value = argument.removeprefix("-").removeprefix("-").partition("=")
-        if name in _SWITCHES:
+        if name == "check" and value.lower() == "strict":
+            switches.add("check-strict")
+        elif name in _SWITCHES:
             if equals and value.lower() not in ("true", "false"):
                 raise UsageError(f"-{name} is a switch and takes no value")
             if value.lower() != "false":

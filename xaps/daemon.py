@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import resource
 import signal
 import threading
 import time
@@ -14,10 +13,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 from twisted.internet.defer import TimeoutError as DeferTimeout
 from twisted.internet.task import LoopingCall
-from twisted.internet.threads import deferToThread, deferToThreadPool
+from twisted.internet.threads import deferToThreadPool
 from twisted.logger import ILogObserver, LogEvent, Logger, globalLogPublisher
 from twisted.python.components import Componentized
 from twisted.python.failure import Failure
@@ -25,39 +24,34 @@ from twisted.python.threadpool import ThreadPool
 
 import xaps
 from xaps.admin.control import Control
+from xaps.admin.entries import Entry
 from xaps.admin.health import Health
 from xaps.admin.history import PushLog
 from xaps.admin.metrics import Metrics
-from xaps.admin.web import control_site, metrics_site
-from xaps.apns.client import Client
-from xaps.apns.tls import authority, tls_endpoint, trust_root
+from xaps.admin.web import control_site, metrics_site, status_site
 from xaps.config.reading import Config
-from xaps.config.table import KEYS
-from xaps.credentials.apple.client import AppleService
 from xaps.credentials.apple.store import AppleStore
-from xaps.credentials.keeper import CredentialKeeper
-from xaps.credentials.sources import source_from_config
+from xaps.credentials.certificate import CredentialError
+from xaps.credentials.loading import read_password
 from xaps.intake.allow import AllowFrom
-from xaps.intake.answers import Handler, Responder
-from xaps.intake.connection import ClientConnectionFactory
-from xaps.intake.connections import Connections, Turns
-from xaps.intake.cyrus.conf import ImapdConfError, read_imapd_conf
+from xaps.intake.answers import Handler
+from xaps.intake.cyrus.conf import ImapdConfError, other_topic, read_imapd_conf
 from xaps.intake.cyrus.listener import CyrusListener
 from xaps.intake.cyrus.names import CyrusSettings
-from xaps.intake.https import HttpsFactory
+from xaps.intakes import Intake, connections_each, listen_to_imap_servers, raise_open_files
 from xaps.listen.ports import Listeners
-from xaps.listen.tls import TLSError, server_options
-from xaps.listen.unix import ListenError, dovecot_group
-from xaps.model import Credential, covers
+from xaps.listen.tls import TLSError
+from xaps.listen.unix import ListenError
 from xaps.push.dispatcher import Dispatcher
 from xaps.push.routes import Route, Routes
 from xaps.registry.godata import AppleCertificates
 from xaps.registry.interface import RegistryError
 from xaps.registry.opening import open_registry
-from xaps.system.files import careless, read_file
+from xaps.senders import make_entries
+from xaps.system.callbacks import forbidden
+from xaps.system.console import counted
 from xaps.system.stalls import StallWatch
 from xaps.system.systemd import Supervision
-from xaps.system.tls import Order
 
 STOP = 20.0
 """Seconds from SIGTERM to the end of the process, whatever hangs."""
@@ -72,97 +66,10 @@ LAST_WORDS = 1.0
 """Seconds in which the log is told what was given up."""
 HOUSEKEEPING = 3600.0
 """Seconds between two looks for registrations and flags that are too old."""
-MAX_CONNECTIONS = 10_000
-"""Connections of IMAP servers on one listener; fewer if the process may open fewer files."""
-SPARE_FILES = 500
-"""Open files that are kept for everything but those connections: those of administrators, and
-those that are only to be told that they are too many, among them."""
-
-Intake = ClientConnectionFactory | HttpsFactory
-
-_log = Logger()
-
-
-def raise_open_files() -> int:
-    """Allow this process as many open files as the system lets it; returns the number.
-
-    Each IMAP process holds a connection, and the usual limit is 1024.
-    """
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return hard
-
-
-def connections_each(open_files: int) -> int:
-    """How many connections each of the four listeners for IMAP servers may have in a process that
-    may have so many open files."""
-    return max(100, min(MAX_CONNECTIONS, (open_files - SPARE_FILES) // 4))
 
 
 class StartError(Exception):
     """The daemon cannot start; the message is one line and says why and what to do."""
-
-
-def listen_to_imap_servers(
-    reactor: Any,
-    config: Config,
-    listeners: Listeners,
-    handler: Callable[[str], Handler],
-    max_connections: int,
-) -> list[Intake]:
-    """Open the listeners that the configuration asks for; returns what holds the connections.
-
-    :param handler: makes what takes registrations and notices, for the setting that opens the
-        listener.
-    :param max_connections: for each listener.
-    """
-    turns = Turns(reactor)
-    risk = "" if config.allow_from else "register phones and send notices here; set allowFrom"
-    opened: list[Intake] = []
-
-    def connections(key: str) -> Connections:
-        return Connections(
-            reactor,
-            turns,
-            Responder(reactor, handler(key), wall=time.time, folder_push=config.folder_push),
-            # Neither concerns peers on the UNIX socket, which have no address.
-            allow_from=config.allow_from,
-            auth_token=config.auth_token,
-            limit=max_connections,
-        )
-
-    def tcp(key: str, address: str, port: int, factory: Intake, risk: str) -> None:
-        by_default = KEYS[key].attribute not in config.written
-        listeners.tcp(key, address, port, factory, risk=risk, by_default=by_default)
-        opened.append(factory)
-
-    if path := config.socket:
-        plain = ClientConnectionFactory(connections("socket"), lines=True)
-        listeners.unix("socket", path, plain, mode=config.socket_mode, group=config.socket_group)
-        opened.append(plain)
-    if path := config.imap_socket:
-        imap = ClientConnectionFactory(connections("imapSocket"), imap=True)
-        group, advice = config.imap_socket_group, ""
-        if group is None:
-            group, advice = dovecot_group()
-        if advice:
-            _log.info("imapSocket: {advice}", advice=advice)
-        listeners.unix("imapSocket", path, imap, mode=config.imap_socket_mode, group=group)
-        opened.append(imap)
-    if address := config.listen_addr:
-        plain = ClientConnectionFactory(connections("listenAddr"))
-        tcp("listenAddr", address, config.port, plain, risk)
-    if config.tls_certfile is not None and config.tls_keyfile is not None:
-        options = server_options(config.tls_certfile, config.tls_keyfile, config.tls_client_ca)
-        for problem in careless(config.tls_keyfile, "private key"):
-            _log.warn("tlsKeyfile: {problem}", problem=problem)
-        if config.tls_client_ca is not None:
-            risk = ""
-        elif risk:
-            risk += " or tlsClientCA"
-        secure = HttpsFactory(connections("tlsListenAddr"), options)
-        tcp("tlsListenAddr", config.tls_listen_addr, config.tls_port, secure, risk)
-    return opened
 
 
 _TO_STOP = (signal.SIGTERM, signal.SIGINT)
@@ -220,6 +127,8 @@ class Daemon(Service):
     def _start(self) -> None:
         config = self._config
         self._log.info("xapsd {version} starts", version=xaps.__version__)
+        if reason := forbidden():
+            raise StartError(reason)
         self._reactor.callWhenRunning(self._run)  # first of all that starts threads
         self._reactor.addSystemEventTrigger("after", "shutdown", self._ended)
         globalLogPublisher.addObserver(cast(ILogObserver, self._look_for_trouble))
@@ -235,31 +144,30 @@ class Daemon(Service):
             wall=time.time,
             on_certificates=self._take_over,
         )
-        self._client = self._make_client()
-        self._route = Route("", frozenset(), self._client, lambda: self._keeper.problem)
+        self._entries = self._make_entries()
         self._dispatcher = Dispatcher(
             self._reactor,
             self._registry,
-            Routes([self._route]),
+            Routes(entry.route for entry in self._entries),
             wall=time.time,
             delay=config.delay,
             check_interval=config.check_interval,
             push_interval=config.push_interval,
             on_outcome=self._pushes.record,
         )
-        self._keeper = CredentialKeeper(
-            self._reactor,
-            source_from_config(config, AppleService(self._reactor), deferToThread),
-            self._credential_changed,
-            wall=time.time,
-            run=deferToThread,
-        )
         self._intakes = listen_to_imap_servers(
-            self._reactor, config, self._listeners, self._handler, connections_each(open_files)
+            self._reactor,
+            config,
+            self._listeners,
+            self._handler,
+            connections_each(open_files),
+            refusing=self._metrics.refusing,
         )
         self._listen_for_administrators()
-        self._client.start(self._dispatcher.pump)
-        self._keeper.start()
+        for entry in self._entries:
+            entry.client.start(self._dispatcher.pump)
+            entry.keeper.start()
+        self._compare_with_cyrus()
         # A loop ends at the first failure that it sees.
         self._housekeeping = LoopingCall(lambda: self._dispatcher.expire().addErrback(self._broken))
         self._housekeeping.clock = self._reactor
@@ -298,21 +206,11 @@ class Daemon(Service):
                 path=str(store.path),
             )
 
-    def _make_client(self) -> Client:
-        config = self._config
-        server = config.apns_server
+    def _make_entries(self) -> list[Entry]:
         try:
-            file = config.apns_trust_roots
-            roots = trust_root(None if file is None else read_file(file))
-        except (OSError, ValueError) as error:
-            raise StartError(f"apnsTrustRoots: {file}: {error}") from error
-        return Client(
-            self._reactor,
-            partial(tls_endpoint, self._reactor, server.host, server.port, roots, order=Order()),
-            authority(server.host, server.port),
-            wall=time.time,
-            priority=config.push_priority,
-        )
+            return make_entries(self._reactor, self._config, self._credential_changed)
+        except ValueError as error:
+            raise StartError(str(error)) from error
 
     def _handler(self, key: str) -> Handler:
         """The dispatcher, for the intake that the setting `key` opens."""
@@ -326,8 +224,7 @@ class Daemon(Service):
             reactor,
             self._registry,
             self._dispatcher,
-            self._keeper,
-            connection=self._client.status,
+            self._entries,
             registrations=self._metrics.registrations,
             notices=self._metrics.notices,
             works=[
@@ -335,19 +232,23 @@ class Daemon(Service):
                 *(intake.connections.slots for intake in self._intakes),
                 *([] if cyrus is None else [cyrus.draining]),
             ],
-            checks=[] if cyrus is None else [cyrus.look],
+            checks=[
+                lambda: self._pushes.hear(self._metrics.heard()),
+                *([] if cyrus is None else [cyrus.look]),
+            ],
+            cyrus_topic=self._cyrus_topic,
             wall=time.time,
         )
         self._control = Control(
             reactor,
             self._registry,
             self._dispatcher,
-            self._keeper,
+            self._entries,
             health=self._health,
-            connection=self._client.status,
             pushes=self._pushes,
             stalls=self._stalls,
             metrics=self._metrics,
+            cyrus_topic=self._cyrus_topic,
             wall=time.time,
         )
         if config.control_socket:
@@ -358,16 +259,33 @@ class Daemon(Service):
                 mode=config.control_socket_mode,
                 group=config.control_socket_group,
             )
+        admits = AllowFrom(config.allow_from, reactor.seconds).admits
         if config.metrics_addr is not None:
             self._listeners.tcp(
                 "metricsAddr",
                 config.metrics_addr.host,
                 config.metrics_addr.port,
-                metrics_site(
-                    reactor, self._control, AllowFrom(config.allow_from, reactor.seconds).admits
-                ),
+                metrics_site(reactor, self._control, admits),
                 risk="" if config.allow_from else "read the metrics here; set allowFrom",
             )
+        if config.status_addr is not None:
+            password = self._status_password()
+            self._listeners.tcp(
+                "statusAddr",
+                config.status_addr.host,
+                config.status_addr.port,
+                status_site(reactor, self._control, admits, password),
+                risk=""
+                if config.allow_from or password
+                else "see the status here; set allowFrom or statusPassword",
+            )
+
+    def _status_password(self) -> str | None:
+        try:
+            found = read_password(self._config.status_password)
+            return None if found is None else found.decode()
+        except (CredentialError, UnicodeDecodeError) as error:
+            raise StartError(f"statusPassword: {error}") from error
 
     def _cyrus_settings(self) -> CyrusSettings:
         cyrus = self._config.cyrus
@@ -397,9 +315,9 @@ class Daemon(Service):
             self._cyrus.begin(self._handler("cyrusSocket"))
         self._housekeeping.start(HOUSEKEEPING).addErrback(self._broken)
         self._log.info(
-            "Ready: {phones} phones, {waiting} pushes waiting, listening on {addresses}",
-            phones=phones,
-            waiting=waiting,
+            "Ready: {phones}, {waiting} waiting, listening on {addresses}",
+            phones=counted(phones, "phone"),
+            waiting=counted(waiting, "push"),
             addresses=", ".join(self._listeners.addresses) or "nothing",
         )
         self._health.start()
@@ -423,19 +341,15 @@ class Daemon(Service):
     def _broken(self, failure: Failure) -> None:
         self._log.failure("Housekeeping failed", failure)
 
-    def _credential_changed(self, credential: Credential | None) -> None:
-        self._client.use(credential)
-        self._route.credential = credential
-        self._dispatcher.credential_changed(self._route)
-        theirs = self._cyrus_topic
-        if credential is not None and theirs is not None and not covers(credential, theirs):
-            self._log.warn(
-                "Cyrus gives phones the topic {theirs}, but the credential is for {ours}: they "
-                "cannot be pushed. Set aps_topic: {ours} in imapd.conf and restart "
-                "Cyrus",
-                theirs=theirs,
-                ours=credential.topic,
-            )
+    def _credential_changed(self, route: Route) -> None:
+        self._dispatcher.credential_changed(route)
+        if self.running:
+            self._compare_with_cyrus()
+
+    def _compare_with_cyrus(self) -> None:
+        ours = [each.route.credential for each in self._entries if each.route.credential]
+        if wrong := other_topic(self._cyrus_topic, ours):
+            self._log.warn("{wrong}", wrong=wrong)
 
     def _run(self) -> None:
         """Take the signals, and start the thread that writes.
@@ -487,7 +401,9 @@ class Daemon(Service):
         os._exit(status)
 
     def _reload(self) -> None:
-        self._supervision.reloading(self._keeper.check_now())
+        self._supervision.reloading(
+            gatherResults([entry.keeper.check_now() for entry in self._entries])
+        )
 
     def _end(self) -> None:
         if self._reactor.running and not self._ending:
@@ -512,9 +428,12 @@ class Daemon(Service):
         if self._housekeeping.running:
             self._housekeeping.stop()
         closing: list[tuple[str, Callable[[], object], float]] = [
-            ("the credential", self._keeper.stop, CLOSING),
+            *(("the credential", each.keeper.stop, CLOSING) for each in self._entries),
             # The client answers what is in flight, or gives it back at its deadline.
-            ("pushes in flight", partial(self._client.stop, DRAIN), DRAIN + 2.0),
+            *(
+                ("pushes in flight", partial(each.client.stop, DRAIN), DRAIN + 2.0)
+                for each in self._entries
+            ),
             ("answers of APNs", lambda: answered, DRAIN + 2.0),
             *(("connections of IMAP servers", each.close, CLOSING) for each in self._intakes),
         ]

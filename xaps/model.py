@@ -7,6 +7,7 @@ Times are seconds since the epoch (``float``), durations are seconds, mailbox na
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 import attrs
 
@@ -173,6 +174,84 @@ class Rejected:
 
 
 Outcome = Delivered | Gone | RetryAfter | Misconfigured | Rejected
+
+NAMES: dict[type[Outcome], str] = {
+    Delivered: "delivered",
+    Gone: "gone",
+    RetryAfter: "retry",
+    Misconfigured: "misconfigured",
+    Rejected: "rejected",
+}
+"""What people and programs call the outcomes."""
+
+
+def reason_of(outcome: Outcome) -> str:
+    """Why, as it stands in the log; empty for a success."""
+    return "" if isinstance(outcome, Delivered) else outcome.reason
+
+
+@attrs.frozen
+class LastPush:
+    """The last answer about a phone."""
+
+    at: float
+    outcome: str
+    """One of `NAMES`."""
+    reason: str = ""
+    seconds: float | None = None
+    """From the first notice that the push was for to the answer; ``None``: it was for none, an
+    administrator asked for it."""
+
+
+@attrs.frozen
+class LastNotice:
+    """The last notice for a user."""
+
+    at: float
+    mailbox: str
+    new_mail: bool
+    phones: int
+    """How many could be told of it."""
+
+
+TRIMMED = "too many"
+REPLACED = "replaced"
+EXPIRED = "not renewed"
+FORGOTTEN = "forgotten"
+
+
+@attrs.frozen
+class Former:
+    """A registration that there is no longer."""
+
+    account_id: str
+    phone: str
+    """Its device token, shortened."""
+    at: float
+    reason: str
+    """`TRIMMED`, `REPLACED`, `EXPIRED`, `FORGOTTEN`, or what APNs said."""
+
+
+@attrs.frozen
+class Past:
+    """What is remembered of a user."""
+
+    notice: LastNotice | None = None
+    pushes: Mapping[RegistrationKey, LastPush] = attrs.field(factory=dict)
+    """Of the phones that are registered."""
+    dropped: tuple[Former, ...] = ()
+    """The latest first."""
+
+
+@attrs.frozen
+class NearUser:
+    """A user with a name like the one that was asked for."""
+
+    user: str
+    registered: bool
+    """Whether a phone is registered."""
+    noticed_at: float | None
+    """When the last notice came, if one is remembered."""
 
 
 @attrs.frozen

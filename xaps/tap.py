@@ -31,6 +31,7 @@ class Options(usage.Options):
     ]
     optFlags = [
         ["check", None, "Check the configuration and what it points to, and exit."],
+        ["check-strict", None, "The same; a warning makes it fail, too."],
     ]
     foreground = False
     """Whether log lines go to standard output, in our form and at ``loglevel``."""
@@ -44,10 +45,11 @@ class Options(usage.Options):
         except ConfigError as error:
             print_error(str(error), console.opened(sys.stderr), os.environ)
             raise SystemExit(os.EX_CONFIG) from None
-        if self["check"]:
-            config, bad = self.config, os.EX_CONFIG
+        if self["check"] or self["check-strict"]:
+            config, strict = self.config, bool(self["check-strict"])
+            status = (0, os.EX_CONFIG)
             raise SystemExit(
-                console.run("xapsd", lambda out, _: bad if check(path, config, out) else 0)
+                console.run("xapsd", lambda out, _: status[check(path, config, out, strict=strict)])
             )
         twistd = getattr(self, "parent", None)
         if twistd is not None and twistd.get("nodaemon"):

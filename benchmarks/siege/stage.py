@@ -22,7 +22,7 @@ from benchmarks.siege.honest import PHONES, Honest
 from benchmarks.siege.kinds import Doors
 from tests import pki
 from tests.peers.daemon import Daemon
-from tests.peers.nghttpd import free_port
+from tests.peers.ports import free_port
 from tests.standins.process import FaultsProcess
 from tests.standins.steps import Answer, Step
 

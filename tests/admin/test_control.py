@@ -11,16 +11,22 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests import pki
 from tests.admin.test_metrics import CERTIFICATE, CONNECTED
 from tests.fakes import MemoryRegistry
 from tests.push.test_dispatcher import FakeSender, one_route
 from tests.registry.contract import everything
 from xaps.admin.control import Control
-from xaps.admin.health import Health
+from xaps.admin.entries import Entry
+from xaps.admin.health import LOOK, Health
 from xaps.admin.history import PushLog
+from xaps.admin.inquiry import PATIENCE
 from xaps.admin.metrics import Metrics
-from xaps.apns.status import ConnectionState
+from xaps.apns.client import Client
+from xaps.apns.status import ConnectionState, ConnectionStatus
+from xaps.credentials.certificate import CredentialError, certificate_info
 from xaps.credentials.keeper import CredentialKeeper
+from xaps.credentials.loading import LoadResult
 from xaps.model import (
     DAY,
     Delivered,
@@ -34,6 +40,8 @@ from xaps.model import (
 )
 from xaps.push.dispatcher import Dispatcher
 from xaps.push.holds import FIRST_SUSPENSION
+from xaps.push.routes import Routes
+from xaps.registry.interface import RegistryError
 from xaps.system.stalls import StallWatch
 from xaps.system.work import Work
 
@@ -50,6 +58,7 @@ class FakeKeeper(CredentialKeeper):
         self.credential = attrs.evolve(CERTIFICATE, not_after=NOW + 100 * DAY)
         self.problem = None
         self.remedy = ""
+        self.refused = None
         self.looks = 0
 
     def check_now(self) -> Deferred[None]:
@@ -57,23 +66,36 @@ class FakeKeeper(CredentialKeeper):
         return succeed(None)
 
 
+class FakeClient(Client):
+    """Has the connection that the test gives it."""
+
+    def __init__(self) -> None:
+        self.connection = CONNECTED
+
+    def status(self) -> ConnectionStatus:
+        return self.connection
+
+
 class ControlTestCase(SynchronousTestCase):
     set_by = 0.0
+    cyrus_topic: str | None = None
 
     def setUp(self) -> None:
         self.clock = Clock()
         self.clock.advance(UPTIME)
         self.metrics = Metrics()
-        self.registry = MemoryRegistry()
+        self.registry = MemoryRegistry(wall=self.wall)
         self.sender = FakeSender()
         self.keeper = FakeKeeper()
-        self.connection = CONNECTED
+        self.client = FakeClient()
+        self.routes = self.make_routes()
+        self.entries = self.make_entries()
         self.pushes = PushLog(self.clock.seconds, self.metrics.registry)
         self.dispatcher = Dispatcher(
             self.clock,
             self.registry,
-            one_route(self.sender, "topic"),
-            wall=self.clock.seconds,
+            self.routes,
+            wall=self.wall,
             delay=30,
             check_interval=0,
             push_interval=60,
@@ -85,26 +107,41 @@ class ControlTestCase(SynchronousTestCase):
             self.clock,
             self.registry,
             self.dispatcher,
-            self.keeper,
-            connection=lambda: self.connection,
+            self.entries,
             registrations=self.metrics.registrations,
             notices=self.metrics.notices,
             works=[self.pushes.work, self.work],
             checks=[self.check],
+            cyrus_topic=self.cyrus_topic,
             wall=self.wall,
         )
         self.control = Control(
             self.clock,
             self.registry,
             self.dispatcher,
-            self.keeper,
+            self.entries,
             health=self.wellbeing,
-            connection=lambda: self.connection,
             pushes=self.pushes,
             stalls=StallWatch(self.clock),
             metrics=self.metrics,
             wall=self.wall,
         )
+
+    def make_routes(self) -> Routes:
+        """Those of the entries."""
+        return one_route(self.sender, "topic")
+
+    def make_entries(self) -> list[Entry]:
+        """The one."""
+        return [Entry(next(iter(self.routes)), self.keeper, self.client)]
+
+    @property
+    def connection(self) -> ConnectionStatus:
+        return self.client.connection
+
+    @connection.setter
+    def connection(self, connection: ConnectionStatus) -> None:
+        self.client.connection = connection
 
     def check(self) -> None:
         """What is called at each look."""
@@ -264,7 +301,9 @@ class DevicesTests(ControlTestCase):
         self.sender.answer(Delivered())
         (phone,) = self.devices()
         self.assertFalse(phone["waiting"])
-        self.assertEqual(phone["last_push"], {"at": NOW, "outcome": "delivered", "reason": ""})
+        self.assertEqual(
+            phone["last_push"], {"at": NOW, "outcome": "delivered", "reason": "", "seconds": 0.0}
+        )
 
     def test_why_a_push_is_held_is_told_and_until_when(self) -> None:
         self.register()
@@ -299,6 +338,84 @@ class DevicesTests(ControlTestCase):
         self.assertEqual(self.status()["held_for_calm"], 1)
         self.clock.advance(1.5)
         self.assertIsNone(self.devices()[0]["held"])
+
+
+class ExplainTests(ControlTestCase):
+    def explain(self, user: str = "alice") -> dict[str, Any]:
+        answer = self.successResultOf(self.control.explain(user))
+        return {**answer}
+
+    def test_what_is_known_of_each_phone_is_told(self) -> None:
+        self.register()
+        self.register(token=TABLET)
+        self.notify()
+        self.sender.answer(Delivered())
+        self.sender.answer(Rejected("BadDeviceToken", until_registered=True))
+        answer = self.explain("ALICE")
+        self.assertEqual(
+            (answer["user"], answer["cause"], answer["good"], answer["now"], answer["help"]),
+            ("alice", "suspended", False, NOW, "xapsctl push alice"),
+        )
+        good, bad = answer["phones"]
+        self.assertEqual((good["device_token"], good["cause"]), ("aaaaaa...", "delivered"))
+        self.assertEqual((bad["device_token"], bad["cause"]), ("ababab...", "suspended"))
+        self.assertEqual(bad["text"], answer["verdict"])
+        self.assertEqual(
+            (good["topic"], good["confirmed"], bad["waiting"]), ("topic", ["Sent"], True)
+        )
+        self.assertEqual(good["last_push"]["outcome"], "delivered")
+        self.assertEqual(
+            answer["last_notice"], {"at": NOW, "mailbox": "INBOX", "new_mail": True, "phones": 2}
+        )
+        self.assertNotIn(PHONE, json.dumps(answer))
+
+    def test_times_are_of_day_whatever_the_reactors_clock_says(self) -> None:
+        self.register()
+        self.successResultOf(self.dispatcher.notify(Notice("alice", "INBOX", False)))
+        self.clock.advance(10)
+        answer = self.explain()
+        self.assertEqual(answer["cause"], "delay")
+        self.assertIn("(in 20 seconds)", answer["verdict"])
+        self.connection = attrs.evolve(
+            CONNECTED, state=ConnectionState.WAITING, last_error="no", next_attempt=UPTIME + 17
+        )
+        self.assertIn("(in 7 seconds)", self.explain()["verdict"])
+
+    def test_a_phone_that_was_dropped_is_not_taken_for_one_that_never_was(self) -> None:
+        self.assertEqual(self.explain()["cause"], "never registered")
+        self.register()
+        self.notify()
+        self.sender.answer(Gone("Unregistered"))
+        answer = self.explain()
+        self.assertEqual(answer["cause"], "dropped")
+        (dropped,) = answer["dropped"]
+        self.assertEqual(
+            (dropped["device_token"], dropped["reason"]), ("aaaaaa...", "Unregistered")
+        )
+        self.register()
+        self.assertEqual(self.explain()["dropped"], [])
+
+    def test_trouble_with_the_work_is_told_when_it_is_what_the_user_suffers_from(self) -> None:
+        self.register()
+        self.wellbeing.start()
+        self.addCleanup(self.wellbeing.stop)
+        for _ in range(3):
+            self.work.fail("too many processes")
+            self.clock.advance(LOOK)
+        answer = self.explain()
+        self.assertEqual(answer["cause"], "trouble")
+        self.assertIn("slots are rare: too many processes", answer["verdict"])
+
+    def test_a_disk_that_does_not_answer_takes_hints_and_no_answer(self) -> None:
+        self.register("alice@example.org")
+        self.assertEqual([near["user"] for near in self.explain()["near"]], ["alice@example.org"])
+        self.registry.held = True
+        explaining = self.control.explain("alice")
+        self.assertNoResult(explaining)
+        self.clock.advance(PATIENCE)
+        self.assertEqual(self.successResultOf(explaining)["near"], [])
+        self.registry.failure = "disk full"
+        self.failureResultOf(self.control.explain("alice"), RegistryError)
 
 
 class ForgetTests(ControlTestCase):
@@ -368,9 +485,12 @@ class PushTests(ControlTestCase):
         self.sender.answer(Gone("Unregistered"))
         told = [(each["outcome"], each["reason"]) for each in self.successResultOf(pushing)]
         self.assertEqual(told, [("delivered", ""), ("gone", "Unregistered")])
-        last = self.pushes.last[key]
-        self.assertEqual((last.outcome, last.reason), ("gone", "Unregistered"))
-        count = self.metrics.registry.get_sample_value("xapsd_push_duration_seconds_count")
+        last = self.dispatcher.history.push(key)
+        assert last is not None
+        self.assertEqual((last.outcome, last.reason, last.seconds), ("gone", "Unregistered", None))
+        count = self.metrics.registry.get_sample_value(
+            "xapsd_push_duration_seconds_count", {"kind": "new_mail"}
+        )
         self.assertEqual(count, 0, "no notice was the reason of it")
 
     def test_without_a_connection_the_reason_is_that_of_the_connection(self) -> None:
@@ -399,3 +519,34 @@ class ReloadTests(ControlTestCase):
         self.assertEqual(self.keeper.looks, 1)
         self.assertEqual(told["credential"]["source"], "push.pem")
         self.assertIsNone(told["problem"])
+
+    def test_what_is_refused_is_told_with_what_it_is(self) -> None:
+        error = CredentialError("push.pem", "the certificate expired", "renew it")
+        parsed = certificate_info("push.pem", [pki.Authority.create().client().certificate], None)
+        for found, described in (
+            (LoadResult(errors=(error,)), None),
+            (
+                LoadResult(parsed, (error,)),
+                {
+                    "kind": "certificate",
+                    "source": "push.pem",
+                    "topic": pki.MAIL_TOPIC,
+                    "not_after": parsed.not_after,
+                },
+            ),
+        ):
+            self.keeper.refused = found
+            why = "push.pem: the certificate expired; renew it"
+            told = self.successResultOf(self.control.reload())
+            (entry,) = told["credentials"]
+            self.assertEqual(entry["refused"], {"why": why, "credential": described})
+            self.assertEqual(entry["credential"]["source"], "push.pem")
+            status = self.status()
+            self.assertEqual(status["credentials"][0]["refused"], entry["refused"])
+            self.assertEqual(status["health"], "degraded")
+            (trouble,) = status["troubles"]
+            self.assertEqual((trouble["cause"], trouble["grade"]), ("files", "degraded"))
+            self.assertIn(why, trouble["text"])
+            json.dumps(status)
+        self.keeper.refused = None
+        self.assertEqual(self.status()["health"], "good")

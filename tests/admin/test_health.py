@@ -10,7 +10,8 @@ from twisted.logger import capturedLogs
 
 from tests.admin.test_control import NOW, ControlTestCase
 from tests.admin.test_metrics import CERTIFICATE, CONNECTED
-from xaps.admin.health import CAUSES, LOOK, UNREACHABLE
+from xaps.admin.entries import UNREACHABLE
+from xaps.admin.health import CAUSES, LOOK
 from xaps.admin.history import PUSHES_FAIL
 from xaps.apns.status import ConnectionState
 from xaps.model import (
@@ -51,6 +52,20 @@ class HealthTestCase(ControlTestCase):
 
     def look(self, times: int = 1) -> None:
         self.clock.pump([LOOK] * times)
+
+
+class CyrusTopicTests(HealthTestCase):
+    cyrus_topic = "theirs"
+
+    def test_another_topic_than_the_credentials_is_degraded_until_that_is_for_it(self) -> None:
+        self.assertEqual((self.health()[0], self.causes()), ("degraded", ["topic"]))
+        self.assertIn("Set aps_topic: topic in imapd.conf", self.health()[1])
+        credential = self.keeper.credential
+        assert credential is not None
+        self.keeper.credential = attrs.evolve(credential, topic="theirs")
+        self.assertEqual(self.health(), ("good", ""))
+        self.keeper.credential = None
+        self.assertEqual(self.causes(), ["credential"])
 
 
 class StateTests(HealthTestCase):

@@ -90,6 +90,13 @@ class QuestionTests(WebTestCase):
         self.assertEqual((phone["user"], phone["device_token"]), ("bob@example.org", "aaaaaa..."))
         self.assertEqual(self.get("/devices?user=alice&full=1")[0]["device_token"], PHONE)
 
+    def test_the_explanation(self) -> None:
+        self.register()
+        answer = self.get("/explain?user=alice")
+        self.assertEqual((answer["user"], answer["cause"]), ("alice", "no notices"))
+        for bad in ("", "?user=", "?user=a%00b", f"?user={'x' * 256}"):
+            self.assertEqual(self.ask("GET", f"/explain{bad}")[0], 400, bad)
+
     def test_an_empty_user_is_not_everybody(self) -> None:
         for path in ("/devices?user=", "/devices?user=&full=1"):
             status, content = self.ask("GET", path)

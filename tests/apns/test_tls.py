@@ -220,7 +220,7 @@ class HandshakeTests(TestCase):
         ):
             reason = await self.connect(credential_=credential(issued))
             assert reason is not None
-            self.assertIn("does not accept our certificate", reason.text)
+            self.assertIn("APNs refuses the connection", reason.text)
             self.assertTrue(reason.refused)
 
     @as_deferred

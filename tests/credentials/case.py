@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from xaps.config.reading import Config
+from xaps.config.table import Config, CredentialSettings
 from xaps.credentials.loading import Source
-from xaps.credentials.sources import source_from_config
+from xaps.credentials.sources import sources_from_config
 
 
-def _source(config: Config) -> Source:
-    source = source_from_config(config)
-    assert source is not None
-    return source
+def _source(entry: CredentialSettings) -> Source:
+    (configured,) = sources_from_config(Config(credentials=(entry,)))
+    assert configured.source is not None
+    return configured.source
 
 
 def pem_source(certificate: Path, key: Path | None, password: str | None = None) -> Source:
     return _source(
-        Config(
+        CredentialSettings(
             certificate_file_pem=certificate,
             certificate_file_pem_key=key,
             certificate_password=password,
@@ -26,14 +26,14 @@ def pem_source(certificate: Path, key: Path | None, password: str | None = None)
 
 
 def p12_source(file: Path, password: str | None = None) -> Source:
-    return _source(Config(certificate_file_p12=file, certificate_password=password))
+    return _source(CredentialSettings(certificate_file_p12=file, certificate_password=password))
 
 
 def p8_source(
     file: Path, password: str | None = None, *, topic: str, key_id: str, team_id: str
 ) -> Source:
     return _source(
-        Config(
+        CredentialSettings(
             key_file_p8=file,
             key_file_topic=topic,
             key_file_key_id=key_id,

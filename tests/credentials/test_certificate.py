@@ -22,6 +22,7 @@ from xaps.credentials.certificate import (
     parse_topics,
     utc_text,
 )
+from xaps.model import covers
 
 NOW = pki.now().timestamp()
 DAY = 86400.0
@@ -68,6 +69,15 @@ class TopicTests(SynchronousTestCase):
         info = info_of(AUTHORITY.client("com.apple.mail.XServer.one", allowed_topics=topics))
         self.assertEqual(info.allowed_topics, ("com.apple.mail.XServer.one", "org.example"))
         self.assertEqual(info.warnings(), [])
+
+    def test_a_credential_covers_all_topics_of_mail_that_its_certificate_allows(self) -> None:
+        other = "com.apple.mobilemail.push.org.example"
+        topics = ((pki.MAIL_TOPIC, ("app",)), (other, ("app",)), ("org.example", ("app",)))
+        credential = info_of(AUTHORITY.client(allowed_topics=topics)).credential(NOW)
+        self.assertEqual(credential.topics, (pki.MAIL_TOPIC, other))
+        self.assertTrue(covers(credential, other))
+        self.assertFalse(covers(credential, "org.example"))
+        self.assertEqual(info_of(AUTHORITY.client()).credential(NOW).topics, ())
 
     def test_a_topic_that_the_certificate_does_not_allow_is_warned_of_but_used(self) -> None:
         info = info_of(AUTHORITY.client(allowed_topics=(("org.example", ("app",)),)))

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
+import attrs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred, fail, succeed
@@ -169,19 +170,16 @@ class StartTests(KeeperCase):
                 (
                     "critical",
                     "No mail can be pushed: no push credential is configured; set "
-                    "certificateFilePem, certificateFileP12 or keyFileP8 (README: Credentials)",
+                    "certificateFilePem, certificateFileP12 or keyFileP8 (see docs/credential.rst)",
                 )
             ],
         )
         self.assertEqual(self.changes, [])
 
-    def test_the_problem_is_a_short_line_of_ascii(self) -> None:
-        self.source.result = bad("schl\u00fcssel\r\n\x00" + "x" * 500)
+    def test_the_problem_is_told_whole(self) -> None:
+        self.source.result = bad("schl\u00fcssel " + "x" * 500)
         self.start()
-        problem = self.keeper.problem
-        assert problem is not None
-        self.assertTrue(problem.startswith("a.pem: schl?ssel???xxx"), problem)
-        self.assertEqual(len(problem), 150)
+        self.assertEqual(self.keeper.problem, "a.pem: schl\u00fcssel " + "x" * 500)
 
 
 class ReplacementTests(KeeperCase):
@@ -229,6 +227,45 @@ class ReplacementTests(KeeperCase):
         self.assertEqual((self.keeper.credential, self.keeper.problem), (self.old, None))
         self.assertEqual(self.changes, [])
 
+    def test_what_is_refused_is_known_until_it_is_repaired_which_is_told(self) -> None:
+        self.assertIsNone(self.keeper.refused)
+        self.source.result = bad("it is broken")
+        self.clock.advance(60)
+        self.assertIsNone(self.keeper.refused)  # it may be half written
+        self.clock.advance(60)
+        self.assertIs(self.keeper.refused, self.source.result)
+        self.source.result = bad("it is broken otherwise")
+        self.clock.advance(60)
+        self.assertIsNotNone(self.keeper.refused)
+        self.logged.clear()
+        assert self.old is not None
+        self.source.result = good(self.old)
+        self.clock.advance(60)
+        self.assertIsNone(self.keeper.refused)
+        text = "Refused no longer: a holds the credential that is in use"
+        self.assertEqual(self.logged, [("info", text)])
+        self.advance(HOUR)
+        self.assertEqual(len(self.logged), 1)
+
+    def test_another_that_is_good_ends_a_refusal_too(self) -> None:
+        self.source.result = bad("it is broken")
+        self.successResultOf(self.keeper.check_now())
+        self.logged.clear()
+        self.source.result = good(certificate(BEGIN + 400 * DAY))
+        self.successResultOf(self.keeper.check_now())
+        self.assertIsNone(self.keeper.refused)
+        ((_, text),) = self.logged
+        self.assertIn("Certificate valid until", text)
+
+    def test_nothing_is_refused_any_more_when_none_is_left_in_use(self) -> None:
+        self.source.result = bad("it is broken")
+        self.successResultOf(self.keeper.check_now())
+        self.assertIsNotNone(self.keeper.refused)
+        self.advance(365 * DAY)
+        self.assertIsNone(self.keeper.credential)
+        self.assertIsNone(self.keeper.refused)
+        self.assertEqual(self.keeper.problem, "a.pem: it is broken")
+
     def test_a_bad_one_of_another_kind_is_told_again_and_so_is_a_relapse(self) -> None:
         for result in (bad("one"), bad("two"), good(certificate(BEGIN + 300 * DAY)), bad("two")):
             self.source.result = result
@@ -258,8 +295,51 @@ class ReplacementTests(KeeperCase):
         self.clock.advance(60)
         [(_, _), (level, text)] = self.logged
         self.assertEqual(level, "warn")
-        self.assertIn(f"has changed from {pki.MAIL_TOPIC} to {OTHER_TOPIC}: phones register", text)
-        self.assertIn("DeviceTokenNotForTopic", text)
+        self.assertIn(f"has changed from {pki.MAIL_TOPIC} to {OTHER_TOPIC}: until they reg", text)
+        self.assertIn("pushes to phones that registered for the old one wait", text)
+
+    def test_another_topic_means_nothing_while_the_old_one_is_covered(self) -> None:
+        both = attrs.evolve(
+            certificate(BEGIN + 300 * DAY, OTHER_TOPIC), topics=(pki.MAIL_TOPIC, OTHER_TOPIC)
+        )
+        self.source.result = good(both)
+        self.clock.advance(60)
+        self.assertEqual([level for level, _ in self.logged], ["info"])
+
+    def test_where_there_are_several_every_line_begins_with_the_name(self) -> None:
+        self.stop()
+        self.logged.clear()
+        self.keeper = self.make_keeper(self.source, name="example.org")
+        careless = "a.pem: everybody can read it"
+        self.source.result = bad("it is broken")
+        self.start()
+        self.source.result = attrs.evolve(good(certificate(BEGIN + 20 * DAY)), warnings=(careless,))
+        self.clock.advance(60)
+        self.source.result = good(certificate(BEGIN + 90 * DAY, OTHER_TOPIC))
+        self.clock.advance(60)
+        self.source.result = bad("it is broken again")
+        self.source.renewed = lambda: fail(CredentialError("Apple", "does not answer", "wait"))
+        self.clock.pump([60, 60])
+        self.source.renewed = lambda: fail(RuntimeError("no"))
+        self.clock.advance(60)
+        self.flushLoggedErrors(RuntimeError)
+        self.assertEqual(
+            [text.split()[1] for _, text in self.logged],
+            # what is missing, good, careless, near its end, good, changed, failing, refused, broken
+            [
+                "No",
+                "Certificate",
+                "a.pem:",
+                "The",
+                "Certificate",
+                "The",
+                "Apple:",
+                "Refused:",
+                "Cannot",
+            ],
+        )
+        for _, text in self.logged:
+            self.assertTrue(text.startswith("example.org: "), text)
 
     def test_a_topic_that_changes_while_there_is_no_credential_is_warned_of_too(self) -> None:
         self.advance(400 * 60)
@@ -286,6 +366,40 @@ class ReplacementTests(KeeperCase):
         self.successResultOf(self.keeper.check_now())
         self.clock.advance(600)
         self.assertEqual((self.changes, len(self.source.renewals)), ([], renewals))
+
+
+class ReloadTests(KeeperCase):
+    """What the administrator is told who asks for a look."""
+
+    def reload(self) -> list[str]:
+        self.take_logged()
+        self.successResultOf(self.keeper.check_now())
+        return [text for _, text in self.take_logged()]
+
+    def test_that_nothing_has_changed_is_told(self) -> None:
+        self.start()
+        nothing = "No new credential: "
+        self.assertEqual(self.reload(), [f"{nothing}the one from a stays in use"])
+        self.source.result = good(certificate(BEGIN + 400 * DAY, name="b"))
+        (told,) = self.reload()
+        self.assertIn("from b", told)
+        self.source.result = bad("it is damaged")
+        (told,) = self.reload()
+        self.assertIn("Refused", told)
+        why = "for what is there now is refused: a.pem: it is damaged; do something"
+        self.assertEqual(self.reload(), [f"{nothing}the one from b stays in use, {why}"])
+
+    def test_that_there_is_still_no_credential_is_told(self) -> None:
+        self.source.result = bad("it is damaged")
+        self.start()
+        (told,) = self.reload()
+        self.assertIn("No new credential: a.pem: it is damaged", told)
+
+    def test_a_look_that_nobody_asked_for_is_silent(self) -> None:
+        self.start()
+        self.take_logged()
+        self.advance(600)
+        self.assertEqual(self.logged, [])
 
 
 class RefusingUserTests(KeeperCase):
@@ -321,7 +435,10 @@ class RefusingUserTests(KeeperCase):
         self.successResultOf(self.keeper.check_now())
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
         self.assertEqual(self.keeper.credential, old)
-        self.assertNotIn("info", [level for level, _ in self.logged])
+        self.assertEqual(
+            [text for level, text in self.logged if level == "info"],
+            ["No new credential: the one from a stays in use"],
+        )
         self.refuse = False
         self.clock.advance(60)
         self.assertEqual(self.changes, [old, new])

@@ -111,7 +111,7 @@ class PemTests(Refusals):
 
     def test_what_is_missing_is_named_with_its_file(self) -> None:
         for reason, call in (
-            ("push.pem: there is no certificate;", lambda: pem(ISSUED.key_pem)),
+            ("push.pem: there is a private key and no certificate;", lambda: pem(ISSUED.key_pem)),
             ("push.key: there is no private key", lambda: pem(ISSUED.cert_pem, ISSUED.cert_pem)),
             ("push.pem: there are several private keys", lambda: pem(ISSUED.pem + RSA.key_pem)),
             (
@@ -141,7 +141,6 @@ class PemTests(Refusals):
 
     def test_other_formats_are_recognised_and_the_remedy_is_told(self) -> None:
         for data, reason in (
-            (DER, "not PEM but a DER certificate; .*openssl x509 -inform DER"),
             (ISSUED.pkcs12(), "not PEM but PKCS#12; name it in certificateFileP12"),
             (der_key(ISSUED.key), "not PEM but DER;"),
             (ISSUED.pem.decode().encode("utf-16"), "not PEM but UTF-16 text"),
@@ -149,6 +148,12 @@ class PemTests(Refusals):
         ):
             self.refused(f"push.pem: this is {reason}", pem, data)
         self.refused("push.key: this is not PEM but DER", pem, ISSUED.pem, der_key(ISSUED.key))
+        self.refused("push.key: this is not PEM but a DER certificate;", pem, ISSUED.pem, DER)
+
+    def test_a_certificate_as_the_developer_portal_hands_it_out_is_taken(self) -> None:
+        self.assertIsNone(pem(DER).key)
+        self.assertTrue(pem(DER, ISSUED.key_pem).key_matches)
+        self.assertEqual(pem(DER, ISSUED.key_pem).topic, pem(ISSUED.pem).topic)
 
     def test_damaged_blocks_are_refused(self) -> None:
         def block(label: str, body: bytes) -> bytes:
@@ -221,7 +226,7 @@ class Pkcs12Tests(Refusals):
     def test_other_formats_are_recognised_and_the_remedy_is_told(self) -> None:
         for data, reason in (
             (ISSUED.pem, "not PKCS#12 but PEM; name it in certificateFilePem"),
-            (DER, "not PKCS#12 but a DER certificate; it has no key"),
+            (DER, "not PKCS#12 but a DER certificate; name it in certificateFilePem, and its key"),
             (der_key(ISSUED.key), "not PKCS#12 but DER"),
             (b"junk", "not PKCS#12 but something else"),
         ):

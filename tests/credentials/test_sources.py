@@ -13,10 +13,10 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests import pki
 from tests.credentials.case import p8_source, p12_source, pem_source
-from xaps.config.reading import Config
+from xaps.config.table import Config, CredentialSettings
 from xaps.credentials.loading import LoadResult, Source
 from xaps.credentials.reading import MAX_FILE
-from xaps.credentials.sources import source_from_config
+from xaps.credentials.sources import sources_from_config
 from xaps.model import CertificateCredential, TokenCredential
 
 NOW = pki.now().timestamp()
@@ -175,17 +175,63 @@ class FileTests(SynchronousTestCase):
 
 
 class ConfigurationTests(SynchronousTestCase):
+    def names(self, *entries: CredentialSettings) -> list[str]:
+        return [configured.name for configured in sources_from_config(Config(credentials=entries))]
+
     def test_the_configured_file_becomes_the_source(self) -> None:
         a, b = Path("a"), Path("b")
-        token = Config(key_file_p8=a, key_file_topic="t", key_file_key_id="k", key_file_team_id="t")
-        for config, name in (
-            (Config(certificate_file_pem=a, certificate_file_pem_key=b), "certificateFilePem a"),
-            (Config(certificate_file_p12=a), "certificateFileP12 a"),
+        token = CredentialSettings(
+            key_file_p8=a, key_file_topic="t", key_file_key_id="k", key_file_team_id="t"
+        )
+        for entry, name in (
+            (
+                CredentialSettings(certificate_file_pem=a, certificate_file_pem_key=b),
+                "certificateFilePem a",
+            ),
+            (CredentialSettings(certificate_file_p12=a), "certificateFileP12 a"),
             (token, "keyFileP8 a"),
             # The Go daemon's own file has placeholders for these.
             (attrs.evolve(token, certificate_file_pem=a, key_file_p8=None), "certificateFilePem a"),
         ):
-            source = source_from_config(config)
-            assert source is not None
-            self.assertEqual(source.name, name)
-        self.assertIsNone(source_from_config(Config(database_file=Path("/nonexistent/database"))))
+            (configured,) = sources_from_config(Config(credentials=(entry,)))
+            assert configured.source is not None
+            self.assertEqual((configured.source.name, configured.name), (name, name))
+        (configured,) = sources_from_config(Config(database_file=Path("/nonexistent/database")))
+        self.assertIsNone(configured.source)
+
+    def test_entries_are_known_by_their_domains_or_their_files(self) -> None:
+        new, old, other = (
+            CredentialSettings(certificate_file_pem=Path(name)) for name in ("new", "old", "other")
+        )
+        domains = ("example.org", "example.net")
+        many = tuple(f"{number}.example" for number in range(5))
+        self.assertEqual(
+            self.names(attrs.evolve(new, domains=domains), attrs.evolve(old, domains=many), other),
+            [
+                "example.org, example.net",
+                "0.example, 1.example, 2.example and 2 more",
+                "certificateFilePem other",
+            ],
+        )
+        self.assertEqual(
+            self.names(
+                attrs.evolve(new, domains=domains), other, attrs.evolve(old, domains=domains)
+            ),
+            [
+                "example.org, example.net (1)",
+                "certificateFilePem other",
+                "example.org, example.net (2)",
+            ],
+        )
+
+    def test_each_entry_has_a_source_and_the_domains_that_it_is_for(self) -> None:
+        first = CredentialSettings(certificate_file_pem=Path("a"), domains=("a.org", "b.org"))
+        second = CredentialSettings(certificate_file_p12=Path("b"))
+        found = sources_from_config(Config(credentials=(first, second)))
+        self.assertEqual(
+            [(each.domains, each.source and each.source.name) for each in found],
+            [
+                (frozenset({"a.org", "b.org"}), "certificateFilePem a"),
+                (frozenset(), "certificateFileP12 b"),
+            ],
+        )

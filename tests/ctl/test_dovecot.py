@@ -140,11 +140,16 @@ class PrintingTests(DovecotCase):
         lines = "import_environment {\n  XAPS_IMAP_SOCKET = /srv/imap.sock\n}\n"
         self.assertTrue(self.out.endswith(lines), self.out)
 
+    def test_the_one_that_systemd_opens_is_where_the_plugin_looks(self) -> None:
+        self.config.write_text("imapSocket: systemd:domain=UNIX:index=2\n")
+        for version in VERSIONS:
+            self.assertEqual(self.ctl("dovecot", "--for", version), 0, self.err)
+            self.assertNotIn("XAPS_IMAP_SOCKET", self.out)
+
     def test_what_dovecot_cannot_be_told_is_refused(self) -> None:
         for text, told in {
             "": "add to xapsd.yaml 'imapSocket: /run/xapsd/imap.sock'",
             "imapSocket: /run/a b\n": "imapSocket is /run/a b",
-            "imapSocket: systemd:index=3\n": "imapSocket is systemd:index=3",
             "imapSocket: /a\nlistenAddr: ''\n": "listenAddr is empty",
             "imapSocket: /a\nauthToken: a/b$c%d@e\n": "authToken has characters",
         }.items():

@@ -23,11 +23,12 @@ from twisted.internet.defer import execute
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from tests.conditions import NOBODY, without_root
+from xaps.admin.words import in_words
 from xaps.ctl import answers
-from xaps.ctl.answers import in_words
 from xaps.ctl.client import BAD, UNUSABLE, CtlError, DaemonClient
 from xaps.ctl.main import main
 from xaps.registry.opening import open_registry
+from xaps.system.console import duration, moment
 
 PHONE = "ab" * 32
 ROOT = Path(__file__).parents[2]
@@ -206,11 +207,52 @@ class AnswerTests(CtlTestCase):
         self.assertEqual(self.ctl("push", "alice"), BAD)
         self.assertIn("Apple says BadTopic: the credential is not for this topic", self.out)
 
+    def test_the_explanation_tells_by_the_status_whether_all_is_well(self) -> None:
+        for good, status in ((True, 0), (False, BAD)):
+            self.control.unlink(missing_ok=True)
+            daemon = self.served(answered({**EXPLANATION, "good": good}))
+            self.assertEqual(self.ctl("explain", "Alice"), status)
+            self.assertIn(b"GET /explain?user=Alice HTTP/1.1\r\n", daemon.asked[0])
+            self.assertEqual(self.out.splitlines(), list(answers.explanation(EXPLANATION)))
+
     def test_a_user_without_phones_is_told_by_the_status_too(self) -> None:
         self.served(answered([]))
         for command in ("push", "devices", "forget"):
             self.assertEqual(self.ctl(command, "nobody"), BAD, command)
             self.assertEqual(self.err, "xapsctl: no phone of nobody's is registered\n")
+
+    def test_several_phones_are_not_forgotten_without_a_word(self) -> None:
+        phones = [
+            {"user": "alice", "device_token": f"{name}...", "account_id": "ACCOUNT"}
+            for name in ("ababab", "cdcdcd")
+        ]
+        daemon = self.served(answered(phones))
+        asked = []
+        for answer, status, forgotten in ((None, UNUSABLE, 0), (False, BAD, 0), (True, 0, 2)):
+
+            def confirmed(question: str, answer: bool | None = answer) -> bool | None:
+                asked.append(question)
+                return answer
+
+            with mock.patch("xaps.ctl.commands.confirmed", confirmed):
+                self.assertEqual(self.ctl("forget", "alice"), status)
+            self.assertEqual(self.out.count("Forgot alice"), forgotten)
+            orders = [each for each in daemon.asked if each.startswith(b"POST /forget ")]
+            self.assertEqual(len(orders), 1 if forgotten else 0)
+            if answer is None:
+                self.assertIn("alice has 2 phones: name one by its TOKEN", self.err)
+        self.assertIn("alice ababab... (ACCOUNT)\n", asked[0])
+        self.assertTrue(asked[0].endswith("Forget all of these 2 phones?"), asked[0])
+        for argv in (("forget", "alice", "--yes"), ("forget", "alice", "ababab")):
+            daemon.asked.clear()
+            self.assertEqual(self.ctl(*argv), 0)
+            self.assertEqual([each[:13] for each in daemon.asked], [b"POST /forget "])
+        self.assertEqual(len(asked), 3)
+
+    def test_one_phone_is_forgotten_without_asking(self) -> None:
+        self.served(answered([{"user": "a", "device_token": "...", "account_id": "A"}]))
+        self.assertEqual(self.ctl("forget", "a"), 0)
+        self.assertEqual(self.out, "Forgot a ... (A)\n")
 
     def test_for_programs_the_answer_is_json_wherever_json_is_asked_for(self) -> None:
         self.served(answered([]))
@@ -219,10 +261,68 @@ class AnswerTests(CtlTestCase):
             self.assertEqual(json.loads(self.out), [])
 
     def test_a_reload_that_finds_no_credential_is_no_success(self) -> None:
-        self.served(answered({"now": 0, "credential": None, "problem": "no such file"}))
+        found = {"name": "a.org", "credential": None, "problem": "no such file", "refused": None}
+        self.served(answered({"now": 0, "credentials": [found]}))
         self.assertEqual(self.ctl("reload"), BAD)
         self.assertEqual(self.out, "No credential can be used: no such file\n")
 
+    def test_a_reload_names_each_of_several_credentials(self) -> None:
+        good = {"kind": "token key", "source": "key.p8", "not_after": None}
+        found = [
+            {"name": "a.org", "credential": good, "problem": None, "refused": None},
+            {"name": "b.org", "credential": None, "problem": "no such file", "refused": None},
+        ]
+        self.served(answered({"now": 0, "credentials": found}))
+        self.assertEqual(self.ctl("reload"), BAD)
+        self.assertEqual(
+            self.out,
+            "a.org: In use: token key key.p8\nb.org: No credential can be used: no such file\n",
+        )
+
+    def test_a_reload_that_refuses_what_it_finds_is_no_success(self) -> None:
+        good = {"kind": "token key", "source": "key.p8", "not_after": None}
+        refused = {"why": "key.p8: it is empty; copy it again", "credential": None}
+        found = {"name": "a.org", "credential": good, "problem": None, "refused": refused}
+        self.served(answered({"now": 0, "credentials": [found]}))
+        self.assertEqual(self.ctl("reload"), BAD)
+        self.assertEqual(
+            self.out,
+            "Refused: key.p8: it is empty; copy it again\n"
+            "In use until xapsd restarts: token key key.p8\n",
+        )
+
+
+EXPLANATION: dict[str, Any] = {
+    "user": "alice",
+    "now": 1_800_000_000.0,
+    "cause": "folder",
+    "good": False,
+    "verdict": "It was in the folder 'Sent'",
+    "advice": "Choose it.",
+    "help": "xapsctl devices alice",
+    "phones": [
+        {
+            "account_id": "A1",
+            "device_token": "aaaaaa...",
+            "cause": "folder",
+            "text": "It was in the folder 'Sent'",
+            "registered_at": 1_800_000_000.0 - 3600,
+            "topic": "topic",
+            "mailboxes": ["INBOX", "Sent"],
+            "confirmed": [],
+            "last_push": None,
+            "waiting": False,
+        }
+    ],
+    "dropped": [],
+    "last_notice": {
+        "at": 1_800_000_000.0 - 90,
+        "mailbox": "Sent\x1b[2J",
+        "new_mail": True,
+        "phones": 0,
+    },
+    "near": [],
+}
 
 STATUS: dict[str, Any] = {
     "health": "degraded",
@@ -257,6 +357,48 @@ STATUS: dict[str, Any] = {
     "phones": 5,
     "reactor_stalls": 0,
 }
+STATUS["credentials"] = [
+    {
+        **{key: STATUS[key] for key in ("topic", "credential", "connection", "waiting")},
+        "name": "example.org",
+        "problem": None,
+        "refused": None,
+    }
+]
+
+
+class ExplanationTests(SynchronousTestCase):
+    def told(self, **changes: Any) -> list[str]:
+        return list(answers.explanation({**EXPLANATION, **changes}))
+
+    def test_the_verdict_comes_first_and_what_to_do_last(self) -> None:
+        registered = moment(1_800_000_000.0 - 3600)
+        noticed = moment(1_800_000_000.0 - 90)
+        self.assertEqual(
+            self.told(),
+            [
+                "It was in the folder 'Sent'.",
+                "  aaaaaa... (A1)",
+                f"    registered: {registered}; folders: INBOX, Sent (not confirmed); last push: -",
+                f"  Last notice: new mail in Sent\\x1b[2J, {noticed} (1 minute 30 seconds ago), "
+                "for 0 phones",
+                "Choose it.",
+                "See: xapsctl devices alice",
+            ],
+        )
+
+    def test_of_several_phones_each_is_told_of(self) -> None:
+        (phone,) = EXPLANATION["phones"]
+        former = {"device_token": "cccccc...", "account_id": "A3", "text": "was dropped"}
+        lines = self.told(phones=[phone, {**phone, "text": "well"}], dropped=[former])
+        self.assertEqual(lines[1], "  aaaaaa... (A1): It was in the folder 'Sent'")
+        self.assertEqual(lines[3], "  aaaaaa... (A1): well")
+        self.assertEqual(lines[5], "  cccccc... (A3) was dropped")
+
+    def test_one_that_was_dropped_has_been_told_of(self) -> None:
+        former = {"device_token": "cccccc...", "account_id": "A3", "text": "was dropped"}
+        lines = self.told(phones=[], dropped=[former], last_notice=None, advice="")
+        self.assertEqual(lines, ["It was in the folder 'Sent'.", "See: xapsctl devices alice"])
 
 
 class TableTests(SynchronousTestCase):
@@ -289,12 +431,58 @@ class TableTests(SynchronousTestCase):
         self.assertRegex(text, r"Topic +-\n")
         self.assertRegex(text, r"Credential +none\n")
 
+    def test_each_of_several_credentials_has_a_line(self) -> None:
+        (entry,) = STATUS["credentials"]
+        other = {
+            "name": "b.org",
+            "credential": None,
+            "problem": "no such file",
+            "refused": None,
+            "waiting": 1,
+        }
+        lines = list(answers.status({**STATUS, "credentials": [entry, {**entry, **other}]}))
+        self.assertEqual(
+            [line for line in lines if "Credential" in line],
+            [
+                "  Credential  example.org: topic com.apple.mail.XServer.x, certificate push.pem, "
+                f"valid until {moment(STATUS['now'] + 9 * 86400)} (9 days); APNs waiting "
+                "for 5 seconds, next attempt in 7 seconds; 2 pushes waiting",
+                "  Credential  b.org: no credential: no such file; 1 push waiting",
+            ],
+        )
+        self.assertNotIn("Topic  ", "\n".join(lines))
+
+    def test_what_is_on_disk_is_told_where_it_is_refused(self) -> None:
+        now = STATUS["now"]
+        (entry,) = STATUS["credentials"]
+        found = {
+            "kind": "certificate",
+            "source": "push.pem",
+            "topic": "com.apple.mail.XServer.new",
+            "not_after": now + 365 * 86400,
+        }
+        until = f"{moment(found['not_after'])} (365 days)"
+        for credential, told in (
+            (found, f"certificate push.pem, valid until {until}, topic {found['topic']}"),
+            ({**found, "topic": None}, f"certificate push.pem, valid until {until}, topic -"),
+            (None, "push.pem: the file is empty"),
+        ):
+            refused = {"why": "push.pem: the file is empty", "credential": credential}
+            one = {**entry, "refused": refused}
+            for entries in ([one], [one, entry]):
+                lines = list(answers.status({**STATUS, "credentials": entries}))
+                on_disk = [line for line in lines if "On disk" in line]
+                self.assertEqual(on_disk, [f"  On disk     refused: {told}"])
+                self.assertIn("Credential", lines[lines.index(on_disk[0]) - 1])
+        self.assertNotIn("On disk", "\n".join(answers.status(STATUS)))
+
     def phone(self, **other: Any) -> dict[str, Any]:
         return {
             "user": "alice",
             "device_token": "ababab...",
             "account_id": "ACCOUNT",
             "mailboxes": ["INBOX"],
+            "confirmed": [],
             "registered_at": 1_800_000_000.0,
             "last_push": None,
             "waiting": False,
@@ -310,26 +498,28 @@ class TableTests(SynchronousTestCase):
         self.assertEqual(head.index("PHONE"), second.index("ababab"))
 
     def test_a_phone_that_was_not_pushed_yet(self) -> None:
-        self.assertTrue(self.rows(self.phone())[1].endswith("  -"))
+        self.assertTrue(self.rows(self.phone())[1].endswith("  -          INBOX"))
 
     def test_the_last_push_and_what_waits(self) -> None:
         last = {"at": 1_800_000_000.0, "outcome": "retry", "reason": "Shutdown"}
         row = self.rows(self.phone(last_push=last, waiting=True))[1]
-        self.assertTrue(row.endswith(" retry (Shutdown), one waits"), row)
+        self.assertTrue(row.endswith(" retry (Shutdown), one waits  INBOX"), row)
 
     def test_why_a_push_is_held(self) -> None:
         held: dict[str, Any] = {"why": "APNs says BadDeviceToken", "until": None}
         row = self.rows(self.phone(waiting=True, held=held))[1]
-        self.assertTrue(row.endswith(" -, one is held: APNs says BadDeviceToken"), row)
+        self.assertTrue(row.endswith(" -, one is held: APNs says BadDeviceToken  INBOX"), row)
         held["until"] = 1_800_000_000.0
         row = self.rows(self.phone(waiting=True, held=held))[1]
-        told = f" -, one is held until {answers.moment(held['until'])}: APNs says BadDeviceToken"
+        until = moment(held["until"])
+        told = f" -, one is held until {until}: APNs says BadDeviceToken  INBOX"
         self.assertTrue(row.endswith(told), row)
 
-    def test_of_many_mailboxes_some_are_shown(self) -> None:
-        names = [f"Folder {number}" for number in range(1000)]
-        row = self.rows(self.phone(mailboxes=["INBOX", *names]))[1]
-        self.assertIn("INBOX, Folder 0, Folder 1, Folder 2 and 997 more", row)
+    def test_all_mailboxes_are_shown_and_those_that_are_never_pushed_marked(self) -> None:
+        names = ["Inbox", *(f"Folder {number}" for number in range(1000))]
+        row = self.rows(self.phone(mailboxes=names, confirmed=names[2:]))[1]
+        self.assertIn("  Inbox, Folder 0 (not confirmed), Folder 1, Folder 2, Folder 3, ", row)
+        self.assertTrue(row.endswith(", Folder 998, Folder 999"), row[-100:])
 
     def test_names_cannot_play_tricks_on_the_terminal(self) -> None:
         row = self.rows(self.phone(mailboxes=["\x1b[2J\u202e"]))[1]
@@ -347,7 +537,7 @@ class TableTests(SynchronousTestCase):
             (10 * 86400, "10 days"),
             (-120, "2 minutes ago"),
         ):
-            self.assertEqual(answers.duration(seconds), text)
+            self.assertEqual(duration(seconds), text)
 
 
 class WordsTests(SynchronousTestCase):
@@ -480,7 +670,7 @@ class ExportAndImportTests(CtlTestCase):
     def test_what_was_imported_is_exported_again(self) -> None:
         data = go_data()
         self.assertEqual(self.ctl("import", self.write(data)), 0)
-        self.assertIn("1 of 1 registrations were added", self.out)
+        self.assertIn("Added 1 of 1 registration;", self.out)
         self.assertEqual(self.exported(), data)
 
     def test_importing_twice_adds_nothing(self) -> None:
@@ -494,7 +684,7 @@ class ExportAndImportTests(CtlTestCase):
         data["Users"]["bob"] = {"Accounts": {"A": {"DeviceToken": "not hexadecimal"}}}
         self.assertEqual(self.ctl("import", self.write(data)), BAD)
         self.assertIn("'bob'", self.out)
-        self.assertIn("1 of 1 registrations were added", self.out)
+        self.assertIn("Added 1 of 1 registration;", self.out)
 
     def test_a_file_that_cannot_be_used_is_named(self) -> None:
         for content, reason in (("{", "line 1"), ("[]", "not a JSON object")):
@@ -550,6 +740,33 @@ class ExportAndImportTests(CtlTestCase):
         self.assertEqual(file.stat().st_mode & 0o777, 0o600)
         self.assertEqual(self.ctl("export", str(self.folder / "none" / "out.json")), UNUSABLE)
         self.assertIn("out.json: No such file", self.err)
+
+    def test_a_file_that_is_there_is_left_as_it_is_without_force(self) -> None:
+        data = go_data()
+        file = self.write(data)
+        self.ctl("import", file)
+        Path(file).write_text("the original")
+        self.assertEqual(self.ctl("export", file), UNUSABLE)
+        self.assertIn("go.json: it is there already", self.err)
+        self.assertEqual(Path(file).read_text(), "the original")
+        dangling = self.folder / "dangling"
+        dangling.symlink_to(self.folder / "none")
+        self.assertEqual(self.ctl("export", str(dangling)), UNUSABLE)
+        self.assertEqual(self.ctl("export", "--force", file), 0, self.err)
+        self.assertEqual(json.loads(Path(file).read_text()), data)
+
+    def test_what_root_writes_belongs_to_the_owner_of_the_databases_folder(self) -> None:
+        if os.geteuid() != 0:
+            raise SkipTest("only root can give files away")
+        file = self.write(go_data())
+        os.chown(self.folder, NOBODY, NOBODY - 1)
+        self.assertEqual(self.ctl("import", file), 0, self.err)
+        with tempfile.TemporaryDirectory() as elsewhere:
+            for written in (self.folder / "database.json", Path(elsewhere, "database.json")):
+                self.assertEqual(self.ctl("export", str(written)), 0, self.err)
+                found = written.stat()
+                owner = found.st_uid, found.st_gid, found.st_mode & 0o777
+                self.assertEqual(owner, (NOBODY, NOBODY - 1, 0o600))
 
     def test_root_leaves_no_files_that_the_daemons_user_cannot_use(self) -> None:
         if os.geteuid() != 0:

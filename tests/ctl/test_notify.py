@@ -10,7 +10,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 from tests.ctl.test_main import CtlTestCase
-from tests.peers.nghttpd import free_port
+from tests.peers.ports import free_port
 from xaps.ctl.client import BAD, UNUSABLE
 
 

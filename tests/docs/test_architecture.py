@@ -28,15 +28,18 @@ BELOW: dict[str, set[str]] = {
     "push": {"model", "mailboxes", "registry", "system"},
     "admin": {"model", "mailboxes", "config", "listen", "credentials", "registry", "push", "apns",
               "intake", "system"},
-    "ctl": {"model", "admin", "config", "credentials", "registry", "system"},
+    "ctl": {"model", "mailboxes", "admin", "config", "credentials", "registry", "system"},
     "cli": {"config", "system"},
-    "daemon": {"model", "config", "listen", "intake", "apns", "registry", "credentials", "push",
-               "admin", "system"},
+    "intakes": {"config", "intake", "listen", "system"},
+    "senders": {"model", "config", "credentials", "apns", "push", "admin", "system"},
+    "daemon": {"model", "config", "listen", "intake", "registry", "credentials", "push", "admin",
+               "system", "intakes", "senders"},
     "tap": {"config", "admin", "daemon", "system"},
 }  # fmt: skip
 """What each wing, and each module in the root, may import besides itself."""
 
 PURE = [
+    "xaps.admin.explain",
     "xaps.apns.events",
     "xaps.apns.headers",
     "xaps.apns.payload",
@@ -54,6 +57,7 @@ PURE = [
     "xaps.model",
     "xaps.push.calm",
     "xaps.push.flags",
+    "xaps.push.history",
     "xaps.push.holds",
     "xaps.push.routes",
 ]

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from xaps import daemon, model
-from xaps.admin import control, health
+from tests.peers.cyrus import LARGEST as CYRUS_LARGEST
+from xaps import daemon, intakes, model
+from xaps.admin import backlog, control, entries, health, inquiry, page
 from xaps.admin import history as pushlog
 from xaps.admin import web as controlweb
 from xaps.apns import connection as apns_connection
@@ -24,9 +25,11 @@ from xaps.intake import answers, connection, connections, http, http2, imap, lin
 from xaps.intake.cyrus import drain as cyrus_drain
 from xaps.intake.cyrus import listener as cyrus_listener
 from xaps.listen import ports as listeners
-from xaps.push import calm, holds, saving
+from xaps.push import calm, expiry, holds, saving
 from xaps.push import dispatcher as dispatch
 from xaps.push import flags as waiting
+from xaps.push import history as latest
+from xaps.registry import history as past
 from xaps.registry import interface, opening, sqlite
 from xaps.system import complaints, log, logwriter, stalls, tls
 
@@ -91,21 +94,30 @@ LIMITS = {
     "Bytes of all connections that wait for the rest of a request, or for their turn": size(
         connections.MAX_HELD
     ),
-    "Time for all these requests before everything else has its turn": period(connections.TURN),
+    "Time for all these requests before other work has its turn": period(connections.TURN),
     "Connections of each of ``socket``, ``imapSocket``, ``listenAddr``, ``tlsListenAddr``": number(
-        daemon.MAX_CONNECTIONS
+        intakes.MAX_CONNECTIONS
     ),
     "Connections beyond those that are told so": number(connections.SURPLUS),
-    "Open files that are kept for everything else": number(daemon.SPARE_FILES),
+    "Open files that are kept for everything else": number(intakes.SPARE_FILES),
     "Time for the answer to a registration through the plugin": period(
         plugin("DEADLINE_MSECS") / 1000
     ),
     "Time that the plugin asks nothing after that": period(plugin("PAUSE_MSECS") / 1000),
     "Connections that wait to be accepted": number(listeners.BACKLOG),
-    "Connections of ``controlSocket``, and of ``metricsAddr``": number(controlweb.MAX_CONNECTIONS),
+    "Connections of each of ``controlSocket``, ``metricsAddr``, ``statusAddr``": number(
+        controlweb.MAX_CONNECTIONS
+    ),
     "Request on one of these": size(controlweb.MAX_BODY),
     "Idle time on one of these": period(controlweb.IDLE),
+    "Time for which the status page is given again, instead of a new one": period(page.KEPT),
+    "Waiting pushes that the status sorts by what they wait for": number(backlog.LOOKED_AT),
+    "Latest pushes for new mail, from whose times the status takes median and 99 %": number(
+        pushlog.TIMED
+    ),
+    "Latest failures on the status page, and latest phones that are gone": number(pushlog.TOLD),
     "Datagram": size(cyrus_drain.LARGEST),
+    "Datagram that Cyrus sends": size(CYRUS_LARGEST),
     "Datagrams that wait to be worked off": size(cyrus_listener.ROOM),
     "Events that wait for the disk": number(cyrus_listener.WINDOW),
     "Events that are tried again, since the disk did not take them": number(
@@ -117,6 +129,12 @@ LIMITS = {
     "Phones of one user": number(interface.MAX_PER_USER),
     "Mailboxes of all phones of one user": number(interface.MAX_MAILBOXES),
     "Age of a registration that the phone has not renewed": period(model.REGISTRATION_LIFETIME),
+    "Age of an account id that its phone has not renewed, beside a newer one": period(
+        expiry.REPLACED_AFTER
+    ),
+    "Wait of a phone that was told another topic than any credential is for": period(
+        waiting.LIFETIME
+    ),
     "Writes that wait for the disk": number(sqlite.MAX_PENDING),
     "Time that a write waits for another program's lock on the database": period(
         sqlite.BUSY_TIMEOUT
@@ -132,8 +150,8 @@ LIMITS = {
     "Pushes at a time, where APNs allows more": number(apns_session.MAX_STREAMS),
     "Time for APNs to answer a push": period(apns_session.PUSH_TIMEOUT),
     "Silence of APNs": period(apns_session.SILENCE),
-    "Time for that sign": period(apns_session.PING_TIMEOUT),
-    "Bytes for APNs that it does not read": size(apns_connection.MAX_HELD),
+    "Time for the answer to a PING": period(apns_session.PING_TIMEOUT),
+    "Bytes that APNs has not read yet": size(apns_connection.MAX_HELD),
     "Bytes of an answer that are kept": size(apns_streams.MAX_BODY),
     "Time for a connection to be made": period(apns_connection.ATTEMPT_TIMEOUT),
     "Time for TLS with one address of APNs": period(tls.TLS_PATIENCE),
@@ -156,22 +174,32 @@ LIMITS = {
     "Time from SIGTERM to the end": period(daemon.STOP),
     "Time of that for clients to read their last answers": period(daemon.CLOSING),
     "``xapsd.yaml``": size(configuration._SIZE_MAX),
+    "Entries of ``credentials:``": number(configuration._MOST_ENTRIES),
     "Problems of ``xapsd.yaml`` that are told": number(configuration._MOST_TOLD),
-    "Lines that whoever reads the log has not taken yet": size(logwriter.ROOM),
+    "Lines that the reader of the log (journald) has not taken yet": size(logwriter.ROOM),
     "File with a certificate, a key or a password": size(reading.MAX_FILE),
-    "Age of the list of those whom the system trusts (``ca-certificates``)": period(
+    "Age of the machine's list of certificate authorities (``ca-certificates``)": period(
         apns_tls.CONTEXT_LIFETIME
     ),
     "Path of a socket": size(kinds._SOCKET_PATH_MAX),
     "Line in the log": characters(log._LONGEST),
     "Time between two lines about the same": period(complaints.MINUTE),
     "Time between two lines about trouble that lasts": period(complaints.HOUR),
-    "Time that everything may wait for one thing": period(stalls.LIMIT),
+    "Time for which one task may keep everything else waiting": period(stalls.LIMIT),
     "Time between two looks at what has failed": period(health.LOOK),
     "Time for which pushes may fail without one that succeeds": period(pushlog.PUSHES_FAIL),
-    "Time without a connection to APNs": period(health.UNREACHABLE),
+    "Time without a connection to APNs": period(entries.UNREACHABLE),
     "Time for the database to tell how many phones there are": period(control.PATIENCE),
-    "Phones whose last push ``xapsctl devices`` can tell": number(pushlog.MAX_PHONES),
+    "Users without a phone whose last notice is remembered": number(past.MAX_STRANGERS),
+    "Dropped phones of one user that are remembered": number(past.MAX_DROPPED),
+    "Characters of a mailbox's name, or of a reason, that are remembered": characters(
+        past.MAX_NAME
+    ),
+    "Phones and users whose latest is kept while the disk takes nothing": number(
+        latest.MAX_UNWRITTEN
+    ),
+    "Users with the same beginning of their names that are compared": number(past.MAX_COMPARED),
+    "Time for that": period(inquiry.PATIENCE),
     "Reasons of Apple's that are counted by themselves in the metrics": number(pushlog.MAX_REASONS),
     "Time that ``xapsctl`` waits for an answer": period(ctl_client.TIMEOUT),
 }

@@ -16,7 +16,7 @@ from typing import Any
 from tests.endtoend.case import ACCOUNT, OTHER_PHONE, PHONE, EndToEndTestCase
 from tests.peers.child import PATIENCE, ROOT
 from tests.peers.daemon import Daemon
-from tests.peers.nghttpd import free_port
+from tests.peers.ports import free_port
 from xaps.ctl.client import BAD, UNUSABLE
 from xaps.ctl.main import main
 
@@ -80,7 +80,8 @@ class ControlTests(EndToEndTestCase):
         self.assertEqual(self.ctl(daemon, "status")[0], os.EX_UNAVAILABLE)
         self.assertEqual(self.ctl(daemon, "import", file)[1]["added"], 1)
         before = Path(file).read_text()
-        self.assertEqual(self.ctl(daemon, "export", file)[0], 0)
+        self.assertEqual(self.ctl(daemon, "export", file)[0], UNUSABLE)
+        self.assertEqual(self.ctl(daemon, "export", "--force", file)[0], 0)
         self.assertEqual(Path(file).read_text(), before)
         daemon.start()
         daemon.notify("alice")

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 from OpenSSL import crypto
 from twisted.internet import reactor as global_reactor
 from twisted.internet.defer import Deferred
@@ -35,6 +37,7 @@ from xaps.credentials.apple.client import AppleService
 from xaps.credentials.apple.source import AppleIdSource
 from xaps.credentials.apple.store import AppleStore
 from xaps.credentials.keeper import CredentialKeeper
+from xaps.credentials.request import make_request
 from xaps.model import Delivered, Push, RegistrationKey
 
 
@@ -59,6 +62,19 @@ class SourceTests(EndToEndTestCase):
             certificateFilePem=str(certificate),
             certificateFilePemKey=str(key),
             certificatePassword="secret",
+        )
+        self.assertEqual(push["client_serial"], issued.certificate.serial_number)
+
+    def test_a_key_that_was_requested_for_and_the_file_that_the_portal_hands_out(self) -> None:
+        made = make_request("example.org", self.folder / "push.key")
+        key = load_pem_private_key(made.key.read_bytes(), None)
+        assert isinstance(key, rsa.RSAPrivateKey)
+        issued = self.authority.client(key=key)
+        made.certificate.write_bytes(issued.certificate.public_bytes(Encoding.DER))
+        push = self.pushed(
+            self.make_apns(),
+            certificateFilePem=str(made.certificate),
+            certificateFilePemKey=str(made.key),
         )
         self.assertEqual(push["client_serial"], issued.certificate.serial_number)
 

@@ -186,14 +186,15 @@ class DaemonTests(CyrusEndToEndTestCase):
         self.assertEqual(self.effects(apns, phone, 1), [refreshes("INBOX")])
         self.assertTrue(apns.quiet(1))
 
-    def test_a_topic_that_is_not_the_credentials_is_told_at_the_start(self) -> None:
-        cyrus = Cyrus(self.socket, self.settings)
+    def test_what_is_wrong_in_imapd_conf_is_told_at_the_start(self) -> None:
+        cyrus = Cyrus(self.socket, self.settings + "lmtpunix_unixhierarchysep: yes\n")
         self.addCleanup(cyrus.stop)
         daemon = self.make_daemon("https://localhost:1", **cyrus.daemons_settings)
         daemon.start()
         line = daemon.wait_for_log("Cyrus gives phones the topic")
         self.assertIn(TOPIC, line)
         self.assertIn(f"Set aps_topic: {pki.MAIL_TOPIC} in imapd.conf and restart Cyrus", line)
+        daemon.wait_for_log("unixhierarchysep is no for imap and yes for lmtpunix")
 
     def test_no_sender_waits_until_apns_answers_or_the_registry_can_be_written(self) -> None:
         apns, daemon = self.start_daemon()

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 
 from tests.endtoend.case import OTHER_PHONE, PHONE, EndToEndTestCase
 from tests.peers.daemon import Daemon
-from tests.peers.dovecot import SENDER, SUBJECT, TEXT, Dovecot, lua_notices, ox_notices
-from tests.peers.nghttpd import free_port
+from tests.peers.dovecot import Dovecot, lua_notices, ox_notices
+from tests.peers.imapserver import SENDER, SUBJECT, TEXT
+from tests.peers.ports import free_port
 from tests.phone import Effect, ModelPhone, Refreshed
 from tests.standins.process import APNsProcess
 from xaps.mailboxes import to_utf7

@@ -10,8 +10,9 @@ from pathlib import Path
 from tests.endtoend.case import OTHER_PHONE, PHONE
 from tests.endtoend.test_dovecot import NEVER, DovecotEndToEndTestCase, refreshes
 from tests.peers.daemon import Daemon
-from tests.peers.dovecot import Dovecot, ImapSession, lua_notices, registrations
-from tests.phone import ModelPhone
+from tests.peers.dovecot import Dovecot, lua_notices, registrations
+from tests.peers.imapserver import ImapSession
+from tests.phone import RENEWED_AFTER, Account, ModelPhone, RegistrationRefused
 from tests.standins.process import APNsProcess
 from xaps.mailboxes import to_utf7
 
@@ -99,16 +100,23 @@ class PluginTests(DovecotEndToEndTestCase):
         self.assertEqual(self.refreshed(apns, phone), [refreshes("INBOX", "Notes")])
         self.assertEqual(self.refreshed(apns, clone), [refreshes("INBOX")])
 
-    def test_a_refusal_has_a_reason_and_the_phone_can_ask_again(self) -> None:
-        _, daemon, dovecot = self.start_all()
-        session = self.login(dovecot)
-        with self.assertRaisesRegex(session.error, r"BAD \[b'aps-device-token is not hexadecimal"):
+    def test_a_refusal_has_a_reason_and_the_phone_asks_again_a_day_later(self) -> None:
+        apns, daemon, dovecot = self.start_all()
+        session, account = self.login(dovecot), Account(ACCOUNT)
+        why = r"BAD \[b'aps-device-token is not hexadecimal"
+        with self.assertRaisesRegex(RegistrationRefused, why):
             ModelPhone.register(session, ACCOUNT, "xyz", ["INBOX"])
         daemon.stop()
-        with self.assertRaisesRegex(ValueError, r"UNAVAILABLE"):
+        with self.assertRaisesRegex(RegistrationRefused, r"NO .*UNAVAILABLE"):
             ModelPhone.register(session, ACCOUNT, PHONE, ["INBOX"])
+        account.look_for_mail(session, PHONE, ["INBOX"], 0)
         daemon.start()
-        ModelPhone.register(session, ACCOUNT, PHONE, ["INBOX"])
+        self.assertFalse(account.look_for_mail(session, PHONE, ["INBOX"], RENEWED_AFTER - 1))
+        self.assertIsNone(account.phone)
+        account.look_for_mail(session, PHONE, ["INBOX"], RENEWED_AFTER)
+        assert account.phone is not None
+        daemon.http_notify("alice", "INBOX")
+        self.assertEqual(self.refreshed(apns, account.phone), [refreshes("INBOX")])
 
     def test_without_folder_pushes_no_folder_is_confirmed(self) -> None:
         _, _, dovecot = self.start_all(folder_push=False)

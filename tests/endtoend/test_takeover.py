@@ -42,7 +42,7 @@ class TakeOverTests(EndToEndTestCase):
         database.write_text(content)
         daemon.settings["databaseFile"] = str(database)
         daemon.start()
-        self.assertIn("1 phones", daemon.wait_for_log("Ready: "))
+        self.assertIn("1 phone", daemon.wait_for_log("Ready: "))
         daemon.notify("alice")
         (push,) = apns.wait_for(1)
         self.assertEqual((push["device_token"], push["status"]), (PHONE, 200))

@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.peers.child import PATIENCE, Child, ChildError
-from tests.peers.dovecot import PASSWORD, SENDER, ImapSession
-from tests.peers.nghttpd import free_port
+from tests.peers.dovecot import PASSWORD
+from tests.peers.imapserver import SENDER, ImapSession
+from tests.peers.ports import free_port
 
 PROGRAM = Path("/usr/sbin/dovecot")
 FOLDER = Path("/etc/dovecot")

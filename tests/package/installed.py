@@ -14,6 +14,7 @@ Each check is a line, ``ok ...`` or ``FAILED ...``, and the last line counts the
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import grp
 import http.client
 import json
@@ -35,13 +36,14 @@ from pathlib import Path
 from typing import Any
 
 from tests import pki
-from tests.package import dovecot, unit
+from tests.package import dovecot, godaemon, unit
 from tests.package.dovecot import MachineDovecot
 from tests.peers.child import PATIENCE, Child, ChildError
 from tests.peers.daemon import quoted
 from tests.phone import ModelPhone, Refreshed
 from tests.standins.process import APNsProcess
 
+DOCS = Path(__file__).parents[2] / "docs"
 CONFIG = Path("/etc/xapsd/xapsd.yaml")
 STATE = Path("/var/lib/xapsd")
 RUNTIME = Path("/run/xapsd")
@@ -55,6 +57,9 @@ PHONE = "4a" * 32
 TABLET = "7b" * 32
 ACCOUNT = "ACCOUNT-OF-ALICE"
 TOPIC = "com.apple.mobilemail.push.org.example"
+
+PR_GET_MDWE = 66
+"""Of prctl(2): whether memory that is writable and executable is forbidden."""
 
 GO_CONFIG = """\
 # Set the loglevel to either
@@ -290,6 +295,25 @@ def register(user: str, account: str, token: str) -> tuple[int, bytes]:
         connection.close()
 
 
+def register_over_imap(user: str, account: str, token: str) -> str:
+    """Register a phone as the plugin of dovecot-xaps does; returns all of the answer."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(PATIENCE)
+        connection.connect(str(RUNTIME / "imap.sock"))
+        arguments = (
+            f'aps-version "2" aps-account-id "{account}" aps-device-token "{token}" '
+            'aps-subtopic "com.apple.mobilemail" mailboxes (INBOX)'
+        )
+        connection.sendall(f"IMAP\t1\t{user}\t{arguments}\n".encode())
+        answer = ""
+        while not re.search(r"(?m)^(OK|NO|BAD).*\n", answer):
+            more = connection.recv(4096)
+            if not more:
+                break
+            answer += more.decode()
+        return answer
+
+
 # ---------------------------------------------------------------- the package
 
 
@@ -382,9 +406,9 @@ def check_texts() -> None:
             # What it says besides the page.
             done = run("sh", "-c", f"man --warnings --local-file {path} >/dev/null")
             check("and is good", (done.returncode, done.stdout) == (0, ""), done.stdout)
-    for name in ("alerts.yml", "grafana.json", "xapsd.yaml"):
-        example = f"/usr/share/doc/xapsd/examples/{name}"
-        check(f"{name} is an example in the package", example in listed, listed)
+    pages = ["README.rst", "NEWS.rst", *(f"docs/{page.name}" for page in DOCS.iterdir())]
+    for name in (*pages, "README.Debian", "examples/xapsd.yaml"):
+        check(f"{name} is in the package", f"/usr/share/doc/xapsd/{name}" in listed, listed)
     script = "/usr/share/bash-completion/completions/xapsctl"
     line = "COMP_LINE='xapsctl de' COMP_POINT=10 COMP_TYPE=9 COMP_WORDBREAKS=' '"
     done = run("bash", "-c", f". {script}; {line}; _python_argcomplete xapsctl; echo $COMPREPLY")
@@ -497,9 +521,12 @@ def check_activation(folder: Path) -> None:
     check("xapsd.socket opens the usual port and socket", usual, addresses)
     comments = SERVICE.with_suffix(".socket").read_text()
     settings = re.findall(r"(?m)^#   (\w+: systemd:.*)$", comments)
-    check("and says how to use both", len(settings) == 2, comments)
+    addresses += re.findall(r"(?m)^#   ListenStream=(.*)$", comments)
+    wanted = (len(settings), addresses[2:]) == (3, [str(RUNTIME / "imap.sock")])
+    check("and says how to use both, and how to add that of dovecot-xaps", wanted, comments)
     config = CONFIG.with_name("activated.yaml")
-    put(config, "\n".join([CONFIG.read_text(), *settings, ""]).encode())
+    kept = re.sub("(?m)^imapSocket:.*", "", CONFIG.read_text())
+    put(config, "\n".join([kept, *settings, ""]).encode())
     program = unit.read(SERVICE)["ExecStart"][0].replace(str(CONFIG), str(config)).split()
     become = ["runuser", "-u", "xapsd", "--", "systemd-socket-activate"]
     # Systemd itself names each socket; without names newer versions of Twisted see none.
@@ -512,14 +539,18 @@ def check_activation(folder: Path) -> None:
         check("a registration over systemd's port starts it", code == 200, code)
         answer = notify("carol")
         check("a notice over systemd's socket is taken", answer.startswith("OK"), answer)
+        answer = register_over_imap("carol", "ACCOUNT-OF-CAROL", TABLET)
+        check("a phone registers over systemd's socket for Dovecot", "\r\nOK " in answer, answer)
         ctl("forget", "carol")
         os.kill(json.loads(ctl("--json", "status").stdout)["pid"], signal.SIGTERM)
         check("it ends with status 0", child.wait() == 0, child.lines[-5:])
-        check("and leaves systemd's socket there", SOCKET.is_socket())
+        left = SOCKET.is_socket() and (RUNTIME / "imap.sock").is_socket()
+        check("and leaves systemd's sockets there", left)
     finally:
         child.close()
         config.unlink()
-        SOCKET.unlink(missing_ok=True)
+        for path in (SOCKET, RUNTIME / "imap.sock"):
+            path.unlink(missing_ok=True)
 
 
 def check_upgrade(package: Path, folder: Path) -> None:
@@ -611,7 +642,7 @@ def check_purge() -> None:
 
 
 def check_takeover(package: Path, folder: Path) -> None:
-    """A machine on which the Go daemon ran."""
+    """A machine on which the Go daemon ran, forth and back as docs/migration.rst has it."""
     CONFIG.parent.mkdir()
     CONFIG.write_text(GO_CONFIG)
     STATE.mkdir()
@@ -619,7 +650,13 @@ def check_takeover(package: Path, folder: Path) -> None:
     content = json.dumps(GO_DATABASE)
     database.write_text(content)
     database.chmod(0o600)
+    godaemon.PROGRAM.write_text(godaemon.STANDIN)
+    godaemon.PROGRAM.chmod(0o755)
+    godaemon.UNIT.write_text(godaemon.GO_UNIT)
+    check_refusal(package)
     apt("install", package)
+    put_aside = godaemon.PUT_ASIDE.read_text() == godaemon.STANDIN
+    check("the Go daemon's program is put aside", put_aside)
     check("the Go daemon's configuration is as it was", CONFIG.read_text() == GO_CONFIG)
     check_modes(" of the Go daemon's")
     with service(folder) as running:
@@ -627,7 +664,64 @@ def check_takeover(package: Path, folder: Path) -> None:
         check("its registrations are taken over", ACCOUNT in done.stdout, done)
         check("from a file that stays as it was", database.read_text() == content)
         check_stop(running)
-    check_purge()
+    check_confined(folder)
+    check_way_back(database, content)
+
+
+def check_refusal(package: Path) -> None:
+    """The Go daemon's unit would hide that of the package."""
+    done = run("apt-get", "--yes", "--quiet", "--no-install-recommends", "install", package)
+    check("the Go daemon's unit stops the installation", done.returncode != 0, done.stdout)
+    named = f"  {godaemon.UNIT}:\n      ExecStart=/usr/bin/xapsd\n" in done.stdout
+    check("which names it and what it starts", named, done.stdout)
+    same = (godaemon.PROGRAM.read_text(), CONFIG.read_text()) == (godaemon.STANDIN, GO_CONFIG)
+    check("and changes nothing", same and not godaemon.PUT_ASIDE.exists())
+    (command,) = re.findall(r"(?m)^  \d\. (mv .*)$", done.stdout)
+    check("what it says to do works", run(*command.split()).returncode == 0, command)
+
+
+def check_confined(folder: Path) -> None:
+    """Under the Go daemon's unit the daemon says why it cannot push, and ends."""
+    confined = unit.command(unit.read(Path(f"{godaemon.UNIT}.old")))
+    child = Child(confined, folder, environment={**ENVIRONMENT, "PYTHONPATH": ""})
+    try:
+        status = child.wait()
+        log = "\n".join(child.lines)
+    finally:
+        child.close()
+    if ctypes.CDLL(None).prctl(PR_GET_MDWE, 0, 0, 0, 0) < 0:
+        print("   Linux before 6.3 cannot confine it as the Go daemon's unit does")
+        return
+    check("under the Go daemon's unit it ends with 78", status == 78, f"{status}\n{log}")
+    check("and names what forbids it to push", "MemoryDenyWriteExecute=" in log, log)
+
+
+def check_way_back(database: Path, content: str) -> None:
+    """To the Go daemon, with all phones, and with everything that it had."""
+    done = ctl("export", str(database))
+    kept = done.returncode != 0 and database.read_text() == content
+    check("xapsctl export does not write over the Go daemon's file", kept, done.stdout)
+    done = ctl("export", "--force", str(database))
+    check("but with --force", done.returncode == 0, done.stdout)
+    found = mode(database)
+    check("and for the service's user", found == "xapsd:xapsd 0600", found)
+    known = json.loads(database.read_text())["Users"]["alice"]["Accounts"]
+    check("with the phones", known[ACCOUNT]["DeviceToken"] == PHONE, known)
+    said = apt("remove", "xapsd")
+    back = godaemon.PROGRAM.read_text() == godaemon.STANDIN and not godaemon.PUT_ASIDE.exists()
+    check("the Go daemon's program is there again", back, said)
+    diversions = run("dpkg-divert", "--list", str(godaemon.PROGRAM)).stdout
+    check("and not diverted any more", diversions == "", diversions)
+    check("its configuration is there", CONFIG.read_text() == GO_CONFIG)
+    Path(f"{godaemon.UNIT}.old").rename(godaemon.UNIT)
+    run("systemctl", "enable", "xapsd.service")
+    said = apt("purge", "xapsd")
+    check("a purge keeps the database that it uses", database.exists() and "are kept" in said, said)
+    left = ENABLED.is_symlink() and ENABLED.resolve() == godaemon.UNIT
+    check("and lets its unit start with the machine", left)
+    godaemon.remove()
+    for path in FOLDERS:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 # ---------------------------------------------------------------- with Dovecot
@@ -658,7 +752,7 @@ def with_dovecot(packages: list[Path], folder: Path, run_folder: Path) -> None:
         check_configuration()
         configure(authority, apns.url)
         with CONFIG.open("a") as config:
-            config.write("delay: 1\ncheckInterval: 1\n")
+            config.write("delay: 1\ncheckInterval: 1\npushInterval: 0\n")
         check_push(server, apns, run_folder)
         check_abi(packages[1], folder)
         check_without_plugin(server)
@@ -846,6 +940,7 @@ def clean() -> None:
     """Leave nothing behind."""
     for package in ("dovecot-xaps", "xapsd"):  # apt does nothing at all if it knows not one of them
         run("apt-get", "--yes", "purge", package)
+    godaemon.remove()
     for path in FOLDERS:
         shutil.rmtree(path, ignore_errors=True)
     run("userdel", "xapsd")

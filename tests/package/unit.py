@@ -26,7 +26,11 @@ PR_MDWE_REFUSE_EXEC_GAIN = 1
 _PROC = {"ProcSubset=pid": "subset=pid", "ProtectProc=invisible": "hidepid=invisible"}
 """Options of mount(8) for the kinds of /proc that a unit can ask for."""
 
-_FOLDERS = {"StateDirectory": "/var/lib", "RuntimeDirectory": "/run"}
+_FOLDERS = {"StateDirectory": "/var/lib/", "RuntimeDirectory": "/run/", "ReadWritePaths": ""}
+"""What can be written, by the settings whose values end these paths."""
+
+_FAMILIES = ("AF_INET AF_INET6 AF_UNIX AF_NETLINK",)
+"""Of sockets, where a unit does not restrict them: those that anything here could use."""
 
 Unit = Mapping[str, Sequence[str]]
 
@@ -43,7 +47,7 @@ def read(path: Path) -> dict[str, list[str]]:
 def command(unit: Unit) -> list[str]:
     """The command that root runs to become the service; the process stays the same."""
     writable = [
-        f"{base}/{name}"
+        f"{base}{name}"
         for setting, base in _FOLDERS.items()
         for value in unit.get(setting, ())
         for name in value.split()
@@ -53,9 +57,9 @@ def command(unit: Unit) -> list[str]:
         mounts.append("mount -o remount,bind,ro /")
         for folder in writable:
             mounts.append(f"mount --bind {folder} {folder}; mount -o remount,bind,rw {folder}")
-    if unit.get("ProtectHome") == ["yes"]:
+    if _is_on(unit, "ProtectHome"):
         mounts += [f"mount -t tmpfs -o ro tmpfs {home}" for home in ("/home", "/root")]
-    if unit.get("PrivateTmp") == ["yes"]:
+    if _is_on(unit, "PrivateTmp"):
         mounts.append("mount -t tmpfs tmpfs /tmp")
     proc = [option for line, option in _PROC.items() if line in _lines(unit)]
     if proc:
@@ -66,11 +70,16 @@ def command(unit: Unit) -> list[str]:
     become += ["--no-new-privs", "--bounding-set=-all", "--inh-caps=-all"]
     # The source goes along, since the service need not be able to read this file.
     become += ["/usr/bin/python3", "-I", "-c", Path(__file__).read_text()]
-    become += [" ".join(_calls(unit)), " ".join(unit["RestrictAddressFamilies"])]
-    become += ["1" if unit.get("MemoryDenyWriteExecute") == ["yes"] else "0"]
+    become += [" ".join(_calls(unit)), " ".join(unit.get("RestrictAddressFamilies", _FAMILIES))]
+    become += ["1" if _is_on(unit, "MemoryDenyWriteExecute") else "0"]
     become += shlex.split(program)
-    script = "\n".join([*mounts, f"umask {unit['UMask'][0]}", "cd /", f"exec {shlex.join(become)}"])
+    (umask,) = unit.get("UMask", ["0022"])
+    script = "\n".join([*mounts, f"umask {umask}", "cd /", f"exec {shlex.join(become)}"])
     return ["unshare", "--mount", "sh", "-c", script]
+
+
+def _is_on(unit: Unit, name: str) -> bool:
+    return unit.get(name) in (["yes"], ["true"])
 
 
 def _lines(unit: Unit) -> list[str]:

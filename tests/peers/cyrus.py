@@ -1,41 +1,30 @@
 """Debian's Cyrus IMAP with its IMAP and LMTP services, started and ended by a test.
 
 What docs/cyrus.rst tells administrators to write is read from there, so that it is what was tried.
-``tests/fetch-cyrus`` puts its packages into a folder, not installed. Everything that the server
-writes is in a temporary folder. A test that is run by root gives the server to the user nobody.
-"""
+``tests/fetch-cyrus`` puts its packages into a folder, not installed."""
 
 from __future__ import annotations
 
-import grp
 import os
-import pwd
 import re
 import shutil
-import signal
-import smtplib
-import socket
 import subprocess
-import tempfile
-import textwrap
-import time
-from email.message import EmailMessage
-from email.policy import SMTP
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 from twisted.mail import imap4  # registers the codec imap4-utf-7
-from twisted.trial.unittest import SkipTest
 
-from tests.peers.child import PATIENCE, ROOT
-from tests.peers.dovecot import ImapSession
-from tests.peers.nghttpd import free_port
+from tests.peers import missing
+from tests.peers.child import ROOT
+from tests.peers.imapserver import ImapServer, deliver, documented
+from tests.peers.ports import free_port
 
 UNPACKED = Path("/var/cache/xaps-peers/cyrus")
 TOPIC = "com.apple.mail.XServer.2c94f3cf-9d0b-4fd2-b1c4-05a9ecbc4d3f"
-SENDER = "robert@example.org"
+LARGEST = 21267
+"""Bytes of a datagram that it sends; what would be longer it does not send."""
 
 DOCUMENT = ROOT / "docs" / "cyrus.rst"
 
@@ -75,13 +64,6 @@ EVENTS {{
 assert imap4
 
 
-def documented(line: str) -> str:
-    """The settings in docs/cyrus.rst that contain `line`, word for word."""
-    blocks = re.split(r"\n(?=\S)", DOCUMENT.read_text())
-    (block,) = [block for block in blocks if line in block and "::\n" in block]
-    return textwrap.dedent(block.partition("::\n")[2]).strip() + "\n"
-
-
 def replaced(text: str, *pairs: tuple[str, object]) -> str:
     """`text` with other values; each that is replaced must be there."""
     for old, new in pairs:
@@ -90,7 +72,7 @@ def replaced(text: str, *pairs: tuple[str, object]) -> str:
     return text
 
 
-class Cyrus:
+class Cyrus(ImapServer):
     """A running server; `stop` must be called. Every password is right.
 
     :param socket: where it sends its events.
@@ -99,27 +81,20 @@ class Cyrus:
     :raises twisted.trial.unittest.SkipTest: Cyrus is not there, and this is not CI.
     """
 
+    _name = "Cyrus"
+    _greeting = b"Cyrus"
+    _password = "any"
+
     def __init__(self, socket: Path, settings: str = "") -> None:
         if not UNPACKED.exists():
-            missing = "Cyrus is not there (run tests/fetch-cyrus as root)"
-            if os.environ.get("CI"):
-                raise RuntimeError(missing)
-            raise SkipTest(missing)
-        self.folder = Path(tempfile.mkdtemp(prefix="cyrus-"))
-        self.imapd_conf = self.folder / "imapd.conf"
+            raise missing("Cyrus is not there (run tests/fetch-cyrus as root)")
         self._socket = socket
-        self._lmtp = self.folder / "lmtp"
-        self._process: subprocess.Popen[bytes] | None = None
-        try:
-            self._start(socket, settings)
-        except BaseException:
-            self.stop()
-            raise
+        self._settings = settings
+        super().__init__()
 
-    def _start(self, socket: Path, settings: str) -> None:
-        account = pwd.getpwnam("nobody") if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
-        self.user = account.pw_name
-        self.group = grp.getgrgid(account.pw_gid).gr_name
+    def _start(self) -> None:
+        self.imapd_conf = self.folder / "imapd.conf"
+        self._lmtp = self.folder / "lmtp"
         self.imap_port = free_port()
         facts = {
             "folder": self.folder,
@@ -128,7 +103,7 @@ class Cyrus:
             "admin": _ADMIN,
             "programs": _PROGRAMS,
             "services": replaced(
-                documented("SERVICES {").strip(),
+                documented(DOCUMENT, "SERVICES {").strip(),
                 ('cmd="', f'cmd="{_PROGRAMS}/'),
                 ("/etc/cyrus/imapd.conf", self.imapd_conf),
                 ('listen="imap"', f'listen="127.0.0.1:{self.imap_port}"'),
@@ -136,46 +111,28 @@ class Cyrus:
             ),
         }
         told = replaced(
-            documented("notifysocket:"),
+            documented(DOCUMENT, "notifysocket:"),
             ("com.apple.mobilemail.push.org.example", TOPIC),
-            ("/run/xapsd/cyrus.sock", socket),
+            ("/run/xapsd/cyrus.sock", self._socket),
         )
-        self.imapd_conf.write_text(_IMAPD.format(**facts) + told + settings)
+        self.imapd_conf.write_text(_IMAPD.format(**facts) + told + self._settings)
         (self.folder / "cyrus.conf").write_text(_CYRUS.format(**facts))
         for name in ("config", "spool", "proc", "lock"):
             (self.folder / name).mkdir()
-        if os.geteuid() == 0:
-            for path in (self.folder, *self.folder.iterdir()):
-                os.chown(path, account.pw_uid, account.pw_gid)
-        with (self.folder / "output").open("wb") as output:
-            self._process = subprocess.Popen(
-                [
-                    *(_PROGRAMS / "master", "-D", "-p", self.folder / "pid"),
-                    *("-C", self.imapd_conf, "-M", self.folder / "cyrus.conf"),
-                ],
-                cwd=self.folder,
-                env=_environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
-        self._wait_until_it_listens()
-
-    def stop(self) -> None:
-        """End the server and remove everything that it wrote."""
-        if self._process is not None:
-            # There is nothing here that it could spoil.
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            self._process = None
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._run(
+            [
+                *(_PROGRAMS / "master", "-D", "-p", self.folder / "pid"),
+                *("-C", self.imapd_conf, "-M", self.folder / "cyrus.conf"),
+            ],
+            [("127.0.0.1", self.imap_port), str(self._lmtp)],
+            environment=_environment(),
+        )
 
     @property
     def daemons_settings(self) -> dict[str, Any]:
         """What the daemon needs in its configuration."""
         settings = replaced(
-            documented("cyrusSocket:"),
+            documented(DOCUMENT, "cyrusSocket:"),
             ("/run/xapsd/cyrus.sock", self._socket),
             ("cyrusSocketGroup: mail", f"cyrusSocketGroup: {self.group}"),
             ("cyrusUser: cyrus", f"cyrusUser: {self.user}"),
@@ -184,12 +141,6 @@ class Cyrus:
         return dict(YAML(typ="safe").load(settings))
 
     # ------------------------------------------------------------ what users do
-
-    def login(self, user: str) -> ImapSession:
-        """Log `user` in over IMAP."""
-        session = ImapSession("127.0.0.1", self.imap_port)
-        session.login(user, "any")
-        return session
 
     def create(self, *mailboxes: str, rights: str = "") -> None:
         """Make mailboxes, which the administrator names (``user.alice``); a new ``user.NAME`` makes
@@ -214,13 +165,7 @@ class Cyrus:
     def deliver(self, user: str, folder: str = "") -> None:
         """Deliver a message over LMTP, to INBOX or, with Sieve, to a folder by the user's name for
         it."""
-        message = EmailMessage()
-        message["From"] = SENDER
-        message["Subject"] = "Dinner on Tuesday"
-        message["X-Folder"] = folder.encode("imap4-utf-7").decode("ascii")
-        message.set_content("Will you come?")
-        with smtplib.LMTP(str(self._lmtp)) as client:
-            client.sendmail(SENDER, [user], message.as_bytes(policy=SMTP))
+        deliver(str(self._lmtp), user, folder.encode("imap4-utf-7").decode("ascii"))
 
     def _file_by_header(self, mailbox_id: str) -> None:
         """Give the user whose INBOX has that id the script that files mail into folders."""
@@ -242,28 +187,6 @@ class Cyrus:
             stdout=subprocess.DEVNULL,
         )
         return compiled
-
-    def _wait_until_it_listens(self) -> None:
-        assert self._process is not None
-        deadline = time.monotonic() + PATIENCE
-        for family, address in (
-            (socket.AF_INET, ("127.0.0.1", self.imap_port)),
-            (socket.AF_UNIX, str(self._lmtp)),
-        ):
-            while True:
-                try:
-                    # Its greeting says that a socket is Cyrus', and that the service is ready.
-                    with socket.socket(family) as connection:
-                        connection.settimeout(5)
-                        connection.connect(address)
-                        if b"Cyrus" in connection.recv(1024):
-                            break
-                except OSError:
-                    pass
-                if self._process.poll() is not None or time.monotonic() > deadline:
-                    said = (self.folder / "output").read_text()
-                    raise RuntimeError(f"Cyrus does not start: {said}")
-                time.sleep(0.02)
 
 
 def _environment() -> dict[str, str]:

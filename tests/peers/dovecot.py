@@ -10,30 +10,21 @@ folders, as it does on most servers); Lua is part of Debian's ``dovecot-core``.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import grp
-import imaplib
 import os
 import pwd
 import re
 import shlex
 import shutil
-import signal
-import smtplib
-import socket
 import subprocess
-import tempfile
-import textwrap
 import time
-from email.message import EmailMessage
-from email.policy import SMTP
 from pathlib import Path
 from typing import Any
 
 from tests.peers import missing, plugin
 from tests.peers.child import PATIENCE
-from tests.peers.nghttpd import free_port
+from tests.peers.imapserver import ImapServer, deliver, documented
+from tests.peers.ports import free_port
 
 PASSWORD = "secret"
 """Every user name exists and has this password."""
@@ -42,10 +33,6 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "dovecot" / "xaps-notify.lua"
 DOCUMENT = ROOT / "docs" / "dovecot.rst"
 """Where the settings are read from, so that what it says is what was tried."""
-
-SENDER = "robert@example.org"
-SUBJECT = "Dinner on Tuesday"
-TEXT = "Will you come?"
 
 _PROGRAM = "/usr/sbin/dovecot"
 _NEEDED = (
@@ -69,21 +56,10 @@ log_path = {folder}/log
 listen = 127.0.0.1
 protocols = imap lmtp
 ssl = no
-disable_plaintext_auth = no
 default_internal_user = {user}
 default_internal_group = {group}
 default_login_user = {user}
 first_valid_uid = {uid}
-mail_home = {folder}/mail/%u
-mail_location = maildir:~/Maildir
-passdb {{
-  driver = static
-  args = password={password}
-}}
-userdb {{
-  driver = static
-  args = uid={uid} gid={gid} allow_all_users=yes
-}}
 namespace inbox {{
   inbox = yes
   separator = /
@@ -111,6 +87,20 @@ service anvil {{
 service stats {{
   chroot =
 }}
+"""
+
+_ONLY_2_3 = """\
+disable_plaintext_auth = no
+mail_home = {folder}/mail/%u
+mail_location = maildir:~/Maildir
+passdb {{
+  driver = static
+  args = password={password}
+}}
+userdb {{
+  driver = static
+  args = uid={uid} gid={gid} allow_all_users=yes
+}}
 protocol lmtp {{
   mail_plugins = $mail_plugins sieve
 }}
@@ -120,21 +110,13 @@ plugin {{
 }}
 """
 
-
-_CONFIGURATION_2_4 = """\
+_VERSION_2_4 = """\
 dovecot_config_version = 2.4.1
 dovecot_storage_version = 2.4.1
-base_dir = {folder}/run
-state_dir = {folder}/state
-log_path = {folder}/log
-listen = 127.0.0.1
-protocols = imap lmtp
-ssl = no
+"""
+
+_ONLY_2_4 = """\
 auth_allow_cleartext = yes
-default_internal_user = {user}
-default_internal_group = {group}
-default_login_user = {user}
-first_valid_uid = {uid}
 mail_home = {folder}/mail/%{{user}}
 mail_driver = maildir
 mail_path = ~/Maildir
@@ -147,33 +129,6 @@ userdb static {{
     uid = {uid}
     gid = {gid}
   }}
-}}
-namespace inbox {{
-  inbox = yes
-  separator = /
-}}
-service imap-login {{
-  chroot =
-  inet_listener imap {{
-    port = {imap_port}
-  }}
-  inet_listener imaps {{
-    port = 0
-  }}
-}}
-service lmtp {{
-  unix_listener lmtp {{
-    mode = 0
-  }}
-  inet_listener lmtp {{
-    port = {lmtp_port}
-  }}
-}}
-service anvil {{
-  chroot =
-}}
-service stats {{
-  chroot =
 }}
 protocol lmtp {{
   mail_plugins {{
@@ -202,13 +157,13 @@ def registrations(socket: Path) -> str:
         others = f"import_environment {{\n  XAPS_IMAP_SOCKET = {socket}\n}}\n"
     else:
         others = f"import_environment = $import_environment XAPS_IMAP_SOCKET={socket}\n"
-    settings = documented("imap_xaps = yes" if is_2_4() else "$mail_plugins imap_xaps")
+    settings = documented(DOCUMENT, "imap_xaps = yes" if is_2_4() else "$mail_plugins imap_xaps")
     return f"{settings}{others}mail_plugin_dir = {plugin.modules()}\n"
 
 
 def lua_notices(url: str) -> str:
     """The settings with which `SCRIPT` sends notices to `url`."""
-    settings = documented("lua_file =" if is_2_4() else "push_notification_driver = lua:")
+    settings = documented(DOCUMENT, "lua_file =" if is_2_4() else "push_notification_driver = lua:")
     settings = settings.replace("/etc/dovecot/", "{folder}/")
     return settings.replace("http://[::1]:11619/notify", url)
 
@@ -217,19 +172,12 @@ def ox_notices(url: str) -> str:
     """The settings with which Dovecot's own OX driver sends notices to `url`. It does so for users
     for whom `Dovecot.opt_in` was called."""
     settings = documented(
-        "push_notification ox {" if is_2_4() else "push_notification_driver = ox:"
+        DOCUMENT, "push_notification ox {" if is_2_4() else "push_notification_driver = ox:"
     )
     return settings.replace("http://[::1]:11619/ox", url)
 
 
-def documented(line: str) -> str:
-    """The settings in docs/dovecot.rst that contain `line`, word for word."""
-    blocks = re.split(r"\n(?=\S)", DOCUMENT.read_text())
-    (block,) = [block for block in blocks if line in block]
-    return textwrap.dedent(block.partition("::\n")[2])
-
-
-class Dovecot:
+class Dovecot(ImapServer):
     """A running server; `stop` must be called.
 
     :param settings: Dovecot settings in addition to those that every test needs, such as
@@ -237,73 +185,43 @@ class Dovecot:
     :raises twisted.trial.unittest.SkipTest: Dovecot is not installed, and this is not CI.
     """
 
+    _name = "Dovecot"
+    _greeting = b"ready"
+    _password = PASSWORD
+
     def __init__(self, settings: str) -> None:
         if not all(Path(path).exists() for path in _NEEDED):
             raise missing(
                 "Dovecot is not installed (apt install dovecot-imapd dovecot-lmtpd dovecot-sieve)"
             )
-        self.folder = Path(tempfile.mkdtemp(prefix="dovecot-"))
-        self._process: subprocess.Popen[bytes] | None = None
-        try:
-            self._start(settings)
-        except BaseException:
-            self.stop()
-            raise
+        self._settings = settings
+        super().__init__()
 
-    def _start(self, settings: str) -> None:
-        account = pwd.getpwnam("nobody") if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
-        self._account = account
+    def _start(self) -> None:
         self.imap_port, self.lmtp_port = free_port(), free_port()
-        usual = _CONFIGURATION_2_4 if is_2_4() else _CONFIGURATION
+        usual = _CONFIGURATION + (_ONLY_2_4 if is_2_4() else _ONLY_2_3)
         usual = usual.format(
             folder=self.folder,
-            user=account.pw_name,
-            group=grp.getgrgid(account.pw_gid).gr_name,
-            uid=account.pw_uid,
-            gid=account.pw_gid,
+            user=self.user,
+            group=self.group,
+            uid=self._account.pw_uid,
+            gid=self._account.pw_gid,
             password=PASSWORD,
             imap_port=self.imap_port,
             lmtp_port=self.lmtp_port,
         )
-        settings = settings.replace("{folder}", str(self.folder))
+        settings = self._settings.replace("{folder}", str(self.folder))
         # 2.4 wants its version first; for 2.3, $mail_plugins means what was said of it before.
-        configuration = usual + settings if is_2_4() else settings + usual
+        configuration = (_VERSION_2_4 if is_2_4() else "") + settings + usual
         (self.folder / "dovecot.conf").write_text(configuration)
         (self.folder / "filing.sieve").write_text(_FILING)
         (self.folder / "mail").mkdir()
         shutil.copy(SCRIPT, self.folder)
-        if os.geteuid() == 0:
-            for path in (self.folder, *self.folder.iterdir()):
-                os.chown(path, account.pw_uid, account.pw_gid)
-        for tries_left in (2, 1, 0):
-            with (self.folder / "stderr").open("wb") as stderr:
-                self._process = subprocess.Popen(
-                    [_PROGRAM, "-F", "-c", self.folder / "dovecot.conf"],
-                    cwd=self.folder,
-                    stdin=subprocess.DEVNULL,
-                    stdout=stderr,
-                    stderr=stderr,
-                    start_new_session=True,
-                    **_identity(account),
-                )
-            try:
-                self._wait_until_it_listens()
-                break
-            except RuntimeError:
-                # Beside many other servers one ended at once, rarely. A wrong configuration ends
-                # each of them.
-                if not tries_left or self._process.poll() is None:
-                    raise
-
-    def stop(self) -> None:
-        """End the server and remove everything that it wrote."""
-        if self._process is not None:
-            # Asked politely, it takes a second; there is nothing here that it could spoil.
-            with contextlib.suppress(ProcessLookupError):  # it has ended, and its children
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            self._process = None
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._run(
+            [_PROGRAM, "-F", "-c", self.folder / "dovecot.conf"],
+            [("127.0.0.1", self.imap_port), ("127.0.0.1", self.lmtp_port)],
+            **_identity(self._account),
+        )
 
     def log(self) -> str:
         """What the server has logged so far."""
@@ -318,26 +236,13 @@ class Dovecot:
             time.sleep(0.02)
         return log
 
-    def login(self, user: str) -> ImapSession:
-        """Log `user` in over IMAP."""
-        session = ImapSession("127.0.0.1", self.imap_port)
-        session.login(user, PASSWORD)
-        return session
-
     def deliver(self, user: str, folder: str | None = None) -> None:
         """Deliver a message over LMTP, to INBOX or, with Sieve, to `folder`, which is made when it
         is missing. The folder's name is text, not modified UTF-7.
 
         It returns when Dovecot has answered, and so after the notice was sent.
         """
-        message = EmailMessage()
-        message["From"] = SENDER
-        message["Subject"] = SUBJECT
-        if folder is not None:
-            message["X-Folder"] = folder
-        message.set_content(TEXT)
-        with smtplib.LMTP("127.0.0.1", self.lmtp_port) as client:
-            client.sendmail(SENDER, [user], message.as_bytes(policy=SMTP))
+        deliver(("127.0.0.1", self.lmtp_port), user, folder)
 
     def opt_in(self, user: str) -> None:
         """Ask the OX driver for notices to `user`, with the documented command."""
@@ -349,38 +254,6 @@ class Dovecot:
             check=True,
             **_identity(self._account),
         )
-
-    def _wait_until_it_listens(self) -> None:
-        assert self._process is not None
-        deadline = time.monotonic() + PATIENCE
-        for port in (self.imap_port, self.lmtp_port):
-            while True:
-                try:
-                    # Its greeting says that a port is Dovecot's, and that the service is ready.
-                    with socket.create_connection(("127.0.0.1", port), 1) as connection:
-                        if b"ready" in connection.recv(1024):
-                            break
-                except OSError:
-                    pass
-                if self._process.poll() is not None or time.monotonic() > deadline:
-                    said = (self.folder / "stderr").read_text() + self.log()
-                    raise RuntimeError(f"Dovecot does not start: {said}")
-                time.sleep(0.02)
-
-
-class ImapSession(imaplib.IMAP4):
-    """An IMAP session in which everything but OK is an exception."""
-
-    def command(self, name: str, *arguments: str) -> list[Any]:
-        """Send a command that imaplib has no method for, or checks too closely."""
-        imaplib.Commands.setdefault(name, ("AUTH", "SELECTED"))
-        status, data = self._simple_command(name, *arguments)
-        if status != "OK":
-            raise self.error(f"{name} failed: {data!r}")
-        return list(data)
-
-    def open(self, host: str = "", port: int = 143, timeout: float | None = None) -> None:
-        super().open(host, port, PATIENCE if timeout is None else timeout)
 
 
 def _identity(account: pwd.struct_passwd) -> dict[str, Any]:

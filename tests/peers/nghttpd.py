@@ -6,11 +6,8 @@ token that it was given a file for, otherwise with 404. Its log tells what it re
 
 from __future__ import annotations
 
-import contextlib
-import random
 import re
 import shutil
-import socket
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -19,6 +16,7 @@ import attrs
 from tests import pki
 from tests.peers import missing
 from tests.peers.child import PATIENCE, Child, ChildError
+from tests.peers.ports import free_port
 
 _HEADER = re.compile(r"\[id=(\d+)\] .*? recv \(stream_id=(\d+)(, sensitive)?\) (:?[^:]+): ?(.*)")
 _ENDED = re.compile(r"\[id=(\d+)\] .*? send HEADERS frame <length=\d+, flags=\S+ stream_id=(\d+)>")
@@ -126,12 +124,3 @@ def parse(lines: Iterable[str]) -> list[NghttpdRequest]:
             )
             answered = None
     return requests
-
-
-def free_port() -> int:
-    """A port of 127.0.0.1 that nothing listens on, for programs that cannot take 0. It is none of
-    those that the kernel hands out, which another test could have been given meanwhile."""
-    while True:
-        port = random.randrange(10_000, 32_000)
-        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            return port

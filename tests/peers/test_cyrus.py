@@ -12,7 +12,7 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.peers.child import PATIENCE
-from tests.peers.cyrus import TOPIC, Cyrus, quoted
+from tests.peers.cyrus import LARGEST, TOPIC, Cyrus, quoted
 from tests.phone import ModelPhone
 from xaps.intake.cyrus.conf import ImapdConf, read_imapd_conf
 from xaps.intake.cyrus.events import Event, Followers, read
@@ -197,6 +197,21 @@ class RegistrationTests(CyrusTestCase):
         key = RegistrationKey(self.alice, ACCOUNT, TOKEN)
         self.assertEqual(self.said(), [Registration(key, ("INBOX",), NOW)])
 
+    def test_a_registration_that_is_too_large_never_arrives_but_the_phone_is_told_ok(self) -> None:
+        name = "INBOX." + "long" * 100
+        names = [name] * (LARGEST // len(name) - 1)
+        with self.cyrus.login(self.alice) as session:
+            session.command("CREATE", quoted(name))
+            self.said()
+            ModelPhone.register(session, ACCOUNT, TOKEN, names)
+            [datagram] = self.socket.taken()
+            room = LARGEST - len(datagram)
+            for more in (room, room + 1):
+                phone = ModelPhone.register(session, ACCOUNT + "0" * more, TOKEN, names)
+                self.assertEqual(phone.confirmed, {name})
+                sizes = [len(datagram) for datagram in self.socket.taken()]
+                self.assertEqual(sizes, [LARGEST] if more == room else [])
+
 
 class AlternateNamespaceTests(NamespaceTests):
     settings = "altnamespace: yes\nunixhierarchysep: no\n"
@@ -225,3 +240,12 @@ class CompiledInDefaultsTests(NamespaceTests):
 class VirtualDomainsTests(NamespaceTests):
     settings = "altnamespace: no\nunixhierarchysep: no\nvirtdomains: userid\n"
     domain = "@dom.test"
+
+
+class DefaultDomainTests(NamespaceTests):
+    """A user without a domain where others have one, and a folder with an ``@`` in its name."""
+
+    settings = "altnamespace: yes\nunixhierarchysep: no\nvirtdomains: userid\n"
+    below_inbox = ""
+    other_users = "Other Users."
+    shared_folders = "Shared Folders."

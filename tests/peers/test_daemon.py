@@ -73,7 +73,7 @@ class DaemonTests(SynchronousTestCase):
         daemon.kill()
         daemon.start()
         self.assertNotEqual(daemon.pid, first)
-        self.assertIn("1 phones", daemon.wait_for_log("Ready: "))
+        self.assertIn("1 phone", daemon.wait_for_log("Ready: "))
         self.assertEqual(sum("Ready: " in line for line in daemon.log), 2)
         daemon.notify("alice")
         standin.wait_for(1)

@@ -18,7 +18,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.intake.case import bytewise
 from tests.peers.child import PATIENCE
-from tests.peers.dovecot import Dovecot, ImapSession, registrations
+from tests.peers.dovecot import Dovecot, registrations
+from tests.peers.imapserver import ImapSession
 
 LINES = (
     b'* XAPPLEPUSHSERVICE "mailbox" "INBOX"\r\n'

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -19,6 +21,7 @@ from tests.push.test_dispatcher import BAD, TOKEN, DispatcherTestCase, FakeSende
 from xaps.model import (
     Credential,
     Delivered,
+    Gone,
     Misconfigured,
     Notice,
     Outcome,
@@ -149,6 +152,18 @@ class TopicTests(TopicsTestCase):
         self.turn(100)
         self.assertEqual((len(self.pushed()), len(self.dispatcher.flags)), (2, 0))
 
+    def test_a_phone_that_was_told_another_topic_meanwhile_is_not_gone(self) -> None:
+        """It was removed from the topic of before when it was told the new one."""
+        key = self.phone("alice")
+        self.notify("alice")
+        self.turn()
+        self.use_another_credential(Y)
+        self.phone("alice")
+        self.sender.answer(Gone("Unregistered", self.wall() + 1))
+        self.turn()
+        self.assertIsNotNone(self.stored(key))
+        self.assertEqual(self.pushed(), [("alice", X), ("alice", Y)])
+
     def test_a_phone_is_left_in_peace_across_a_change_of_its_topic(self) -> None:
         self.push_interval = 60.0
         self.dispatcher = self.started()
@@ -214,8 +229,9 @@ class NoneHoldsUpAnotherTests(TopicsTestCase):
         self.owed("zoe@z.org")
         self.turn()
         self.assertEqual(self.pushed()[1:], [("zoe@z.org", Z)])
-        (hold,) = self.dispatcher.holds.general
+        ((topic, _, hold),) = self.dispatcher.holds.general
         self.assertEqual(hold.text, f"APNs refuses every push for {X}: BadCertificate")
+        self.assertEqual(topic, X)
         self.turn(PROBE_AFTER)
         self.assertEqual(self.sender.in_flight, 1, "the probe")
 
@@ -288,8 +304,9 @@ class NoneHoldsUpAnotherTests(TopicsTestCase):
         self.use_another_credential(X)
         for sender in self.senders:
             sender.answer(REFUSED)
-        (hold,) = self.dispatcher.holds.general
+        ((topic, _, hold),) = self.dispatcher.holds.general
         self.assertEqual(hold.text, f"APNs refuses every push for {Z}: BadCertificate")
+        self.assertEqual(topic, Z)
         self.turn()
         self.assertEqual(self.sender.in_flight, 1)
 
@@ -301,6 +318,30 @@ class NoneHoldsUpAnotherTests(TopicsTestCase):
         self.sender.answer(REFUSED)
         self.turn()
         self.assertEqual(self.pushed(), [("alice", X)] * 2)
+        self.assertEqual(self.senders[1].in_flight, 1)
+
+    def test_what_a_key_was_refused_counts_no_more_when_a_certificate_covers_the_topic(
+        self,
+    ) -> None:
+        (all_, _) = self.routes
+        self.owed("alice")
+        all_.credential = TokenCredential(Y, "key.p8", "KEY", "TEAM", b"")
+        self.turn()
+        self.use_another_credential(X, number=1)
+        self.sender.answer(REFUSED)
+        self.turn()
+        self.assertEqual(self.dispatcher.holds.general, [])
+        self.assertEqual(self.senders[1].in_flight, 1)
+
+    def test_a_topic_that_was_refused_and_goes_by_another_route_now_is_free(self) -> None:
+        self.owed("alice")
+        self.turn()
+        self.sender.answer(REFUSED)
+        self.use_another_credential(X, number=1)
+        ((topic, route, _),) = self.dispatcher.holds.general
+        self.assertEqual((topic, route), (X, next(iter(self.routes))))
+        self.use_another_credential(Y)
+        self.assertEqual(self.dispatcher.holds.general, [])
         self.assertEqual(self.senders[1].in_flight, 1)
 
 
@@ -400,6 +441,13 @@ class DispatcherMachine(RuleBasedStateMachine):
         changed = list(self.routes)[number]
         changed.credential = taken
         self.dispatcher.credential_changed(changed)
+
+    @invariant()
+    def what_waits_is_counted(self) -> None:
+        flags = self.dispatcher.flags
+        keys = [RegistrationKey(user, "A", TOKEN) for user in USERS]
+        owed = [flag for flag in map(flags.get, keys) if flag is not None]
+        assert flags.waiting == Counter(flag.lane for flag in owed if not flag.sent)
 
     @rule(number=st.integers(0, 2), outcome=st.sampled_from(OUTCOMES))
     def answer(self, number: int, outcome: Outcome) -> None:

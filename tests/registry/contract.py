@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
@@ -10,8 +10,23 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from xaps.mailboxes import pushable
-from xaps.model import Addressee, Registration, RegistrationKey, WaitingFlag
-from xaps.registry.interface import Dropped, IRegistry, RegistryError
+from xaps.model import (
+    EXPIRED,
+    FORGOTTEN,
+    REPLACED,
+    TRIMMED,
+    Addressee,
+    Former,
+    LastNotice,
+    LastPush,
+    NearUser,
+    Past,
+    Registration,
+    RegistrationKey,
+    WaitingFlag,
+)
+from xaps.registry.history import MAX_DROPPED, MAX_NAME, MAX_STRANGERS
+from xaps.registry.interface import IRegistry, Registered, RegistryError
 
 T = TypeVar("T")
 
@@ -19,6 +34,9 @@ ALICE = RegistrationKey("alice", "A1", "aa01")
 ALICE_2 = RegistrationKey("alice", "A1", "aa02")
 ALICE_OTHER_ACCOUNT = RegistrationKey("alice", "A2", "aa01")
 BOB = RegistrationKey("bob", "A1", "aa01")
+
+PUSH = LastPush(1400.25, "delivered", "", 0.5)
+NOTICE = LastNotice(1400.0, "INBOX", True, 1)
 
 
 def registration(key: RegistrationKey, registered_at: float = 1000.0) -> Registration:
@@ -83,7 +101,8 @@ class RegistryContract(_Base):
 
     def register(self, *registrations: Registration) -> None:
         for each in registrations:
-            self.assertEqual(self.done(self.registry.register(each)), Dropped())
+            new = self.done(self.registry.get(each.key)) is None
+            self.assertEqual(self.done(self.registry.register(each)), Registered(new))
 
     def phones(self) -> list[Registration]:
         return self.done(Deferred.fromCoroutine(everything(self.registry.page)))
@@ -165,6 +184,17 @@ class RegistryContract(_Base):
             self.register(given)
             self.assertEqual(self.done(self.registry.get(ALICE)), given)
             self.assertEqual(self.concerned("alice", "INBOX"), [Addressee(ALICE, 1.0, None, topic)])
+
+    def test_whether_a_phone_is_new_is_told(self) -> None:
+        def new(key: RegistrationKey, at: float = 1000.0) -> bool:
+            registered = self.done(self.registry.register(registration(key, at)))
+            assert registered is not None
+            return registered.new
+
+        self.assertEqual([new(ALICE), new(ALICE), new(ALICE, 2000.0)], [True, False, False])
+        self.assertEqual([new(ALICE_2), new(ALICE_OTHER_ACCOUNT), new(BOB)], [True] * 3)
+        self.done(self.registry.remove(ALICE))
+        self.assertEqual([new(ALICE), new(ALICE)], [True, False])
 
     def test_what_is_registered_late_does_not_replace_what_is_newer(self) -> None:
         """A registration that was tried again, after the disk was full."""
@@ -254,7 +284,7 @@ class RegistryContract(_Base):
         self.save([flag(key, "INBOX") for key in (*old, fresh)])
         new = registration(RegistrationKey("Alice", "A1", "AA01"), 1000.0)
         found = self.done(self.registry.register(new, replace_before=500.0))
-        self.assertEqual(found, Dropped(replaced=(stale, other_case)))
+        self.assertEqual(found, Registered(False, replaced=(stale, other_case)))
         left = [ALICE, fresh, other_phone, other_user]
         self.assertEqual(self.keys(), left)
         self.assertEqual([each.key for each in self.flags()], left)
@@ -269,7 +299,7 @@ class RegistryContract(_Base):
         self.registry = self.new_registry(max_per_user=2)
         self.register(registration(ALICE_2, 1.0), registration(ALICE_OTHER_ACCOUNT, 2.0))
         found = self.done(self.registry.register(registration(ALICE, 9.0), replace_before=5.0))
-        self.assertEqual(found, Dropped(replaced=(ALICE_OTHER_ACCOUNT,)))
+        self.assertEqual(found, Registered(True, replaced=(ALICE_OTHER_ACCOUNT,)))
 
     # ------------------------------------------------------- who is concerned
 
@@ -346,11 +376,11 @@ class RegistryContract(_Base):
             self.register(Registration(key, ("INBOX", "Notes"), time))
         self.register(Registration(first, ("INBOX", "Notes", "Sent"), 3.0))
         dropped = self.done(self.registry.register(Registration(third, ("INBOX",), 4.0)))
-        self.assertEqual(dropped, Dropped(too_many=(second,)))
+        self.assertEqual(dropped, Registered(True, too_many=(second,)))
         self.assertEqual(self.keys(), [first, third, BOB])
         many = Registration(second, ("1", "2", "3", "4", "5", "6"), 5.0)
         dropped = self.done(self.registry.register(many))
-        self.assertEqual(dropped, Dropped(too_many=(first, third)))
+        self.assertEqual(dropped, Registered(True, too_many=(first, third)))
         self.assertEqual(self.keys(), [second, BOB])
 
     def test_over_the_bound_the_least_recently_renewed_goes(self) -> None:
@@ -360,7 +390,7 @@ class RegistryContract(_Base):
         self.register(registration(first, 3.0))
         self.assertEqual(self.keys(), [first, second])
         dropped = self.done(self.registry.register(registration(third, 4.0)))
-        self.assertEqual(dropped, Dropped(too_many=(second,)))
+        self.assertEqual(dropped, Registered(True, too_many=(second,)))
         self.assertEqual(self.keys(), [first, third])
 
     def test_the_bound_is_for_each_user(self) -> None:
@@ -372,7 +402,7 @@ class RegistryContract(_Base):
         self.registry = self.new_registry(max_per_user=1)
         self.register(registration(ALICE, 2000.0))
         dropped = self.done(self.registry.register(registration(ALICE_2, 1000.0)))
-        self.assertEqual(dropped, Dropped(too_many=(ALICE,)))
+        self.assertEqual(dropped, Registered(True, too_many=(ALICE,)))
         self.assertEqual(self.keys(), [ALICE_2])
 
     # -------------------------------------------------- removing, expiring
@@ -431,7 +461,7 @@ class RegistryContract(_Base):
         self.register(registration(BOB, 1.0), registration(ALICE, 2.0), registration(ALICE_2, 3.0))
         self.save([flag(BOB), flag(ALICE), flag(ALICE_2)])
         dropped = self.done(self.registry.register(registration(ALICE_OTHER_ACCOUNT, 4.0)))
-        self.assertEqual(dropped, Dropped(too_many=(ALICE,)))
+        self.assertEqual(dropped, Registered(True, too_many=(ALICE,)))
         self.assertEqual(self.flags(), [flag(ALICE_2), flag(BOB)])
         self.expire(3.0)
         self.assertEqual(self.flags(), [flag(ALICE_2)])
@@ -444,6 +474,151 @@ class RegistryContract(_Base):
         self.register(registration(ALICE, 2.0))
         self.done(self.registry.remove(ALICE, registered_until=1.0))
         self.assertEqual(self.flags(), [flag(ALICE)])
+
+    # -------------------------------------------------------------- history
+
+    def past(self, user: str = "alice") -> Past:
+        return self.done(self.registry.past(user))
+
+    def remember(
+        self,
+        pushes: Mapping[RegistrationKey, LastPush] | None = None,
+        notices: Mapping[str, LastNotice] | None = None,
+    ) -> None:
+        saving = self.registry.save_flags([], [], pushes or {}, notices or {})
+        self.assertIsNone(self.done(saving))
+
+    def reasons(self, user: str = "alice") -> list[tuple[str, str, str]]:
+        return [(each.account_id, each.phone, each.reason) for each in self.past(user).dropped]
+
+    def test_at_first_nothing_is_remembered(self) -> None:
+        self.assertEqual(self.past(), Past())
+        self.assertEqual(self.done(self.registry.last_pushes(ALICE, BOB)), {})
+        self.assertEqual(self.listed(self.registry.near("alice")), [])
+
+    def test_the_last_push_and_the_last_notice_are_remembered(self) -> None:
+        self.register(registration(ALICE), registration(ALICE_2), registration(BOB))
+        self.remember({ALICE: PUSH, BOB: PUSH}, {"alice": NOTICE})
+        later = LastPush(1500.0, "gone", "Unregistered")
+        elsewhere = LastNotice(1500.5, "Entwürfe", False, 0)
+        self.remember({ALICE: later, ALICE_2: PUSH}, {"alice": elsewhere})
+        self.assertEqual(self.past("Alice"), Past(elsewhere, {ALICE: later, ALICE_2: PUSH}))
+        self.assertEqual(self.past("bob"), Past(None, {BOB: PUSH}))
+        between = self.done(self.registry.last_pushes(ALICE, ALICE_2))
+        self.assertEqual(between, {ALICE: later, ALICE_2: PUSH})
+        self.assertEqual(
+            self.done(self.registry.last_pushes(ALICE_2, BOB)), {ALICE_2: PUSH, BOB: PUSH}
+        )
+
+    def test_flags_and_what_has_happened_are_saved_together(self) -> None:
+        self.register(registration(ALICE))
+        self.done(self.registry.save_flags([flag(ALICE)], [], {ALICE: PUSH}, {"alice": NOTICE}))
+        self.assertEqual(self.flags(), [flag(ALICE)])
+        self.assertEqual(self.past(), Past(NOTICE, {ALICE: PUSH}))
+
+    def test_a_push_to_nobody_is_not_remembered_and_a_notice_for_nobody_is(self) -> None:
+        self.remember({ALICE: PUSH}, {"alice": attrs.evolve(NOTICE, phones=0)})
+        self.assertEqual(self.past(), Past(attrs.evolve(NOTICE, phones=0)))
+
+    def test_a_push_survives_a_renewal_and_goes_with_its_phone(self) -> None:
+        self.register(registration(ALICE, 1.0))
+        self.remember({ALICE: PUSH})
+        self.register(registration(ALICE, 2.0))
+        self.assertEqual(self.past().pushes, {ALICE: PUSH})
+        self.done(self.registry.remove(ALICE))
+        self.register(registration(ALICE, 3.0))
+        self.assertEqual(self.past().pushes, {})
+
+    def test_why_a_phone_was_dropped_is_remembered_without_its_token(self) -> None:
+        token = "aabbccddee" * 6
+        keys = [RegistrationKey("alice", f"A{number}", token) for number in range(4)]
+        self.register(*(registration(key, 2000.0) for key in keys))
+        self.done(self.registry.remove(keys[0], reason="Unregistered"))
+        self.now += 1
+        self.done(self.registry.remove(keys[1]))
+        self.done(self.registry.remove(keys[2], registered_until=1.0))  # which it outlives
+        self.now += 1
+        self.expire(2000.5)
+        self.assertEqual(
+            self.past().dropped,
+            tuple(
+                Former(f"A{number}", "aabbcc...", 1_000_000.0 + later, reason)
+                for number, later, reason in (
+                    (2, 2, EXPIRED),
+                    (3, 2, EXPIRED),
+                    (1, 1, FORGOTTEN),
+                    (0, 0, "Unregistered"),
+                )
+            ),
+        )
+        self.assertEqual(self.reasons("bob"), [])
+
+    def test_phones_that_were_replaced_or_too_many_are_remembered(self) -> None:
+        self.registry = self.new_registry(max_per_user=1)
+        self.register(registration(ALICE, 1.0))
+        renewed = registration(ALICE_OTHER_ACCOUNT, 5.0)
+        self.done(self.registry.register(renewed, replace_before=2.0))
+        self.assertEqual(self.reasons(), [("A1", "...", REPLACED)])
+        self.done(self.registry.register(registration(ALICE_2, 6.0)))
+        self.assertEqual(self.reasons(), [("A1", "...", REPLACED), ("A2", "...", TRIMMED)])
+
+    def test_some_of_a_users_dropped_phones_are_remembered(self) -> None:
+        for number in range(MAX_DROPPED + 2):
+            key = RegistrationKey("alice", f"A{number:02}", "aa")
+            self.register(registration(key))
+            self.now += 1
+            self.done(self.registry.remove(key))
+        found = [each.account_id for each in self.past().dropped]
+        self.assertEqual(found, [f"A{number:02}" for number in range(MAX_DROPPED + 1, 1, -1)])
+
+    def test_of_those_without_a_phone_the_latest_are_remembered(self) -> None:
+        self.register(registration(BOB))
+        self.remember(notices={"bob": attrs.evolve(NOTICE, at=1.0, phones=0)})
+        for start in range(0, MAX_STRANGERS + 1000, 1000):
+            self.remember(
+                notices={
+                    f"u{number}": LastNotice(2000.0 + number, "INBOX", True, 0)
+                    for number in range(start, start + 1000)
+                }
+            )
+        self.assertIsNotNone(self.past("bob").notice, "he has a phone")
+        self.assertIsNone(self.past("u999").notice)
+        self.assertIsNotNone(self.past("u1000").notice)
+
+    def test_long_names_are_cut_off_and_odd_ones_do_no_harm(self) -> None:
+        self.register(registration(ALICE))
+        odd = LastNotice(5.0, "\ud800" + "x" * 1000, True, 1)
+        push = attrs.evolve(PUSH, reason="y" * 1000)
+        self.remember({ALICE: push}, {"alice": odd})
+        past = self.past()
+        assert past.notice is not None
+        self.assertEqual(past.notice.mailbox[1:], "x" * (MAX_NAME - 1))
+        self.assertEqual(past.pushes[ALICE].reason, "y" * MAX_NAME)
+
+    def test_what_is_too_old_is_forgotten(self) -> None:
+        self.register(registration(ALICE))
+        self.remember(notices={"alice": NOTICE, "bob": attrs.evolve(NOTICE, at=999.0)})
+        self.done(self.registry.remove(ALICE))
+        self.expire(1000.0)
+        self.assertEqual(self.past().notice, NOTICE)
+        self.assertIsNone(self.past("bob").notice)
+        self.expire(self.now)
+        self.assertEqual(len(self.past().dropped), 1)
+        self.expire(self.now + 1)
+        self.assertEqual(self.past(), Past())
+
+    def test_names_with_the_same_part_before_the_at_are_near(self) -> None:
+        other = RegistrationKey("alice@example.org", "A", "aa")
+        self.register(registration(ALICE), registration(other), registration(BOB))
+        self.remember(notices={"alice@b": NOTICE, "alicia": NOTICE})
+        self.assertEqual(
+            self.listed(self.registry.near("ALICE")),
+            [NearUser("alice@b", False, NOTICE.at), NearUser("alice@example.org", True, None)],
+        )
+        self.assertEqual(
+            [each.user for each in self.listed(self.registry.near("alice@example.org"))],
+            ["alice", "alice@b"],
+        )
 
     # -------------------------------------------------------------- closing
 
@@ -460,6 +635,9 @@ class RegistryContract(_Base):
             self.registry.expire(0.0),
             self.registry.save_flags([], []),
             self.registry.flags(),
+            self.registry.past("alice"),
+            self.registry.last_pushes(ALICE, BOB),
+            self.registry.near("alice"),
         ):
             self.assertIn("closed", self.failed(deferred))
 

@@ -255,7 +255,7 @@ class ImportTests(OpeningTestCase):
             self.assertEqual(self.all(self.open(self.json)), expected)
         self.assertEqual(self.json.read_bytes(), before)
         self.assertEqual([event["log_level"] for event in events], [LogLevel.info])
-        self.assertEqual((events[0]["added"], events[0]["problems"]), (1, 0))
+        self.assertEqual((events[0]["added"], events[0]["problems"]), (1, "0 entries"))
 
     def test_the_import_is_never_repeated(self) -> None:
         self.json.write_bytes(go_file(A1={"DeviceToken": TOKEN}))
@@ -300,7 +300,7 @@ class ImportTests(OpeningTestCase):
         self.assertEqual(len(warnings), 2)
         self.assertIn("'A1'", warnings[0])
         self.assertIn("too long ago", warnings[1])
-        self.assertEqual(events[-1]["problems"], 2)
+        self.assertEqual(events[-1]["problems"], "2 entries")
         self.assertNotIn(TOKEN, repr(events))
 
     def test_json_is_recognized_under_any_name(self) -> None:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import os
+import re
 import sqlite3
 import stat
 import subprocess
@@ -12,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar, cast
 
 from twisted.internet.defer import Deferred, execute, gatherResults
@@ -31,11 +34,11 @@ from tests.registry.contract import (
     flag,
     registration,
 )
-from xaps.model import Registration, RegistrationKey
-from xaps.registry import sqlite
+from xaps.model import LastNotice, Registration, RegistrationKey
+from xaps.registry import history, sqlite
 from xaps.registry.database import open_reader, open_writer
 from xaps.registry.groupcommit import Run
-from xaps.registry.interface import Dropped, RegistryError
+from xaps.registry.interface import Registered, RegistryError
 from xaps.registry.rows import AFTER, FLAGS, PAGE, REGISTRATIONS
 from xaps.registry.sqlite import SQLiteRegistry
 
@@ -139,7 +142,8 @@ class LookupTests(InFolder):
         self.addCleanup(self.connection.close)
 
     def plan(self, statement: str) -> str:
-        parameters = [None] * statement.count("?")
+        numbers = [int(number) for number in re.findall(r"\?(\d)", statement)]
+        parameters = [None] * max(numbers, default=statement.count("?"))
         rows = self.connection.execute(f"EXPLAIN QUERY PLAN {statement}", parameters).fetchall()
         return "\n".join(str(row[3]) for row in rows)
 
@@ -158,9 +162,18 @@ class LookupTests(InFolder):
             sqlite.EXPIRE,
             sqlite.SAVE_FLAG,
             sqlite.CLEAR_FLAG,
+            history.SAVE_PUSH,
+            history.SAVE_NOTICE,
+            history.ADD_DROPPED,
+            history.TRIM_DROPPED,
+            history.PUSHES,
+            history.TRIM_STRANGERS,
         ):
             plan = self.plan(statement)
-            self.assertNotRegex(plan, "SCAN (registrations|addressees|flags)", statement)
+            # The subquery of the last one stops at the bound.
+            plan = re.sub("SCAN notices USING .*INDEX notices_of_strangers", "", plan)
+            tables = "registrations|addressees|flags|pushes|notices|dropped"
+            self.assertNotRegex(plan, f"SCAN ({tables})", statement)
 
     def test_nothing_is_sorted_for_a_lookup_or_a_page(self) -> None:
         for statement in (sqlite.CONCERNED, sqlite.OF_USER, *PAGES, sqlite.EXPIRE):
@@ -174,6 +187,28 @@ class LookupTests(InFolder):
         self.assertIn("(user=? AND account_id=? AND device_token=? AND mailbox=?)", plan)
         plan = self.plan(sqlite.REPLACE)
         self.assertIn("registrations USING COVERING INDEX registration_times (user=?)", plan)
+
+
+class NearTests(InFolder):
+    def test_a_typing_error_is_found_among_many_users_and_only_some_are_compared(self) -> None:
+        registry = self.open()
+        for user in ("sandra.miller", "sandra.muller", "bob"):
+            given = registration(RegistrationKey(user, "A", "aa"))
+            self.successResultOf(registry.register(given))
+        notices = {f"sa{n:05}": LastNotice(5.0, "INBOX", True, 1) for n in range(30_000)}
+        self.successResultOf(registry.save_flags([], [], {}, notices))
+        compared: list[int] = []
+
+        def close(word: str, others: list[str], *more: Any, **options: Any) -> list[str]:
+            compared.append(len(others))
+            return difflib.get_close_matches(word, others, *more, **options)
+
+        self.patch(history, "difflib", SimpleNamespace(get_close_matches=close))
+        found = self.results(registry.near("sandra.miler"))
+        self.assertEqual({each.user for each in found}, {"sandra.miller", "sandra.muller"})
+        self.assertLessEqual(compared[0], 4 * history.MAX_COMPARED)
+        for odd in ("", "@", "a", "%", "\U0010ffff", "x" * 255):
+            self.assertEqual(self.results(registry.near(odd)), [])
 
 
 class FileTests(InFolder):
@@ -260,7 +295,7 @@ class GroupCommitTests(InFolder):
         self.assertEqual(len(self.worker.jobs), 1)
         self.assertNoResult(first)
         self.worker.work()
-        self.assertEqual(self.successResultOf(first), Dropped())
+        self.assertEqual(self.successResultOf(first), Registered(new=True))
         for other in others:
             self.assertNoResult(other)
         self.assertEqual(len(self.worker.jobs), 1)

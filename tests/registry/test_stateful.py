@@ -21,7 +21,7 @@ from twisted.internet.defer import Deferred, execute
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.fakes import MemoryRegistry
-from xaps.model import Registration, RegistrationKey, WaitingFlag
+from xaps.model import LastNotice, LastPush, Registration, RegistrationKey, WaitingFlag
 from xaps.registry.database import open_writer
 from xaps.registry.interface import IRegistry
 from xaps.registry.rows import PAGE
@@ -147,11 +147,20 @@ class Registries(RuleBasedStateMachine):
     def save_flags(self, changed: list[WaitingFlag], cleared: list[RegistrationKey]) -> None:
         self.ask_both(lambda registry: registry.save_flags(changed, cleared))
 
+    @rule(pushed=st.sets(KEYS, max_size=3), noticed=st.sets(KEYS, max_size=2), time=TIMES)
+    def remember(
+        self, *, pushed: set[RegistrationKey], noticed: set[RegistrationKey], time: float
+    ) -> None:
+        pushes = dict.fromkeys(pushed, LastPush(time, "delivered"))
+        notices = {key.user: LastNotice(time, "INBOX", True, 0) for key in noticed}
+        self.ask_both(lambda registry: registry.save_flags([], [], pushes, notices))
+
     @rule(key=KEYS)
     def look_up(self, key: RegistrationKey) -> None:
         self.catch_up()
         self.ask_both(lambda registry: registry.get(key))
         self.ask_both(lambda registry: registry.registrations(key.user))
+        self.ask_both(lambda registry: registry.past(key.user))
         for mailbox in ("Inbox", "Sent", "Entwürfe", '"'):
             self.ask_both(methodcaller("addressees", key.user, mailbox))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,7 @@ def phone(number: int, user: str = NAME) -> dict[str, Any]:
         "device_token": "ababab...",
         "account_id": f"ACCOUNT-{number}",
         "mailboxes": ["INBOX", "Gelöscht"],
+        "confirmed": [],
         "registered_at": 1_800_000_000.0,
         "last_push": None,
         "waiting": False,
@@ -135,6 +137,44 @@ class GoneTests(OutputTestCase):
         self.assertEqual(self.shell(">&- 2>&-", "--version", code=DAEMON).returncode, 0)
         done = self.shell(">&-", "--check", "--config", str(self.config), code=DAEMON)
         self.assertEqual((done.returncode, done.stderr), (78, b""))
+
+
+class QuestionTests(OutputTestCase):
+    """Before a user's phones are forgotten."""
+
+    def forget(self, typed: bytes | None) -> tuple[int, bytes, bytes]:
+        """What becomes of it; `typed` at a terminal, if there is one."""
+        ours, theirs = pty.openpty()
+        try:
+            if typed is not None:
+                os.write(ours, typed)
+            done = subprocess.run(
+                [sys.executable, "-c", CTL, "--socket", str(self.control), "forget", NAME],
+                stdin=subprocess.DEVNULL if typed is None else theirs,
+                capture_output=True,
+                cwd=ROOT,
+                check=False,
+                timeout=60,
+            )
+        finally:
+            os.close(ours)
+            os.close(theirs)
+        return done.returncode, done.stdout, done.stderr
+
+    def test_it_is_asked_at_the_terminal_and_the_answer_counts(self) -> None:
+        self.served([phone(1), phone(2)])
+        for typed, expected in ((b"y\n", 0), (b"Yes\n", 0), (b"\n", BAD), (b"no\n", BAD)):
+            status, out, err = self.forget(typed)
+            self.assertEqual(status, expected, err)
+            self.assertEqual(out.count(b"Forgot"), 0 if expected else 2)
+            self.assertIn(b"Forget all of these 2 phones? [y/N] ", err)
+            self.assertIn(b"ACCOUNT-2", err)
+
+    def test_without_a_terminal_it_is_an_error(self) -> None:
+        self.served([phone(1), phone(2)])
+        status, out, err = self.forget(None)
+        self.assertEqual((status, out), (UNUSABLE, b""))
+        self.assertIn(b"or give --yes for all", err)
 
 
 class LocaleTests(OutputTestCase):

@@ -53,6 +53,18 @@ class ReplaceFileTests(SynchronousTestCase):
         self.assertTrue(self.path.is_symlink())
         self.assertEqual(target.read_bytes(), b"new")
 
+    def test_what_is_given_to_another_user_replaces_a_link_and_not_what_it_points_to(self) -> None:
+        if os.geteuid() != 0:
+            raise SkipTest("only root can give files away")
+        target = self.folder / "passwd"
+        target.write_bytes(b"root's")
+        self.path.symlink_to(target)
+        replace_file(self.path, b"new", owner=(65534, 65533))
+        self.assertFalse(self.path.is_symlink())
+        found = self.path.stat()
+        self.assertEqual((found.st_uid, found.st_gid, self.mode(self.path)), (65534, 65533, 0o600))
+        self.assertEqual((target.read_bytes(), target.stat().st_uid), (b"root's", 0))
+
     def test_a_failure_leaves_the_old_file_and_no_temporary_one(self) -> None:
         target = self.folder / "folder"
         target.mkdir()

@@ -56,7 +56,7 @@ class LogWriterTests(SynchronousTestCase):
 
     def test_what_finds_no_room_is_counted_and_told_after_what_came_before_it(self) -> None:
         count = self.fill()
-        *whole, told = self.read_to("are lost")
+        *whole, told = self.read_to("log lost")
         self.assertEqual(whole, [f"{number:099}\n" for number in range(len(whole))])
         self.assertEqual(int(told.split()[0]), count - len(whole))
         self.writer.write("and then\n")
@@ -82,5 +82,5 @@ class LogWriterTests(SynchronousTestCase):
         self.writer.flush(PATIENCE)
         os.dup2(pipe, self.stream.fileno())  # there is room again
         self.writer.write("this\n")
-        self.assertEqual(self.read_to("are lost")[0], "this\n")
+        self.assertEqual(self.read_to("log lost")[0], "this\n")
         self.assertFalse(select.select([self.reader], [], [], 0)[0])

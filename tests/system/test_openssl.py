@@ -129,7 +129,7 @@ class EndpointTests(SynchronousTestCase):
             reason = failure_reason(Failure(SSL.Error([("SSL routines", "", text)])))
             self.assertEqual(
                 reason,
-                EndReason(f"OpenSSL does not present our certificate ({text})", refused=True),
+                EndReason(f"OpenSSL does not present the certificate ({text})", refused=True),
             )
         reason = failure_reason(Failure(SSL.Error([("SSL routines", "", "dh key too small")])))
         self.assertEqual(reason, EndReason("TLS failed: dh key too small"))

@@ -110,6 +110,23 @@ class StatusTests(SupervisionTestCase):
         self.clock.advance(STATUS_INTERVAL)
         self.assertEqual(self.told(), ["STATUS=Degraded: 3 phones"])
 
+    def test_a_status_that_systemd_had_no_room_for_is_told_again(self) -> None:
+        self.supervised().ready(self.ask)
+        self.told()
+        Path(self.path).rename(f"{self.path}.away")
+        self.text = "Degraded: 3 phones"
+        self.clock.advance(STATUS_INTERVAL)
+        Path(f"{self.path}.away").rename(self.path)
+        self.clock.advance(STATUS_INTERVAL)
+        self.assertEqual(self.told(), ["STATUS=Degraded: 3 phones"])
+
+    def test_the_status_is_a_second_old_at_the_most(self) -> None:
+        self.supervised(WATCHDOG_USEC="60000000").ready(self.ask)
+        self.told()
+        self.text = "Degraded: 3 phones"
+        self.clock.advance(1)
+        self.assertIn("STATUS=Degraded: 3 phones", self.told())
+
     def test_the_status_is_one_line(self) -> None:
         self.text = "a\nREADY=0\tb"
         self.supervised().ready(self.ask)
@@ -134,11 +151,11 @@ class WatchdogTests(SupervisionTestCase):
         return self.told().count("WATCHDOG=1")
 
     def test_a_sign_of_life_comes_twice_in_the_time_that_systemd_waits(self) -> None:
-        self.assertEqual(self.beats(WATCHDOG_USEC="3000000", WATCHDOG_PID=str(os.getpid())), 8)
+        self.assertEqual(self.beats(WATCHDOG_USEC="1000000", WATCHDOG_PID=str(os.getpid())), 24)
 
     def test_a_status_that_takes_its_time_does_not_hold_up_signs_of_life(self) -> None:
         self.status = Deferred()
-        self.assertEqual(self.beats(WATCHDOG_USEC="3000000"), 8)
+        self.assertEqual(self.beats(WATCHDOG_USEC="1000000"), 24)
         self.assertEqual(self.asked, 1)
 
     def test_no_signs_of_life_for_who_does_not_wait_for_them(self) -> None:

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 import attrs
-from twisted.internet.defer import Deferred, TimeoutError
+from twisted.internet.defer import Deferred, TimeoutError, gatherResults
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from xaps import __version__
-from xaps.admin.health import FAILING, GOOD, Health, days, problem
-from xaps.admin.history import NAMES, PushLog, reason_of
+from xaps.admin.backlog import waiting_for
+from xaps.admin.entries import FAILING, GOOD, Entry, days, waiting
+from xaps.admin.health import Health
+from xaps.admin.history import PushLog
+from xaps.admin.inquiry import Inquiry
 from xaps.admin.metrics import Metrics
-from xaps.apns.status import ConnectionState, ConnectionStatus
-from xaps.credentials.keeper import CredentialKeeper
+from xaps.apns.status import ConnectionState
 from xaps.mailboxes import INBOX
-from xaps.model import CertificateCredential, Credential, Refused, Registration, short_token
+from xaps.model import NAMES, LastPush, Refused, Registration, reason_of, short_token
 from xaps.push.dispatcher import Dispatcher
+from xaps.push.routes import Routes
 from xaps.registry.interface import IRegistry, RegistryError
+from xaps.system.console import counted
 from xaps.system.stalls import StallWatch
 
 PATIENCE = 5.0
@@ -37,6 +41,7 @@ class Control:
     """Answers what is asked, and does what is told.
 
     :param pushes: what :meth:`push` brings is recorded in it.
+    :param cyrus_topic: what Cyrus tells phones, if it is known.
     :param wall: tells the time of day.
     """
 
@@ -47,26 +52,39 @@ class Control:
         clock: IReactorTime,
         registry: IRegistry,
         dispatcher: Dispatcher,
-        keeper: CredentialKeeper,
+        entries: Sequence[Entry],
         *,
         health: Health,
-        connection: Callable[[], ConnectionStatus],
         pushes: PushLog,
         stalls: StallWatch,
         metrics: Metrics,
+        cyrus_topic: str | None = None,
         wall: Callable[[], float],
     ) -> None:
         self._clock = clock
         self._wall = wall
         self._registry = registry
         self._dispatcher = dispatcher
-        self._keeper = keeper
+        self._entries = entries
+        self._routes = Routes(entry.route for entry in entries)
         self._health = health
-        self._connection = connection
         self._pushes = pushes
         self._stalls = stalls
         self._metrics = metrics
         self._started_at = clock.seconds()
+        self._inquiry = Inquiry(
+            clock,
+            registry,
+            dispatcher,
+            entries,
+            health=health,
+            cyrus_topic=cyrus_topic,
+            wall=wall,
+        )
+
+    def explain(self, user: str) -> Deferred[Mapping[str, Any]]:
+        """Why this user's phones get no push, or that they do."""
+        return Deferred.fromCoroutine(self._inquiry.answer(user))
 
     def status(self) -> Deferred[Value]:
         """Everything on one screen, times as seconds since the epoch."""
@@ -82,8 +100,16 @@ class Control:
             unreadable = f"the disk does not answer within {PATIENCE:.0f} s"
         self._health.unreadable = unreadable
         troubles = self._health.troubles()
-        credential, connection = self._keeper.credential, self._connection()
-        flags = self._dispatcher.flags
+        flags, holds = self._dispatcher.flags, self._dispatcher.holds
+        owed = waiting(flags, self._routes, self._clock.seconds())
+        entries = [
+            {
+                **entry.described(self._time_of_day),
+                "waiting": owed[entry.route],
+                "held": bool(entry.held(holds)),
+            }
+            for entry in self._entries
+        ]
         return {
             "health": troubles[0].grade if troubles else GOOD,
             "why": [trouble.text for trouble in troubles],
@@ -95,20 +121,22 @@ class Control:
             "pid": os.getpid(),
             "now": self._wall(),
             "started_at": self._time_of_day(self._started_at),
-            "topic": None if credential is None else credential.topic,
-            "credential": _described(credential),
-            "connection": {
-                **attrs.asdict(connection),
-                "state": connection.state.value,
-                "since": self._time_of_day(connection.since),
-                "next_attempt": self._time_of_day(connection.next_attempt),
-            },
+            "topic": entries[0]["topic"],
+            "credential": entries[0]["credential"],
+            "connection": entries[0]["connection"],
+            "credentials": entries,
             "last_hour": self._pushes.last_hour(),
+            "durations": self._pushes.durations(),
+            "failures": [
+                {**told, "at": self._time_of_day(told["at"])} for told in self._pushes.failures()
+            ],
             "waiting": len(flags) - flags.in_flight,
+            "waiting_for": waiting_for(flags, holds, self._clock.seconds()),
             "in_flight": flags.in_flight,
-            "held": bool(self._dispatcher.holds.general),
+            "held": bool(holds.general),
             "held_for_calm": self._dispatcher.calm.held,
             "phones": phones,
+            "dropped": dict(self._dispatcher.dropped),
             "reactor_stalls": self._stalls.count,
             "reactor_stalled_seconds": self._stalls.total,
         }
@@ -116,6 +144,11 @@ class Control:
     def _time_of_day(self, seconds: float | None) -> float | None:
         """When, in seconds since the epoch, it was or will be so late by the reactor's clock."""
         return None if seconds is None else self._wall() - self._clock.seconds() + seconds
+
+    def last_day(self) -> Mapping[str, Sequence[int]]:
+        """Notices, and pushes that APNs took, for each of the last 1440 minutes."""
+        self._pushes.hear(self._metrics.heard())
+        return self._pushes.last_day()
 
     def metrics(self) -> Deferred[bytes]:
         """The page for Prometheus."""
@@ -137,15 +170,18 @@ class Control:
         :param full_tokens: whether device tokens are in it, which everybody who has the
             credential can push to, or only their beginnings.
         """
-        registry = self._registry
+        registry, history = self._registry, self._dispatcher.history
         page = await (registry.page() if user is None else registry.registrations(user))
         while page:
-            yield [self._device(phone, full_tokens) for phone in page]
+            pushes = await registry.last_pushes(page[0].key, page[-1].key)
+            yield [
+                self._device(phone, history.push(phone.key) or pushes.get(phone.key), full_tokens)
+                for phone in page
+            ]
             page = await registry.page(page[-1].key) if user is None else ()
 
-    def _device(self, registration: Registration, full_token: bool) -> Value:
+    def _device(self, registration: Registration, last: LastPush | None, full_token: bool) -> Value:
         key = registration.key
-        last = self._pushes.last.get(key)
         waiting = self._dispatcher.flags.get(key) is not None
         hold = self._dispatcher.holds.on(registration, self._clock.seconds()) if waiting else None
         return {
@@ -155,7 +191,7 @@ class Control:
             "registered_at": registration.registered_at,
             "waiting": waiting,
             "held": hold and {"why": hold.text, "until": self._time_of_day(hold.until)},
-            "last_push": last and {**attrs.asdict(last), "at": self._time_of_day(last.at)},
+            "last_push": last and attrs.asdict(last),
         }
 
     def forget(self, user: str, token: str | None) -> Deferred[list[Value]]:
@@ -169,7 +205,6 @@ class Control:
         dropped = []
         for phone in await self._chosen(user, token):
             if await self._dispatcher.forget(phone.key):
-                self._pushes.last.pop(phone.key, None)
                 self._log.info("Forgot {key}, as the administrator asked", key=phone.key)
                 dropped.append(_named(phone))
         return dropped
@@ -202,7 +237,7 @@ class Control:
             outcome = await self._dispatcher.push_now(phone, mailbox)
         except Refused as refused:
             reason = refused.reason
-            if refused.temporary and (error := self._connection().last_error):
+            if refused.temporary and (error := self._last_error(phone)):
                 reason = f"{reason} ({error})"
             return {**_named(phone), "outcome": "not sent", "reason": reason}
         self._pushes.record(phone.key, outcome)
@@ -210,15 +245,31 @@ class Control:
         self._log.info("Test push to {key}: {outcome} {reason}", key=phone.key, **told)
         return {**_named(phone), **told}
 
-    def reload(self) -> Deferred[Value]:
-        """Look at the credential's files now; fires with what was found."""
-        return self._keeper.check_now().addCallback(self._found)
+    def _last_error(self, phone: Registration) -> str:
+        """Why there may be no connection for this phone."""
+        routes = self._routes.entries(phone.key.user)
+        if phone.topic is not None and (route := self._routes.route(phone.topic)) is not None:
+            routes = (route,)
+        errors = [e.client.status().last_error for e in self._entries if e.route in routes]
+        return next(filter(None, errors), "")
 
-    def _found(self, _: None) -> Value:
+    def reload(self) -> Deferred[Value]:
+        """Look at the files of all credentials now; fires with what was found."""
+        looking = [entry.keeper.check_now() for entry in self._entries]
+        return gatherResults(looking).addCallback(self._found)
+
+    def _found(self, _: object) -> Value:
+        found = []
+        for entry in self._entries:
+            described = entry.described(self._time_of_day)
+            found.append(
+                {key: described[key] for key in ("name", "credential", "problem", "refused")}
+            )
         return {
             "now": self._wall(),
-            "credential": _described(self._keeper.credential),
-            "problem": problem(self._keeper),
+            "credential": found[0]["credential"],
+            "problem": found[0]["problem"],
+            "credentials": found,
         }
 
 
@@ -237,31 +288,24 @@ def _since(status: Value) -> list[str]:
 
 
 def _line(status: Value) -> str:
-    parts = [f"{_number(status['waiting'], 'push')} waiting"]
+    parts = [f"{counted(status['waiting'], 'push')} waiting"]
     if status["phones"] is not None:
-        parts.insert(0, _number(status["phones"], "phone"))
-    if status["connection"]["state"] == ConnectionState.CONNECTED.value:
+        parts.insert(0, counted(status["phones"], "phone"))
+    entries = status["credentials"]
+    states = [entry["connection"]["state"] for entry in entries]
+    connected = states.count(ConnectionState.CONNECTED.value)
+    if len(entries) > 1:
+        parts.append(f"{connected} of {len(entries)} credentials connected to APNs")
+    elif connected:
         parts.append("connected to APNs")
-    if status["credential"] and (until := status["credential"]["not_after"]) is not None:
-        parts.append(f"certificate good for {days(until - status['now'])}")
+    ends = [entry["credential"]["not_after"] for entry in entries if entry["credential"]]
+    if (until := min(filter(None, ends), default=None)) is not None:
+        which = "certificate" if len(entries) == 1 else "first certificate to expire"
+        parts.append(f"{which} good for {days(until - status['now'])}")
     return "; ".join([f"{status['health'].capitalize()}: {', '.join(parts)}", *_since(status)])
-
-
-def _number(number: int, noun: str) -> str:
-    ending = "" if number == 1 else "es" if noun.endswith("sh") else "s"
-    return f"{number} {noun}{ending}"
 
 
 def _named(registration: Registration, *, full_token: bool = False) -> Value:
     key = registration.key
     token = key.device_token if full_token else short_token(key.device_token)
     return {"user": key.user, "account_id": key.account_id, "device_token": token}
-
-
-def _described(credential: Credential | None) -> Value | None:
-    if credential is None:
-        return None
-    named = {"source": credential.source, "topic": credential.topic}
-    if isinstance(credential, CertificateCredential):
-        return {"kind": "certificate", **named, "not_after": credential.not_after}
-    return {"kind": "token key", **named, "key_id": credential.key_id, "not_after": None}

@@ -11,28 +11,20 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
-from xaps.apns.status import ConnectionState, ConnectionStatus
-from xaps.credentials.keeper import CredentialKeeper
-from xaps.model import DAY, CertificateCredential
+from xaps.admin.entries import DEGRADED, FAILING, GRADES, Entry
+from xaps.intake.cyrus.conf import other_topic
 from xaps.push.dispatcher import Dispatcher
 from xaps.registry.interface import IRegistry, RegistryError
 from xaps.system.work import Work
 
 LOOK = 5.0
 """Seconds between two looks at what has failed."""
-UNREACHABLE = 120.0
-"""Seconds without a connection to APNs after which pushes are not just late."""
-EXPIRES_SOON = 14 * DAY
-"""Seconds before the certificate expires from which on all is not well."""
-
-FAILING, DEGRADED, STARTING, GOOD = "failing", "degraded", "starting", "good"
-GRADES = (FAILING, DEGRADED, STARTING)
-"""What can be wrong, the worst first: work is refused or no mail is pushed; something needs a
-look; the first connection is being made."""
 
 CAUSES = (
     "credential",
     "certificate",
+    "files",
+    "topic",
     "apns",
     "pushes",
     "registrations",
@@ -42,7 +34,7 @@ CAUSES = (
     "slots",
     "cyrus",
 )
-"""Where trouble can be, as monitoring knows it; README.rst says what to do at each."""
+"""Where trouble can be, as monitoring knows it; docs/monitoring.rst says what to do at each."""
 
 
 @attrs.frozen
@@ -57,6 +49,8 @@ class Trouble:
     """What is the matter, and what to do."""
     since: float
     """By the reactor's clock."""
+    credential: str = ""
+    """The entry of ``credentials:`` that it is about, if it is about one and there are several."""
 
 
 class Health:
@@ -68,6 +62,7 @@ class Health:
     :param notices: likewise.
     :param works: all other work.
     :param checks: called at each look, before the work is judged.
+    :param cyrus_topic: what Cyrus has phones register with, if that is known.
     :ivar unreadable: why the registrations could not be read when somebody last asked for their
         number; ``None``: they could.
     """
@@ -79,27 +74,27 @@ class Health:
         clock: IReactorTime,
         registry: IRegistry,
         dispatcher: Dispatcher,
-        keeper: CredentialKeeper,
+        entries: Sequence[Entry],
         *,
-        connection: Callable[[], ConnectionStatus],
         registrations: Work,
         notices: Work,
         works: Sequence[Work] = (),
         checks: Sequence[Callable[[], None]] = (),
+        cyrus_topic: str | None = None,
         wall: Callable[[], float],
     ) -> None:
         self._clock = clock
         self._registry = registry
         self._dispatcher = dispatcher
-        self._keeper = keeper
-        self._connection = connection
+        self._entries = entries
         self._registrations = registrations
         self._notices = notices
         self._works = (registrations, notices, *works)
         self._checks = checks
+        self._cyrus_topic = cyrus_topic
         self._wall = wall
         self.unreadable: object = None
-        self._since: dict[str, float] = {}
+        self._since: dict[tuple[str, str], float] = {}  # by cause and entry
         self._trying = False
         self._loop = LoopingCall(self._look)
         self._loop.clock = clock
@@ -117,44 +112,48 @@ class Health:
         """What is not well, the worst first."""
         now = self._clock.seconds()
         found = list(self._found(now))
-        self._since = {cause: self._since.get(cause, now) for cause, _, _ in found}
-        troubles = [Trouble(*each, self._since[each[0]]) for each in found]
+        self._since = {
+            (cause, entry): self._since.get((cause, entry), now) for cause, _, _, entry in found
+        }
+        troubles = [
+            Trouble(cause, grade, text, self._since[cause, entry], entry)
+            for cause, grade, text, entry in found
+        ]
+        known = {cause for cause, _, _, _ in found}
         for work in self._works:
             text = work.trouble
             # What a part knows of itself says more.
-            if text is not None and work.since is not None and work.cause not in self._since:
+            if text is not None and work.since is not None and work.cause not in known:
                 troubles.append(Trouble(work.cause, FAILING, text, work.since))
         return sorted(troubles, key=lambda trouble: GRADES.index(trouble.grade))
 
-    def _found(self, now: float) -> Iterator[tuple[str, str, str]]:
-        """What the parts know: cause, grade and text."""
-        keeper, connection = self._keeper, self._connection()
-        credential = keeper.credential
-        if credential is None:
-            yield "credential", FAILING, f"no mail can be pushed: {problem(keeper)}"
-        elif connection.state is not ConnectionState.CONNECTED:
-            yield self._unconnected(connection, now)
-        if held := self._dispatcher.holds.general:
-            yield "pushes", FAILING, "; ".join(hold.text for hold in held)
+    def _found(self, now: float) -> Iterator[tuple[str, str, str, str]]:
+        """What the parts know: cause, grade, text and entry."""
+        holds = self._dispatcher.holds
+        for entry in self._entries:
+            name = entry.route.name if len(self._entries) > 1 else ""
+            for cause, grade, text in self._found_of(entry, name, now):
+                yield cause, grade, f"{name}: {text}" if name else text, name
+            for hold in entry.held(holds):
+                yield "pushes", FAILING, f"{name}: {hold.text}" if name else hold.text, name
+        for topic, route, hold in holds.general:
+            if route is None:
+                text = f"{hold.text} (no credential is for {topic} any more)"
+                yield "pushes", FAILING, text, ""
         if (error := self._dispatcher.unsaved) is not None:
-            yield "saving", FAILING, f"pushes that wait cannot be written to disk: {error}"
+            yield "saving", FAILING, f"pushes that wait cannot be written to disk: {error}", ""
         if self.unreadable is not None:
-            yield "registry", FAILING, f"the registrations cannot be read: {self.unreadable}"
-        if isinstance(credential, CertificateCredential):
-            left = credential.not_after - self._wall()
-            if left < EXPIRES_SOON:
-                yield "certificate", DEGRADED, f"the certificate expires in {days(left)}"
+            yield "registry", FAILING, f"the registrations cannot be read: {self.unreadable}", ""
+        ours = [each.keeper.credential for each in self._entries if each.keeper.credential]
+        if wrong := other_topic(self._cyrus_topic, ours):
+            yield "topic", DEGRADED, wrong, ""
 
-    def _unconnected(self, connection: ConnectionStatus, now: float) -> tuple[str, str, str]:
-        error = connection.last_error
-        if connection.refused:
-            advice = "get another credential, or see whether apnsServer is right for this one"
-            return "credential", FAILING, f"no mail can be pushed: {error}; {advice}"
-        if not error and not connection.connections_made:
-            return "apns", STARTING, "connecting to APNs"
-        lasts = now - self._since.get("apns", now) >= UNREACHABLE
-        text = f"not connected to APNs: {error}" if error else "connecting to APNs"
-        return "apns", FAILING if lasts else DEGRADED, text
+    def _found_of(self, entry: Entry, name: str, now: float) -> Iterator[tuple[str, str, str]]:
+        """What is known of an entry."""
+        troubles = entry.troubles(self._wall(), lambda: now - self._since.get(("apns", name), now))
+        for cause, grade, text in troubles:
+            milder = grade == FAILING and entry.is_spare(self._entries)
+            yield cause, DEGRADED if milder else grade, text
 
     def _look(self) -> None:
         try:
@@ -188,14 +187,3 @@ class Health:
                         work.done += 1
         finally:
             self._trying = False
-
-
-def problem(keeper: CredentialKeeper) -> str | None:
-    """Why there is no credential, and what to do."""
-    return f"{keeper.problem}; {keeper.remedy}" if keeper.remedy else keeper.problem
-
-
-def days(seconds: float) -> str:
-    """So many whole days, none if it is past."""
-    number = max(0, int(seconds // DAY))
-    return "1 day" if number == 1 else f"{number} days"

@@ -6,7 +6,7 @@ What happens is counted where it happens; how things are is asked when a page is
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import attrs
@@ -27,6 +27,17 @@ from xaps.model import Notice, Refused, Registration
 from xaps.system.work import Work
 
 T = TypeVar("T")
+
+REFUSALS = {
+    401: "password",
+    408: "too_slow",
+    413: "too_large",
+    431: "too_large",
+    500: "internal",
+    503: "unavailable",
+}
+"""Why requests are refused, by the status that is answered."""
+_OTHER = "malformed"
 
 Status = Mapping[str, Any]
 """How the daemon is: what :meth:`xaps.admin.control.Control.status` tells."""
@@ -57,6 +68,18 @@ class Metrics:
             ["intake", "kind"],
             registry=self.registry,
         )
+        self._unmatched = Counter(
+            "xapsd_notices_unmatched",
+            "Notices that no phone could be told of",
+            ["intake"],
+            registry=self.registry,
+        )
+        self._refused = Counter(
+            "xapsd_requests_refused",
+            "Requests of IMAP servers that were refused",
+            ["intake", "reason"],
+            registry=self.registry,
+        )
 
     def counting(self, intake: str, handler: Handler) -> Handler:
         """Count what is handed on to the handler by the intake that the setting `intake` opens."""
@@ -65,9 +88,23 @@ class Metrics:
             self._registrations.labels(intake),
             self._notices.labels(intake, "new_mail"),
             self._notices.labels(intake, "other"),
+            self._unmatched.labels(intake),
             _Told(self.registrations),
             _Told(self.notices),
         )
+
+    def refusing(self, intake: str) -> Callable[[int], None]:
+        """Gives what counts the refusals of the intake that the setting `intake` opens, by their
+        HTTP status."""
+        counters = {
+            reason: self._refused.labels(intake, reason) for reason in (*REFUSALS.values(), _OTHER)
+        }
+        return lambda status: counters[REFUSALS.get(status, _OTHER)].inc()
+
+    def heard(self) -> int:
+        """How many notices came since the start."""
+        samples = (sample for metric in self._notices.collect() for sample in metric.samples)
+        return int(sum(each.value for each in samples if each.name.endswith("_total")))
 
     def page(self, status: Status) -> bytes:
         """All metrics in Prometheus' text format."""
@@ -100,6 +137,7 @@ class _CountingHandler:
     _registrations: Counter
     _new_mail: Counter
     _other: Counter
+    _unmatched: Counter
     _registering: _Told
     _noticing: _Told
 
@@ -113,8 +151,12 @@ class _CountingHandler:
 
     def notify(self, notice: Notice) -> Deferred[int]:
         (self._new_mail if notice.new_mail else self._other).inc()
-        told = self._noticing
-        return self._handler.notify(notice).addCallbacks(told.done, told.failed)
+        return self._handler.notify(notice).addCallbacks(self._noticed, self._noticing.failed)
+
+    def _noticed(self, phones: int) -> int:
+        if not phones:
+            self._unmatched.inc()
+        return self._noticing.done(phones)
 
 
 @attrs.frozen
@@ -133,7 +175,7 @@ class _Page(Collector):
             "Versions of the daemon and what it is built on",
             {"version": __version__, **versions},
         )
-        status, connection = self._status, self._status["connection"]
+        status = self._status
         text = "1 for each cause why all is not well"
         unhealthy = Gauge("xapsd_unhealthy", text, labels=["cause"])
         wrong = {trouble["cause"] for trouble in status["troubles"]}
@@ -142,31 +184,68 @@ class _Page(Collector):
         yield unhealthy
         if (phones := status["phones"]) is not None:
             yield Gauge("xapsd_registrations", "Phones that are registered", phones)
+        text = "Phones that were dropped, by the reason"
+        dropped = CounterMetricFamily("xapsd_registrations_dropped", text, labels=["reason"])
+        for reason, number in status["dropped"].items():
+            dropped.add_metric([reason], number)
+        yield dropped
         yield Gauge("xapsd_pushes_waiting", "Phones that are owed a push", status["waiting"])
         yield Gauge("xapsd_pushes_in_flight", "Pushes without an answer", status["in_flight"])
-        text = "1 while nothing is pushed because APNs refuses the configuration"
-        yield Gauge("xapsd_pushes_held", text, status["held"])
         text = "Pushes that had to wait since their phone had just had one"
         yield CounterMetricFamily("xapsd_pushes_held_for_calm", text, status["held_for_calm"])
-        credential = status["credential"]
-        text = "1 while there is a credential to push with"
-        yield Gauge("xapsd_credential_usable", text, credential is not None)
-        if credential is not None and credential["not_after"] is not None:
-            text = "When the push certificate expires, in seconds since the epoch"
-            yield Gauge("xapsd_credential_expiry_timestamp_seconds", text, credential["not_after"])
-        text = "1 for the state that the connection to APNs is in"
-        states = Gauge("xapsd_apns_connection_state", text, labels=["state"])
-        for state in ConnectionState:
-            states.add_metric([state.value], state.value == connection["state"])
-        yield states
-        open_now, limit = connection["connections"], connection["stream_limit"]
-        yield Gauge("xapsd_apns_connections", "Open connections to APNs", open_now)
-        yield Gauge("xapsd_apns_stream_limit", "Pushes that APNs allows at a time", limit)
-        text = "Connections to APNs that were made after the first"
-        again = max(0, connection["connections_made"] - 1)
-        yield CounterMetricFamily("xapsd_apns_reconnections", text, again)
+        yield from _of_credentials(status["credentials"])
         text = "How often the reactor was blocked for more than 50 ms"
         yield CounterMetricFamily("xapsd_reactor_stalls", text, status["reactor_stalls"])
         text = "How long it was blocked then, in all"
         seconds = status["reactor_stalled_seconds"]
         yield CounterMetricFamily("xapsd_reactor_stalled_seconds", text, seconds)
+
+
+def _of_credentials(entries: Sequence[Mapping[str, Any]]) -> Iterator[Metric]:
+    """How each of the credentials is, known by the label ``credential``."""
+    label = "credential"
+    usable = Gauge(
+        "xapsd_credential_usable", "1 while there is a credential to push with", labels=[label]
+    )
+    refused = Gauge(
+        "xapsd_credential_file_refused",
+        "1 while its files hold what cannot be used, and the one of before is in use",
+        labels=[label],
+    )
+    expiry = Gauge(
+        "xapsd_credential_expiry_timestamp_seconds",
+        "When the push certificate expires, in seconds since the epoch",
+        labels=[label],
+    )
+    waiting = Gauge(
+        "xapsd_credential_pushes_waiting", "Phones that are owed a push with it", labels=[label]
+    )
+    held = Gauge(
+        "xapsd_pushes_held", "1 while pushes wait because APNs refuses them all", labels=[label]
+    )
+    states = Gauge(
+        "xapsd_apns_connection_state",
+        "1 for the state that the connection to APNs is in",
+        labels=[label, "state"],
+    )
+    open_now = Gauge("xapsd_apns_connections", "Open connections to APNs", labels=[label])
+    limit = Gauge("xapsd_apns_stream_limit", "Pushes that APNs allows at a time", labels=[label])
+    again = CounterMetricFamily(
+        "xapsd_apns_reconnections",
+        "Connections to APNs that were made after the first",
+        labels=[label],
+    )
+    for entry in entries:
+        name, credential, connection = entry["name"], entry["credential"], entry["connection"]
+        usable.add_metric([name], credential is not None)
+        refused.add_metric([name], entry["refused"] is not None)
+        if credential is not None and credential["not_after"] is not None:
+            expiry.add_metric([name], credential["not_after"])
+        waiting.add_metric([name], entry["waiting"])
+        held.add_metric([name], entry["held"])
+        for state in ConnectionState:
+            states.add_metric([name, state.value], state.value == connection["state"])
+        open_now.add_metric([name], connection["connections"])
+        limit.add_metric([name], connection["stream_limit"])
+        again.add_metric([name], max(0, connection["connections_made"] - 1))
+    yield from (usable, refused, expiry, waiting, held, states, open_now, limit, again)

@@ -133,9 +133,9 @@ def _tls_reason(reason: SSL.Error) -> EndReason:
             "trusted (see the package ca-certificates, apnsTrustRoots, and this machine's clock)"
         )
     if "alert" in text and ("certificate" in text or "unknown ca" in text):
-        return EndReason(f"APNs does not accept our certificate ({text})", refused=True)
+        return EndReason(f"APNs refuses the connection ({text})", refused=True)
     if _TOO_WEAK.search(text):
-        return EndReason(f"OpenSSL does not present our certificate ({text})", refused=True)
+        return EndReason(f"OpenSSL does not present the certificate ({text})", refused=True)
     if "alert no application protocol" in text:
         return EndReason("the server does not offer HTTP/2: apnsServer is wrong")
     return EndReason(f"TLS failed: {text}" if text else "TLS ended unexpectedly")

@@ -265,3 +265,18 @@ URL = Kind("an https URL", _url)
 NETWORKS = Kind(
     "IP addresses and networks such as [127.0.0.1, 2001:db8::/32]", _networks, many=True
 )
+
+
+def _domains(text: str, folder: Path) -> tuple[str, ...]:
+    domains = re.findall(r"[^\s,]+", text.lower())
+    for domain in domains:
+        if "@" in domain:
+            raise Unfit(f"write {domain.rpartition('@')[2] or 'the domain'} alone")
+        if "*" in domain or domain.startswith("."):
+            raise Unfit("a domain is for no other below it: write each in full")
+        if not re.fullmatch(r"[\w-]+(\.[\w-]+)*", domain):
+            raise Unfit
+    return tuple(domains)
+
+
+DOMAINS = Kind("domains such as [example.org, example.net]", _domains, many=True)

@@ -17,8 +17,16 @@ from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
 from ruamel.yaml.reader import ReaderError
 
 from xaps.config.kinds import Unfit
-from xaps.config.table import DEFAULT_PATH, KEYS, Config, Cyrus
-from xaps.system.console import one_line
+from xaps.config.table import (
+    DEFAULT_PATH,
+    KEYS,
+    Config,
+    CredentialSettings,
+    Cyrus,
+    Key,
+    keys_of,
+)
+from xaps.system.console import counted, one_line
 from xaps.system.files import careless, read_file
 
 __all__ = ["DEFAULT_PATH", "Config", "ConfigError", "careless_secrets", "load"]
@@ -29,7 +37,8 @@ _SIZE_MAX = 128 * 1024
 _MOST_TOLD = 20
 """Problems that are told; the others are counted."""
 
-_NAMES = {name.lower(): name for name in KEYS} | {"cyrus": "cyrus"}
+_MOST_ENTRIES = 100
+"""Entries of ``credentials:``; for each a connection to Apple is kept."""
 
 _MISTAKES = {
     r"""<block end>.* after []}'"]$""": (
@@ -63,6 +72,7 @@ _NEEDED = (
     ("tlsCertfile", "tlsKeyfile", "the private key of this certificate"),
     ("tlsKeyfile", "tlsCertfile", "the certificate of this key"),
     ("tlsClientCA", "tlsCertfile", "the server's certificate for HTTPS"),
+    ("statusPassword", "statusAddr", "the page that it is for"),
     ("keyFileP8", "keyFileTopic", "the topic that Apple granted for Mail"),
     ("keyFileP8", "keyFileKeyId", "the developer portal shows it"),
     ("keyFileP8", "keyFileTeamId", "the developer portal shows it"),
@@ -70,14 +80,22 @@ _NEEDED = (
 """A key, another one that it is nothing without, and why."""
 
 _ALTERNATIVES = (
-    (("certificateFileP12", "certificateFilePem", "keyFileP8"), "one credential"),
+    (("certificateFileP12", "certificateFilePem", "keyFileP8"), "one credential", "the other"),
     *(
-        (("cyrus.imapdConf", name), "one of them")
-        for name in KEYS
-        if name.startswith("cyrus.") and name != "cyrus.imapdConf"
+        (("imapdConf", key.name), "one of them", "the other")
+        for key in keys_of(Cyrus)
+        if key.name != "imapdConf"
+    ),
+    *(
+        (("credentials", key.name), "one of them", f"{key.name}, or put it into an entry")
+        for key in keys_of(CredentialSettings)
+        if key.name != "domains"
     ),
 )
-"""Keys of which at most one may have a value, and what is expected."""
+"""Keys of which at most one may have a value, what is expected, and what to remove."""
+
+_CREDENTIALS = ("certificateFilePem", "certificateFileP12", "keyFileP8", "appleId")
+"""The keys of which a credential needs one."""
 
 _NULL = "tag:yaml.org,2002:null"
 
@@ -99,7 +117,7 @@ class ConfigError(Exception):
             parts = (f"{path}:{line}" if line else str(path), key, text)
             lines.append(": ".join(one_line(part) for part in parts if part))
         if more := len(found) - len(lines):
-            lines.append(one_line(f"{path}: and {more} problems more"))
+            lines.append(one_line(f"{path}: and {counted(more, 'more problem')}"))
         super().__init__("\n".join(lines))
 
 
@@ -109,31 +127,69 @@ def _shown(text: str) -> str:
     return f"'{text[:60]}...'" if len(text) > 60 else f"'{text}'"
 
 
+@attrs.frozen
+class _Block:
+    """Keys that stand together: in the file, below ``cyrus:``, in an entry of ``credentials:``."""
+
+    prefix: str
+    """What errors put before the names of its keys."""
+    keys: dict[str, Key]
+    """By their names as they are documented, without the prefix."""
+    blocks: tuple[str, ...] = ()
+    """The names of those that it holds."""
+    names: dict[str, str] = attrs.field(init=False)
+    """All names by the lower case of them."""
+
+    @names.default
+    def _names(self) -> dict[str, str]:
+        return {name.lower(): name for name in (*self.keys, *self.blocks)}
+
+
+_BLOCKS = {
+    "": _Block(
+        "", {name: key for name, key in KEYS.items() if "." not in name}, ("cyrus", "credentials")
+    ),
+    **{
+        name: _Block(f"{name}.", {key.name: key for key in keys_of(settings)})
+        for name, settings in (("cyrus", Cyrus), ("credentials", CredentialSettings))
+    },
+}
+
+
 def load(path: Path) -> Config:
     """Read a configuration file. Keys count in any case; an empty value is the default.
 
     :raises ConfigError: with everything that is wrong.
     """
     root = _compose(path, _read(path))
-    file = _File(path.absolute().parent)
+    problems: list[Problem] = []
+    top = _Mapping(_BLOCKS[""], path.absolute().parent, problems)
     if isinstance(root, MappingNode):
-        file.mapping(root)
+        top.read(root)
     elif root is not None and root.tag != _NULL:
         expected = "expected lines such as port: 11619, with a space after the colon"
-        file.problems.append((1, None, f"found {_FOUND[root.id]}, {expected}"))
-    file.check_combinations()
-    if file.problems:
-        raise ConfigError(path, file.problems)
-    values: dict[bool, dict[str, Any]] = {True: {}, False: {}}
-    for name, value in file.values.items():
-        values[name.startswith("cyrus.")][KEYS[name].attribute] = value
-    return Config(**values[False], cyrus=Cyrus(**values[True]), written=frozenset(values[False]))
+        problems.append((1, None, f"found {_FOUND[root.id]}, {expected}"))
+    if problems:
+        raise ConfigError(path, problems)
+    entries = top.below["credentials"] or [top]
+    [cyrus] = top.below["cyrus"] or [top]
+    return Config(
+        **top.settings(Config),
+        cyrus=Cyrus(**cyrus.settings(Cyrus)),
+        credentials=tuple(CredentialSettings(**e.settings(CredentialSettings)) for e in entries),
+        written=frozenset(top.settings(Config)),
+    )
 
 
 def careless_secrets(path: Path, config: Config) -> list[str]:
     """Warnings that others can read the secrets in the configuration file itself."""
-    secrets = {key.name: getattr(config, key.attribute) for key in KEYS.values() if key.kind.secret}
-    given = [name for name, value in secrets.items() if value and not value.startswith("file:")]
+    given: dict[str, None] = {}
+    everything: tuple[Config | CredentialSettings, ...] = (config, *config.credentials)
+    for settings in everything:
+        for key in keys_of(type(settings)):
+            value = getattr(settings, key.attribute)
+            if key.kind.secret and value and not value.startswith("file:"):
+                given[key.name] = None
     return careless(path, f"{' and '.join(given)} in it") if given else []
 
 
@@ -187,18 +243,29 @@ def _explained(error: MarkedYAMLError, text: str) -> tuple[int, str]:
 
 
 @attrs.define
-class _File:
-    """A file as far as it has been read; the keys in it are named as they are documented."""
+class _Mapping:
+    """A block as far as it has been read; its keys go by their names as they are documented."""
 
+    block: _Block
     folder: Path
+    problems: list[Problem]
     values: dict[str, Any] = attrs.field(factory=dict)
-    problems: list[Problem] = attrs.field(factory=list)
     lines: dict[str, int] = attrs.field(factory=dict)
     """Where each key stands."""
     given: set[str] = attrs.field(factory=set)
     """The keys that have a value, a wrong one too."""
+    below: dict[str, list[_Mapping]] = attrs.field(factory=lambda: {"cyrus": [], "credentials": []})
+    """The blocks in it."""
 
-    def mapping(self, node: MappingNode, prefix: str = "") -> None:
+    def settings(self, settings: type[attrs.AttrsInstance]) -> dict[str, Any]:
+        """The fields of this class of settings that have a value."""
+        keys = keys_of(settings)
+        return {key.attribute: self.values[key.name] for key in keys if key.name in self.values}
+
+    def problem(self, line: int, name: str, text: str) -> None:
+        self.problems.append((line, self.block.prefix + name, text))
+
+    def read(self, node: MappingNode) -> None:
         for key, value in node.value:
             line = key.start_mark.line + 1
             if not isinstance(key, ScalarNode):
@@ -206,28 +273,74 @@ class _File:
                     (line, None, f"found {_FOUND[key.id]} as a key, expected a name")
                 )
                 continue
-            name = _NAMES.get(prefix + key.value.lower())
-            if name is None or "." in key.value:
+            name = self.block.names.get(key.value.lower())
+            if name is None:
                 # The others are but counted: to look for the nearest name takes long.
                 told = len(self.problems) < _MOST_TOLD
-                what = _unknown(prefix, key.value) if told else (None, "")
+                what = _unknown(self.block, key.value) if told else (None, "")
                 self.problems.append((line, *what))
             elif name in self.lines:
                 text = f"found again, but it is set in line {self.lines[name]}; remove one of them"
-                self.problems.append((line, name, text))
+                self.problem(line, name, text)
             else:
                 self.lines[name] = line
-                if name == "cyrus" and isinstance(value, MappingNode):
-                    self.mapping(value, "cyrus.")
-                elif value.tag != _NULL:
+                if value.tag == _NULL:
+                    continue
+                if name == "cyrus":
+                    self.cyrus(value, line)
+                elif name == "credentials":
+                    self.given.add(name)
+                    self.credentials(value, line)
+                else:
                     self.value(name, value, line)
+        self.check_combinations()
+
+    def cyrus(self, node: Any, line: int) -> None:
+        if isinstance(node, MappingNode):
+            self.read_below("cyrus", node)
+        else:
+            expected = "expected indented lines such as altnamespace: no"
+            self.problem(line, "cyrus", f"found {_FOUND[node.id]}, {expected}")
+
+    def credentials(self, node: Any, line: int) -> None:
+        expected = "expected a list, each entry of which begins with - and a space"
+        if not isinstance(node, SequenceNode):
+            self.problem(line, "credentials", f"found {_FOUND[node.id]}, {expected}")
+        elif not 0 < len(node.value) <= _MOST_ENTRIES:
+            text = f"found {len(node.value)} entries, expected 1 to {_MOST_ENTRIES}"
+            self.problem(line, "credentials", text)
+        else:
+            for entry in node.value:
+                if isinstance(entry, MappingNode):
+                    self.entry(entry)
+                else:
+                    text = f"found {_FOUND[entry.id]} as an entry, expected keys and values"
+                    self.problem(entry.start_mark.line + 1, "credentials", text)
+
+    def entry(self, node: MappingNode) -> None:
+        problems = len(self.problems)
+        entry = self.read_below("credentials", node)
+        if len(self.problems) > problems:
+            return
+        if not entry.given.intersection(_CREDENTIALS):
+            text = f"found an entry without a credential, expected {', '.join(_CREDENTIALS)}"
+            self.problem(node.start_mark.line + 1, "credentials", text)
+        for name in entry.given.intersection(_CREDENTIALS):
+            for other in self.below["credentials"][:-1]:
+                # One token key can be for several topics.
+                same = (name, "keyFileTopic") if name == "keyFileP8" else (name,)
+                if all(entry.values[each] == other.values.get(each) for each in same):
+                    text = f"found the one of line {other.lines[name]} again, expected another"
+                    entry.problem(entry.lines[name], name, f"{text}; name all domains in one entry")
+
+    def read_below(self, name: str, node: MappingNode) -> _Mapping:
+        below = _Mapping(_BLOCKS[name], self.folder, self.problems)
+        self.below[name].append(below)
+        below.read(node)
+        return below
 
     def value(self, name: str, node: Any, line: int) -> None:
-        if name == "cyrus":
-            expected = "expected indented lines such as altnamespace: no"
-            self.problems.append((line, name, f"found {_FOUND[node.id]}, {expected}"))
-            return
-        kind = KEYS[name].kind
+        kind = self.block.keys[name].kind
         is_list = isinstance(node, SequenceNode)
         nodes = node.value if is_list and kind.many else [node]
         scalars = all(isinstance(item, ScalarNode) for item in nodes)
@@ -246,47 +359,51 @@ class _File:
             self.values[name] = kind.parse(text, self.folder)
         except ValueError as error:
             advice = f"; {error}" if isinstance(error, Unfit) and str(error) else ""
-            self.problems.append((line, name, f"found {found}, expected {kind.expected}{advice}"))
+            self.problem(line, name, f"found {found}, expected {kind.expected}{advice}")
 
     def check_combinations(self) -> None:
+        prefix = self.block.prefix
         for name, needed, why in _NEEDED:
             if name in self.given and needed not in self.given:
-                text = f"found without {needed}, expected both: {why}"
-                self.problems.append((self.lines[name], name, text))
-        for names, expected in _ALTERNATIVES:
+                text = f"found without {prefix}{needed}, expected both: {why}"
+                self.problem(self.lines[name], name, text)
+        for names, expected, remove in _ALTERNATIVES:
             found = sorted((self.lines[name], name) for name in names if name in self.given)
             if len(found) > 1:
-                text = " and ".join(f"{name} (line {line})" for line, name in found)
-                self.problems.append(
-                    (*found[-1], f"found {text}, expected {expected}; remove the other")
-                )
+                text = " and ".join(f"{prefix}{name} (line {line})" for line, name in found)
+                text = f"found {text}, expected {expected}; remove {remove}"
+                self.problem(*found[-1], text)
         for name in ("keyFileKeyId", "keyFileTeamId"):
             value = self.values.get(name)
             # The Go daemon's own file has placeholders when there is no keyFileP8.
             if value and "keyFileP8" in self.given and not re.fullmatch("[A-Z0-9]{10}", value):
                 text = f"found {_shown(value)}, expected 10 capital letters and digits"
-                self.problems.append(
-                    (self.lines[name], name, f"{text}, as the developer portal shows them")
-                )
+                self.problem(self.lines[name], name, f"{text}, as the developer portal shows them")
         seen: dict[str, str] = {}
-        for name in ("socket", "cyrusSocket", "controlSocket"):
+        for name in ("socket", "cyrusSocket", "controlSocket") if not prefix else ():
             path = self.values.get(name, KEYS[name].default)
             if path and path in seen:
                 line = max(self.lines.get(name, 0), self.lines.get(seen[path], 0))
                 text = f"found {_shown(path)} for {seen[path]} too, expected a socket of its own"
-                self.problems.append((line, name, text))
+                self.problem(line, name, text)
             seen[path] = name
 
 
-def _unknown(prefix: str, name: str) -> tuple[str, str]:
+def _unknown(block: _Block, name: str) -> tuple[str, str]:
     """What to call an unknown key, and what to say of it."""
     # Without a space after the colon a value, perhaps a password, becomes part of the key.
     name, colon, _ = name.partition(":")
-    shown = prefix + (f"{name[:40]}..." if len(name) > 40 else name)
+    shown = block.prefix + (f"{name[:40]}..." if len(name) > 40 else name)
     if colon:
         return shown, "found no space after the colon, expected key: value"
-    if name.lower() in _NAMES or "cyrus." + name.lower() in _NAMES:
-        return shown, "found an unknown key; it belongs below cyrus:, indented"
-    names = [known for known in _NAMES if known.startswith(prefix)]
-    nearest = difflib.get_close_matches(prefix + name.lower(), names, n=1, cutoff=0.0)
-    return shown, f"found an unknown key, expected a known one; the nearest is {_NAMES[nearest[0]]}"
+    last = name.lower().rpartition(".")[2]
+    for other, where in (
+        ("", "in the first column"),
+        ("cyrus", "below cyrus:, indented"),
+        ("credentials", "in an entry of credentials:"),
+    ):
+        if last in _BLOCKS[other].names and _BLOCKS[other] is not block:
+            return shown, f"found an unknown key; it belongs {where}"
+    nearest = difflib.get_close_matches(name.lower(), block.names, n=1, cutoff=0.0)
+    known = block.prefix + block.names[nearest[0]]
+    return shown, f"found an unknown key, expected a known one; the nearest is {known}"

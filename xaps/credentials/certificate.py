@@ -178,6 +178,7 @@ class CertificateInfo:
             not_after=self.not_after,
             chain_pem=self.chain_pem,
             key_pem=key_pem(self.key),
+            topics=tuple(filter(is_mail_topic, self.allowed_topics or ())),
         )
 
 
@@ -225,6 +226,11 @@ def damaged_certificate(source: str, error: Exception) -> CredentialError:
     return CredentialError(
         source, f"the certificate is damaged ({reason})", "export or copy it again"
     )
+
+
+def make_key() -> rsa.RSAPrivateKey:
+    """A new key, as Apple's services want it; takes up to a second."""
+    return rsa.generate_private_key(public_exponent=65537, key_size=2048)
 
 
 def key_pem(key: PrivateKey) -> bytes:

@@ -12,9 +12,9 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger, LogLevel
 
-from xaps.credentials.certificate import CredentialError, ascii_line, utc_text
+from xaps.credentials.certificate import CredentialError, utc_text
 from xaps.credentials.loading import SET_ONE, LoadResult, Run, Source
-from xaps.model import DAY, CertificateCredential, Credential
+from xaps.model import DAY, CertificateCredential, Credential, covers
 from xaps.system.complaints import Complaints
 
 INTERVAL = 60.0
@@ -26,7 +26,7 @@ LOOK_TIMEOUT = 25.0
 WARN_DAYS = (1, 3, 7, 14, 30)
 """The days before expiry on which the log warns, the last first."""
 
-_NO_CREDENTIAL = "No mail can be pushed: {reason}"
+_NO_CREDENTIAL = "{of}No mail can be pushed: {reason}"
 
 
 class CredentialKeeper:
@@ -41,9 +41,12 @@ class CredentialKeeper:
     :param wall: the time of day, which decides what is valid and when to warn.
     :param run: runs a function that reads files elsewhere, so that a slow disk does not hold up
         the reactor; by default right here.
+    :param name: what the log calls it, where there are several.
     :ivar credential: the one in use.
-    :ivar problem: why there is none: a few words of ASCII; ``None`` when there is one.
+    :ivar problem: why there is none: in a line; ``None`` when there is one.
     :ivar remedy: what the administrator can do about that; may be empty.
+    :ivar refused: what the source holds now, if that cannot be used: the one in use is of before,
+        and a restart would leave none.
     """
 
     _log = Logger()
@@ -56,8 +59,10 @@ class CredentialKeeper:
         *,
         wall: Callable[[], float],
         run: Run = maybeDeferred,
+        name: str = "",
     ) -> None:
         self._clock = clock
+        self._of = f"{name}: " if name else ""
         self._source = source
         self._on_change = on_change
         self._wall = wall
@@ -65,6 +70,7 @@ class CredentialKeeper:
         self.credential: Credential | None = None
         self.problem: str | None = "the push credential has not been looked for yet"
         self.remedy = ""
+        self.refused: LoadResult | None = None
         self._complaints = Complaints(self._log, clock.seconds)
         self._lock = DeferredLock()
         self._looking: Deferred[LoadResult] | None = None
@@ -98,7 +104,20 @@ class CredentialKeeper:
     def check_now(self) -> Deferred[None]:
         """Look at once, as the administrator asks for it. Fires when that is done, which is in a
         minute at the most; never fails."""
-        return self._check(patient=False)
+        before = self._state()
+        return self._check(patient=False).addCallback(lambda _: self._tell_unchanged(before))
+
+    def _state(self) -> object:
+        return self.credential, self.problem, self._bad
+
+    def _tell_unchanged(self, before: object) -> None:
+        if self._state() == before and not self._stopped:
+            what = self.problem
+            if self.credential is not None:
+                what = f"the one from {self.credential.source} stays in use"
+                if self.refused is not None:
+                    what += f", for what is there now is refused: {self.refused.errors[0]}"
+            self._log.info("No new credential: {what}", what=what)
 
     def _check(self, patient: bool) -> Deferred[None]:
         """Look, and get a new credential if one is due. Never fails, for that would end the
@@ -146,7 +165,7 @@ class CredentialKeeper:
             if await self._renewing:
                 await self._look(patient=False)
         except CredentialError as error:
-            self._tell_daily("{error}", kind=str(error), error=error)
+            self._tell_daily("{of}{error}", kind=str(error), error=error)
         except Exception:
             self._tell_failure()
         finally:
@@ -154,7 +173,7 @@ class CredentialKeeper:
 
     def _tell_failure(self) -> None:
         if not self._stopped:
-            self._log.failure("Cannot look after the push credential")
+            self._log.failure("{of}Cannot look after the push credential", of=self._of)
 
     def _take(self, result: LoadResult, patient: bool) -> None:
         """Draw the conclusions from a look at the source.
@@ -168,6 +187,13 @@ class CredentialKeeper:
             self._bad = None
             if result.credential != self.credential:
                 self._use(result.credential)
+            elif self.refused is not None:
+                self._log.info(
+                    "{of}Refused no longer: {source} holds the credential that is in use",
+                    of=self._of,
+                    source=result.credential.source,
+                )
+            self.refused = None
             self._tell_warnings(result.warnings)
             self._warn_of_expiry()
             return
@@ -181,12 +207,14 @@ class CredentialKeeper:
             self._on_change(None)
         self._warn_of_expiry()
         if self.credential is None:
+            self.refused = None
             self._tell_warnings(result.warnings)
             self._tell_problem(f"{error.file}: {error.what}", error.remedy)
         elif not half_written:
+            self.refused = result
             self._tell_warnings(result.warnings)
             self._tell_daily(
-                "Refused: {error}. The credential from {source} stays in use",
+                "{of}Refused: {error}. The credential from {source} stays in use",
                 kind=str(error),
                 error=error,
                 source=self.credential.source,
@@ -202,26 +230,29 @@ class CredentialKeeper:
         else:
             what = f"Token key {credential.key_id} of team {credential.team_id}"
         self._log.info(
-            "{what}: topic {topic}, from {source}",
+            "{of}{what}: topic {topic}, from {source}",
+            of=self._of,
             what=what,
             topic=credential.topic,
             source=credential.source,
         )
-        if self._last_topic not in (None, credential.topic):
+        if self._last_topic is not None and not covers(credential, self._last_topic):
             self._log.warn(
-                "The topic has changed from {old} to {new}: phones register again within a day,"
-                " and until then Apple answers DeviceTokenNotForTopic for them",
+                "{of}The topic has changed from {old} to {new}: until they register again, within a"
+                " day, pushes to phones that registered for the old one wait, unless another entry"
+                " of credentials: is for it",
+                of=self._of,
                 old=self._last_topic,
                 new=credential.topic,
             )
         self._last_topic = credential.topic
 
     def _tell_daily(self, text: str, kind: str, **fields: object) -> None:
-        self._complaints.tell(LogLevel.warn, text, kind=kind, every=DAY, **fields)
+        self._complaints.tell(LogLevel.warn, text, kind=kind, every=DAY, of=self._of, **fields)
 
     def _tell_warnings(self, warnings: Iterable[str]) -> None:
         for warning in warnings:
-            self._tell_daily("{problem}", kind=warning, problem=warning)
+            self._tell_daily("{of}{problem}", kind=warning, problem=warning)
 
     def _warn_of_expiry(self) -> None:
         credential = self.credential
@@ -234,8 +265,9 @@ class CredentialKeeper:
         self._warned_days = days
         if days is not None:
             self._log.warn(
-                "The certificate from {source} expires on {until} (days left: {days}): renew it,"
-                " or no mail is pushed from then on",
+                "{of}The certificate from {source} expires on {until} (days left: {days}): renew"
+                " it, or no mail is pushed from then on",
+                of=self._of,
                 source=credential.source,
                 days=math.ceil(left),
                 until=utc_text(credential.not_after),
@@ -243,9 +275,10 @@ class CredentialKeeper:
 
     def _tell_problem(self, reason: str, remedy: str) -> None:
         """Why there is no credential is told at once when the reason is a new one, and daily."""
-        problem = ascii_line(reason, 150)  # IMAP servers are told it
-        if problem != self.problem:
+        if reason != self.problem:
             self._complaints.over(_NO_CREDENTIAL)
-        self.problem, self.remedy = problem, remedy
+        self.problem, self.remedy = reason, remedy
         reason += f"; {remedy}" if remedy else ""
-        self._complaints.tell(LogLevel.critical, _NO_CREDENTIAL, every=DAY, reason=reason)
+        self._complaints.tell(
+            LogLevel.critical, _NO_CREDENTIAL, every=DAY, of=self._of, reason=reason
+        )

@@ -22,7 +22,7 @@ Parsed = CertificateInfo | TokenCredential
 Run = Callable[[Callable[[], Any]], Deferred[Any]]
 """Runs a function that takes a while elsewhere, and fires with its result."""
 
-SET_ONE = "set certificateFilePem, certificateFileP12 or keyFileP8 (README: Credentials)"
+SET_ONE = "set certificateFilePem, certificateFileP12 or keyFileP8 (see docs/credential.rst)"
 """What to do where no credential is configured."""
 
 

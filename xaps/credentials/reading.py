@@ -51,11 +51,13 @@ _SALT_AND_ROUNDS = re.compile(
 _MAX_ROUNDS = 2_000_000
 """Of all derivations in a file: less than a second. Usual are 1 to 600,000."""
 _IDENTIFIER = re.compile(r"[A-Z0-9]{10}")
+_KEY_ALONE = (
+    "it must hold the push certificate. If it is a token key (.p8), name it in keyFileP8 instead"
+)
 _REMEDIES = {
     "PEM": "name it in certificateFilePem",
     "PKCS#12": "name it in certificateFileP12",
-    "a DER certificate": "it has no key; export the certificate together with its key, or convert"
-    " it: openssl x509 -inform DER -in FILE -out FILE.pem",
+    "a DER certificate": "name it in certificateFilePem, and its key in certificateFilePemKey",
     "DER": "convert it to PEM with openssl",
     "UTF-16 text": "save it as plain ASCII text",
     "something else": "is it the right file? if so, export it again; PEM begins with"
@@ -79,13 +81,24 @@ class Blob:
 def read_pem(
     certificate: Blob, key: Blob | None = None, password: bytes | None = None
 ) -> CertificateInfo:
-    """A certificate (with or without chain) and its key, both in `certificate` or apart.
+    """A certificate (with or without chain) and its key, both in `certificate` or apart. The
+    certificate may be DER, as the developer portal hands it out.
 
     :param password: of the key; not needed for a key that is not encrypted.
     """
-    blocks = list(_pem_blocks(certificate))
-    certificates = _certificates(certificate.name, blocks)
-    if key is None and not any(label in _KEY_LABELS for label, _ in blocks):
+    blocks = []
+    if guess_format(certificate.data) == "a DER certificate":
+        certificates = [_certificate(certificate.name, certificate.data)]
+    else:
+        blocks = list(_pem_blocks(certificate))
+        certificates = _certificates(certificate.name, blocks)
+    holds_key = any(label in _KEY_LABELS for label, _ in blocks)
+    if holds_key and not certificates:
+        what, remedy = "there is a private key and no certificate", _KEY_ALONE
+        if key is not None and b"CERTIFICATE-----" in key.data:
+            what, remedy = f"{what}, which is in {key.name}", "the two files are swapped"
+        raise CredentialError(certificate.name, what, remedy)
+    if key is None and not holds_key:
         return certificate_info(certificate.name, certificates, None)
     holder = key or certificate
     private = read_key(holder, password, "it must hold the certificate's private key")
@@ -164,11 +177,8 @@ def read_p8(
 
 def read_any(file: Blob, password: bytes | None = None) -> CertificateInfo:
     """A certificate in whichever form; a key is not required."""
-    kind = guess_format(file.data)
-    if kind == "PKCS#12":
+    if guess_format(file.data) == "PKCS#12":
         return read_pkcs12(file, password)
-    if kind == "a DER certificate":
-        return certificate_info(file.name, [_certificate(file.name, file.data)], None)
     return read_pem(file, None, password)
 
 
@@ -196,7 +206,10 @@ def guess_format(data: bytes) -> str:
 def _expect(kind: str, file: Blob) -> None:
     found = guess_format(file.data)
     if found != kind:
-        raise CredentialError(file.name, f"this is not {kind} but {found}", _REMEDIES[found])
+        remedy = _REMEDIES[found]
+        if kind == "PKCS#12" and file.has_key and b"CERTIFICATE-----" not in file.data:
+            remedy = _KEY_ALONE
+        raise CredentialError(file.name, f"this is not {kind} but {found}", remedy)
 
 
 def _pem_blocks(file: Blob) -> Iterator[tuple[bytes, bytes]]:

@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from xaps.admin.words import credential
 from xaps.config.reading import DEFAULT_PATH, Config, load
 from xaps.ctl import answers
 from xaps.ctl.client import BAD, CtlError, DaemonClient, notify
+from xaps.system.console import confirmed, counted
 from xaps.system.files import replace_file
 
 Command = Callable[["Commands"], int]
@@ -56,12 +58,26 @@ class Commands:
         self._tell(answer, answers.status(answer))
         return 0 if answer["health"] == "good" else BAD
 
+    @_argument("user", metavar="USER")
+    def explain(self) -> int:
+        """Tell why a user's phones get no mail, or that they do.
+
+        The first line says it; then comes what is known of each phone, and the command that helps
+        next. What is remembered, for 30 days, survives a restart: the last notice for the user, the
+        last push to each phone, and why phones were dropped. Exits with 0 if Apple took the last
+        push, or one waits as it should; otherwise with 1.
+        """
+        answer = self._daemon().get("/explain", user=self._options.user)
+        self._tell(answer, answers.explanation(answer))
+        return 0 if answer["good"] else BAD
+
     @_argument("user", metavar="USER", nargs="?", help="only this user's")
     def devices(self) -> int:
         """List the registered phones.
 
-        Device tokens are shortened, since whoever has a credential can push to them. The last
-        push is remembered since the daemon was started.
+        Device tokens are shortened, since whoever has a credential can push to them. A folder that
+        is marked (not confirmed) is not pushed: the IMAP server did not tell the phone that it
+        would be.
         """
         user = self._options.user
         phones = self._daemon().get("/devices", user=user)
@@ -78,14 +94,22 @@ class Commands:
         nargs="?",
         help="only the phone whose device token begins so, as 'xapsctl devices' shows it",
     )
+    @_argument("--yes", action="store_true", help="do not ask, however many phones these are")
     def forget(self) -> int:
         """Drop a user's phones now.
 
+        Of several phones, without TOKEN, it asks first whether all are meant.
         A phone that still has the account registers again within a day, or when Mail is opened;
         to be rid of it, remove the account from the phone, or close it on the IMAP server.
         """
         token = self._options.token
-        phones = self._daemon().post("/forget", user=self._options.user, token=token)
+        daemon = self._daemon()
+        if token is None and not self._options.yes:
+            known = daemon.get("/devices", user=self._options.user)
+            if len(known) > 1 and not self._all_meant(known):
+                print("Nothing is forgotten.", file=sys.stderr)
+                return BAD
+        phones = daemon.post("/forget", user=self._options.user, token=token)
         self._tell(phones, (f"Forgot {answers.name(phone)}" for phone in phones))
         return self._found(phones, f" whose token begins with {token}" if token else "")
 
@@ -150,28 +174,34 @@ class Commands:
             print(dovecot.configuration(config, version), end="")
         return 0
 
+    @_argument("--force", action="store_true", help="replace FILE if it is there")
     @_argument(
         "file", metavar="FILE", nargs="?", type=Path, help="where to; if not given, standard output"
     )
     def export(self) -> int:
         """Write all registrations as the Go daemon's database.json.
 
-        The file holds the phones' device tokens: keep it to yourself. The format has room for
-        one phone for each account id; what is left out is named. The daemon may be running.
+        The file holds the phones' device tokens: only its owner can read it. Where root writes it,
+        that is the owner of the database's folder, as whom the Go daemon runs too. The format has
+        room for one phone for each account id; what is left out is named. The daemon may be
+        running.
         """
         from xaps.ctl import offline  # noqa: PLC0415
 
+        file: Path | None = self._options.file
+        if file is not None and (file.is_symlink() or file.exists()) and not self._options.force:
+            raise CtlError(f"{file}: it is there already, and stays as it is; --force replaces it")
         config = None if self._options.socket else load(self._file)
         if config is None or offline.running(config):
             exported = offline.export_running(self._daemon())
         else:
             exported = offline.export_stopped(config)
-        file: Path | None = self._options.file
         if file is None:
             self._print_utf8(exported.data.decode())
         else:
             try:
-                replace_file(file, exported.data)
+                owner = offline.owner_of_exports(config or Config())
+                replace_file(file, exported.data, owner=owner)
             except OSError as error:
                 raise CtlError(f"{file}: {error.strerror}") from None
         for phone in exported.left_out:
@@ -194,7 +224,7 @@ class Commands:
             {"added": added, "usable": count, "problems": list(found.problems)},
             [
                 *(f"Not imported: {problem}" for problem in found.problems),
-                f"{added} of {count} registrations were added; the others are known already",
+                f"Added {added} of {counted(count, 'registration')}; the others are known already",
             ],
         )
         return BAD if found.problems else 0
@@ -213,10 +243,10 @@ class Commands:
 
     @_argument("paths", metavar="PATH", nargs="*", type=Path, help="files to look at instead")
     def certificate(self) -> int:
-        """Tell about the push credential.
+        """Tell about the push credentials.
 
         Topic, environment, validity and whether key and certificate match: of the configured
-        credential, or of the files that are named. Needs no running daemon. Exits with 0 if all
+        ones, or of the files that are named. Needs no running daemon. Exits with 0 if all
         is good, with 1 within 30 days of expiry, and with 2 if nothing can be pushed with it.
         """
         from xaps.credentials.report import exit_status  # noqa: PLC0415
@@ -227,19 +257,57 @@ class Commands:
         self._tell([report.as_json() for report in found], lines)
         return exit_status(found)
 
+    @_argument(
+        "--domain", metavar="DOMAIN", required=True, help="of the mail addresses: example.org"
+    )
+    @_argument(
+        "--key",
+        metavar="FILE",
+        type=Path,
+        help="where to put the key (default: push.key beside xapsd.yaml)",
+    )
+    def certificate_request(self) -> int:
+        """Make a private key and the request for a push certificate.
+
+        The request (.csr) is written beside the key. You upload it to Apple's developer portal,
+        which makes the certificate; what to do is printed. Files that exist are not touched. If
+        you are root, the group xapsd may read the key; otherwise only you. Needs no running daemon.
+        """
+        from xaps.credentials.certificate import CredentialError  # noqa: PLC0415
+        from xaps.credentials.request import make_request  # noqa: PLC0415
+
+        key = self._options.key or self._file.parent / "push.key"
+        try:
+            made = make_request(self._options.domain, key.absolute())
+        except CredentialError as error:
+            raise CtlError(str(error)) from None
+        self._tell(made.as_json(), made.lines(self._file))
+        return 0
+
     def reload(self) -> int:
         """Take up changed certificates and keys now.
 
-        The daemon looks at them every minute anyway. Other settings need a restart, which keeps
-        what the daemon has accepted; IMAP servers do not repeat what they tell it meanwhile.
+        The daemon looks at them every minute anyway. Exits with 0 only if all of them can be used:
+        what is refused is told, and the credential of before stays in use. Other settings need a
+        restart, which keeps what the daemon has accepted; IMAP servers do not repeat what they tell
+        it meanwhile.
         """
         answer = self._daemon().post("/reload")
-        found = answer["credential"]
-        text = f"No credential can be used: {answer['problem']}"
-        if found is not None:
-            text = f"In use: {answers.credential(found, answer['now'])}"
-        self._tell(answer, [text])
-        return BAD if found is None else 0
+        found = answer["credentials"]
+        lines = []
+        for entry in found:
+            refused = entry["refused"]
+            texts = [f"No credential can be used: {entry['problem']}"]
+            if entry["credential"] is not None:
+                until = " until xapsd restarts" if refused else ""
+                using = credential(entry["credential"], answer["now"])
+                texts = [f"In use{until}: {using}"]
+            if refused is not None:
+                texts.insert(0, f"Refused: {refused['why']}")
+            lines += [f"{entry['name']}: {text}" if len(found) > 1 else text for text in texts]
+        self._tell(answer, lines)
+        good = all(entry["credential"] and not entry["refused"] for entry in found)
+        return 0 if good else BAD
 
     def metrics(self) -> int:
         """Print what Prometheus gets."""
@@ -274,6 +342,18 @@ class Commands:
             raise CtlError(f"{self._file}: controlSocket is empty, so xapsd cannot be asked")
         return DaemonClient(DEFAULT_SOCKET if path.startswith("systemd:") else Path(path))
 
+    def _all_meant(self, phones: Sequence[Any]) -> bool:
+        """Ask; raises :class:`CtlError` where there is nobody to ask."""
+        number = counted(len(phones), "phone")
+        lines = [f"  {answers.name(phone)}\n" for phone in phones]
+        said = confirmed(f"{''.join(lines)}Forget all of these {number}?")
+        if said is None:
+            raise CtlError(
+                f"{self._options.user} has {number}: name one by its TOKEN ('xapsctl devices' "
+                "shows it), or give --yes for all"
+            )
+        return said
+
     def _found(self, phones: Sequence[Any], which: str = "") -> int:
         if phones:
             return 0
@@ -292,7 +372,7 @@ class Commands:
 
 
 COMMANDS: dict[str, Command] = {
-    name.removesuffix("_"): command
+    name.removesuffix("_").replace("_", " "): command
     for name, command in vars(Commands).items()
     if not name.startswith("_")
 }

@@ -111,6 +111,8 @@ def configuration(config: Config, version: str) -> str:
             "imapSocket is not set, so phones cannot register by Dovecot: add to xapsd.yaml "
             f"'imapSocket: {SOCKET}', and restart xapsd"
         )
+    if socket.startswith("systemd:"):
+        socket = SOCKET  # as the comments of xapsd.socket have it
     if not re.fullmatch(r"/[\w./-]+", socket):
         raise CtlError(f"imapSocket is {socket}, which Dovecot cannot be told; make it {SOCKET}")
     if not re.fullmatch(r"[\w.~+=-]*", token):

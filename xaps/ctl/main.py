@@ -8,6 +8,7 @@ import inspect
 import os
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -24,6 +25,7 @@ Asks and commands the running xapsd over its control socket, which the configura
 
 EXAMPLES = """\
   xapsctl status             is all well, and if not, why?
+  xapsctl explain alice      why do her phones get no mail?
   xapsctl devices alice      which phones of alice's are registered?
   xapsctl push alice         does a push reach her phones, and if not, what does Apple say?
 """
@@ -58,7 +60,7 @@ def main(argv: Sequence[str], stdout: TextIO, stderr: TextIO) -> int:
     with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
         try:
             not_given = argparse.Namespace(config=None, socket=None, json=False)
-            options = parser().parse_args(argv, not_given)
+            options = parser().parse_args(_one_word(argv), not_given)
             return COMMANDS[options.command](Commands(options))
         except SystemExit as end:  # by argparse, for --help and a wrong command line
             return UNUSABLE if end.code else 0
@@ -70,6 +72,14 @@ def main(argv: Sequence[str], stdout: TextIO, stderr: TextIO) -> int:
             return UNUSABLE
         except KeyboardInterrupt:
             return 130  # as shells have it: 128 and SIGINT's number
+
+
+def _one_word(argv: Sequence[str]) -> list[str]:
+    """The command line, in which a command of two words is one argument."""
+    for at, words in enumerate(pairwise(argv)):
+        if (name := " ".join(words)) in COMMANDS:
+            return [*argv[:at], name, *argv[at + 2 :]]
+    return list(argv)
 
 
 def parser() -> argparse.ArgumentParser:

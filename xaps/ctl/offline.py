@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 from xaps.admin.check import check
 from xaps.config.reading import Config, ConfigError, load
 from xaps.credentials.report import Report, report_files, report_source
-from xaps.credentials.sources import source_from_config
+from xaps.credentials.sources import sources_from_config
 from xaps.ctl.client import CtlError, DaemonClient
 from xaps.model import REGISTRATION_LIFETIME, Registration, RegistrationKey
 from xaps.registry.database import RegistryInUse
@@ -39,16 +39,16 @@ def check_config(file: Path) -> tuple[bool, list[str]]:
 
 
 def certificate_reports(file: Path, paths: Sequence[Path], now: float) -> list[Report]:
-    """What is to be told of the configured credential, or of those in `paths`.
+    """What is to be told of the configured credentials, or of those in `paths`.
 
-    :param file: the configuration. With `paths` it is only looked into for
+    :param file: the configuration. With `paths` it is only looked into for the first
         ``certificatePassword``, and need not be there.
     :raises ConfigError: without `paths`, if the configuration is wrong.
     """
     if not paths:
-        return [report_source(source_from_config(load(file)), now)]
+        return [report_source(each.source, now) for each in sources_from_config(load(file))]
     try:
-        password = load(file).certificate_password
+        password = load(file).credentials[0].certificate_password
     except ConfigError:
         password = None
     return report_files(paths, password, now)
@@ -85,6 +85,16 @@ def export_stopped(config: Config) -> GoExport:
         with contextlib.suppress(RegistryInUse):
             _now(_opened(config).close())
         return export(read_registrations(config.database_file))
+
+
+def owner_of_exports(config: Config) -> tuple[int, int] | None:
+    """The user and the group that root gives a file to, so that a daemon can use it: those of the
+    database's folder. ``None``: there is nobody to give it to, or nobody who could."""
+    try:
+        folder = config.database_file.parent.stat()
+    except OSError:
+        return None
+    return (folder.st_uid, folder.st_gid) if os.geteuid() == 0 else None
 
 
 def import_stopped(config: Config, file: Path) -> tuple[GoData, int]:

@@ -13,8 +13,9 @@ from xaps.intake.dialect import Answer, Request
 from xaps.intake.imap import untagged
 from xaps.intake.messages import RegisterRequest
 from xaps.mailboxes import INBOX, canonical
-from xaps.model import Notice, Refused, Registration
+from xaps.model import DAY, Notice, Refused, Registration
 from xaps.system.complaints import Complaints
+from xaps.system.console import counted
 from xaps.system.coroutines import run
 
 MIN_PLUGIN_BODY = 51
@@ -48,6 +49,7 @@ class Responder:
     """Answers the requests of one listener.
 
     :param wall: tells the time of day, for registrations.
+    :param on_refusal: told the HTTP status of each request that is refused.
     :param folder_push: confirm mailboxes other than INBOX to phones behind the Dovecot plugin.
     :ivar complaints: what clients give reason for, which can be thousands in a second.
     """
@@ -55,11 +57,18 @@ class Responder:
     _log = Logger()
 
     def __init__(
-        self, clock: IReactorTime, handler: Handler, *, wall: Callable[[], float], folder_push: bool
+        self,
+        clock: IReactorTime,
+        handler: Handler,
+        *,
+        wall: Callable[[], float],
+        folder_push: bool,
+        on_refusal: Callable[[int], None] = lambda status: None,
     ) -> None:
         self._handler = handler
         self._wall = wall
         self._folder_push = folder_push
+        self._on_refusal = on_refusal
         self.complaints = Complaints(self._log, clock.seconds)
 
     def respond(self, request: Request) -> Deferred[Answer]:
@@ -95,17 +104,21 @@ class Responder:
         )
         left_out = len(request.as_sent) - len(confirmed)
         if left_out and for_phone and self._folder_push:
-            self._log.info(
-                "{user}: {count} of {all} mailboxes cannot be confirmed to the phone (their names "
+            # One is told a day: the phone asks again daily, and `xapsctl devices` marks them all.
+            self.complaints.tell(
+                LogLevel.info,
+                "{user}: {count} of {all} cannot be confirmed to the phone (their names "
                 "are too long in all or cannot be quoted), it will not be pushed for them",
+                every=DAY,
                 user=request.key.user,
                 count=left_out,
-                all=len(request.mailboxes),
+                all=counted(len(request.mailboxes), "mailbox"),
             )
         return body
 
     def tell_refusal(self, peer: str, answer: Answer) -> None:
         """Log why a request was refused; 5xx is for the administrator to put right."""
+        self._on_refusal(answer.status)
         ours = answer.status >= 500
         self.complaints.tell(
             LogLevel.warn if ours else LogLevel.info,

@@ -124,7 +124,7 @@ class Listeners:
         return local
 
 
-def _bind_tcp(number: str, port: int) -> socket.socket:
+def _bind_tcp(number: str, port: int, *, listen: bool = True) -> socket.socket:
     ((family, kind, protocol, _, place),) = socket.getaddrinfo(
         number, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
     )
@@ -132,7 +132,8 @@ def _bind_tcp(number: str, port: int) -> socket.socket:
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(place)
-        bound.listen(BACKLOG)
+        if listen:
+            bound.listen(BACKLOG)
     except OSError:
         bound.close()
         raise
@@ -170,6 +171,16 @@ def usable(
             "is taken"
         ]
     raise ListenError(problems[0])
+
+
+def cannot_listen(key: str, number: str, port: int) -> tuple[str, bool] | None:
+    """Why an address cannot be listened on now, and whether that is since somebody does already;
+    ``None`` if it can. Nothing is listened on by this, so that it keeps no daemon from starting."""
+    try:
+        _bind_tcp(number, port, listen=False).close()
+    except OSError as error:
+        return _why_not(key, number, port, error), error.errno == errno.EADDRINUSE
+    return None
 
 
 def _place(number: str, port: int) -> str:

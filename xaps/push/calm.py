@@ -37,7 +37,8 @@ class Calm:
         self._longest = longest
         self._first = min(FIRST, longest)
         self._pushed: dict[RegistrationKey, tuple[float, float]] = {}  # when sent, the interval
-        self._heap: list[tuple[float, RegistrationKey]] = []  # when to forget it
+        self._heap: list[tuple[float, int, RegistrationKey]] = []  # when to forget it
+        self._order = 0  # keys are slow to compare
         self.held = 0
 
     def __len__(self) -> int:
@@ -59,7 +60,8 @@ class Calm:
         last = self._pushed.get(key)
         interval = self._first if last is None else self._interval(*last, sent_at)
         self._pushed[key] = (sent_at, interval)
-        heapq.heappush(self._heap, (sent_at + _FORGOTTEN * interval, key))
+        self._order += 1
+        heapq.heappush(self._heap, (sent_at + _FORGOTTEN * interval, self._order, key))
         self.forget(sent_at, 2)  # so there never is much to forget at a time
 
     def _interval(self, before: float, interval: float, sent_at: float) -> float:
@@ -76,7 +78,7 @@ class Calm:
         for _ in range(limit):
             if not self._heap or self._heap[0][0] > now:
                 return False
-            _, key = heapq.heappop(self._heap)
+            _, _, key = heapq.heappop(self._heap)
             last = self._pushed.get(key)
             if last is not None and last[0] + _FORGOTTEN * last[1] <= now:
                 del self._pushed[key]

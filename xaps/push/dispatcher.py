@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import uuid
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Never
 
@@ -16,6 +17,11 @@ from twisted.python.failure import Failure
 
 from xaps.mailboxes import canonical, hashes, pushable
 from xaps.model import (
+    EXPIRED,
+    FORGOTTEN,
+    GONE,
+    REPLACED,
+    TRIMMED,
     Addressee,
     Delivered,
     Gone,
@@ -31,19 +37,28 @@ from xaps.model import (
 )
 from xaps.push.calm import Calm
 from xaps.push.expiry import Expiry
-from xaps.push.flags import EXPIRE_SLICE, Flag, Flags
+from xaps.push.flags import Flag, Flags
+from xaps.push.history import History
 from xaps.push.holds import OF_ONE_PHONE, Holds, Reason, TopicHolds
 from xaps.push.routes import Lane, Route, Routes
 from xaps.push.saving import FlagSaver
-from xaps.registry.interface import MAX_MAILBOXES, MAX_PER_USER, Dropped, IRegistry, RegistryError
+from xaps.registry.interface import (
+    MAX_MAILBOXES,
+    MAX_PER_USER,
+    IRegistry,
+    Registered,
+    RegistryError,
+)
 from xaps.system.complaints import Complaints
+from xaps.system.console import counted
 from xaps.system.coroutines import run
 
 LONGEST_DELAY = 900.0
 """Seconds between two tries of one push that failed, at the most."""
 
 SLICE = 16
-"""Pushes that are started in one go; between two slices the IMAP servers are served."""
+"""Pushes that are started in one go, and phones that are passed over before each, since something
+holds them back; between two slices the IMAP servers are served."""
 
 
 class Dispatcher:
@@ -52,8 +67,10 @@ class Dispatcher:
     :param routes: when a sender of these has room again, :meth:`pump` is to be called.
     :param wall: the time of day.
     :param push_interval: see :class:`~xaps.push.calm.Calm`.
-    :param on_outcome: told of each answer: the outcome, and the seconds since the first of the
-        events that the push was for, or since the start.
+    :param on_outcome: told of each answer: the outcome; the seconds since the first of the events
+        that the push was for, or since the start; and whether new mail was among them, from the
+        first of which they count then.
+    :ivar dropped: how many registrations were, by the reason, since the start.
     """
 
     _log = Logger()
@@ -70,7 +87,7 @@ class Dispatcher:
         push_interval: float,
         new_id: Callable[[], str] = lambda: str(uuid.uuid4()),
         jitter: Callable[[], float] = lambda: random.uniform(0.8, 1.2),  # noqa: S311 - no secret
-        on_outcome: Callable[[RegistrationKey, Outcome, float], None] = lambda *_: None,
+        on_outcome: Callable[[RegistrationKey, Outcome, float, bool], None] = lambda *_: None,
     ) -> None:
         self._clock = clock
         self._registry = registry
@@ -84,8 +101,10 @@ class Dispatcher:
         self._complaints = Complaints(self._log, clock.seconds)
         self.calm = Calm(push_interval)
         self.holds = Holds(clock.seconds, routes, self.calm)
-        self._saver = FlagSaver(clock, registry, self.flags)
-        self._expiry = Expiry(clock, registry, wall, self._forget)
+        self.history = History(wall)
+        self._saver = FlagSaver(clock, registry, self.flags, self.history)
+        self._expiry = Expiry(clock, registry, wall, lambda key: self._forget(key, EXPIRED))
+        self.dropped = Counter(dict.fromkeys((TRIMMED, REPLACED, EXPIRED, FORGOTTEN, *GONE), 0))
         self._pump_call: IDelayedCall | None = None
         self._all_answered: Deferred[None] | None = None
 
@@ -138,24 +157,25 @@ class Dispatcher:
 
         Fails with a temporary :class:`~xaps.model.Refused` when it cannot be stored.
         """
-        before = self._expiry.replace_before()
-        return self._registry.register(registration, replace_before=before).addCallbacks(
+        return self._registry.register(
+            registration, replace_before=self._expiry.replace_before()
+        ).addCallbacks(
             self._registered,
             self._refuse,
             callbackArgs=(registration,),
             errbackArgs=("Registration of {key} refused: {error}", registration.key),
         )
 
-    def _registered(self, dropped: Dropped | None, registration: Registration) -> None:
+    def _registered(self, found: Registered | None, registration: Registration) -> None:
         key = registration.key
-        if dropped is None:
+        if found is None:
             self._log.debug("{key} has registered again meanwhile", key=key)
             return
-        for other in dropped.replaced:
-            self._forget(other)
+        for other in found.replaced:
+            self._forget(other, REPLACED)
             self._log.info("Dropped {key}: replaced by a newer account id", key=other)
-        for other in dropped.too_many:
-            self._forget(other)
+        for other in found.too_many:
+            self._forget(other, TRIMMED)
             self._complaints.tell(
                 LogLevel.warn,
                 "Dropped {key}: user {key.user} has more than {phones} phones or {mailboxes} "
@@ -168,8 +188,13 @@ class Dispatcher:
         if self.holds.forget(key):
             self.flags.hasten([key], self._clock.seconds())
         self._arm()
-        count = len(registration.mailboxes)
-        self._log.debug("Registered {key} for {count} mailboxes", key=key, count=count)
+        # Phones do so daily: an administrator wants to hear of those that are new.
+        self._log.emit(
+            LogLevel.info if found.new else LogLevel.debug,
+            "Registered {key} for {mailboxes}" if found.new else "Renewed {key} for {mailboxes}",
+            key=key,
+            mailboxes=counted(len(registration.mailboxes), "mailbox"),
+        )
 
     def _refuse(self, failure: Failure, text: str, key: RegistrationKey | None = None) -> Never:
         failure.trap(RegistryError)
@@ -197,15 +222,16 @@ class Dispatcher:
         now = self._clock.seconds()
         for phone in phones:
             self.flags.notice(phone, notice.mailbox, new_mail=notice.new_mail, now=now)
+        self.history.noticed(notice, len(phones), now)
         if phones:
             self._arm()
-            self._saver.arm()
+        self._saver.arm()
         self._log.debug(
-            "Notice for {user}, {what} in {mailbox}: {phones} phones",
+            "Notice for {user}, {what} in {mailbox}: {phones}",
             user=notice.user,
             what="new mail" if notice.new_mail else "a change",
             mailbox=notice.mailbox,
-            phones=len(phones),
+            phones=counted(len(phones), "phone"),
         )
         return len(phones)
 
@@ -232,7 +258,10 @@ class Dispatcher:
             if way is None:
                 continue
             holds, route = way
-            while (flag := self.flags.first(lane, now)) is not None and flag.due <= now:
+            for _ in range(SLICE):
+                flag = self.flags.first(lane, now)
+                if flag is None or flag.due > now:
+                    break
                 hold = holds.on(flag.key, now)
                 if hold is None and route.sender.room() > 0:
                     return flag, holds, route
@@ -254,7 +283,11 @@ class Dispatcher:
                 route.credential is not credential or self._routes.route(holds.topic) is not route
             ):
                 outcome = RetryAfter(f"{outcome.reason}, for the credential before", 0.0)
-            self._on_outcome(key, outcome, self._clock.seconds() - flag.sent_since)
+            now = self._clock.seconds()
+            self.history.pushed(key, outcome, now - flag.sent_since, now)
+            new_mail = flag.sent_new_mail_since < math.inf
+            since = flag.sent_new_mail_since if new_mail else flag.sent_since
+            self._on_outcome(key, outcome, now - since, new_mail)
             if isinstance(outcome, Delivered):
                 self.calm.pushed(key, sent_at)  # any other has woken nobody
             self._learn(holds, key, outcome, probe=probe)
@@ -284,11 +317,13 @@ class Dispatcher:
         now = self._clock.seconds()
         key = flag.key
         match outcome:
-            case Delivered() if flag.renewed and flag.lane != holds.topic and not flag.dropped:
+            case Delivered() | Gone() if (
+                flag.renewed and flag.lane != holds.topic and not flag.dropped
+            ):
                 # It went out with a topic that the phone does not listen to any more.
                 self.flags.failed(flag, now, now)
             case Delivered():
-                self._log.debug("Pushed {key}", key=key)
+                self._log.debug("Pushed {key}: {names}", key=key, names=", ".join(flag.sent))
                 self.flags.answered(flag, now)
             case RetryAfter():
                 self._retry(flag, outcome)
@@ -342,11 +377,14 @@ class Dispatcher:
         # was under way, is back.
         until = registered_at if outcome.since is None else outcome.since
         try:
-            dropped = await self._registry.remove(key, registered_until=until)
+            dropped = await self._registry.remove(
+                key, registered_until=until, reason=outcome.reason
+            )
             if not dropped and await self._registry.get(key) is not None:
                 self._retry(flag, RetryAfter(outcome.reason))
                 return
             if dropped:
+                self.dropped[outcome.reason] += 1
                 self._log.info("Dropped {key}: APNs says {reason}", key=key, reason=outcome.reason)
         except RegistryError as error:
             self._complaints.tell(
@@ -377,6 +415,8 @@ class Dispatcher:
         return route.sender.send(push).addCallback(self._pushed_now, registration.key, holds)
 
     def _pushed_now(self, outcome: Outcome, key: RegistrationKey, holds: TopicHolds) -> Outcome:
+        self.history.pushed(key, outcome, None, self._clock.seconds())
+        self._saver.arm()
         if isinstance(outcome, Delivered):
             self._learn(holds, key, outcome, probe=True)
         self._arm()  # there may be room again
@@ -430,11 +470,12 @@ class Dispatcher:
         now = self._clock.seconds()
         for _ in self.flags.expire(now):
             await deferLater(self._clock, 0)
-        while self.calm.forget(now, EXPIRE_SLICE):
+        while self.calm.forget(now, SLICE):
             await deferLater(self._clock, 0)
         if self.flags.expired:
             self._log.warn(
-                "Gave up {count} pushes that waited for 24 hours", count=self.flags.expired
+                "Gave up {pushes} that waited for 24 hours",
+                pushes=counted(self.flags.expired, "push"),
             )
             self.flags.expired = 0
         await self._expiry.expire()
@@ -442,8 +483,16 @@ class Dispatcher:
     def forget(self, key: RegistrationKey) -> Deferred[bool]:
         """Drop a registration now, with what is owed to it; fires with whether there was one."""
         self._forget(key)
-        return self._registry.remove(key)
+        return self._registry.remove(key).addCallback(self._forgotten)
 
-    def _forget(self, key: RegistrationKey) -> None:
+    def _forgotten(self, dropped: bool) -> bool:
+        self.dropped[FORGOTTEN] += dropped
+        return dropped
+
+    def _forget(self, key: RegistrationKey, dropped: str | None = None) -> None:
+        """:param dropped: why its registration was."""
+        if dropped is not None:
+            self.dropped[dropped] += 1
         self.flags.drop(key)
         self.holds.forget(key)
+        self.history.forget(key)

@@ -1,4 +1,5 @@
-"""Writes the flags that wait to the registry, off the hot path and in time."""
+"""Writes the flags that wait to the registry, and with them what has happened, off the hot path
+and in time."""
 
 from __future__ import annotations
 
@@ -6,7 +7,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger, LogLevel
 
-from xaps.push.flags import Flags
+from xaps.push.flags import SAVE_AFTER, Flags
+from xaps.push.history import History
 from xaps.registry.interface import IRegistry
 from xaps.system.complaints import HOUR, Complaints
 
@@ -23,15 +25,19 @@ class FlagSaver:
     """Sees to it that a flag is on disk within a second, if it still waits by then.
 
     What cannot be written is written later: the flags keep it, and it is tried again each second,
-    at the stop as well.
+    at the stop as well. What has happened goes with it, or every ten seconds; if it cannot be
+    written, nothing that is owed is lost by that, and nobody waits for it.
     """
 
     _log = Logger()
 
-    def __init__(self, clock: IReactorTime, registry: IRegistry, flags: Flags) -> None:
+    def __init__(
+        self, clock: IReactorTime, registry: IRegistry, flags: Flags, history: History
+    ) -> None:
         self._clock = clock
         self._registry = registry
         self._flags = flags
+        self._history = history
         self._complaints = Complaints(self._log, clock.seconds)
         self._call: IDelayedCall | None = None
         self._saving: Deferred[None] | None = None
@@ -44,19 +50,25 @@ class FlagSaver:
     def trouble(self) -> str | None:
         """Why flags that wait have not been written for more than `PATIENCE`: they would be lost
         if the daemon ended now. ``None``: they are, or there are none."""
-        since = self._behind_since
-        if since is None or self._clock.seconds() - since <= PATIENCE:
-            return None
-        return self._error
+        now, since = self._clock.seconds(), self._behind_since
+        if since is None:  # what has happened may be what the disk hangs over, and they wait for it
+            since = self._flags.next_save(now)
+        return None if since is None or now - since <= PATIENCE else self._error
 
     def arm(self) -> None:
         """There may be something to write: do so when the oldest of it has waited long enough."""
-        if self._call is not None or self._saving is not None:
+        now, call = self._clock.seconds(), self._call
+        if self._saving is not None or (call is not None and call.getTime() <= now + SAVE_AFTER):
             return
-        now = self._clock.seconds()
-        at = self._flags.next_save(now)
-        if at is not None:
-            self._call = self._clock.callLater(max(SHORTEST, at - now), self._due)
+        times = (self._flags.next_save(now), self._history.next_save())
+        at = min((each for each in times if each is not None), default=None)
+        if at is None:
+            return
+        seconds = max(SHORTEST, at - now)
+        if call is None:
+            self._call = self._clock.callLater(seconds, self._due)
+        elif now + seconds < call.getTime():  # which is when what has happened is due
+            call.reset(seconds)
 
     def hasten(self) -> None:
         """Write from now on what waits, however short that has been, and begin at once."""
@@ -74,10 +86,11 @@ class FlagSaver:
 
     def _lose(self, finished: Deferred[None]) -> None:
         self._finished = None
-        self._log.critical(
-            "Pushes that wait could not be written to disk and are lost: {error}",
-            error=self._error,
-        )
+        if self._behind_since is not None:
+            self._log.critical(
+                "Pushes that wait could not be written to disk and are lost: {error}",
+                error=self._error,
+            )
 
     def _due(self) -> None:
         self._call = None
@@ -96,17 +109,32 @@ class FlagSaver:
         while True:
             now = self._clock.seconds()
             changed, cleared = self._flags.to_save(now, everything=self._everything)
-            if not changed:  # what is only to be forgotten costs no phone a push
-                self._behind_since = None
-            elif self._behind_since is None:
-                self._behind_since, self._error = now, NO_ANSWER
-            if not changed and not cleared:
+            failed = bool(changed) and self._behind_since is not None
+            if not failed:
+                # What is only to be forgotten costs no phone a push.
+                self._behind_since, self._error = now if changed else None, NO_ANSWER
+            at = self._history.next_save()
+            due = at is not None and (at <= now or self._everything)
+            if not changed and not cleared and not due:
                 return
+            # Flags that failed go alone: the rest may be what there is no room for.
+            past = ({}, {}) if failed else self._history.to_save()
             try:
-                await self._registry.save_flags(changed, cleared)
+                await self._registry.save_flags(changed, cleared, *past)
             except Exception as error:  # whatever it is, it has to be written later
                 self._error = str(error)
-                self._flags.save_failed(changed, cleared, self._clock.seconds())
+                now = self._clock.seconds()
+                self._flags.save_failed(changed, cleared, now)
+                self._history.save_failed(now, final=self._finished is not None)
+                if not changed and not cleared:
+                    self._complaints.tell(
+                        LogLevel.warn,
+                        "What happened last could not be written to disk: {error}",
+                        kind="history",
+                        every=HOUR,
+                        error=error,
+                    )
+                    return
                 self._complaints.tell(
                     LogLevel.critical,
                     "Pushes that wait could not be written to disk and would be lost if the daemon "
@@ -116,5 +144,7 @@ class FlagSaver:
                     error=error,
                 )
                 return
+            self._history.saved()
             self._behind_since = None
             self._complaints.over("unsaved")
+            self._complaints.over("history")

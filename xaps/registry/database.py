@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO
 from urllib.parse import quote
 
+from xaps.registry import history
 from xaps.registry.interface import RegistryError
 from xaps.registry.rows import FLAGS, REGISTRATIONS
 
@@ -109,6 +110,7 @@ MIGRATIONS = (
     CREATE INDEX registration_times
         ON registrations (user, account_id, device_token, registered_at, topic);
     """,
+    history.TABLES,
 )
 """What makes each version of the schema out of the one before; ``PRAGMA user_version`` counts
 them. What was released is never changed: a later version is one more entry."""
@@ -350,5 +352,6 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
         "mailbox, name FROM addressees",
         f"{FLAGS.columns} FROM flags",
         "source FROM imports",
+        *(f"{columns} FROM {table}" for table, columns in history.COLUMNS.items()),
     ):
         connection.execute(f"SELECT {columns} LIMIT 0")

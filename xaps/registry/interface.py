@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 import attrs
 from twisted.internet.defer import Deferred
 
-from xaps.model import Addressee, Registration, RegistrationKey, WaitingFlag
+from xaps.model import (
+    FORGOTTEN,
+    Addressee,
+    LastNotice,
+    LastPush,
+    NearUser,
+    Past,
+    Registration,
+    RegistrationKey,
+    WaitingFlag,
+)
 
 MAX_PER_USER = 100
 """Phones that one user can have registered."""
@@ -23,9 +33,11 @@ class RegistryError(Exception):
 
 
 @attrs.frozen
-class Dropped:
-    """What a registration has cost others of its user."""
+class Registered:
+    """What a registration was, and what it has cost others of its user."""
 
+    new: bool
+    """Its key was not there before."""
     replaced: tuple[RegistrationKey, ...] = ()
     """Older account ids of the same phone."""
     too_many: tuple[RegistrationKey, ...] = ()
@@ -43,8 +55,9 @@ class IRegistry(Protocol):
 
     def register(
         self, registration: Registration, *, replace_before: float | None = None
-    ) -> Deferred[Dropped | None]:
-        """Add or renew; fires when it is on disk, with the keys of what was dropped for it.
+    ) -> Deferred[Registered | None]:
+        """Add or renew; fires when it is on disk, with which of them it was and the keys of what
+        was dropped for it.
 
         That user's other account ids of the same device token go if they were last renewed before
         `replace_before`: iOS makes a new one when an account is added again, or a phone restored.
@@ -74,21 +87,44 @@ class IRegistry(Protocol):
         """When the latest registration was made; ``None``: there is none."""
 
     def remove(
-        self, key: RegistrationKey, *, registered_until: float | None = None
+        self,
+        key: RegistrationKey,
+        *,
+        registered_until: float | None = None,
+        reason: str = FORGOTTEN,
     ) -> Deferred[bool]:
         """Drop a registration (and its waiting flag), unless it was renewed after
         `registered_until`; fires with whether it was dropped."""
 
     def expire(self, registered_before: float) -> Deferred[Sequence[RegistrationKey]]:
-        """Drop some of what was last renewed before that time; fires with what was dropped. Ask
-        again until that is nothing."""
+        """Drop some of what was last renewed before that time, and all that is remembered of what
+        was before; fires with the registrations that were dropped. Ask again until there are
+        none."""
 
     def save_flags(
-        self, changed: Iterable[WaitingFlag], cleared: Iterable[RegistrationKey]
+        self,
+        changed: Iterable[WaitingFlag],
+        cleared: Iterable[RegistrationKey],
+        pushes: Mapping[RegistrationKey, LastPush] = ...,
+        notices: Mapping[str, LastNotice] = ...,
     ) -> Deferred[None]:
-        """Forget `cleared` and keep `changed`, in one transaction; fires when it is on disk. Flags
-        of registrations that do not exist (any more) are ignored. Registrations wait meanwhile:
-        give it some hundreds at a time."""
+        """Forget `cleared` and keep `changed`, in one transaction, and remember phones' last pushes
+        and users' last notices; fires when it is on disk. Flags and pushes of registrations that do
+        not exist (any more) are ignored. Registrations wait meanwhile: give it some hundreds at a
+        time."""
+
+    def past(self, user: str) -> Deferred[Past]:
+        """What is remembered of a user (compared lower-cased): the last notice, the last push to
+        each phone that is registered, and why others no longer are."""
+
+    def last_pushes(
+        self, first: RegistrationKey, last: RegistrationKey
+    ) -> Deferred[Mapping[RegistrationKey, LastPush]]:
+        """The last push to each phone from the one to the other, in the order of their keys."""
+
+    def near(self, user: str) -> Deferred[Sequence[NearUser]]:
+        """A few users with a name like this one (compared lower-cased), of whom a phone is
+        registered or a notice remembered."""
 
     def flags(self, after: RegistrationKey | None = None) -> Deferred[Sequence[WaitingFlag]]:
         """Some flags, in pages as :meth:`page` gives them."""

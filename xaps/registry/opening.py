@@ -16,6 +16,7 @@ from xaps.registry.groupcommit import Run
 from xaps.registry.interface import RegistryError
 from xaps.registry.rows import REGISTRATIONS, RowReader
 from xaps.registry.sqlite import BUSY_TIMEOUT, SQLiteRegistry, add_if_newer
+from xaps.system.console import counted
 
 BESIDE = "database.sqlite3"
 """The registry's name where ``databaseFile`` names a file of the Go daemon."""
@@ -120,11 +121,11 @@ def _import(
     for problem in found.problems:
         _log.warn("{source}: not imported: {problem}", source=str(source), problem=problem)
     _log.info(
-        "{source}: {added} of its {count} usable registrations were imported into {path},"
-        " {problems} entries cannot be used; from now on the daemon reads and writes only {path}",
+        "{source}: imported {added} of {count} into {path}, {problems} cannot be used; from now on"
+        " the daemon reads and writes only {path}",
         source=str(source),
         added=added,
-        count=len(found.registrations),
+        count=counted(len(found.registrations), "usable registration"),
         path=str(path),
-        problems=len(found.problems),
+        problems=counted(len(found.problems), "entry"),
     )

@@ -5,18 +5,33 @@ from __future__ import annotations
 import contextlib
 import math
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred, execute
 
 from xaps.mailboxes import canonical
-from xaps.model import Addressee, Registration, RegistrationKey, WaitingFlag, lower
-from xaps.registry import rows
+from xaps.model import (
+    EXPIRED,
+    FORGOTTEN,
+    REPLACED,
+    TRIMMED,
+    Addressee,
+    LastNotice,
+    LastPush,
+    NearUser,
+    Past,
+    Registration,
+    RegistrationKey,
+    WaitingFlag,
+    lower,
+)
+from xaps.registry import history, rows
 from xaps.registry.database import APPLICATION_ID, explaining, open_reader
 from xaps.registry.groupcommit import GroupCommit, Run
-from xaps.registry.interface import MAX_MAILBOXES, MAX_PER_USER, Dropped
+from xaps.registry.interface import MAX_MAILBOXES, MAX_PER_USER, Registered
 from xaps.registry.rows import ADDRESSEES, END_OF_TIME, FLAGS, PAGE, REGISTRATIONS, RowReader, Table
 
 MAX_PENDING = 10_000
@@ -78,6 +93,7 @@ TRIM = """
     )
     RETURNING user, account_id, device_token
 """
+IS_KNOWN = f"SELECT EXISTS (SELECT 1 FROM registrations WHERE {_KEY})"
 REMOVE = f"DELETE FROM registrations WHERE {_KEY} AND registered_at <= ?"
 EXPIRE = f"""
     DELETE FROM registrations WHERE (user, account_id, device_token) IN (
@@ -130,8 +146,13 @@ class SQLiteRegistry:
         return found.addCallback(lambda found: found[0] if found else None)
 
     def _select(self, table: Table[T], statement: str, *parameters: str) -> Sequence[T]:
+        return self._read(
+            lambda reader: self._rows.good(table, reader.execute(statement, parameters))
+        )
+
+    def _read(self, read: Callable[[sqlite3.Connection], T]) -> T:
         with explaining(self._path):
-            return self._rows.good(table, self._reader.execute(statement, parameters))
+            return read(self._reader)
 
     def page(self, after: RegistrationKey | None = None) -> Deferred[Sequence[Registration]]:
         return self._page(REGISTRATIONS, after)
@@ -150,18 +171,22 @@ class SQLiteRegistry:
 
     def register(
         self, registration: Registration, *, replace_before: float | None = None
-    ) -> Deferred[Dropped | None]:
+    ) -> Deferred[Registered | None]:
         key = registration.key
         values = (*rows.registration_columns(registration), self._wall())
 
-        def register(connection: sqlite3.Connection) -> Dropped | None:
+        def register(connection: sqlite3.Connection) -> Registered | None:
+            (known,) = connection.execute(IS_KNOWN, rows.key_columns(key)).fetchone()
             if not connection.execute(REGISTER, values).rowcount:
                 return None
             replaced: list[RegistrationKey] = []
             if replace_before is not None:
                 parameters = (*rows.key_columns(key), replace_before)
                 replaced = _keys(connection.execute(REPLACE, parameters).fetchall())
-            return Dropped(tuple(replaced), tuple(_trim(connection, key, self._bounds)))
+            trimmed = _trim(connection, key, self._bounds)
+            history.dropped(connection, replaced, REPLACED, self._wall())
+            history.dropped(connection, trimmed, TRIMMED, self._wall())
+            return Registered(not known, tuple(replaced), tuple(trimmed))
 
         return self._writer.write(register)
 
@@ -171,26 +196,39 @@ class SQLiteRegistry:
         return self._writer.write(lambda connection: add_if_newer(connection, added, self._bounds))
 
     def remove(
-        self, key: RegistrationKey, *, registered_until: float | None = None
+        self,
+        key: RegistrationKey,
+        *,
+        registered_until: float | None = None,
+        reason: str = FORGOTTEN,
     ) -> Deferred[bool]:
         until = math.inf if registered_until is None else registered_until
-        return self._writer.write(
-            lambda connection: (
-                connection.execute(REMOVE, (*rows.key_columns(key), until)).rowcount > 0
-            )
-        )
+
+        def remove(connection: sqlite3.Connection) -> bool:
+            if connection.execute(REMOVE, (*rows.key_columns(key), until)).rowcount <= 0:
+                return False
+            history.dropped(connection, [key], reason, self._wall())
+            return True
+
+        return self._writer.write(remove)
 
     def expire(self, registered_before: float) -> Deferred[Sequence[RegistrationKey]]:
         def expire(connection: sqlite3.Connection) -> Sequence[RegistrationKey]:
             while found := connection.execute(EXPIRE, (registered_before,)).fetchall():
                 if keys := _keys(found):
+                    history.dropped(connection, keys, EXPIRED, self._wall())
                     return keys
+            history.expire(connection, registered_before)
             return []
 
         return self._writer.write(expire)
 
     def save_flags(
-        self, changed: Iterable[WaitingFlag], cleared: Iterable[RegistrationKey]
+        self,
+        changed: Iterable[WaitingFlag],
+        cleared: Iterable[RegistrationKey],
+        pushes: Mapping[RegistrationKey, LastPush] = MappingProxyType({}),
+        notices: Mapping[str, LastNotice] = MappingProxyType({}),
     ) -> Deferred[None]:
         # Listed now: the caller may go on changing what these come from.
         flags, keys = list(changed), list(cleared)
@@ -198,8 +236,24 @@ class SQLiteRegistry:
         def save(connection: sqlite3.Connection) -> None:
             connection.executemany(CLEAR_FLAG, map(rows.key_columns, keys))
             connection.executemany(SAVE_FLAG, map(rows.flag_columns, flags))
+            history.save(connection, pushes, notices)
 
         return self._writer.write(save)
+
+    def past(self, user: str) -> Deferred[Past]:
+        return execute(self._read, lambda connection: history.past(connection, lower(user)))
+
+    def last_pushes(
+        self, first: RegistrationKey, last: RegistrationKey
+    ) -> Deferred[Mapping[RegistrationKey, LastPush]]:
+        between = (*rows.key_columns(first), *rows.key_columns(last))
+        return execute(
+            self._read,
+            lambda connection: history.pushes(connection.execute(history.PUSHES, between)),
+        )
+
+    def near(self, user: str) -> Deferred[Sequence[NearUser]]:
+        return self._writer.read(lambda connection: history.near(connection, lower(user)))
 
     def probe(self) -> Deferred[None]:
         # What a file is of does not change, and is written all the same.

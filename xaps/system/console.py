@@ -1,4 +1,5 @@
-"""What the commands print: kept until they end, and then written where one error can be told."""
+"""What people read: how the commands print it, kept until they end and then written where one error
+can be told, and its words."""
 
 from __future__ import annotations
 
@@ -7,11 +8,14 @@ import io
 import os
 import sys
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import TextIO
 
 CANNOT_WRITE = 2
 """The exit status when standard output cannot be written."""
+
+_UNITS = (("day", 86400), ("hour", 3600), ("minute", 60), ("second", 1))
 
 
 def run(name: str, main: Callable[[TextIO, TextIO], int]) -> int:
@@ -48,6 +52,17 @@ def opened(stream: TextIO | None) -> TextIO:
     return stream
 
 
+def confirmed(question: str) -> bool | None:
+    """Whether who sits at the terminal says yes; ``None``: standard input is no terminal.
+
+    It is asked at once, on standard error as it was before :func:`run` began to keep things."""
+    if sys.stdin is None or sys.__stderr__ is None or not sys.stdin.isatty():
+        return None
+    sys.__stderr__.write(f"{question} [y/N] ")
+    sys.__stderr__.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
 def one_line(text: str) -> str:
     """The text on one line: line ends and other characters that do not print, as escapes."""
     if text.isprintable():
@@ -56,6 +71,35 @@ def one_line(text: str) -> str:
         character if character.isprintable() else character.encode("unicode_escape").decode()
         for character in text
     )
+
+
+def counted(number: int, noun: str) -> str:
+    """So many of them: ``1 push``, ``2 pushes``."""
+    if number == 1:
+        return f"1 {noun}"
+    if noun.endswith(("sh", "x")):
+        return f"{number} {noun}es"
+    return f"{number} {noun[:-1]}ies" if noun.endswith("ry") else f"{number} {noun}s"
+
+
+def moment(seconds: float) -> str:
+    """A time, in this machine's time zone."""
+    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")
+
+
+def duration(seconds: float) -> str:
+    """So long, in the two largest units that are not zero."""
+    if seconds < 0:
+        return f"{duration(-seconds)} ago" if seconds <= -1 else "0 seconds"
+    parts = []
+    rest = int(seconds)
+    for unit, length in _UNITS:
+        number, rest = divmod(rest, length)
+        if number:
+            parts.append(counted(number, unit))
+        elif parts:
+            break
+    return " ".join(parts[:2]) or "0 seconds"
 
 
 def _held(data: io.BytesIO, stream: TextIO) -> TextIO:

@@ -14,17 +14,25 @@ from pathlib import Path
 
 
 def replace_file(
-    path: Path, data: bytes, mode: int = 0o600, *, sync: Callable[[int], None] = os.fsync
+    path: Path,
+    data: bytes,
+    mode: int = 0o600,
+    *,
+    owner: tuple[int, int] | None = None,
+    sync: Callable[[int], None] = os.fsync,
 ) -> None:
     """Put `data` at `path` in one step; when this returns it is on disk.
 
     A symbolic link is followed: what it points to is replaced. The file is new, so that its owner
     is the one of this process and its permissions are `mode`, whatever they were before.
 
+    :param owner: the user and the group to give it to, which only root can. A symbolic link is
+        replaced itself then: that user, whose folder it may be, could have it point to anything.
     :param sync: puts what a descriptor stands for on disk.
     :raises OSError: the file at `path` is then untouched and no temporary file is left.
     """
-    path = Path(os.path.realpath(path))
+    if owner is None:
+        path = Path(os.path.realpath(path))
     # mkstemp makes the file with mode 0600: a private key is at no time open to others.
     fd, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".new", dir=path.parent)
     try:
@@ -32,6 +40,8 @@ def replace_file(
             file.write(data)
             file.flush()
             os.fchmod(fd, mode)
+            if owner is not None:
+                os.fchown(fd, *owner)
             sync(fd)
         Path(temporary).replace(path)
     except BaseException:

@@ -10,6 +10,8 @@ from typing import TextIO
 
 from twisted.logger import Logger
 
+from xaps.system.console import counted
+
 ROOM = 1024 * 1024
 """Bytes of lines that may wait to be written; what comes then is lost, and counted."""
 
@@ -68,11 +70,11 @@ class LogWriter:
                 self._lost += lost
                 if not lost and self._lost:
                     # After the lines that came before those, and before what comes now.
-                    count, self._lost = self._lost, 0
+                    lines, self._lost = counted(self._lost, "line"), 0
                     self._log.error(
-                        "{count} lines of the log are lost: who reads it did not take them in "
+                        "{lines} of the log lost: who reads it did not take them in "
                         "time, or there was no room for them",
-                        count=count,
+                        lines=lines,
                     )
                 self._changed.notify_all()
 

@@ -10,6 +10,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, MutableMapping
+from typing import Any
 
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IReactorTime
@@ -17,8 +18,9 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-STATUS_INTERVAL = 10.0
-"""Seconds between two looks at whether the status has changed."""
+STATUS_INTERVAL = 1.0
+"""Seconds between two looks at whether the status has changed. One counts the phones, which takes
+some milliseconds in another thread if there are very many."""
 
 
 class Supervision:
@@ -54,7 +56,7 @@ class Supervision:
         if self._address:
             self._loop.start(self._interval).addErrback(self._broken)
 
-    def reloading(self, done: Deferred[None]) -> None:
+    def reloading(self, done: Deferred[Any]) -> None:
         """What can be read anew is being read anew, until `done` fires."""
         if self._loop.running:
             microseconds = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
@@ -82,17 +84,20 @@ class Supervision:
     def _tell_status(self, text: str) -> None:
         self._asking = False
         if text != self._told and self._loop.running:
-            self._told = text
-            self._tell("STATUS=" + " ".join(text.split()))
+            # What systemd did not take is told again.
+            self._told = text if self._tell("STATUS=" + " ".join(text.split())) else ""
 
     def _broken(self, failure: Failure) -> None:
         self._asking = False
         self._log.failure("The status could not be told to systemd", failure)
 
-    def _tell(self, *lines: str) -> None:
+    def _tell(self, *lines: str) -> bool:
+        """Whether systemd has taken it."""
         if not self._address:
-            return
+            return False
         kind = socket.SOCK_DGRAM | socket.SOCK_NONBLOCK
         # If systemd does not take it there is nothing better to do than to go on.
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, kind) as sender:
             sender.sendto("\n".join(lines).encode(), self._address)
+            return True
+        return False

@@ -21,12 +21,12 @@ from tests.credentials.apple.case import (
     AppleCase,
 )
 from tests.pki import make_rsa_key
-from xaps.config.reading import Config
+from xaps.config.table import Config, CredentialSettings
 from xaps.credentials.apple.messages import MAIL, SERVICES, ServiceError
 from xaps.credentials.apple.source import RENEW_BEFORE, AppleIdSource
 from xaps.credentials.apple.store import Stored
 from xaps.credentials.keeper import CredentialKeeper
-from xaps.credentials.sources import source_from_config
+from xaps.credentials.sources import sources_from_config
 from xaps.model import Credential
 
 
@@ -267,43 +267,70 @@ class TwoYearsTests(AppleCase):
 
 
 class ConfigurationTests(AppleCase):
-    def test_the_apple_id_becomes_a_source_with_what_belongs_to_it(self) -> None:
-        config = Config(
+    def config(self, *entries: CredentialSettings) -> Config:
+        return Config(
             database_file=self.folder / "database.sqlite",
+            credentials=entries,
+            certificate_service=URL,
+        )
+
+    def test_the_apple_id_becomes_a_source_with_what_belongs_to_it(self) -> None:
+        entry = CredentialSettings(
             apple_id=ACCOUNT.apple_id,
             apple_id_hashed_password=HASH,
             server_identity=self.identity,
-            certificate_service=URL,
         )
-        source = source_from_config(config, self.ask)
+        (configured,) = sources_from_config(self.config(entry), self.ask)
+        source = configured.source
         assert isinstance(source, AppleIdSource)
         self.source = source
         self.assertEqual(source.name, "appleId alice@example.org")
         self.assertTrue(self.renew())
         self.assertTrue(self.store.path.exists())
-        without = source_from_config(config)
+        without = sources_from_config(self.config(entry))[0].source
         assert without is not None
         self.clock.advance(340 * DAY)
         self.assertIs(self.successResultOf(without.renew(self.clock.seconds())), False)
 
-    def test_a_file_wins_over_the_apple_id_and_the_log_says_so(self) -> None:
-        config = Config(
-            database_file=self.folder / "d",
-            certificate_file_pem=Path("a"),
-            apple_id=ACCOUNT.apple_id,
+    def test_no_apple_id_overwrites_what_was_issued_to_another(self) -> None:
+        first, second = (
+            CredentialSettings(
+                apple_id=name, apple_id_hashed_password=HASH, server_identity=self.identity
+            )
+            for name in (ACCOUNT.apple_id, "bob@example.org")
         )
-        source = source_from_config(config)
-        assert source is not None
-        self.assertEqual(source.name, "certificateFilePem a")
+        file = CredentialSettings(certificate_file_pem=Path("a"))
+        issued = []
+        for entries in ((first,), (file, first, second), (first, second)):
+            alice, *others = (
+                configured.source
+                for configured in sources_from_config(self.config(*entries), self.ask)
+                if isinstance(configured.source, AppleIdSource)
+            )
+            self.source = alice
+            self.renew()
+            issued.append(self.credential())
+            for self.source in others:
+                self.renew()  # in vain: the service knows Alice alone
+                self.assertIn("refused", str(self.source.load(BEGIN).errors))
+        self.assertEqual(issued, 3 * issued[:1])
+        self.assertEqual(len(list(self.folder.glob("apple-certificates*.json"))), 2)
+        self.apple.wrong.clear()
+
+    def test_a_file_wins_over_the_apple_id_and_the_log_says_so(self) -> None:
+        entry = CredentialSettings(certificate_file_pem=Path("a"), apple_id=ACCOUNT.apple_id)
+        (configured,) = sources_from_config(self.config(entry))
+        assert configured.source is not None
+        self.assertEqual(configured.source.name, "certificateFilePem a")
         told = [("info", "certificateFilePem a is used, not appleId")]
         self.assertEqual(self.logged, told)
-        source_from_config(attrs.evolve(config, apple_id=None))
+        sources_from_config(self.config(attrs.evolve(entry, apple_id=None)))
         self.assertEqual(self.logged, told)
 
     def test_what_was_imported_is_used_without_any_key_in_the_configuration(self) -> None:
-        config = Config(database_file=self.folder / "database.sqlite")
-        self.assertIsNone(source_from_config(config))
+        config = self.config(CredentialSettings())
+        self.assertIsNone(sources_from_config(config)[0].source)
         self.store.write(Stored(GENERATION))
-        source = source_from_config(config)
-        assert source is not None
-        self.assertIsNotNone(source.load(BEGIN).credential)
+        (configured,) = sources_from_config(config)
+        assert configured.source is not None
+        self.assertIsNotNone(configured.source.load(BEGIN).credential)

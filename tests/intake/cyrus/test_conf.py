@@ -114,3 +114,108 @@ class ReadImapdConfTests(SynchronousTestCase):
             ],
         )
         self.assertIn("its default", self.read("a: b\n").problems[-1])
+
+
+class ServicesTests(SynchronousTestCase):
+    """What is for one service of ``cyrus.conf`` alone."""
+
+    def setUp(self) -> None:
+        self.folder = Path(self.mktemp())
+        self.folder.mkdir()
+        self.path = self.folder / "imapd.conf"
+        self.services('imap cmd="imapd -U 30"', 'lmtpunix cmd="lmtpd"')
+
+    def services(self, *lines: str) -> None:
+        text = "START {\n}\nSERVICES {\n" + "".join(f"  {line}\n" for line in lines) + "}\n"
+        (self.folder / "cyrus.conf").write_text(text)
+
+    def read(self, text: str) -> ImapdConf:
+        self.path.write_text(GOOD + text)
+        return read_imapd_conf(self.path, SOCKET)
+
+    def problems(self, text: str) -> list[str]:
+        return [each.removeprefix(f"{self.path}: ") for each in self.read(text).problems]
+
+    def test_phones_name_mailboxes_as_imap_does(self) -> None:
+        usual, own = "altnamespace: no\nunixhierarchysep: no\n", "IMAP_AltNamespace: yes\n"
+        for text in (usual + own, own + usual):
+            found = self.read(text)
+            self.assertEqual(found.settings, CyrusSettings(altnamespace=True))
+            self.assertEqual(found.problems, ())
+        # how Sieve names folders concerns nobody here
+        self.assertFalse(self.read(usual + "lmtpunix_altnamespace: yes\n").settings.altnamespace)
+
+    def test_phones_come_to_the_service_with_tls(self) -> None:
+        self.services("imap cmd=imapd", 'imaps listen="imaps" cmd="/usr/sbin/imapd -s -U 30"')
+        self.assertFalse(self.read("imaps_altnamespace: no\n").settings.altnamespace)
+        self.assertEqual(
+            self.problems("imaps_altnamespace: no\n"),
+            [
+                "altnamespace is no for imaps and not set for imap: xapsd goes by imaps, and "
+                "phones that use another service are not told of mail in folders; make them the "
+                "same"
+            ],
+        )
+
+    def test_where_services_differ_in_what_matters_it_is_told(self) -> None:
+        self.services('imap cmd="imapd"', 'two cmd="imapd"', 'lmtpunix cmd="lmtpd"')
+        for option, value, service in (
+            ("altnamespace", "no", "two"),
+            ("userprefix", "Others", "two"),
+            ("sharedprefix", "All", "two"),
+            ("aps_topic", "com.apple.mail.XServer.other", "two"),
+            ("unixhierarchysep", "off", "lmtpunix"),
+            ("virtdomains", "userid", "lmtpunix"),
+            ("defaultdomain", "dom.test", "lmtpunix"),
+        ):
+            [said] = self.problems(f"{service}_{option}: {value}\n")
+            self.assertTrue(said.startswith(f"{option} is "), said)
+            self.assertIn(f" and {value} for {service}: xapsd goes by imap, and", said)
+        names, _ = self.problems("two_unixhierarchysep: no\n")
+        self.assertIn("phones that use another service are not told", names)
+        for text in (
+            "altnamespace: on\ntwo_altnamespace: 1\n",
+            "lmtpunix_altnamespace: no\n",
+            "lmtpunix_aps_topic: other\n",
+            "nosuch_altnamespace: no\n",
+        ):
+            self.assertEqual(self.problems(text), [])
+
+    def test_what_keeps_push_from_working_is_told_of_the_service(self) -> None:
+        self.path.write_text(
+            "imap_aps_topic: com.apple.mail.XServer.test\nimap_event_notifier: xapsd\n"
+            f"event_groups: flags\nimap_event_groups: message applepushservice\n"
+            f"notifysocket: {SOCKET}\nlmtpunix_notifysocket: /run/x\n"
+        )
+        found = read_imapd_conf(self.path, SOCKET)
+        self.assertEqual(found.aps_topic, "com.apple.mail.XServer.test")
+        self.assertEqual(
+            [each.removeprefix(f"{self.path}: for lmtpunix: ") for each in found.problems],
+            [
+                "event_notifier is missing: Cyrus tells of no events; set it to xapsd",
+                "event_groups lacks message; add it",
+                f"notifysocket is /run/x, but cyrusSocket is {SOCKET}: make them the same",
+            ],
+        )
+
+    def test_an_option_that_is_set_twice_for_a_service_is_refused(self) -> None:
+        text = "imap_altnamespace: yes\nimap_altnamespace: no\n"
+        error = self.assertRaises(ImapdConfError, self.read, text)
+        self.assertIn("imap_altnamespace is set a second time", str(error))
+
+    def test_values_of_services_are_checked_too(self) -> None:
+        error = self.assertRaises(ImapdConfError, self.read, "imap_altnamespace: maybe\n")
+        self.assertEqual(str(error), f"{self.path}:5: 'maybe' is not yes or no")
+
+    def test_without_a_cyrus_conf_services_are_the_usual_ones(self) -> None:
+        (self.folder / "cyrus.conf").unlink()
+        self.assertEqual(self.read("").problems, ())
+        own = "imap_altnamespace: no\nimaps_altnamespace: no\n"
+        found = self.read(own)
+        self.assertFalse(found.settings.altnamespace)
+        beside = self.folder / "cyrus.conf"
+        usual = "imap, imaps, lmtpunix"
+        self.assertEqual(
+            found.problems,
+            (f"{beside}: tells of no services, so they are taken to be {usual}",),
+        )

@@ -107,7 +107,7 @@ class ReadTests(SynchronousTestCase):
             ("MessageTrash", False),
             ("MessageExpunge", False),
         ):
-            expected = Event(Mailbox("alice", ""), is_new, ALICES)
+            expected = Event((Mailbox("alice", ""),), is_new, ALICES)
             self.assertEqual(self.read(datagram(MAIL | {"event": name})), expected)
 
     def test_what_is_not_about_mail_is_skipped_with_the_reason(self) -> None:
@@ -276,7 +276,7 @@ class MayReadTests(SynchronousTestCase):
 
 
 class NoticesTests(SynchronousTestCase):
-    notes = Event(Mailbox("alice", "", ("Notes",)), False, ALICES + "bob\tlrs\t")
+    notes = Event((Mailbox("alice", "", ("Notes",)),), False, ALICES + "bob\tlrs\t")
 
     def test_the_owner_hears_by_the_owners_name(self) -> None:
         for settings, name in ((DEBIAN, "INBOX.Notes"), (ALT, "Notes")):
@@ -295,7 +295,7 @@ class NoticesTests(SynchronousTestCase):
         followers = Followers(ALT)
         for user in ("bob", "carol", "dave"):
             followers.remember(registration(user, "Shared Folders.news"))
-        event = Event(Mailbox("", "", ("news",)), True, "anyone\tlrs\t-dave\tr\t")
+        event = Event((Mailbox("", "", ("news",)),), True, "anyone\tlrs\t-dave\tr\t")
         found = followers.notices(event)
         expected = [Notice(user, "Shared Folders.news", True) for user in ("bob", "carol")]
         self.assertEqual(found, expected)
@@ -312,6 +312,19 @@ class NoticesTests(SynchronousTestCase):
         found = followers.notices(attrs.evolve(self.notes, acl=None))
         self.assertEqual([notice.user for notice in found], ["alice", "bob"])
 
+    def test_an_at_sign_in_a_folder_is_a_domain_or_not_as_the_acl_says(self) -> None:
+        settings = attrs.evolve(DEBIAN, virt_domains=True)
+        followers = Followers(settings)
+        uri = "imap://host/user.alice.x%40dom.test;UIDVALIDITY=1"
+        for owner, expected in (
+            ("alice", Notice("alice", "INBOX.x@dom.test", True)),
+            ("alice@dom.test", Notice("alice@dom.test", "INBOX.x", True)),
+        ):
+            message = MAIL | {"uri": uri, "vnd.cmu.mailboxACL": f"{owner}\tlrs\t"}
+            said = read(datagram(message), NOW, settings)
+            assert isinstance(said, Event)
+            self.assertEqual(followers.notices(said), [expected])
+
     def test_unusual_spellings_of_ones_own_mailbox_are_heard_too(self) -> None:
         followers = Followers(DEBIAN)
         followers.remember(registration("alice", "inbox", "inbox.Notes", "INBOX.Notes"))
@@ -322,7 +335,7 @@ class NoticesTests(SynchronousTestCase):
         followers = Followers(DEBIAN)
         followers.remember(registration("alice", "INBOX", "inbox", "INBOX.Notes"))
         for path, name in (((), "INBOX"), (("Notes",), "INBOX.Notes")):
-            event = Event(Mailbox("alice", "", path), True, None)
+            event = Event((Mailbox("alice", "", path),), True, None)
             self.assertEqual(followers.notices(event), [Notice("alice", name, True)])
 
     def test_over_the_limit_a_users_oldest_names_are_forgotten(self) -> None:
@@ -331,7 +344,7 @@ class NoticesTests(SynchronousTestCase):
         followers.remember(registration("bob", "a", "b"))
         followers.remember(registration("bob", "a"))
         followers.remember(registration("bob", "c"))
-        events = {name: Event(Mailbox("", "", (name,)), True, None) for name in "abc"}
+        events = {name: Event((Mailbox("", "", (name,)),), True, None) for name in "abc"}
         heard = {
             name: [notice.user for notice in followers.notices(event)]
             for name, event in events.items()

@@ -480,8 +480,10 @@ class CyrusListenerTests(SynchronousTestCase):
         self.reactor.pump([60] * (24 * 60 - 2))
         with capturedLogs() as logs:
             self.reactor.pump([60] * 5)
-        lost = [(log["count"], log["reason"]) for log in logs if log["log_level"] == LogLevel.error]
-        self.assertEqual(lost, [(1, "the disk is full")])
+        lost = [
+            (log["events"], log["reason"]) for log in logs if log["log_level"] == LogLevel.error
+        ]
+        self.assertEqual(lost, [("1 event", "the disk is full")])
         del self.handler.got[:]
         self.reactor.pump([60] * 5)
         self.assertEqual(self.handler.got, [])
@@ -494,8 +496,10 @@ class CyrusListenerTests(SynchronousTestCase):
         del self.handler.got[:]
         with capturedLogs() as logs:
             self.reactor.advance(1)
-        lost = [(log["count"], log["reason"]) for log in logs if log["log_level"] == LogLevel.error]
-        self.assertEqual(lost, [(2, "the disk is full")])
+        lost = [
+            (log["events"], log["reason"]) for log in logs if log["log_level"] == LogLevel.error
+        ]
+        self.assertEqual(lost, [("2 events", "the disk is full")])
         names = [got.mailbox for got in self.handler.got if isinstance(got, Notice)]
         self.assertEqual(names, [f"INBOX.folder{number}" for number in range(2, MAX_RETRIED + 2)])
 
@@ -534,7 +538,9 @@ class CyrusListenerTests(SynchronousTestCase):
         self.start()
         with capturedLogs() as logs:
             self.drain.frames((LOST, b"17"))
-        self.assertEqual([(log["log_level"], log["count"]) for log in logs], [(LogLevel.error, 17)])
+        self.assertEqual(
+            [(log["log_level"], log["events"]) for log in logs], [(LogLevel.error, "17 events")]
+        )
 
     def test_what_the_draining_process_says_when_it_breaks_down_is_told(self) -> None:
         self.start()
@@ -687,8 +693,10 @@ class CyrusListenerTests(SynchronousTestCase):
             self.drain.end()
             self.work()
         self.successResultOf(stopped)
-        lost = [(log["count"], log["reason"]) for log in logs if log["log_level"] == LogLevel.error]
-        self.assertEqual(lost, [(2, "the disk is full")])
+        lost = [
+            (log["events"], log["reason"]) for log in logs if log["log_level"] == LogLevel.error
+        ]
+        self.assertEqual(lost, [("2 events", "the disk is full")])
 
     def test_a_drain_that_is_to_be_started_again_still_empties_the_socket_at_the_stop(self) -> None:
         listener = self.start()

@@ -30,6 +30,7 @@ from xaps.credentials.certificate import (
     CertificateInfo,
     CredentialError,
     certificate_info,
+    make_key,
     utc_text,
 )
 from xaps.credentials.loading import LoadResult, Run, read_file, read_password
@@ -43,11 +44,6 @@ RENEW_BEFORE = 30 * DAY
 Ask = Callable[[str, bytes], Deferred[bytes]]
 """Sends a body to an URL of the service; fires with the body of the answer, or fails with
 :class:`ServiceError`."""
-
-
-def make_key() -> rsa.RSAPrivateKey:
-    """A new key, as the service wants it; takes up to a second."""
-    return rsa.generate_private_key(public_exponent=65537, key_size=2048)
 
 
 class AppleIdSource:
@@ -149,17 +145,27 @@ class AppleIdSource:
             return False
         url, body, keys, stored = attempt
         schedule = stored.schedule
-        self._log.info("Asking Apple's certificate service for certificates: {url}", url=url)
+        self._log.info(
+            "{name}: asking Apple's certificate service for certificates: {url}",
+            name=self.name,
+            url=url,
+        )
         try:
             answer = await self._ask(url, body)
             issued = await self._run(partial(_issued, keys, answer))
         except ServiceError as error:
             next_attempt = utc_text(schedule.next(self._settings))
-            self._log.warn("{error}. Next attempt at {next}", error=error, next=next_attempt)
+            self._log.warn(
+                "{name}: {error}. Next attempt at {next}",
+                name=self.name,
+                error=error,
+                next=next_attempt,
+            )
             stored = attrs.evolve(stored, schedule=attrs.evolve(schedule, reason=str(error)))
         else:
             self._log.info(
-                "Apple's certificate service issued certificates, for Mail valid until {until}",
+                "{name}: Apple's certificate service has issued certificates, valid until {until}",
+                name=self.name,
                 until=utc_text(issued[MAIL].not_after),
             )
             # What was issued before stays for the services that got nothing now.

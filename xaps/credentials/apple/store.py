@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -60,12 +61,18 @@ class Stored:
 
 
 class AppleStore:
-    """The file. Every method reads or writes it: call it in a thread."""
+    """The file. Every method reads or writes it: call it in a thread.
+
+    :param apple_id: whose file it is, where it is not that of the first Apple ID.
+    """
 
     _log = Logger()
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "apple-certificates.json"
+    def __init__(self, folder: Path, apple_id: str | None = None) -> None:
+        name = "apple-certificates"
+        if apple_id is not None:
+            name += f"-{hashlib.sha256(apple_id.encode()).hexdigest()[:16]}"
+        self.path = folder / f"{name}.json"
 
     def exists(self) -> bool:
         """Whether anything was ever issued or imported, or at least nobody can tell."""

@@ -33,7 +33,8 @@ _FIELDS = FieldNames("user", "apsAccountId", "apsDeviceToken", "apsSubtopic", "m
 
 @attrs.frozen
 class Event:
-    mailbox: Mailbox
+    mailboxes: tuple[Mailbox, ...]
+    """Where it happened: in one of these, see :func:`xaps.intake.cyrus.names.from_uri`."""
     new_mail: bool
     acl: str | None
     """Who may do what there, as Cyrus keeps it; ``None`` if the event did not say."""
@@ -71,10 +72,10 @@ def read(datagram: bytes, now: float, settings: CyrusSettings) -> Registration |
     uri = _optional(fields, "uri")
     if uri is None:
         raise Refused("uri is missing")
-    mailbox = from_uri(uri, settings)
-    if mailbox is None:
+    found = from_uri(uri, settings)
+    if not found:
         raise Refused(f"uri {quoted(uri)} names no mailbox")
-    return Event(mailbox, name == NEW_MAIL_EVENT, _optional(fields, "vnd.cmu.mailboxACL"))
+    return Event(found, name == NEW_MAIL_EVENT, _optional(fields, "vnd.cmu.mailboxACL"))
 
 
 def _unpacked(datagram: bytes) -> tuple[bytes, bytes]:
@@ -155,9 +156,11 @@ class Followers:
     def notices(self, event: Event) -> list[Notice]:
         """The notices that an event makes: one for each user whom it may concern and who may read
         the mailbox, with the user's own name for it."""
-        concerned = list(self._by_mailbox.get(event.mailbox, ()))
-        if event.mailbox.owner:
-            concerned.insert(0, (event.mailbox.owner, own_name(event.mailbox, self._settings)))
+        concerned: list[tuple[str, str]] = []
+        for mailbox in event.mailboxes:
+            if mailbox.owner:
+                concerned.append((mailbox.owner, own_name(mailbox, self._settings)))
+            concerned += self._by_mailbox.get(mailbox, ())
         return [
             Notice(user, name, event.new_mail)
             for user, name in concerned

@@ -30,6 +30,7 @@ from xaps.intake.cyrus.names import CyrusSettings
 from xaps.listen.unix import ListenError, bind_unix
 from xaps.model import DAY, Notice, Refused, Registration, RegistrationKey
 from xaps.system.complaints import Complaints
+from xaps.system.console import counted
 from xaps.system.coroutines import run
 from xaps.system.work import Work
 
@@ -203,8 +204,8 @@ class CyrusListener:
                 self._work_soon()
         elif kind == drain.LOST:
             self._log.error(
-                "{count} events of Cyrus are lost: they came in faster than they could be stored",
-                count=int(content),
+                "{events} of Cyrus lost: they came in faster than they could be stored",
+                events=counted(int(content), "event"),
             )
         else:
             sender = f"user number {content.decode()}" if content else "unknown"
@@ -334,9 +335,8 @@ class CyrusListener:
 
     def _tell_lost(self) -> None:
         for reason, count in self._lost.items():
-            self._log.error(
-                "{count} events of Cyrus are lost: {reason}", count=count, reason=reason
-            )
+            events = counted(count, "event")
+            self._log.error("{events} of Cyrus lost: {reason}", events=events, reason=reason)
         self._lost.clear()
 
     def _complain(self, reason: str) -> None:

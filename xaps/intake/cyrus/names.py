@@ -50,28 +50,40 @@ class Mailbox:
         return f"{self.local_part}@{self.domain}"
 
 
-def from_uri(uri: str, settings: CyrusSettings) -> Mailbox | None:
-    """The mailbox of an event's ``uri``, ``None`` if it names none.
+def from_uri(uri: str, settings: CyrusSettings) -> tuple[Mailbox, ...]:
+    """The mailboxes that an event's ``uri`` can mean; none if it names none.
 
     The URI has the administrator's name of the mailbox, in percent-encoded UTF-8: always
-    ``user.NAME...``, with the domain at the very end. So when there are domains, an ``@`` in
-    the name of a folder of the *default* domain cannot be told from a domain.
+    ``user.NAME...``, with the domain at the very end. So when there are domains, an ``@`` in the
+    name of a folder of the *default* domain cannot be told from a domain: then there are two.
     """
     scheme, _, rest = uri.partition("://")
     path = rest.partition("/")[2].partition(";")[0]
     if scheme != "imap" or not path:
-        return None
+        return ()
     try:
         # Cyrus writes "/;UID=" where it knows no UIDVALIDITY.
         name = unquote(path.removesuffix("/"), errors="strict")
     except UnicodeDecodeError:
-        return None
+        return ()
     if NOT_TEXT.search(name):  # as nothing that is registered has it; JSON can smuggle it in
-        return None
-    domain = ""
+        return ()
+    # The service that tells of new mail may have another separator than the one for phones.
+    separator = name[4] if name.startswith(("user.", "user/")) else settings.separator
+    readings = [(name, "")]
     if settings.virt_domains and "@" in name:
-        name, _, domain = name.rpartition("@")
-    parts = _parts(name, settings)
+        before, _, domain = name.rpartition("@")
+        readings.insert(0, (before, domain))
+    found = (_mailbox(_parts(name, separator), domain) for name, domain in readings)
+    # A user's name has no "@" but the one before the domain.
+    return tuple(
+        mailbox
+        for mailbox in found
+        if mailbox and not (settings.virt_domains and "@" in mailbox.local_part)
+    )
+
+
+def _mailbox(parts: Sequence[str], domain: str) -> Mailbox | None:
     if not parts:
         return None
     if parts[0] == "user" and len(parts) > 1:
@@ -85,7 +97,7 @@ def from_registered(name: str, user: str, settings: CyrusSettings) -> Mailbox | 
         # A special use (\Sent): only the server knows which folder has it.
         return None
     local_part, domain = _split_user(user, settings)
-    top, *below = parts = _parts(name, settings) or [""]
+    top, *below = parts = _parts(name, settings.separator) or [""]
     is_inbox = canonical(top) == INBOX
     if not settings.altnamespace:
         if is_inbox:
@@ -122,10 +134,10 @@ def _is_hidden(path: Sequence[str], settings: CyrusSettings) -> bool:
     return top in (settings.user_prefix, settings.shared_prefix, settings.alt_prefix)
 
 
-def _parts(name: str, settings: CyrusSettings) -> list[str]:
+def _parts(name: str, separator: str) -> list[str]:
     # Cyrus takes several separators in a row as one.
-    parts = [part for part in name.split(settings.separator) if part]
-    if settings.unix_hierarchy_sep:
+    parts = [part for part in name.split(separator) if part]
+    if separator == "/":
         return parts
     # There, a dot inside a name is shown as "^".
     return [part.replace("^", ".") for part in parts]

@@ -1,0 +1,117 @@
+"""The listeners that IMAP servers reach, as the configuration asks for them."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable
+from typing import Any
+
+from twisted.logger import Logger
+
+from xaps.config.table import KEYS, Config
+from xaps.intake.answers import Handler, Responder
+from xaps.intake.connection import ClientConnectionFactory
+from xaps.intake.connections import Connections, Turns
+from xaps.intake.https import HttpsFactory
+from xaps.listen.ports import Listeners
+from xaps.listen.tls import server_options
+from xaps.listen.unix import dovecot_group
+from xaps.system.files import careless
+
+MAX_CONNECTIONS = 10_000
+"""Connections of IMAP servers on one listener; fewer if the process may open fewer files."""
+SPARE_FILES = 500
+"""Open files that are kept for everything but those connections: those of administrators, and
+those that are only to be told that they are too many, among them."""
+
+Intake = ClientConnectionFactory | HttpsFactory
+
+_log = Logger()
+
+
+def raise_open_files() -> int:
+    """Allow this process as many open files as the system lets it; returns the number.
+
+    Each IMAP process holds a connection, and the usual limit is 1024.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
+
+
+def connections_each(open_files: int) -> int:
+    """How many connections each of the four listeners for IMAP servers may have in a process that
+    may have so many open files."""
+    return max(100, min(MAX_CONNECTIONS, (open_files - SPARE_FILES) // 4))
+
+
+def listen_to_imap_servers(
+    reactor: Any,
+    config: Config,
+    listeners: Listeners,
+    handler: Callable[[str], Handler],
+    max_connections: int,
+    *,
+    refusing: Callable[[str], Callable[[int], None]] = lambda key: lambda status: None,
+) -> list[Intake]:
+    """Open the listeners that the configuration asks for; returns what holds the connections.
+
+    :param handler: makes what takes registrations and notices, for the setting that opens the
+        listener.
+    :param max_connections: for each listener.
+    :param refusing: makes what is told the status of each refusal, for that setting too.
+    """
+    turns = Turns(reactor)
+    risk = "" if config.allow_from else "register phones and send notices here; set allowFrom"
+    opened: list[Intake] = []
+
+    def connections(key: str) -> Connections:
+        return Connections(
+            reactor,
+            turns,
+            Responder(
+                reactor,
+                handler(key),
+                wall=time.time,
+                folder_push=config.folder_push,
+                on_refusal=refusing(key),
+            ),
+            # Neither concerns peers on the UNIX socket, which have no address.
+            allow_from=config.allow_from,
+            auth_token=config.auth_token,
+            limit=max_connections,
+        )
+
+    def tcp(key: str, address: str, port: int, factory: Intake, risk: str) -> None:
+        by_default = KEYS[key].attribute not in config.written
+        listeners.tcp(key, address, port, factory, risk=risk, by_default=by_default)
+        opened.append(factory)
+
+    if path := config.socket:
+        plain = ClientConnectionFactory(connections("socket"), lines=True)
+        listeners.unix("socket", path, plain, mode=config.socket_mode, group=config.socket_group)
+        opened.append(plain)
+    if path := config.imap_socket:
+        imap = ClientConnectionFactory(connections("imapSocket"), imap=True)
+        group, advice = config.imap_socket_group, ""
+        if group is None:
+            group, advice = dovecot_group()
+        if advice:
+            _log.info("imapSocket: {advice}", advice=advice)
+        listeners.unix("imapSocket", path, imap, mode=config.imap_socket_mode, group=group)
+        opened.append(imap)
+    if address := config.listen_addr:
+        plain = ClientConnectionFactory(connections("listenAddr"))
+        tcp("listenAddr", address, config.port, plain, risk)
+    if config.tls_certfile is not None and config.tls_keyfile is not None:
+        options = server_options(config.tls_certfile, config.tls_keyfile, config.tls_client_ca)
+        for problem in careless(config.tls_keyfile, "private key"):
+            _log.warn("tlsKeyfile: {problem}", problem=problem)
+        if config.tls_client_ca is not None:
+            risk = ""
+        elif risk:
+            risk += " or tlsClientCA"
+        secure = HttpsFactory(connections("tlsListenAddr"), options)
+        tcp("tlsListenAddr", config.tls_listen_addr, config.tls_port, secure, risk)
+    return opened
