@@ -106,6 +106,18 @@ class RequestTests(SynchronousTestCase):
             self.assertEqual(secret, {b":path", b"apns-id", b"apns-expiration", b"authorization"})
         self.assertEqual(len(decoder.header_table.dynamic_entries), 0)
 
+    def test_rfc_7541_4_2_a_smaller_table_is_confirmed_once(self) -> None:
+        peer = Peer()
+        session = connected(peer)
+        peer.settings(HEADER_TABLE_SIZE=100)
+        exchange(session, peer)
+        blocks = []
+        for tag in range(2):
+            send(session, tag)
+            blocks.append(session.data_to_send()[9:])
+        self.assertEqual(blocks[0][:1], b"\x20")
+        self.assertNotEqual(blocks[1][:1], b"\x20")
+
     def test_informational_answers_and_trailers_are_passed_over(self) -> None:
         peer = Peer()
         session = connected(peer)
