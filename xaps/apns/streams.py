@@ -1,9 +1,9 @@
 """The requests on one connection and their frames: the narrow path of a push (RFC 9113, 8.1).
 
-h2 takes a third of a millisecond for a request and its answer, and cannot be told of streams that
-it has not opened itself. So it sees none of them, and this module does what belongs to a stream:
-HEADERS, CONTINUATION, DATA, RST_STREAM, WINDOW_UPDATE. h2 stays the judge of the connection, and
-hyperframe reads frames with padding or a priority. What holds:
+h2 takes some 100 us for a request and its answer, and cannot be told of streams that it has not
+opened itself. So it sees none of them, and this module does what belongs to a stream: HEADERS,
+CONTINUATION, DATA, RST_STREAM, WINDOW_UPDATE. h2 stays the judge of the connection, and hyperframe
+reads frames with padding or a priority. What holds:
 
 * A request is one HEADERS and, as the windows allow, DATA. Its stream is in :attr:`Streams.open`
   until it ends, in exactly one way. It is `_given_up` if it was not sent and answered whole; what
