@@ -11,7 +11,8 @@ from hpack import Encoder
 from hyperframe.frame import DataFrame, GoAwayFrame, HeadersFrame, RstStreamFrame, SettingsFrame
 
 from tests.standins.steps import MALFORMED
-from xaps.apns.session import Answered, Closed, GivenBack, Lost, Session, SessionEvent, SessionState
+from xaps.apns.events import Answered, Closed, GivenBack, Lost, SessionEvent
+from xaps.apns.session import Session, SessionState
 from xaps.config.reading import ConfigError, load
 from xaps.intake.dialect import Answer, Dialect, Request
 from xaps.intake.http import HttpDialect
@@ -19,7 +20,8 @@ from xaps.intake.imap import ImapDialect
 from xaps.intake.lines import LinesDialect
 
 CAPTURES = Path(__file__).parent / "captures" / "dovecot"
-HEADERS = [(b":method", b"POST"), (b":scheme", b"https"), (b":path", b"/"), (b":authority", b"x")]
+BLOCK = b"\x83\x87\x84\x01\x01x"
+"""Headers of a request."""
 PIECES = (1, 2, 3, 7, 64, 1024)
 
 
@@ -95,7 +97,7 @@ def session(data: bytes) -> None:
         note(peer.receive(SettingsFrame(0, settings={3: 100}).serialize(), 0.0))
     for _ in range(min(requests % 8, peer.room)):
         sent += 1
-        peer.send(HEADERS, b"{}", sent, 0.0)
+        peer.send(BLOCK, b"{}", sent, 0.0)
     for piece in _pieces(rest, PIECES[size % len(PIECES)]):
         note(peer.receive(piece, 1.0))
     while peer.backlog:

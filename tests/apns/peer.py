@@ -21,7 +21,8 @@ from h2.events import (
 from h2.settings import SettingCodes, Settings
 from hyperframe.frame import Frame, GoAwayFrame
 
-from xaps.apns.session import Session, SessionEvent
+from xaps.apns.events import SessionEvent
+from xaps.apns.session import Session
 
 ROUNDS = 100
 """How often two that talk may answer each other; a client that goes on for ever is wrong."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from xaps.apns.events import Answered, Closed, GivenBack, Lost, SessionEvent
 from xaps.apns.payload import RequestBuilder, payload
-from xaps.apns.session import Answered, Closed, GivenBack, Lost, Session, SessionEvent
+from xaps.apns.session import Session
 from xaps.model import Push, RegistrationKey
 
 BUILDER = RequestBuilder("api.push.apple.com", "com.apple.mobilemail.push.org.example")
@@ -17,7 +18,7 @@ BODY = payload(PUSH)
 
 def send(session: Session[int], *tags: int, now: float = 0.0, body: bytes = BODY) -> None:
     for tag in tags:
-        session.send(BUILDER.headers(PUSH, now, None), body, tag, now)
+        session.send(BUILDER.block(PUSH, now, None), body, tag, now)
 
 
 def ended(events: list[SessionEvent[int]]) -> list[SessionEvent[int]]:

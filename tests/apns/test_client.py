@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import attrs
-from h2.connection import H2Connection
 from h2.errors import ErrorCodes
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionLost, ConnectionRefusedError
@@ -15,6 +14,7 @@ from twisted.python.failure import Failure
 from tests.apns.peer import Peer
 from tests.apns.wire import TOKEN, TOPIC, WireTestCase, certificate, push
 from xaps.apns.status import ConnectionState
+from xaps.apns.streams import Streams
 from xaps.model import (
     Delivered,
     Gone,
@@ -350,18 +350,18 @@ class CrowdTests(WireTestCase):
     ) -> None:
         sending = self.crowd()
         self.answer_first(200)
-        good = H2Connection.receive_data
+        good = Streams.receive
         taken = iter(range(100))
 
-        def faulty(connection: H2Connection, data: bytes) -> object:
+        def faulty(streams: Streams[object], *frame: Any) -> None:
             if next(taken) == 10:
                 raise ZeroDivisionError
-            return good(connection, data)
+            good(streams, *frame)
 
-        self.patch(H2Connection, "receive_data", faulty)
+        self.patch(Streams, "receive", faulty)
         self.lose()
         self.turn()
-        self.patch(H2Connection, "receive_data", good)
+        self.patch(Streams, "receive", good)
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
         self.assertEqual(
             [self.successResultOf(outcome) for outcome in sending],

@@ -14,16 +14,9 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.apns.peer import Peer, connected, exchange
 from tests.apns.session_case import BODY, BUILDER, PUSH, only_close, send, tags
-from xaps.apns.session import (
-    MAX_STREAM_ID,
-    Answered,
-    GivenBack,
-    Lost,
-    Proved,
-    Session,
-    SessionState,
-    Stuck,
-)
+from xaps.apns.events import Answered, GivenBack, Lost, Proved, Stuck
+from xaps.apns.session import Session, SessionState
+from xaps.apns.streams import MAX_STREAM_ID
 
 
 class GreetingTests(SynchronousTestCase):
@@ -97,25 +90,33 @@ class RequestTests(SynchronousTestCase):
             peer.answer(stream_id)
         self.assertEqual(tags(exchange(session, peer), Answered), [3, 1, 2])
 
-    def test_what_differs_is_never_indexed_and_what_is_the_same_costs_a_byte(self) -> None:
+    def test_what_differs_is_never_indexed_and_nothing_takes_a_place_in_the_table(self) -> None:
         peer = Peer()
         session = connected(peer)
         decoder = Decoder()
-        sizes = []
         for tag in range(3):
-            session.send(BUILDER.headers(PUSH, tag, b"bearer secret"), BODY, tag, 0.0)
+            session.send(BUILDER.block(PUSH, tag, b"bearer secret"), BODY, tag, 0.0)
             data = session.data_to_send()
             block = data[9 : 9 + int.from_bytes(data[:3], "big")]
-            sizes.append(len(block))
             secret = {
                 bytes(header[0])
                 for header in decoder.decode(block, raw=True)
                 if isinstance(header, NeverIndexedHeaderTuple)
             }
             self.assertEqual(secret, {b":path", b"apns-id", b"apns-expiration", b"authorization"})
-        self.assertEqual(len(decoder.header_table.dynamic_entries), 4)  # not :method and :scheme
-        self.assertEqual(sizes[1], sizes[2])
-        self.assertLess(sizes[1], sizes[0] - 60)
+        self.assertEqual(len(decoder.header_table.dynamic_entries), 0)
+
+    def test_rfc_7541_4_2_a_smaller_table_is_confirmed_once(self) -> None:
+        peer = Peer()
+        session = connected(peer)
+        peer.settings(HEADER_TABLE_SIZE=100)
+        exchange(session, peer)
+        blocks = []
+        for tag in range(2):
+            send(session, tag)
+            blocks.append(session.data_to_send()[9:])
+        self.assertEqual(blocks[0][:1], b"\x20")
+        self.assertNotEqual(blocks[1][:1], b"\x20")
 
     def test_informational_answers_and_trailers_are_passed_over(self) -> None:
         peer = Peer()

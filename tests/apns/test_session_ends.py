@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from h2.connection import H2Connection
 from h2.errors import ErrorCodes
 from hpack import Encoder
 from hyperframe.frame import (
@@ -21,18 +20,9 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.apns.peer import Peer, connected, cut, exchange, take_backlog
 from tests.apns.session_case import ended, only_close, send, tags
-from xaps.apns.session import (
-    MAX_REMEMBERED,
-    MAX_STREAM_ID,
-    Answered,
-    Closed,
-    GivenBack,
-    Lost,
-    Retired,
-    Session,
-    SessionEvent,
-    SessionState,
-)
+from xaps.apns.events import Answered, Closed, GivenBack, Lost, Retired, SessionEvent
+from xaps.apns.session import Session, SessionState
+from xaps.apns.streams import MAX_STREAM_ID
 
 
 class GoAwayTests(SynchronousTestCase):
@@ -207,11 +197,6 @@ class EndTests(SynchronousTestCase):
         self.assertEqual(tags(exchange(self.session, self.peer), Answered), [1])
 
 
-class BoundTests(SynchronousTestCase):
-    def test_h2_has_the_bound_that_is_set_lower_here(self) -> None:
-        self.assertGreater(H2Connection.MAX_CLOSED_STREAMS, MAX_REMEMBERED)
-
-
 class BrokenPeerTests(SynchronousTestCase):
     """A peer that breaks the protocol costs the connection, and nothing else."""
 
@@ -289,6 +274,29 @@ class BrokenPeerTests(SynchronousTestCase):
 
     def test_a_window_increment_of_nothing(self) -> None:
         self.broken(b"\x00\x00\x04\x08\x00\x00\x00\x00\x00\x00\x00\x00\x00")
+
+    def test_rfc_9113_5_1_a_reset_of_a_stream_that_is_idle(self) -> None:
+        """h2 alone would pass over it."""
+        self.broken(RstStreamFrame(99, error_code=0))
+
+    def test_rfc_9113_5_1_headers_after_the_end_of_an_answer(self) -> None:
+        self.broken(HeadersFrame(1, b"\x88", flags=["END_HEADERS", "END_STREAM"]))
+
+    def test_rfc_9113_6_9_2_settings_that_open_a_window_too_far(self) -> None:
+        wide = WindowUpdateFrame(3, window_increment=2**31 - 1 - 65535)
+        settings = SettingsFrame(0, settings={SettingsFrame.INITIAL_WINDOW_SIZE: 2**31 - 1})
+        self.broken(wide, settings)
+
+    def test_rfc_9113_6_10_continuation_of_the_headers_of_another_stream(self) -> None:
+        end = ContinuationFrame(1, b"", flags=["END_HEADERS"])
+        self.broken(HeadersFrame(3, b"\x88"), end)
+
+    def test_rfc_9113_8_1_trailers_that_do_not_end_the_answer(self) -> None:
+        first = HeadersFrame(3, b"\x88", flags=["END_HEADERS"])
+        self.broken(first, HeadersFrame(3, b"\0\1a\1b", flags=["END_HEADERS"]))
+
+    def test_rfc_9113_8_3_2_an_answer_without_status(self) -> None:
+        self.broken(HeadersFrame(3, b"\0\1a\1b", flags=["END_HEADERS", "END_STREAM"]))
 
     def test_an_unknown_frame_is_no_break_of_it(self) -> None:
         peer = Peer()

@@ -40,9 +40,12 @@ BELOW: dict[str, set[str]] = {
 
 PURE = [
     "xaps.admin.explain",
+    "xaps.apns.events",
+    "xaps.apns.headers",
     "xaps.apns.payload",
     "xaps.apns.reasons",
     "xaps.apns.session",
+    "xaps.apns.streams",
     "xaps.apns.tokens",
     "xaps.config.reading",
     "xaps.credentials.certificate",

@@ -15,6 +15,7 @@ from xaps.admin import web as controlweb
 from xaps.apns import connection as apns_connection
 from xaps.apns import connector, payload, reasons
 from xaps.apns import session as apns_session
+from xaps.apns import streams as apns_streams
 from xaps.apns import tls as apns_tls
 from xaps.config import kinds
 from xaps.config import reading as configuration
@@ -151,7 +152,7 @@ LIMITS = {
     "Silence of APNs": period(apns_session.SILENCE),
     "Time for the answer to a PING": period(apns_session.PING_TIMEOUT),
     "Bytes that APNs has not read yet": size(apns_connection.MAX_HELD),
-    "Bytes of an answer that are kept": size(apns_session.MAX_BODY),
+    "Bytes of an answer that are kept": size(apns_streams.MAX_BODY),
     "Time for a connection to be made": period(apns_connection.ATTEMPT_TIMEOUT),
     "Time for TLS with one address of APNs": period(tls.TLS_PATIENCE),
     "Longest delay between two attempts": period(connector.LONGEST_DELAY),

@@ -12,9 +12,9 @@ from twisted.python.failure import Failure
 
 from xaps.apns.connection import Connection, Ended
 from xaps.apns.connector import Connector
+from xaps.apns.events import Answered, Lost
 from xaps.apns.payload import RequestBuilder, payload
 from xaps.apns.reasons import ConnectionAction, classify
-from xaps.apns.session import Answered, Lost
 from xaps.apns.status import ConnectionStatus
 from xaps.apns.tokens import ProviderToken, TokenSource
 from xaps.model import (
@@ -109,12 +109,12 @@ class Client:
         now = self._wall()
         token = None if self._tokens is None else self._tokens.current(now)
         try:
-            headers = builder.headers(push, now, None if token is None else token.authorization)
+            block = builder.block(push, now, None if token is None else token.authorization)
             body = payload(push)
         except ValueError as reason:
             return succeed(Rejected(str(reason)))
         ended: Deferred[Ended] = Deferred()
-        connection.send(headers, body, ended.callback)
+        connection.send(block, body, ended.callback)
         outcome: Deferred[Outcome] = ended.addCallback(self._outcome, connection, token)
         outcome.addErrback(self._broken)
         return outcome

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Protocol, cast
 
 from twisted.internet.address import IPv4Address, IPv6Address
@@ -30,21 +30,18 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from xaps.apns.reasons import EndReason, goaway_reason
-from xaps.apns.session import (
-    AT_ONCE,
+from xaps.apns.events import (
     Answered,
     Closed,
     GivenBack,
-    Header,
     Lost,
     Proved,
     Retired,
-    Session,
     SessionEvent,
-    SessionState,
     Stuck,
 )
+from xaps.apns.reasons import EndReason, goaway_reason
+from xaps.apns.session import AT_ONCE, Session, SessionState
 from xaps.apns.tls import ALPN, failure_reason
 
 ATTEMPT_TIMEOUT = 20.0
@@ -147,9 +144,9 @@ class Connection(BaseProtocol):
         self.close(failure_reason(failure))
         failure.cleanFailure()
 
-    def send(self, headers: Sequence[Header], body: bytes, on_end: OnEnd) -> None:
+    def send(self, block: bytes, body: bytes, on_end: OnEnd) -> None:
         """Send a push; only while there is :attr:`room`."""
-        self.session.send(headers, body, on_end, self._clock.seconds())
+        self.session.send(block, body, on_end, self._clock.seconds())
         self._take_a_turn()
 
     def retire(self) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 
-from hpack import HeaderTuple, NeverIndexedHeaderTuple
-
+from xaps.apns.headers import field_name, string
 from xaps.model import Push
 
 MAX_PAYLOAD = 4096
@@ -15,14 +15,20 @@ LIFETIME = 24 * 3600
 """Seconds that APNs keeps a push for a phone that is off."""
 
 _HEX = re.compile(r"[0-9a-f]+")
-_encode = json.JSONEncoder(separators=(",", ":")).encode
+_quoted = json.JSONEncoder().encode
+_PATH = field_name(b":path", never_indexed=True)
+_EXPIRATION = field_name(b"apns-expiration", never_indexed=True)
+_ID = field_name(b"apns-id", never_indexed=True)
+_AUTHORIZATION = field_name(b"authorization", never_indexed=True)
 
 
 class RequestBuilder:
     """Makes the headers of pushes for one topic.
 
-    What is the same in each push is indexed by HPACK and costs a byte; what differs must not be,
-    or it would push the rest out of the table.
+    What is the same in each push is prepared: with a topic, a priority and a token, all of them of
+    this object; another token is prepared anew. What differs must never be indexed, nor must the
+    token, says Apple. The rest is not indexed either: some 120 bytes a push would be spared, for a
+    state that each connection had to have of its own, and that the peer could change.
 
     :param authority: the host, and the port unless it is 443.
     :param priority: 10, 5 or 1; ``None`` leaves the choice to APNs, as the deployed senders for
@@ -30,38 +36,50 @@ class RequestBuilder:
     """
 
     def __init__(self, authority: str, topic: str, priority: int | None = None) -> None:
-        self._before = [
-            HeaderTuple(b":method", b"POST"),
-            HeaderTuple(b":scheme", b"https"),
-            HeaderTuple(b":authority", authority.encode()),
-        ]
-        self._after = [
-            HeaderTuple(b"apns-topic", topic.encode()),
-            HeaderTuple(b"apns-push-type", b"background"),
+        self._start = (
+            _constant(b":method", b"POST")
+            + _constant(b":scheme", b"https")
+            + _constant(b":authority", authority.encode())
+            + _PATH
+        )
+        self._constant = (
+            _constant(b"apns-topic", topic.encode())
+            + _constant(b"apns-push-type", b"background")
             # APNs does not ask for it, but pushes without it have been seen to vanish.
-            HeaderTuple(b"content-type", b"application/json"),
-        ]
+            + _constant(b"content-type", b"application/json")
+        )
         if priority is not None:
-            self._after.append(HeaderTuple(b"apns-priority", b"%d" % priority))
+            self._constant += _constant(b"apns-priority", b"%d" % priority)
+        self._authorization: bytes | None = None
+        self._middle = self._constant + _EXPIRATION
 
-    def headers(self, push: Push, now: float, authorization: bytes | None) -> list[HeaderTuple]:
-        """The headers of one push.
+    def block(self, push: Push, now: float, authorization: bytes | None) -> bytes:
+        """The headers of one push, as :mod:`xaps.apns.headers` writes them.
 
         :raises ValueError: if the device token is not hexadecimal.
         """
         token = push.key.device_token
         if not _HEX.fullmatch(token):
             raise ValueError("the device token is not hexadecimal")
-        headers = [
-            *self._before,
-            NeverIndexedHeaderTuple(b":path", b"/3/device/" + token.encode()),
-            *self._after,
-            NeverIndexedHeaderTuple(b"apns-expiration", b"%d" % (now + LIFETIME)),
-            NeverIndexedHeaderTuple(b"apns-id", push.apns_id.encode()),
-        ]
-        if authorization is not None:
-            headers.append(NeverIndexedHeaderTuple(b"authorization", authorization))
-        return headers
+        if authorization is not self._authorization:
+            self._authorization = authorization
+            self._middle = self._constant + _EXPIRATION
+            if authorization is not None:
+                self._middle = _AUTHORIZATION + string(authorization) + self._middle
+        return b"".join(
+            (
+                self._start,
+                string(b"/3/device/" + token.encode()),
+                self._middle,
+                string(b"%d" % (now + LIFETIME)),
+                _ID,
+                string(push.apns_id.encode()),
+            )
+        )
+
+
+def _constant(name: bytes, value: bytes) -> bytes:
+    return field_name(name, never_indexed=False) + string(value)
 
 
 def payload(push: Push) -> bytes:
@@ -71,18 +89,23 @@ def payload(push: Push) -> bytes:
 
     :raises ValueError: if it is too large even so.
     """
-    aps: dict[str, object] = {"account-id": push.key.account_id}
-    text = _encode({"aps": aps})
+    text = f'{{"aps":{{"account-id":{_quoted(push.key.account_id)}'
+    room = MAX_PAYLOAD - len(text) - len("}}")
+    if room < 0:
+        raise ValueError(f"the account id makes a payload of {MAX_PAYLOAD - room} bytes")
     if push.hashes:
-        room = MAX_PAYLOAD - len(text) - len(',"m":[]')
-        hashes: list[str] = []
-        for digest in push.hashes:
-            room -= len(_encode(digest)) + 1
-            if room < -1:  # the first one has no comma before it
-                break
-            hashes.append(digest)
-        aps["m"] = hashes
-        text = _encode({"aps": aps})
-    if len(text) > MAX_PAYLOAD:
-        raise ValueError(f"the account id makes a payload of {len(text)} bytes")
-    return text.encode()
+        text += _mailboxes(push.hashes, room - len(',"m":[]'))
+    return f"{text}}}}}".encode()
+
+
+def _mailboxes(hashes: Sequence[str], room: int) -> str:
+    """Those of them that fit into so many bytes."""
+    if room < 0:
+        return ""
+    fitting: list[str] = []
+    for digest in map(_quoted, hashes):
+        room -= len(digest) + bool(fitting)  # and a comma
+        if room < 0:
+            break
+        fitting.append(digest)
+    return f',"m":[{",".join(fitting)}]'
