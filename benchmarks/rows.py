@@ -1,0 +1,218 @@
+"""What ``make bench`` measures: each function here is one run of some rows of its table."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import resource
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from benchmarks.stage import (
+    Stage,
+    Standin,
+    cpu,
+    flags_on_disk,
+    reference,
+    send,
+    settled,
+    wait_until,
+)
+from tests.peers.daemon import Daemon
+
+Figures = Mapping[str, float]
+"""By row. Times are in seconds, memory in bytes."""
+
+PHONES = 100_000
+NOTICES = 20_000
+OUTAGE = 60.0
+IDLE = 4000
+"""Connections; the daemon takes more where 20,000 files may be open."""
+
+_BODY = b'{"Username":"nobody","Mailbox":"INBOX","Events": ["MessageNew"]}'
+_NOTICE = b"""POST /notify HTTP/1.1\r
+Host: 127.0.0.1:11619\r
+Date: Tue, 24 Nov 2026 03:19:20 GMT\r
+Content-Length: %d\r
+Connection: Keep-Alive\r
+Content-Type: application/json; charset=utf-8\r
+\r
+%s""" % (len(_BODY), _BODY)
+
+
+def push_all(
+    standin: Standin, pid: int, port: int, *, count: int, connections: int = 64, each: int = 1
+) -> tuple[float, float, float, float]:
+    """Notices of mail for `count` users with `each` phones, each a push: the processor's time for a
+    push, notices a second, and the answers' p50 and p99."""
+    before, pushed = cpu(pid), standin.counted()[0]
+    load = send(port, "mail", users=PHONES * 10, count=count, connections=connections)
+    pushes = settled(standin, pushed + load.answered * each) - pushed
+    return (cpu(pid) - before) / pushes, load.answered / load.seconds, load.p50, load.p99
+
+
+def plain(stage: Stage) -> Figures:
+    """The reference."""
+    with reference(stage) as (standin, pid, port):
+        push_all(standin, pid, port, count=500)  # as each daemon has done for its start
+        cost, rate, p50, p99 = push_all(standin, pid, port, count=NOTICES)
+        cost_1, rate_1, _, _ = push_all(standin, pid, port, count=NOTICES // 2, connections=1)
+    return {
+        "cpu-64": cost,
+        "rate-64": rate,
+        "p50": p50,
+        "p99": p99,
+        "cpu-1": cost_1,
+        "rate-1": rate_1,
+    }
+
+
+def many(stage: Stage) -> Figures:
+    with stage.daemon() as (standin, daemon):
+        names = ("cpu-64", "rate-64", "p50", "p99")
+        figures = push_all(standin, daemon.pid, daemon.port, count=NOTICES)
+        return dict(zip(names, figures, strict=True))
+
+
+def one(stage: Stage) -> Figures:
+    with stage.daemon() as (standin, daemon):
+        cost, rate, _, _ = push_all(
+            standin, daemon.pid, daemon.port, count=NOTICES // 2, connections=1
+        )
+        return {"cpu-1": cost, "rate-1": rate}
+
+
+def token(stage: Stage) -> Figures:
+    with stage.daemon(token_key=True) as (standin, daemon):
+        return {"token": push_all(standin, daemon.pid, daemon.port, count=NOTICES)[0]}
+
+
+def unknown(stage: Stage) -> Figures:
+    with stage.daemon() as (_, daemon):
+        before = cpu(daemon.pid)
+        load = send(daemon.port, "unknown", users=PHONES, count=2 * NOTICES)
+        return {"unknown": (cpu(daemon.pid) - before) / load.answered}
+
+
+def register(stage: Stage) -> Figures:
+    figures = {}
+    for name, agent in (("register", "bench"), ("register-plugin", None)):
+        with stage.daemon() as (_, daemon):
+            before = cpu(daemon.pid)
+            load = send(daemon.port, "register", users=PHONES, count=NOTICES, agent=agent)
+            figures[name] = (cpu(daemon.pid) - before) / load.answered
+            figures.setdefault("register-rate", load.answered / load.seconds)
+    return figures
+
+
+def delayed(stage: Stage) -> Figures:
+    # The first is due long after the last was written.
+    with stage.daemon(delay=20, checkInterval=5) as (standin, daemon):
+        before = cpu(daemon.pid)
+        load = send(daemon.port, "flag", users=PHONES, count=NOTICES)
+        wait_until(lambda: flags_on_disk(daemon) >= load.answered)
+        time.sleep(1.5)
+        noticed = cpu(daemon.pid)
+        if standin.counted()[0]:
+            raise SystemExit("the notices took so long that pushes went out before they ended")
+        pushes = settled(standin, load.answered)
+        wait_until(lambda: not flags_on_disk(daemon))
+        later = cpu(daemon.pid) - noticed
+        return {"save": (noticed - before) / pushes, "later": later / pushes}
+
+
+def several(each: int) -> Callable[[Stage], Figures]:
+    """Users with so many phones."""
+
+    def measure(stage: Stage) -> Figures:
+        count = NOTICES // each
+        with stage.daemon(PHONES, each) as (standin, daemon):
+            cost = push_all(standin, daemon.pid, daemon.port, count=count, each=each)[0]
+            return {f"phones-{each}": cost}
+
+    return measure
+
+
+def thousand(stage: Stage) -> Figures:
+    with stage.daemon(1000) as (standin, daemon):
+        costs = [
+            push_all(standin, daemon.pid, daemon.port, count=1000)[0]
+            for _ in range(NOTICES // 1000)
+        ]
+        return {"thousand": sum(costs) / len(costs)}
+
+
+def million(stage: Stage) -> Figures:
+    with stage.daemon(1_000_000) as (standin, daemon):
+        cost = push_all(standin, daemon.pid, daemon.port, count=PHONES + NOTICES)[0]
+        return {"million": cost, "memory": daemon.memory}
+
+
+def outage(stage: Stage) -> Figures:
+    with stage.daemon() as (standin, daemon):
+        standin.close()
+        began = time.monotonic()
+        load = send(daemon.port, "mail", users=PHONES, count=PHONES)
+        wait_until(lambda: flags_on_disk(daemon) >= load.answered)
+        time.sleep(max(0.0, began + OUTAGE - time.monotonic()))
+        mark = len(daemon.log)
+        back = time.monotonic()
+        standin.start()
+        settled(standin, load.answered)
+        _, _, first, last = standin.counted()
+        return {"back": first - back, "drain": last - first, "stall": stall(daemon, mark)}
+
+
+def stall(daemon: Daemon, mark: int) -> float:
+    """The longest that its log tells of from that line on, of its own making; 0: none."""
+    lines = [line for line in daemon.log[mark:] if line in daemon.stalls]
+    found = re.findall(r"blocked for (\d+) ms", "\n".join(lines))
+    return max(map(int, found), default=0) / 1000
+
+
+def idle(stage: Stage) -> Figures:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    with stage.daemon() as (_, daemon), contextlib.ExitStack() as stack:
+        send(daemon.port, "unknown", users=PHONES, count=5000)
+        before = daemon.memory
+        for _ in range(IDLE):
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", daemon.port)))
+            connection.sendall(_NOTICE)
+            answer = connection.recv(1000)
+            assert answer.startswith(b"HTTP/1.1 204"), answer
+        return {"idle": (daemon.memory - before) / IDLE}
+
+
+def start(stage: Stage) -> Figures:
+    with stage.daemon():
+        pass
+    began = time.perf_counter()
+    program = "from xaps.ctl.main import xapsctl; xapsctl()"
+    subprocess.run([sys.executable, "-c", program, "--help"], check=True, capture_output=True)
+    return {"start": stage.started_in, "help": time.perf_counter() - began}
+
+
+GROUPS: Mapping[Callable[[Stage], Figures], tuple[str, ...]] = {
+    many: ("cpu-64", "rate-64", "p50", "p99"),
+    one: ("cpu-1", "rate-1"),
+    token: ("token",),
+    unknown: ("unknown",),
+    register: ("register", "register-rate", "register-plugin"),
+    delayed: ("save", "later"),
+    several(10): ("phones-10",),
+    several(100): ("phones-100",),
+    thousand: ("thousand", "flat"),
+    million: ("million", "flat", "memory"),
+    outage: ("drain", "stall", "back"),
+    idle: ("idle",),
+    start: ("start", "help"),
+}
+"""What measures which rows."""
+
+ONCE: frozenset[Any] = frozenset({million, outage})
+"""Those that take a minute each."""

@@ -1,0 +1,268 @@
+"""What a notice and its push may cost, counted and not timed: Python's calls, and bytes.
+
+The real parts do it, put together as the daemon does: an IMAP server's connection, the dispatcher,
+the registry in SQLite, the client of APNs and its session; the networks and the peer are in memory.
+A thousand notices are the same number of calls each time, with whatever version of Python and of
+the libraries.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any, cast
+
+from twisted.internet.defer import execute
+from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+import xaps
+from tests.apns.wire import TOPIC, Wire, certificate
+from tests.intake.case import CAPTURES, LOOPBACK
+from tests.intake.case import Wire as ImapWire
+from xaps.admin.history import PushLog
+from xaps.admin.metrics import Metrics
+from xaps.apns.client import Client
+from xaps.intake.answers import Responder
+from xaps.intake.connection import ClientConnection, ClientConnectionFactory
+from xaps.intake.connections import Connections, Turns
+from xaps.model import Registration, RegistrationKey
+from xaps.push.calm import Calm
+from xaps.push.dispatcher import Dispatcher
+from xaps.push.routes import Route, Routes
+from xaps.registry.opening import open_registry
+
+NOTICES = 1000
+AT_ONCE = 10
+"""Connections, and so notices before APNs has its turn."""
+WALL = 1_800_000_000.0
+
+BUDGET: dict[str, tuple[float, str]] = {
+    "intake": (74, "as it was before this was counted"),
+    "push": (50, "as it was"),
+    "registry": (19, "as it was"),
+    "apns": (35, "as it was"),
+    "admin": (8, "as it was"),
+    "xaps": (40, "as it was; mostly xaps.mailboxes, and what xaps.model has for keys"),
+    "libraries": (
+        393 if sys.version_info < (3, 12) else 406,
+        "as it was: of h2, hpack and hyperframe 254, of Deferreds 31",
+    ),
+    "writes to IMAP servers": (1, "an answer each"),
+    "writes to APNs": (0.1, "what is due goes out together"),
+    "bytes to IMAP servers": (39, "a status line and a length; now and then the connection's end"),
+    "bytes to APNs": (211, "HEADERS with a token and an id that were never sent before, and DATA"),
+}
+"""The most that a notice and its push may cost, and why: calls by the package that they are in
+(``xaps``: its modules that are in none of the others), and what is written to the transports. Who
+changes a number says why here. Who makes something cheaper by a call lowers it too, or it would be
+lost again unseen."""
+
+LIBRARIES = re.compile(
+    r"/(?:h2|hpack|hyperframe|json|prometheus_client|attrs?)/[^/]*\.py$|/(?:contextlib|enum|typing|uuid)\.py$"
+    r"|/twisted/internet/defer\.py$|/twisted/logger/_logger\.py$"
+)
+"""Those that are used for each notice; what listens to the log is not the daemon's in a test. They
+differ a little from version to version."""
+
+_OURS = re.compile(rf"(?:{re.escape(str(Path(xaps.__file__).parent))}/|<attrs .* xaps\.)(\w+)[/.]")
+_PACKAGES = ("intake", "push", "registry", "apns", "admin")
+_INLINED = ("<listcomp>", "<dictcomp>", "<setcomp>")
+"""Functions up to Python 3.11 only."""
+
+
+class Counting:
+    """Counts calls while it is on."""
+
+    def __init__(self) -> None:
+        self.calls: Counter[str] = Counter()
+        self._parts: dict[str, str] = {}
+
+    @contextmanager
+    def on(self) -> Iterator[None]:
+        before = sys.getprofile()
+        sys.setprofile(self._count)
+        try:
+            yield
+        finally:
+            sys.setprofile(before)
+
+    def _count(self, frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_code.co_name not in _INLINED:
+            file = frame.f_code.co_filename
+            part = self._parts.get(file)
+            if part is None:
+                part = self._parts[file] = _part(file)
+            self.calls[part] += 1
+
+
+def _part(file: str) -> str:
+    if found := _OURS.search(file):
+        return found[1] if found[1] in _PACKAGES else "xaps"
+    return "libraries" if LIBRARIES.search(file) else "not counted"
+
+
+class BudgetTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        # The ids of pushes, whose length on the wire is that of their digits.
+        self.patch(os, "urandom", random.Random(1).randbytes)
+        self.clock = Clock()
+        self.clock.rightNow = 1000.0
+        self.wires: list[Wire] = []
+        self.counting = Counting()
+        self.written: Counter[str] = Counter()
+        metrics = Metrics()
+        pushes = PushLog(self.clock.seconds, metrics.registry)
+        self.registry = open_registry(Path(self.mktemp()), run=execute, wall=lambda: WALL)
+        self.addCleanup(lambda: self.successResultOf(self.registry.close()))
+        client = Client(self.clock, self.connect, "api.push.apple.com", wall=lambda: WALL)
+        route = Route("", frozenset(), client, lambda: None)
+        self.dispatcher = Dispatcher(
+            self.clock,
+            self.registry,
+            Routes([route]),
+            wall=lambda: WALL,
+            delay=30.0,
+            check_interval=20.0,
+            push_interval=60.0,
+            on_outcome=pushes.record,
+        )
+        handler = metrics.counting("listenAddr", self.dispatcher)
+        responder = Responder(self.clock, handler, wall=lambda: WALL, folder_push=True)
+        self.factory = ClientConnectionFactory(
+            Connections(self.clock, Turns(self.clock), responder, limit=100)
+        )
+        client.start(self.dispatcher.pump)
+        route.credential = certificate()
+        client.use(route.credential)
+        self.dispatcher.credential_changed(route)
+        self.wires[0].accept()
+        capture = (CAPTURES / "plugin-notify-lmtp.bin").read_bytes()
+        self.request = capture[: capture.index(b"}") + 1]
+
+    def connect(self, credential: object) -> IStreamClientEndpoint:
+        self.wires.append(Wire(certificate(), self.clock))
+        return cast(IStreamClientEndpoint, self.wires[-1])
+
+    def register(self, users: range) -> None:
+        mailboxes = ("INBOX", "Sent Messages")
+        self.successResultOf(
+            self.registry.add(
+                Registration(
+                    RegistrationKey(f"u{user:04}", f"{user:08X}-ACCOUNT", f"{user:064x}"),
+                    mailboxes,
+                    WALL,
+                    frozenset(mailboxes),
+                    TOPIC,
+                )
+                for user in users
+            )
+        )
+
+    def measured(self, do: Callable[[], object]) -> None:
+        with self.counting.on():
+            do()
+
+    def notify(self, users: range) -> None:
+        """A notice for each, over connections as the plugin has them; and all pushes answered."""
+        open_: list[tuple[ClientConnection, ImapWire]] = []
+        gc.disable()
+        self.addCleanup(gc.enable)
+        for start in range(0, len(users), AT_ONCE):
+            for place, user in enumerate(users[start : start + AT_ONCE]):
+                if place == len(open_):
+                    open_.append(self.connection())
+                connection, wire = open_[place]
+                request = self.request.replace(b'"alice"', b'"u%04d"' % user)
+                self.measured(partial(connection.dataReceived, request))
+            self.measured(partial(self.clock.advance, 0.001))
+            for place, (connection, wire) in enumerate(open_):
+                self.assertTrue(wire.value().startswith(b"HTTP/1.1 200 OK\r\n"), wire.value())
+                self.written["writes to IMAP servers"] += len(wire.writes)
+                self.written["bytes to IMAP servers"] += len(wire.value())
+                wire.clear()
+                wire.writes.clear()
+                if wire.ended:
+                    connection.connectionLost()
+                    open_[place] = self.connection()
+            self.push()
+
+    def connection(self) -> tuple[ClientConnection, ImapWire]:
+        connection = self.factory.buildProtocol(LOOPBACK)
+        assert connection is not None
+        wire = ImapWire(LOOPBACK)
+        self.measured(partial(connection.makeConnection, wire))
+        return connection, wire
+
+    def push(self) -> None:
+        """Let everything go out, and be answered."""
+        (wire,) = self.wires
+        protocol = cast(Any, wire.protocol)
+        while True:
+            self.measured(partial(self.clock.advance, 0))
+            sent = wire.transport.value()
+            wire.transport.clear()
+            self.written["bytes to APNs"] += len(sent)
+            self.written["writes to APNs"] += bool(sent)
+            wire.peer.receive(sent)
+            for stream in wire.peer.order:
+                wire.peer.answer(stream)
+            self.answered += len(wire.peer.order)
+            wire.peer.order.clear()
+            answers = wire.peer.take()
+            if not sent and not answers:
+                return
+            if answers:
+                self.measured(partial(protocol.dataReceived, answers))
+
+    answered = 0
+
+    def cost(self) -> dict[str, float]:
+        """Of `NOTICES`, after some others."""
+        self.register(range(NOTICES + 100))
+        self.notify(range(100))
+        self.counting.calls.clear()
+        self.written.clear()
+        self.answered = 0
+        self.notify(range(100, NOTICES + 100))
+        self.assertEqual(self.answered, NOTICES)
+        self.assertEqual(len(self.dispatcher.flags), 0)
+        found = {**self.counting.calls, **self.written}
+        return {name: found.get(name, 0) / NOTICES for name in BUDGET}
+
+    def test_a_notice_and_its_push_keep_to_the_budget(self) -> None:
+        self.assertEqual(judged(self.cost()), [])
+
+    def test_one_call_more_would_be_too_many(self) -> None:
+        original = Calm.until
+
+        def twice(calm: Calm, *arguments: Any) -> float | None:
+            original(calm, *arguments)
+            return original(calm, *arguments)
+
+        self.patch(Calm, "until", twice)
+        self.assertIn("push", [name for name, _ in judged(self.cost())])
+
+    def test_what_became_cheaper_has_a_smaller_budget(self) -> None:
+        self.patch(Calm, "until", lambda *_: None)
+        self.assertIn("push", [name for name, _ in judged(self.cost())])
+
+
+def judged(cost: dict[str, float]) -> list[tuple[str, str]]:
+    """What is wrong with what a notice costs."""
+    wrong = []
+    for name, (most, _) in BUDGET.items():
+        less = most - 1 if name != "libraries" else 0.95 * most
+        if not less < cost[name] <= most:
+            wrong.append((name, f"{cost[name]:.2f} a notice, the budget is {most}"))
+    return wrong
