@@ -179,7 +179,7 @@ class DispatcherTestCase(SynchronousTestCase):
         return key
 
     def notify(self, user: str = "alice", mailbox: str = "INBOX", new_mail: bool = True) -> int:
-        return self.successResultOf(self.dispatcher.notify(Notice(user, mailbox, new_mail)))
+        return self.dispatcher.notify(Notice(user, mailbox, new_mail))
 
     def turn(self, seconds: float = 0.0) -> None:
         """Let time pass, and with it all that is due at once."""
@@ -259,8 +259,8 @@ class NoticeTests(DispatcherTestCase):
 
     def test_a_registry_that_cannot_be_read_refuses_the_notice_for_now(self) -> None:
         self.registry.failure = "disk on fire"
-        notified = self.dispatcher.notify(Notice("alice", "INBOX", True))
-        refused = self.failureResultOf(notified, Refused).value
+        notice = Notice("alice", "INBOX", True)
+        refused = self.assertRaises(Refused, self.dispatcher.notify, notice)
         self.assertEqual((refused.reason, refused.temporary), ("disk on fire", True))
         self.assertIn(LogLevel.error, self.levels())
 
@@ -275,7 +275,7 @@ class NoticeTests(DispatcherTestCase):
         registration = Registration(RegistrationKey("a", "b", TOKEN), ("INBOX",), NOW)
         for _ in range(100):
             self.failureResultOf(self.dispatcher.register(registration), Refused)
-            self.failureResultOf(self.dispatcher.notify(Notice("a", "INBOX", True)), Refused)
+            self.assertRaises(Refused, self.dispatcher.notify, Notice("a", "INBOX", True))
         self.assertEqual(self.levels().count(LogLevel.error), 2)
 
     def test_a_registration_that_comes_too_late_changes_nothing(self) -> None:
@@ -1271,9 +1271,11 @@ class DiskTests(DispatcherTestCase):
 
     def is_taken(self) -> bool:
         """Whether a notice is accepted."""
-        notified = self.dispatcher.notify(Notice("nobody", "INBOX", True))
-        refused = notified.addCallbacks(lambda _: None, lambda failure: failure.trap(Refused))
-        return self.successResultOf(refused) is None
+        try:
+            self.dispatcher.notify(Notice("nobody", "INBOX", True))
+        except Refused:
+            return False
+        return True
 
     def test_a_disk_that_is_full_again_is_an_alarm_again(self) -> None:
         self.sender.capacity = 0

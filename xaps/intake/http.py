@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import attrs
 
-from xaps.intake.dialect import Answer, Request
+from xaps.intake.dialect import NOBODY, TAKEN, Answer, Request
 from xaps.intake.messages import (
     RegisterRequest,
     notice_from_json,
@@ -147,6 +147,9 @@ def response(answer: Answer, *, keep_alive: bool = False) -> bytes:
     return b"\r\n".join((*lines, b"", content if answer.with_body else b""))
 
 
+_TAKEN, _NOBODY = response(TAKEN), response(NOBODY)
+
+
 @attrs.frozen
 class _Head:
     """What the parser found in a head: of HTTP/1.1, on a connection that goes on, of a request
@@ -239,7 +242,12 @@ class HttpDialect:
         return OVERDUE
 
     def answer(self, answer: Answer) -> bytes:
-        data = response(answer, keep_alive=self._keep_alive)
+        if answer is NOBODY and not self._keep_alive:
+            data = _NOBODY
+        elif answer is TAKEN and not self._keep_alive:
+            data = _TAKEN
+        else:
+            data = response(answer, keep_alive=self._keep_alive)
         self._sent += len(data)
         return data
 

@@ -142,7 +142,7 @@ class Dispatcher:
         Fails with a temporary :class:`~xaps.model.Refused` when it cannot be stored.
         """
         return run(self._register(registration)).addErrback(
-            self._refuse, "Registration of {key} refused: {error}", registration.key
+            self._refuse_registration, registration.key
         )
 
     async def _register(self, registration: Registration) -> None:
@@ -184,29 +184,27 @@ class Dispatcher:
             mailboxes=counted(len(registration.mailboxes), "mailbox"),
         )
 
-    def _refuse(self, failure: Failure, text: str, key: RegistrationKey | None = None) -> Never:
+    def _refuse_registration(self, failure: Failure, key: RegistrationKey) -> Never:
         failure.trap(RegistryError)
+        text = "Registration of {key} refused: {error}"
         self._complaints.tell(LogLevel.error, text, key=key, error=failure.value)
         raise Refused(str(failure.value), temporary=True)
 
-    def notify(self, notice: Notice) -> Deferred[int]:
-        """Something happened in a mailbox; fires, before Apple is contacted, with the number of
-        phones that will be pushed.
+    def notify(self, notice: Notice) -> int:
+        """Something happened in a mailbox; returns the number of phones that will be pushed.
 
-        Fails with a temporary :class:`~xaps.model.Refused` when the registry cannot be read, or
-        what is owed already cannot be written to disk.
+        :raises Refused: temporarily, when the registry cannot be read, or what is owed already
+            cannot be written to disk.
         """
         if (error := self.unsaved) is not None:
             reason = f"pushes that wait cannot be written to disk, no more are taken: {error}"
-            return fail(Refused(reason, temporary=True))
-        return self._registry.addressees(notice.user, notice.mailbox).addCallbacks(
-            self._flag,
-            self._refuse,
-            callbackArgs=(notice,),
-            errbackArgs=("A notice could not be taken: {error}",),
-        )
-
-    def _flag(self, phones: Sequence[Addressee], notice: Notice) -> int:
+            raise Refused(reason, temporary=True)
+        try:
+            phones = self._registry.addressees(notice.user, notice.mailbox)
+        except RegistryError as failed:
+            text = "A notice could not be taken: {error}"
+            self._complaints.tell(LogLevel.error, text, error=failed)
+            raise Refused(str(failed), temporary=True) from failed
         now = self._clock.seconds()
         for phone in phones:
             self.flags.notice(phone, notice.mailbox, new_mail=notice.new_mail, now=now)

@@ -134,8 +134,8 @@ class SQLiteRegistry:
         self._rows = RowReader(path)
         self._writer = GroupCommit(connection, path, run=run, max_pending=max_pending)
 
-    def addressees(self, user: str, mailbox: str) -> Deferred[Sequence[Addressee]]:
-        return execute(self._select, ADDRESSEES, CONCERNED, lower(user), canonical(mailbox))
+    def addressees(self, user: str, mailbox: str) -> Sequence[Addressee]:
+        return self._select(ADDRESSEES, CONCERNED, lower(user), canonical(mailbox))
 
     def registrations(self, user: str) -> Deferred[Sequence[Registration]]:
         return execute(self._select, REGISTRATIONS, OF_USER, lower(user))
