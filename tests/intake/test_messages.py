@@ -11,6 +11,9 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.intake.case import TOKEN, registration
 from xaps.intake.messages import (
+    JSON_NAMES,
+    json_object,
+    notice,
     notice_from_json,
     notice_from_ox,
     one_line,
@@ -223,8 +226,8 @@ class NoticeTests(SynchronousTestCase):
         return refused.reason
 
     def test_the_mailbox_is_utf8(self) -> None:
-        notice = notice_from_json('{"Username": "Älice", "Mailbox": "Entwürfe/&AOQ-"}'.encode())
-        self.assertEqual(notice, Notice("älice", "Entwürfe/&AOQ-", new_mail=True))
+        found = notice_from_json('{"Username": "Älice", "Mailbox": "Entwürfe/&AOQ-"}'.encode())
+        self.assertEqual(found, Notice("älice", "Entwürfe/&AOQ-", new_mail=True))
 
     def test_inbox_is_inbox_in_any_case(self) -> None:
         self.assertEqual(
@@ -242,10 +245,10 @@ class NoticeTests(SynchronousTestCase):
             (["messagenew"], False),
             ([""], False),
         ):
-            notice = notice_from_json(
+            found = notice_from_json(
                 encoded({"Username": "a", "Mailbox": "INBOX", "Events": events})
             )
-            self.assertIs(notice.new_mail, urgent, events)
+            self.assertIs(found.new_mail, urgent, events)
 
     def test_faults_are_named(self) -> None:
         self.assertEqual(self.refused(Username=None), "Username is missing")
@@ -343,3 +346,37 @@ class PropertyTests(SynchronousTestCase):
     @settings(max_examples=150)
     def test_any_fields(self, fields: dict[str, object]) -> None:
         self.check(encoded(fields))
+
+    @given(
+        st.tuples(
+            st.sampled_from([b"{", b"{ ", b""]),
+            st.sampled_from([b'"Username"', b'"username"', b'"Mailbox"']),
+            st.sampled_from([b":", b": "]),
+            st.from_regex(rb'"[ -~]{0,20}"', fullmatch=True)
+            | st.binary(max_size=6).map(lambda name: b'"%s"' % name)
+            | st.integers(250, 260).map(lambda size: b'"%s"' % (b"A" * size)),
+            st.sampled_from([b",", b", "]),
+            st.sampled_from([b'"Mailbox":', b'"Mailbox": ', b'"Username":']),
+            st.sampled_from([b'"INBOX"', b'"inbox"', b'"Sent Messages"', b'"\\u00e9"', b'""'])
+            | st.integers(998, 1002).map(lambda size: b'"%s"' % (b"a" * size)),
+            st.sampled_from([b",", b""]),
+            st.sampled_from([b'"Events": ', b'"Events":', b'"Events":  ', b'"Event":']),
+            st.lists(
+                st.sampled_from(
+                    [b'"MessageNew"', b'"FlagsSet"', b'"', b'""', b"1", b'"Message New"']
+                )
+            ).map(lambda events: b"[%s]" % b",".join(events)),
+            st.sampled_from([b"}", b"} ", b"}}", b"", b',"Username":"b"}', b"}\n"]),
+        ).map(b"".join)
+    )
+    @settings(max_examples=300)
+    def test_a_plain_notice_is_read_as_any_other(self, body: bytes) -> None:
+        try:
+            expected: object = notice(json_object(body), JSON_NAMES)
+        except Refused as refused:
+            expected = refused.reason
+        try:
+            found: object = notice_from_json(body)
+        except Refused as refused:
+            found = refused.reason
+        self.assertEqual(found, expected)

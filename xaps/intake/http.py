@@ -233,7 +233,10 @@ class HttpDialect:
             if head is None or len(data) < (end := start + head.length):
                 return data
             self._number += 1
-            self._for_dovecot, self._registers = head.for_dovecot, head.decoder is register_from_json
+            self._for_dovecot, self._registers = (
+                head.for_dovecot,
+                head.decoder is register_from_json,
+            )
             body, data = data[start:end], data[end:]
             self._events.append(understand(head.decoder, body, for_plugin=head.for_plugin))
 

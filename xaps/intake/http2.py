@@ -122,7 +122,9 @@ class Http2Dialect:
             if stream := self._streams.pop(event.stream_id, None):
                 self._idle_bytes = 0
                 self._asked.append((event.stream_id, True))
-                return [understand(stream.decoder, bytes(stream.body), for_plugin=stream.for_plugin)]
+                return [
+                    understand(stream.decoder, bytes(stream.body), for_plugin=stream.for_plugin)
+                ]
         elif isinstance(event, StreamReset):
             for streams in self._streams, self._unsent:
                 streams.pop(event.stream_id, None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Never
 
 from twisted.internet.defer import Deferred, fail
@@ -16,7 +16,6 @@ from twisted.python.failure import Failure
 
 from xaps.mailboxes import canonical, hashes, pushable
 from xaps.model import (
-    Addressee,
     Delivered,
     Gone,
     Misconfigured,

@@ -29,7 +29,7 @@ from xaps.model import (
     lower,
 )
 from xaps.registry import history, rows
-from xaps.registry.database import APPLICATION_ID, explaining, open_reader
+from xaps.registry.database import APPLICATION_ID, explained, open_reader
 from xaps.registry.groupcommit import GroupCommit, Run
 from xaps.registry.interface import MAX_MAILBOXES, MAX_PER_USER, Dropped
 from xaps.registry.rows import ADDRESSEES, END_OF_TIME, FLAGS, PAGE, REGISTRATIONS, RowReader, Table
@@ -150,8 +150,10 @@ class SQLiteRegistry:
         )
 
     def _read(self, read: Callable[[sqlite3.Connection], T]) -> T:
-        with explaining(self._path):
+        try:  # not `explaining`, which takes as long as the lookup itself
             return read(self._reader)
+        except (UnicodeError, sqlite3.Error) as error:
+            raise explained(self._path, error) from error
 
     def page(self, after: RegistrationKey | None = None) -> Deferred[Sequence[Registration]]:
         return self._page(REGISTRATIONS, after)
