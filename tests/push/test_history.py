@@ -19,6 +19,7 @@ from xaps.model import (
 )
 from xaps.push.flags import SAVE_AFTER
 from xaps.push.history import MAX_UNWRITTEN, WRITE_AFTER, History
+from xaps.push.saving import NO_ANSWER, PATIENCE
 
 KEY = RegistrationKey("alice", "ACCOUNT", "aa" * 32)
 WALL = 1_800_000_000.0
@@ -154,6 +155,45 @@ class WritingTests(DispatcherTestCase):
         self.turn(1)
         self.assertIsNotNone(self.past().notice)
         self.assertLess(SAVE_AFTER, WRITE_AFTER)
+
+    def test_flags_are_written_in_time_while_what_has_happened_may_wait(self) -> None:
+        self.notify(user="nobody")
+        self.turn(1)
+        key = self.register()
+        self.sender.capacity = 0
+        self.notify()
+        self.turn(SAVE_AFTER)
+        (flag,) = self.successResultOf(self.registry.flags())
+        self.assertEqual(flag.key, key)
+
+    def test_no_notice_is_taken_while_the_disk_hangs_over_what_has_happened(self) -> None:
+        self.register()
+        self.sender.capacity = 0
+        self.notify(user="nobody")
+        self.registry.held = True
+        self.turn(WRITE_AFTER)
+        self.notify()
+        self.turn(SAVE_AFTER + PATIENCE + 0.1)
+        self.assertEqual(self.dispatcher.unsaved, NO_ANSWER)
+        self.registry.release()
+        self.turn()
+        self.assertIsNone(self.dispatcher.unsaved)
+
+    def test_flags_that_could_not_be_written_are_tried_again_without_what_has_happened(
+        self,
+    ) -> None:
+        """Which may be what there is no room for."""
+        self.register()
+        self.sender.capacity = 0
+        self.notify()
+        self.registry.failure = "disk full"
+        self.turn(1)
+        self.registry.failure = None
+        self.turn(1)
+        self.assertEqual(len(self.successResultOf(self.registry.flags())), 1)
+        self.assertIsNone(self.past().notice)
+        self.turn(WRITE_AFTER)
+        self.assertIsNotNone(self.past().notice)
 
     def test_a_test_push_is_remembered_and_was_for_no_notice(self) -> None:
         key = self.register()

@@ -19,6 +19,7 @@ from tests.push.test_dispatcher import BAD, TOKEN, DispatcherTestCase, FakeSende
 from xaps.model import (
     Credential,
     Delivered,
+    Gone,
     Misconfigured,
     Notice,
     Outcome,
@@ -148,6 +149,18 @@ class TopicTests(TopicsTestCase):
         self.sender.answer(Delivered())
         self.turn(100)
         self.assertEqual((len(self.pushed()), len(self.dispatcher.flags)), (2, 0))
+
+    def test_a_phone_that_was_told_another_topic_meanwhile_is_not_gone(self) -> None:
+        """It was removed from the topic of before when it was told the new one."""
+        key = self.phone("alice")
+        self.notify("alice")
+        self.turn()
+        self.use_another_credential(Y)
+        self.phone("alice")
+        self.sender.answer(Gone("Unregistered", self.wall() + 1))
+        self.turn()
+        self.assertIsNotNone(self.stored(key))
+        self.assertEqual(self.pushed(), [("alice", X), ("alice", Y)])
 
     def test_a_phone_is_left_in_peace_across_a_change_of_its_topic(self) -> None:
         self.push_interval = 60.0

@@ -297,7 +297,9 @@ class Dispatcher:
         now = self._clock.seconds()
         key = flag.key
         match outcome:
-            case Delivered() if flag.renewed and flag.lane != holds.topic and not flag.dropped:
+            case Delivered() | Gone() if (
+                flag.renewed and flag.lane != holds.topic and not flag.dropped
+            ):
                 # It went out with a topic that the phone does not listen to any more.
                 self.flags.failed(flag, now, now)
             case Delivered():

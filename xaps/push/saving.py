@@ -7,7 +7,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger, LogLevel
 
-from xaps.push.flags import Flags
+from xaps.push.flags import SAVE_AFTER, Flags
 from xaps.push.history import History
 from xaps.registry.interface import IRegistry
 from xaps.system.complaints import HOUR, Complaints
@@ -50,22 +50,25 @@ class FlagSaver:
     def trouble(self) -> str | None:
         """Why flags that wait have not been written for more than `PATIENCE`: they would be lost
         if the daemon ended now. ``None``: they are, or there are none."""
-        since = self._behind_since
-        if since is None or self._clock.seconds() - since <= PATIENCE:
-            return None
-        return self._error
+        now, since = self._clock.seconds(), self._behind_since
+        if since is None:  # what has happened may be what the disk hangs over, and they wait for it
+            since = self._flags.next_save(now)
+        return None if since is None or now - since <= PATIENCE else self._error
 
     def arm(self) -> None:
         """There may be something to write: do so when the oldest of it has waited long enough."""
-        if self._call is not None or self._saving is not None:
+        now, call = self._clock.seconds(), self._call
+        if self._saving is not None or (call is not None and call.getTime() <= now + SAVE_AFTER):
             return
-        now = self._clock.seconds()
-        at = self._flags.next_save(now)
-        other = self._history.next_save()
-        if at is None or (other is not None and other < at):
-            at = other
-        if at is not None:
-            self._call = self._clock.callLater(max(SHORTEST, at - now), self._due)
+        times = (self._flags.next_save(now), self._history.next_save())
+        at = min((each for each in times if each is not None), default=None)
+        if at is None:
+            return
+        seconds = max(SHORTEST, at - now)
+        if call is None:
+            self._call = self._clock.callLater(seconds, self._due)
+        elif now + seconds < call.getTime():  # which is when what has happened is due
+            call.reset(seconds)
 
     def hasten(self) -> None:
         """Write from now on what waits, however short that has been, and begin at once."""
@@ -106,15 +109,16 @@ class FlagSaver:
         while True:
             now = self._clock.seconds()
             changed, cleared = self._flags.to_save(now, everything=self._everything)
-            if not changed:  # what is only to be forgotten costs no phone a push
-                self._behind_since = None
-            elif self._behind_since is None:
-                self._behind_since, self._error = now, NO_ANSWER
+            failed = bool(changed) and self._behind_since is not None
+            if not failed:
+                # What is only to be forgotten costs no phone a push.
+                self._behind_since, self._error = now if changed else None, NO_ANSWER
             at = self._history.next_save()
             due = at is not None and (at <= now or self._everything)
             if not changed and not cleared and not due:
                 return
-            past = self._history.to_save()
+            # Flags that failed go alone: the rest may be what there is no room for.
+            past = ({}, {}) if failed else self._history.to_save()
             try:
                 await self._registry.save_flags(changed, cleared, *past)
             except Exception as error:  # whatever it is, it has to be written later
