@@ -1,7 +1,8 @@
 # make try    shows a notice become a push          make test   runs the test suite
 #             (TESTS=tests.push for a part of it, JOBS=1 for one test after the other)
 # make check  ruff, mypy and the suite on both sets of dependencies (Debian 12's and PyPI's newest)
-# make bench  measures                              make clean  removes what these made
+# make bench  measures (wrk, gcc, libnghttp2-dev)   make clean  removes what these made
+#             (python -m benchmarks --rows cpu-64,unknown --runs 1 for a part of its last table)
 # make soak   ten minutes of faults and SIGKILL     make soak-short  the same in one minute
 # make siege  ten minutes of hostile peers          make siege-short  the same in one minute
 # make fuzz   a million inputs for each parser (RUNS=1000 for fewer)
@@ -50,13 +51,13 @@ test-debian:
 check: lint types test test-debian
 
 bench: $(VENV)/ready
-	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks.replace
 	$(BIN)/python -m benchmarks.registry
 	$(BIN)/python -m benchmarks.delays
 	$(BIN)/python -m benchmarks.hostile
 	$(BIN)/python -m benchmarks.registrations
 	$(BIN)/python -m benchmarks.calm
+	$(BIN)/python -m benchmarks
 
 soak: $(VENV)/ready
 	$(BIN)/python -m benchmarks.soak --seconds 600

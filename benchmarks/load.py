@@ -6,7 +6,6 @@ import json
 import socket
 import threading
 import time
-from pathlib import Path
 
 from tests.peers.daemon import Daemon
 
@@ -73,9 +72,3 @@ def notify(port: int, users: list[str], connections: int) -> list[float]:
     if failures or len(times) != len(users):
         raise SystemExit(f"{len(failures)} of {len(users)} notices failed: {failures[:3]}")
     return times
-
-
-def cpu_seconds(pid: int) -> float:
-    """User and system time that a process has used."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / 100.0
