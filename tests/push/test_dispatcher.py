@@ -130,7 +130,7 @@ class DispatcherTestCase(SynchronousTestCase):
         globalLogPublisher.addObserver(observe)
         self.addCleanup(globalLogPublisher.removeObserver, observe)
 
-    def started(self) -> Dispatcher:
+    def started(self, *, debug: bool = True) -> Dispatcher:
         ids = itertools.count(1)
         self.routes = self.make_routes()
         dispatcher = Dispatcher(
@@ -144,6 +144,7 @@ class DispatcherTestCase(SynchronousTestCase):
             new_id=lambda: f"id-{next(ids)}",
             jitter=lambda: 1.0,
             on_outcome=lambda *record: self.outcomes.append(record),
+            debug=debug,
         )
         self.successResultOf(dispatcher.start())
         return dispatcher
@@ -206,6 +207,20 @@ class DispatcherTestCase(SynchronousTestCase):
 
     def levels(self) -> list[LogLevel]:
         return [level for level, _ in self.logged]
+
+
+class DebugTests(DispatcherTestCase):
+    def test_each_notice_and_push_is_told_at_debug_if_anybody_reads_that(self) -> None:
+        for debug in (True, False):
+            self.dispatcher = self.started(debug=debug)
+            self.register()
+            self.logged.clear()
+            self.notify()
+            self.turn(1)
+            self.sender.answer(Delivered())
+            self.turn(1)
+            told = [text.split()[0] for level, text in self.logged if level is LogLevel.debug]
+            self.assertEqual(told, ["Notice", "Pushing", "Pushed"] if debug else [])
 
 
 class NoticeTests(DispatcherTestCase):
