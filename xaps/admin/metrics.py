@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
-from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, ProcessCollector
 from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.metrics_core import GaugeMetricFamily as Gauge
@@ -43,17 +43,33 @@ class Metrics:
         ProcessCollector(registry=self.registry)
         self.registrations = Work("registrations", "phones cannot register")
         self.notices = Work("notices", "notices of new mail are refused")
-        self._counted: list[_CountingHandler] = []
+        self._registrations = Counter(
+            "xapsd_registrations_received",
+            "Registrations and renewals that IMAP servers sent",
+            ["intake"],
+            registry=self.registry,
+        )
+        self._notices = Counter(
+            "xapsd_notices",
+            "Notices that IMAP servers sent",
+            ["intake", "kind"],
+            registry=self.registry,
+        )
 
     def counting(self, intake: str, handler: Handler) -> Handler:
         """Count what is handed on to the handler by the intake that the setting `intake` opens."""
-        counted = _CountingHandler(handler, intake, self.registrations, self.notices)
-        self._counted.append(counted)
-        return counted
+        return _CountingHandler(
+            handler,
+            self._registrations.labels(intake),
+            self._notices.labels(intake, "new_mail"),
+            self._notices.labels(intake, "other"),
+            self.registrations,
+            self.notices,
+        )
 
     def page(self, status: Status) -> bytes:
         """All metrics in Prometheus' text format."""
-        return generate_latest(_Page(self.registry, self._counted, status))
+        return generate_latest(_Page(self.registry, status))
 
 
 def _failed(work: Work, error: BaseException | None) -> None:
@@ -64,23 +80,20 @@ def _failed(work: Work, error: BaseException | None) -> None:
         work.fail(error.reason)
 
 
-@attrs.define
+@attrs.frozen
 class _CountingHandler:
-    """:ivar notices: by whether they were of new mail. Plain numbers: prometheus_client's counters
-    lock, and take as long as looking up the user."""
-
     _handler: Handler
-    intake: str
+    _registrations: Counter
+    _new_mail: Counter
+    _other: Counter
     _registering: Work
     _noticing: Work
-    registrations: int = 0
-    notices: dict[bool, int] = attrs.field(factory=lambda: {True: 0, False: 0})
 
     def topic(self, user: str) -> str:
         return self._handler.topic(user)
 
     def register(self, registration: Registration) -> Deferred[None]:
-        self.registrations += 1
+        self._registrations.inc()
         return self._handler.register(registration).addCallbacks(self._registered, self._failed)
 
     def _registered(self, result: None) -> None:
@@ -91,7 +104,7 @@ class _CountingHandler:
         return failure
 
     def notify(self, notice: Notice) -> int:
-        self.notices[notice.new_mail] += 1
+        (self._new_mail if notice.new_mail else self._other).inc()
         try:
             phones = self._handler.notify(notice)
         except Exception as error:
@@ -104,7 +117,6 @@ class _CountingHandler:
 @attrs.frozen
 class _Page(Collector):
     _registry: CollectorRegistry
-    _counted: Sequence[_CountingHandler]
     _status: Status
 
     def collect(self) -> Iterator[Metric]:
@@ -112,7 +124,6 @@ class _Page(Collector):
             # The times at which counters were made are of no use to anybody.
             metric.samples = [s for s in metric.samples if not s.name.endswith("_created")]
             yield metric
-        yield from _said(self._counted)
         versions = {"python": platform.python_version(), "twisted": twisted.__version__}
         yield InfoMetricFamily(
             "xapsd_build",
@@ -138,19 +149,6 @@ class _Page(Collector):
         text = "How long it was blocked then, in all"
         seconds = status["reactor_stalled_seconds"]
         yield CounterMetricFamily("xapsd_reactor_stalled_seconds", text, seconds)
-
-
-def _said(handlers: Sequence[_CountingHandler]) -> Iterator[Metric]:
-    """What IMAP servers have said."""
-    text = "Registrations and renewals that IMAP servers sent"
-    registrations = CounterMetricFamily("xapsd_registrations_received", text, labels=["intake"])
-    text = "Notices that IMAP servers sent"
-    notices = CounterMetricFamily("xapsd_notices", text, labels=["intake", "kind"])
-    for each in handlers:
-        registrations.add_metric([each.intake], each.registrations)
-        notices.add_metric([each.intake, "new_mail"], each.notices[True])
-        notices.add_metric([each.intake, "other"], each.notices[False])
-    yield from (registrations, notices)
 
 
 def _of_credentials(entries: Sequence[Mapping[str, Any]]) -> Iterator[Metric]:

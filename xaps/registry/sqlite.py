@@ -29,7 +29,7 @@ from xaps.model import (
     lower,
 )
 from xaps.registry import history, rows
-from xaps.registry.database import APPLICATION_ID, explained, open_reader
+from xaps.registry.database import APPLICATION_ID, explained, explaining, open_reader
 from xaps.registry.groupcommit import GroupCommit, Run
 from xaps.registry.interface import MAX_MAILBOXES, MAX_PER_USER, Dropped
 from xaps.registry.rows import ADDRESSEES, END_OF_TIME, FLAGS, PAGE, REGISTRATIONS, RowReader, Table
@@ -145,15 +145,14 @@ class SQLiteRegistry:
         return found.addCallback(lambda found: found[0] if found else None)
 
     def _select(self, table: Table[T], statement: str, *parameters: str) -> Sequence[T]:
-        return self._read(
-            lambda reader: self._rows.good(table, reader.execute(statement, parameters))
-        )
-
-    def _read(self, read: Callable[[sqlite3.Connection], T]) -> T:
-        try:  # not `explaining`, which takes as long as the lookup itself
-            return read(self._reader)
+        try:  # not `explaining`, which takes half as long as the lookup itself
+            return self._rows.good(table, self._reader.execute(statement, parameters))
         except (UnicodeError, sqlite3.Error) as error:
             raise explained(self._path, error) from error
+
+    def _read(self, read: Callable[[sqlite3.Connection], T]) -> T:
+        with explaining(self._path):
+            return read(self._reader)
 
     def page(self, after: RegistrationKey | None = None) -> Deferred[Sequence[Registration]]:
         return self._page(REGISTRATIONS, after)
