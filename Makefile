@@ -22,6 +22,8 @@ TESTS ?= tests
 JOBS ?= 6
 RUNS ?= 1000000
 PREFIX ?= /usr/local
+# The tests start hundreds of processes of ours: compiled again in each, they take a tenth longer.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: try test lint types test-debian check bench soak soak-short siege siege-short fuzz install-docs \
     deb test-deb trixie clean
@@ -93,7 +95,7 @@ deb:
 	rm -rf $(SOURCE) dist/xaps_* dist/xapsd_* dist/dovecot-xaps*
 	mkdir -p $(SOURCE)
 	tar -c --exclude-vcs --exclude-caches --exclude='./.*' --exclude=./dist --exclude=./build \
-	    --exclude='./_trial_temp*' --exclude='*.egg-info' --exclude=__pycache__ . | tar -x -C $(SOURCE)
+	    --exclude='./_trial_temp*' --exclude='*.egg-info' --exclude=node_modules --exclude=__pycache__ . | tar -x -C $(SOURCE)
 	version=$$(dpkg-parsechangelog --show-field Version) && \
 	tar -cJ -f dist/xaps_$${version%-*}.orig.tar.xz --sort=name --owner=0 --group=0 --numeric-owner \
 	    --mtime=@$$(dpkg-parsechangelog --show-field Timestamp) --exclude=./debian -C $(SOURCE) \
@@ -113,6 +115,6 @@ trixie:
 	sh tests/trixie make test-deb
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info _trial_temp* _fuzz .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) tests/axe/node_modules build dist *.egg-info _trial_temp* _fuzz .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 	rm -f twisted/plugins/dropin.cache

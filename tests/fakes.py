@@ -29,7 +29,7 @@ from xaps.model import (
     short_token,
 )
 from xaps.registry.history import MAX_DROPPED, MAX_NAME, MAX_STRANGERS
-from xaps.registry.interface import MAX_MAILBOXES, Dropped, RegistryError
+from xaps.registry.interface import MAX_MAILBOXES, Registered, RegistryError
 
 T = TypeVar("T")
 
@@ -75,7 +75,7 @@ class MemoryRegistry:
 
     def register(
         self, registration: Registration, *, replace_before: float | None = None
-    ) -> Deferred[Dropped | None]:
+    ) -> Deferred[Registered | None]:
         return self._slowly(lambda: self._register(registration, replace_before))
 
     def addressees(self, user: str, mailbox: str) -> Sequence[Addressee]:
@@ -162,7 +162,9 @@ class MemoryRegistry:
         keys = sorted(each for each in found if key is None or each > key)
         return [found[each] for each in keys[: self._page]]
 
-    def _register(self, registration: Registration, replace_before: float | None) -> Dropped | None:
+    def _register(
+        self, registration: Registration, replace_before: float | None
+    ) -> Registered | None:
         key = registration.key
         if not _is_unicode(registration):
             raise RegistryError(f"{key!r} is not valid Unicode")
@@ -189,7 +191,9 @@ class MemoryRegistry:
             if phones > self._max_per_user or mailboxes > self._max_mailboxes:
                 self._drop(other.key, TRIMMED)
                 dropped.append(other.key)
-        return Dropped(tuple(each.key for each in replaced), tuple(sorted(dropped)))
+        return Registered(
+            known is None, tuple(each.key for each in replaced), tuple(sorted(dropped))
+        )
 
     def _remove(self, key: RegistrationKey, registered_until: float | None, reason: str) -> bool:
         found = self._registrations.get(key)

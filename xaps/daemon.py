@@ -28,9 +28,11 @@ from xaps.admin.entries import Entry
 from xaps.admin.health import Health
 from xaps.admin.history import PushLog
 from xaps.admin.metrics import Metrics
-from xaps.admin.web import control_site, metrics_site
+from xaps.admin.web import control_site, metrics_site, status_site
 from xaps.config.reading import Config
 from xaps.credentials.apple.store import AppleStore
+from xaps.credentials.certificate import CredentialError
+from xaps.credentials.loading import read_password
 from xaps.intake.allow import AllowFrom
 from xaps.intake.answers import Handler
 from xaps.intake.cyrus.conf import ImapdConfError, other_topic, read_imapd_conf
@@ -156,7 +158,12 @@ class Daemon(Service):
             debug=self._observer is None or shows_debug(config.loglevel),
         )
         self._intakes = listen_to_imap_servers(
-            self._reactor, config, self._listeners, self._handler, connections_each(open_files)
+            self._reactor,
+            config,
+            self._listeners,
+            self._handler,
+            connections_each(open_files),
+            refusing=self._metrics.refusing,
         )
         self._listen_for_administrators()
         for entry in self._entries:
@@ -227,7 +234,10 @@ class Daemon(Service):
                 *(intake.connections.slots for intake in self._intakes),
                 *([] if cyrus is None else [cyrus.draining]),
             ],
-            checks=[] if cyrus is None else [cyrus.look],
+            checks=[
+                lambda: self._pushes.hear(self._metrics.heard()),
+                *([] if cyrus is None else [cyrus.look]),
+            ],
             cyrus_topic=self._cyrus_topic,
             wall=time.time,
         )
@@ -251,16 +261,33 @@ class Daemon(Service):
                 mode=config.control_socket_mode,
                 group=config.control_socket_group,
             )
+        admits = AllowFrom(config.allow_from, reactor.seconds).admits
         if config.metrics_addr is not None:
             self._listeners.tcp(
                 "metricsAddr",
                 config.metrics_addr.host,
                 config.metrics_addr.port,
-                metrics_site(
-                    reactor, self._control, AllowFrom(config.allow_from, reactor.seconds).admits
-                ),
+                metrics_site(reactor, self._control, admits),
                 risk="" if config.allow_from else "read the metrics here; set allowFrom",
             )
+        if config.status_addr is not None:
+            password = self._status_password()
+            self._listeners.tcp(
+                "statusAddr",
+                config.status_addr.host,
+                config.status_addr.port,
+                status_site(reactor, self._control, admits, password),
+                risk=""
+                if config.allow_from or password
+                else "see the status here; set allowFrom or statusPassword",
+            )
+
+    def _status_password(self) -> str | None:
+        try:
+            found = read_password(self._config.status_password)
+            return None if found is None else found.decode()
+        except (CredentialError, UnicodeDecodeError) as error:
+            raise StartError(f"statusPassword: {error}") from error
 
     def _cyrus_settings(self) -> CyrusSettings:
         cyrus = self._config.cyrus

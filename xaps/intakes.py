@@ -52,12 +52,15 @@ def listen_to_imap_servers(
     listeners: Listeners,
     handler: Callable[[str], Handler],
     max_connections: int,
+    *,
+    refusing: Callable[[str], Callable[[int], None]] = lambda key: lambda status: None,
 ) -> list[Intake]:
     """Open the listeners that the configuration asks for; returns what holds the connections.
 
     :param handler: makes what takes registrations and notices, for the setting that opens the
         listener.
     :param max_connections: for each listener.
+    :param refusing: makes what is told the status of each refusal, for that setting too.
     """
     turns = Turns(reactor)
     risk = "" if config.allow_from else "register phones and send notices here; set allowFrom"
@@ -67,7 +70,13 @@ def listen_to_imap_servers(
         return Connections(
             reactor,
             turns,
-            Responder(reactor, handler(key), wall=time.time, folder_push=config.folder_push),
+            Responder(
+                reactor,
+                handler(key),
+                wall=time.time,
+                folder_push=config.folder_push,
+                on_refusal=refusing(key),
+            ),
             # Neither concerns peers on the UNIX socket, which have no address.
             allow_from=config.allow_from,
             auth_token=config.auth_token,

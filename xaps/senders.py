@@ -36,6 +36,8 @@ def make_entries(reactor: Any, config: Config, on_change: Callable[[Route], None
     configured = sources_from_config(config, AppleService(reactor), deferToThread)
 
     def make(each: Configured) -> Entry:
+        name = each.name if len(configured) > 1 else ""
+
         def changed(credential: Credential | None) -> None:
             client.use(credential)
             route.credential = credential
@@ -47,6 +49,7 @@ def make_entries(reactor: Any, config: Config, on_change: Callable[[Route], None
             authority(server.host, server.port),
             wall=time.time,
             priority=config.push_priority,
+            name=name,
         )
         keeper = CredentialKeeper(
             reactor,
@@ -54,7 +57,7 @@ def make_entries(reactor: Any, config: Config, on_change: Callable[[Route], None
             changed,
             wall=time.time,
             run=deferToThread,
-            name=each.name if len(configured) > 1 else "",
+            name=name,
         )
         route = Route(each.name, each.domains, client, lambda: keeper.problem)
         return Entry(route, keeper, client)

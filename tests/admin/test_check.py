@@ -82,6 +82,7 @@ class CheckTests(SynchronousTestCase):
             ("listenAddr: 192.0.2.1:0", {"listen_addr": "192.0.2.1"}),
             ("tlsListenAddr: 192.0.2.1:0", {"tls_listen_addr": "192.0.2.1", **tls}),
             ("metricsAddr: 192.0.2.1:9119", {"metrics_addr": HostPort("192.0.2.1", 9119)}),
+            ("statusAddr: 192.0.2.1:11680", {"status_addr": HostPort("192.0.2.1", 11680)}),
         ):
             text = self.refusal(**settings, written=frozenset(settings))
             self.assertIn(f"{key}: this machine has no such address", text)
@@ -249,6 +250,19 @@ class CheckTests(SynchronousTestCase):
 
     def test_without_a_credential_the_settings_are_named(self) -> None:
         self.assertIn("certificateFilePem", self.refusal(credentials=(CredentialSettings(),)))
+
+    def test_the_file_of_the_status_password(self) -> None:
+        file = self.folder / "password"
+        setting = f"file:{file}"
+        self.assertIn(f"statusPassword: {file}: there is no", self.refusal(status_password=setting))
+        file.write_text("secret\n")
+        file.chmod(0o644)
+        bad, text = self.check(status_password=setting)
+        self.assertFalse(bad, text)
+        self.assertIn(f"Warning: statusPassword: {file}: everybody on this machine", text)
+        file.chmod(0o600)
+        self.assertNotIn("statusPassword", self.check(status_password=setting)[1])
+        self.assertNotIn("statusPassword", self.check(status_password="secret")[1])
 
     def test_a_missing_certificate_is_named(self) -> None:
         nowhere = CredentialSettings(certificate_file_pem=self.folder / "nowhere.pem")

@@ -11,6 +11,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests import pki
 from tests.admin.test_metrics import CERTIFICATE, CONNECTED
 from tests.fakes import MemoryRegistry
 from tests.push.test_dispatcher import FakeSender, one_route
@@ -23,7 +24,9 @@ from xaps.admin.inquiry import PATIENCE
 from xaps.admin.metrics import Metrics
 from xaps.apns.client import Client
 from xaps.apns.status import ConnectionState, ConnectionStatus
+from xaps.credentials.certificate import CredentialError, certificate_info
 from xaps.credentials.keeper import CredentialKeeper
+from xaps.credentials.loading import LoadResult
 from xaps.model import (
     DAY,
     Delivered,
@@ -55,6 +58,7 @@ class FakeKeeper(CredentialKeeper):
         self.credential = attrs.evolve(CERTIFICATE, not_after=NOW + 100 * DAY)
         self.problem = None
         self.remedy = ""
+        self.refused = None
         self.looks = 0
 
     def check_now(self) -> Deferred[None]:
@@ -484,7 +488,9 @@ class PushTests(ControlTestCase):
         last = self.dispatcher.history.push(key)
         assert last is not None
         self.assertEqual((last.outcome, last.reason, last.seconds), ("gone", "Unregistered", None))
-        count = self.metrics.registry.get_sample_value("xapsd_push_duration_seconds_count")
+        count = self.metrics.registry.get_sample_value(
+            "xapsd_push_duration_seconds_count", {"kind": "new_mail"}
+        )
         self.assertEqual(count, 0, "no notice was the reason of it")
 
     def test_without_a_connection_the_reason_is_that_of_the_connection(self) -> None:
@@ -513,3 +519,34 @@ class ReloadTests(ControlTestCase):
         self.assertEqual(self.keeper.looks, 1)
         self.assertEqual(told["credential"]["source"], "push.pem")
         self.assertIsNone(told["problem"])
+
+    def test_what_is_refused_is_told_with_what_it_is(self) -> None:
+        error = CredentialError("push.pem", "the certificate expired", "renew it")
+        parsed = certificate_info("push.pem", [pki.Authority.create().client().certificate], None)
+        for found, described in (
+            (LoadResult(errors=(error,)), None),
+            (
+                LoadResult(parsed, (error,)),
+                {
+                    "kind": "certificate",
+                    "source": "push.pem",
+                    "topic": pki.MAIL_TOPIC,
+                    "not_after": parsed.not_after,
+                },
+            ),
+        ):
+            self.keeper.refused = found
+            why = "push.pem: the certificate expired; renew it"
+            told = self.successResultOf(self.control.reload())
+            (entry,) = told["credentials"]
+            self.assertEqual(entry["refused"], {"why": why, "credential": described})
+            self.assertEqual(entry["credential"]["source"], "push.pem")
+            status = self.status()
+            self.assertEqual(status["credentials"][0]["refused"], entry["refused"])
+            self.assertEqual(status["health"], "degraded")
+            (trouble,) = status["troubles"]
+            self.assertEqual((trouble["cause"], trouble["grade"]), ("files", "degraded"))
+            self.assertIn(why, trouble["text"])
+            json.dumps(status)
+        self.keeper.refused = None
+        self.assertEqual(self.status()["health"], "good")

@@ -251,7 +251,10 @@ class HealthTests(EntriesTestCase):
         self.assertEqual(self.health(), ("failing", [why]))
         # Whatever has it now, or has not.
         self.use(1, attrs.evolve(CERTIFICATE, topic="another"))
-        self.assertEqual(self.health(), ("failing", [why.partition(": ")[2]]))
+        nobodys = f"{why.partition(': ')[2]} (no credential is for topic-1 any more)"
+        self.assertEqual(self.health(), ("failing", [nobodys]))
+        self.use(2, attrs.evolve(CERTIFICATE, topic="topic-1", not_after=NOW + 99 * DAY))
+        self.assertEqual(self.health(), ("failing", [why.replace(NAMES[1], NAMES[2])]))
 
     def test_a_topic_that_two_cover_is_the_matter_of_the_one_that_pushes_it(self) -> None:
         both = attrs.evolve(CERTIFICATE, topic="topic-0", topics=("topic-0", "topic-1"))

@@ -56,9 +56,11 @@ class MetricsTestCase(SynchronousTestCase):
             push_interval=0,
         )
         self.intake = self.metrics.counting("socket", dispatcher)
+        self.refuse = self.metrics.refusing("socket")
         self.status: dict[str, Any] = {
             "troubles": [{"cause": "slots"}],
             "phones": 7,
+            "dropped": {"too many": 3, "Unregistered": 0},
             "waiting": 2,
             "in_flight": 1,
             "held_for_calm": 5,
@@ -72,6 +74,7 @@ class MetricsTestCase(SynchronousTestCase):
         return {
             "name": name,
             "credential": {"not_after": 1_900_000_000.0},
+            "refused": None,
             "waiting": 2,
             "held": False,
             "connection": {
@@ -95,6 +98,8 @@ class MetricsTests(MetricsTestCase):
     def test_the_state_of_the_daemon_is_told(self) -> None:
         for series, value in (
             ("xapsd_registrations", 7),
+            ('xapsd_registrations_dropped_total{reason="too many"}', 3),
+            ('xapsd_registrations_dropped_total{reason="Unregistered"}', 0),
             ("xapsd_pushes_waiting", 2),
             ("xapsd_pushes_in_flight", 1),
             ("xapsd_pushes_held_for_calm_total", 5),
@@ -108,9 +113,10 @@ class MetricsTests(MetricsTestCase):
     def test_each_credential_has_its_own_series(self) -> None:
         other = self.status["credentials"][1]
         other["connection"] |= {"state": "waiting", "connections": 0, "connections_made": 0}
-        other |= {"credential": None, "held": True, "waiting": 7}
+        other |= {"credential": None, "refused": {}, "held": True, "waiting": 7}
         for series, value, others in (
             ("xapsd_credential_usable{{{}}}", 1, 0),
+            ("xapsd_credential_file_refused{{{}}}", 0, 1),
             ("xapsd_credential_expiry_timestamp_seconds{{{}}}", 1_900_000_000, None),
             ("xapsd_credential_pushes_waiting{{{}}}", 2, 7),
             ("xapsd_pushes_held{{{}}}", 0, 1),
@@ -147,8 +153,33 @@ class MetricsTests(MetricsTestCase):
             ('xapsd_registrations_received_total{intake="socket"}', 1),
             ('xapsd_notices_total{intake="socket",kind="new_mail"}', 1),
             ('xapsd_notices_total{intake="socket",kind="other"}', 2),
+            ('xapsd_notices_unmatched_total{intake="socket"}', 0),
         ):
             self.assertEqual(self.value(series), value, series)
+        self.assertEqual(self.metrics.heard(), 3)
+
+    def test_notices_that_no_phone_can_be_told_of_are_counted(self) -> None:
+        self.successResultOf(self.intake.register(Registration(KEY, ("INBOX",), 0.0)))
+        for user, mailbox in ("bob", "INBOX"), ("alice", "Trash"), ("alice", "INBOX"):
+            self.intake.notify(Notice(user, mailbox, True))
+        self.assertEqual(self.value('xapsd_notices_unmatched_total{intake="socket"}'), 2)
+        self.assertEqual(self.metrics.notices.done, 3)
+
+    def test_refusals_are_counted_by_a_few_reasons(self) -> None:
+        for status in (400, 404, 413, 431, 401, 503, 503, 500, 408):
+            self.refuse(status)
+        self.metrics.refusing("listenAddr")
+        for reason, number in (
+            ("malformed", 2),
+            ("too_large", 2),
+            ("password", 1),
+            ("unavailable", 2),
+            ("internal", 1),
+            ("too_slow", 1),
+        ):
+            series = 'xapsd_requests_refused_total{{intake="{}",reason="{}"}}'
+            self.assertEqual(self.value(series.format("socket", reason)), number)
+            self.assertEqual(self.value(series.format("listenAddr", reason)), 0)
 
     def test_pushes_are_counted_by_outcome_and_reason(self) -> None:
         delivered = 'xapsd_pushes_total{outcome="delivered",reason=""}'
@@ -161,13 +192,15 @@ class MetricsTests(MetricsTestCase):
 
     def test_the_time_from_notice_to_answer_is_a_histogram(self) -> None:
         for seconds in (0.03, 0.3, 100_000.0):
-            self.pushes.record(KEY, Delivered(), seconds)
-        name = "xapsd_push_duration_seconds"
-        self.assertEqual(self.value(f'{name}_bucket{{le="0.05"}}'), 1)
-        self.assertEqual(self.value(f'{name}_bucket{{le="0.5"}}'), 2)
-        self.assertEqual(self.value(f'{name}_bucket{{le="+Inf"}}'), 3)
-        self.assertEqual(self.value(f"{name}_count"), 3)
-        self.assertAlmostEqual(self.value(f"{name}_sum"), 100_000.33)
+            self.pushes.record(KEY, Delivered(), seconds, True)
+        self.pushes.record(KEY, Delivered(), 30.2)
+        name, kind = "xapsd_push_duration_seconds", 'kind="new_mail"'
+        self.assertEqual(self.value(f'{name}_bucket{{{kind},le="0.05"}}'), 1)
+        self.assertEqual(self.value(f'{name}_bucket{{{kind},le="0.5"}}'), 2)
+        self.assertEqual(self.value(f'{name}_bucket{{{kind},le="+Inf"}}'), 3)
+        self.assertEqual(self.value(f"{name}_count{{{kind}}}"), 3)
+        self.assertAlmostEqual(self.value(f"{name}_sum{{{kind}}}"), 100_000.33)
+        self.assertAlmostEqual(self.value(f'{name}_sum{{kind="other"}}'), 30.2)
 
     def test_two_daemons_in_one_process_do_not_share_metrics(self) -> None:
         other = Metrics()

@@ -261,7 +261,7 @@ class AnswerTests(CtlTestCase):
             self.assertEqual(json.loads(self.out), [])
 
     def test_a_reload_that_finds_no_credential_is_no_success(self) -> None:
-        found = {"name": "a.org", "credential": None, "problem": "no such file"}
+        found = {"name": "a.org", "credential": None, "problem": "no such file", "refused": None}
         self.served(answered({"now": 0, "credentials": [found]}))
         self.assertEqual(self.ctl("reload"), BAD)
         self.assertEqual(self.out, "No credential can be used: no such file\n")
@@ -269,14 +269,26 @@ class AnswerTests(CtlTestCase):
     def test_a_reload_names_each_of_several_credentials(self) -> None:
         good = {"kind": "token key", "source": "key.p8", "not_after": None}
         found = [
-            {"name": "a.org", "credential": good, "problem": None},
-            {"name": "b.org", "credential": None, "problem": "no such file"},
+            {"name": "a.org", "credential": good, "problem": None, "refused": None},
+            {"name": "b.org", "credential": None, "problem": "no such file", "refused": None},
         ]
         self.served(answered({"now": 0, "credentials": found}))
         self.assertEqual(self.ctl("reload"), BAD)
         self.assertEqual(
             self.out,
             "a.org: In use: token key key.p8\nb.org: No credential can be used: no such file\n",
+        )
+
+    def test_a_reload_that_refuses_what_it_finds_is_no_success(self) -> None:
+        good = {"kind": "token key", "source": "key.p8", "not_after": None}
+        refused = {"why": "key.p8: it is empty; copy it again", "credential": None}
+        found = {"name": "a.org", "credential": good, "problem": None, "refused": refused}
+        self.served(answered({"now": 0, "credentials": [found]}))
+        self.assertEqual(self.ctl("reload"), BAD)
+        self.assertEqual(
+            self.out,
+            "Refused: key.p8: it is empty; copy it again\n"
+            "In use until xapsd restarts: token key key.p8\n",
         )
 
 
@@ -350,6 +362,7 @@ STATUS["credentials"] = [
         **{key: STATUS[key] for key in ("topic", "credential", "connection", "waiting")},
         "name": "example.org",
         "problem": None,
+        "refused": None,
     }
 ]
 
@@ -420,7 +433,13 @@ class TableTests(SynchronousTestCase):
 
     def test_each_of_several_credentials_has_a_line(self) -> None:
         (entry,) = STATUS["credentials"]
-        other = {"name": "b.org", "credential": None, "problem": "no such file", "waiting": 1}
+        other = {
+            "name": "b.org",
+            "credential": None,
+            "problem": "no such file",
+            "refused": None,
+            "waiting": 1,
+        }
         lines = list(answers.status({**STATUS, "credentials": [entry, {**entry, **other}]}))
         self.assertEqual(
             [line for line in lines if "Credential" in line],
@@ -432,6 +451,30 @@ class TableTests(SynchronousTestCase):
             ],
         )
         self.assertNotIn("Topic  ", "\n".join(lines))
+
+    def test_what_is_on_disk_is_told_where_it_is_refused(self) -> None:
+        now = STATUS["now"]
+        (entry,) = STATUS["credentials"]
+        found = {
+            "kind": "certificate",
+            "source": "push.pem",
+            "topic": "com.apple.mail.XServer.new",
+            "not_after": now + 365 * 86400,
+        }
+        until = f"{moment(found['not_after'])} (365 days)"
+        for credential, told in (
+            (found, f"certificate push.pem, valid until {until}, topic {found['topic']}"),
+            ({**found, "topic": None}, f"certificate push.pem, valid until {until}, topic -"),
+            (None, "push.pem: the file is empty"),
+        ):
+            refused = {"why": "push.pem: the file is empty", "credential": credential}
+            one = {**entry, "refused": refused}
+            for entries in ([one], [one, entry]):
+                lines = list(answers.status({**STATUS, "credentials": entries}))
+                on_disk = [line for line in lines if "On disk" in line]
+                self.assertEqual(on_disk, [f"  On disk     refused: {told}"])
+                self.assertIn("Credential", lines[lines.index(on_disk[0]) - 1])
+        self.assertNotIn("On disk", "\n".join(answers.status(STATUS)))
 
     def phone(self, **other: Any) -> dict[str, Any]:
         return {

@@ -9,7 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.peers.cyrus import LARGEST as CYRUS_LARGEST
 from xaps import daemon, intakes, model
-from xaps.admin import control, entries, health, inquiry
+from xaps.admin import backlog, control, entries, health, inquiry, page
 from xaps.admin import history as pushlog
 from xaps.admin import web as controlweb
 from xaps.apns import connection as apns_connection
@@ -104,9 +104,17 @@ LIMITS = {
     ),
     "Time that the plugin asks nothing after that": period(plugin("PAUSE_MSECS") / 1000),
     "Connections that wait to be accepted": number(listeners.BACKLOG),
-    "Connections of ``controlSocket``, and of ``metricsAddr``": number(controlweb.MAX_CONNECTIONS),
+    "Connections of each of ``controlSocket``, ``metricsAddr``, ``statusAddr``": number(
+        controlweb.MAX_CONNECTIONS
+    ),
     "Request on one of these": size(controlweb.MAX_BODY),
     "Idle time on one of these": period(controlweb.IDLE),
+    "Time for which the status page is given again, instead of a new one": period(page.KEPT),
+    "Waiting pushes that the status sorts by what they wait for": number(backlog.LOOKED_AT),
+    "Latest pushes for new mail, from whose times the status takes median and 99 %": number(
+        pushlog.TIMED
+    ),
+    "Latest failures on the status page, and latest phones that are gone": number(pushlog.TOLD),
     "Datagram": size(cyrus_drain.LARGEST),
     "Datagram that Cyrus sends": size(CYRUS_LARGEST),
     "Datagrams that wait to be worked off": size(cyrus_listener.ROOM),

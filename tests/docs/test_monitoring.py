@@ -94,15 +94,19 @@ class AlertTests(SynchronousTestCase):
 
 _UP = 'up{job="xapsd",instance="a"}'
 _USABLE = 'xapsd_credential_usable{instance="a",credential="b"}'
+_FILE_REFUSED = 'xapsd_credential_file_refused{instance="a",credential="b"}'
 _HELD = 'xapsd_pushes_held{instance="a",credential="b"}'
 _UNHEALTHY = 'xapsd_unhealthy{instance="a",cause="slots"}'
 _CONNECTIONS = 'xapsd_apns_connections{instance="a",credential="b"}'
 _EXPIRY = 'xapsd_credential_expiry_timestamp_seconds{instance="a",credential="b"}'
 _DELIVERED = 'xapsd_pushes_total{instance="a",outcome="delivered",reason=""}'
 _RETRIED = 'xapsd_pushes_total{instance="a",outcome="retry",reason="Shutdown"}'
-_QUICK = 'xapsd_push_duration_seconds_bucket{instance="a",le="10.0"}'
-_SLOW = 'xapsd_push_duration_seconds_bucket{instance="a",le="300.0"}'
-_ALL = 'xapsd_push_duration_seconds_bucket{instance="a",le="+Inf"}'
+_DURATIONS = 'xapsd_push_duration_seconds_bucket{{instance="a",kind="new_mail",le="{}"}}'
+_QUICK, _SLOW, _ALL = map(_DURATIONS.format, ("10.0", "300.0", "+Inf"))
+_NOTICES = 'xapsd_notices_total{instance="a",intake="socket",kind="new_mail"}'
+_UNMATCHED = 'xapsd_notices_unmatched_total{instance="a",intake="socket"}'
+_REFUSED = 'xapsd_requests_refused_total{instance="a",intake="socket",reason="malformed"}'
+_UNAVAILABLE = 'xapsd_requests_refused_total{instance="a",intake="socket",reason="unavailable"}'
 _PHONES = 'xapsd_registrations{instance="a"}'
 _STALLS = 'xapsd_reactor_stalls_total{instance="a"}'
 
@@ -110,6 +114,7 @@ _STALLS = 'xapsd_reactor_stalls_total{instance="a"}'
 SOUND = {
     _UP: "1x330",
     _USABLE: "1x330",
+    _FILE_REFUSED: "0x330",
     _HELD: "0x330",
     _UNHEALTHY: "0x330",
     _CONNECTIONS: "1x330",
@@ -119,18 +124,26 @@ SOUND = {
     _QUICK: "0+10x330",
     _SLOW: "0+10x330",
     _ALL: "0+10x330",
+    _NOTICES: "0+10x330",
+    _UNMATCHED: "0+8x330",
+    _REFUSED: "0x330",
+    _UNAVAILABLE: "0+10x330",
     _PHONES: "100x330",
     _STALLS: "0+1x330",
 }
 FAULTS = {
     "XapsdDown": {_UP: "0x330"},
     "XapsdNoCredential": {_USABLE: "0x330", _CONNECTIONS: "0x330"},
+    "XapsdCredentialFileRefused": {_FILE_REFUSED: "1x330"},
     "XapsdRefusedByApple": {_HELD: "1x330"},
     "XapsdFails": {_UNHEALTHY: "1x330"},
     "XapsdNotConnected": {_CONNECTIONS: "0x330"},
     "XapsdCertificateExpiresSoon": {_EXPIRY: "864000x330"},
     "XapsdPushesFail": {_RETRIED: "0+10x330"},
     "XapsdSlow": {_QUICK: "0+1x330"},
+    "XapsdNoNotices": {_NOTICES: "0+10x290 2900x40", _UNMATCHED: "0x330"},
+    "XapsdNoticesMatchNoPhone": {_UNMATCHED: "0+10x330"},
+    "XapsdRequestsRefused": {_REFUSED: "0+10x330"},
     "XapsdPhonesVanish": {_PHONES: "100x290 60x40"},
     "XapsdReactorStalls": {_STALLS: "0+20x330"},
 }

@@ -110,6 +110,8 @@ class ThreeDomainsTests(DomainsTestCase):
             self.assertEqual(push["client_topic"], topic(domain))
             connections.add(push["connection"])
         self.assertEqual(len(connections), 3)
+        for domain in DOMAINS:
+            daemon.wait_for_log(f"{domain}: Connected to APNs at ")
 
         status, text = self.ctl(daemon, "status")
         self.assertEqual(status, 0, text)

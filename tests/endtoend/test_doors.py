@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
+import os
 import re
 import socket
 import ssl
@@ -13,8 +15,10 @@ from tests.conditions import without_ipv6
 from tests.endtoend.case import EndToEndTestCase
 from tests.peers.child import PATIENCE
 from tests.peers.daemon import Daemon
+from tests.peers.ports import free_port
 
 ALL = "0.0.0.0"  # of this machine's addresses; each test connects by 127.0.0.1
+ALWAYS = ["listenAddr", "tlsListenAddr", "metricsAddr"]
 OPEN = re.compile(r"\b(\w+): other machines can ")
 
 
@@ -62,9 +66,33 @@ class DoorTests(EndToEndTestCase):
 
     def test_all_that_is_open_to_everybody_is_told_at_the_start(self) -> None:
         daemon = self.start()
-        self.assertEqual(self.warned(daemon), ["listenAddr", "tlsListenAddr", "metricsAddr"])
+        self.assertEqual(self.warned(daemon), ALWAYS)
         _, port, _ = self.ports(daemon)
         self.assertEqual(self.ask(port, None), 404)
+
+    def test_the_status_page_is_open_to_everybody_unless_there_is_a_password(self) -> None:
+        daemon = self.start(statusAddr=f"{ALL}:0")
+        self.assertEqual(self.warned(daemon), [*ALWAYS, "statusAddr"])
+        daemon.stop()
+        password = self.folder / "password"
+        password.write_text("s3cret\n")
+        daemon.settings["statusPassword"] = f"file:{password}"
+        port = free_port()
+        daemon.settings["statusAddr"] = f"{ALL}:{port}"
+        mark = len(daemon.log)
+        daemon.start()
+        self.assertEqual(OPEN.findall("\n".join(daemon.log[mark:])), ALWAYS)
+        for given, status in (("", 401), ("wrong", 401), ("s3cret", 200)):
+            basic = base64.b64encode(f"me:{given}".encode()).decode()
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+            connection.request("GET", "/metrics", headers={"Authorization": f"Basic {basic}"})
+            self.assertEqual(connection.getresponse().status, status)
+            connection.close()
+        daemon.stop()
+        password.unlink()
+        daemon.start(wait=False)
+        self.assertEqual(daemon.wait(), os.EX_CONFIG)
+        daemon.wait_for_log(f"Cannot start: statusPassword: {password}: there is no such file")
 
     def test_a_secret_in_a_configuration_that_everybody_can_read_is_told_at_the_start(self) -> None:
         daemon = self.start(authToken="s3cret")

@@ -9,7 +9,7 @@ import socket
 import sqlite3
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,11 @@ class ExplainTestCase(EndToEndTestCase):
             self.assertLess(time.monotonic(), deadline)
             time.sleep(0.02)
 
+    def before_and_after_a_restart(self, daemon: Daemon) -> Iterator[None]:
+        yield
+        daemon.restart()
+        yield
+
     def ready(self, **settings: Any) -> tuple[APNsProcess, Daemon]:
         apns, daemon = self.start_both(**settings)
         daemon.wait_for_log("Connected to APNs")
@@ -91,17 +96,14 @@ class UserTests(ExplainTestCase):
             "No phone of alice has registered, but alice@example.org has one",
         )
         daemon.notify("alice")
-        for _ in range(2):
-            self.assert_explained(
-                daemon, "other name", "Notices come for alice, but the phone is alice@example.org"
-            )
-            self.assert_explained(
-                daemon,
-                "other name",
-                "Notices come for alice, but the phone is alice@example.org",
-                user="alice@example.org",
-            )
-            daemon.restart()
+        for _ in self.before_and_after_a_restart(daemon):
+            for user in ("alice", "alice@example.org"):
+                self.assert_explained(
+                    daemon,
+                    "other name",
+                    "Notices come for alice, but the phone is alice@example.org",
+                    user=user,
+                )
 
     def test_no_notice_for_this_user_while_others_have_them(self) -> None:
         apns, daemon = self.ready()
@@ -141,14 +143,13 @@ class UserTests(ExplainTestCase):
         daemon.register("alice", ACCOUNT, PHONE)
         apns.answer(PHONE, 410, "Unregistered", int(time.time() * 1000) + 60_000)
         daemon.notify("alice")
-        for _ in range(2):
+        for _ in self.before_and_after_a_restart(daemon):
             self.assert_explained(
                 daemon,
                 "dropped",
                 "No phone of alice is registered any more: the last one, 291839...,",
                 "Apple says Unregistered: ",
             )
-            daemon.restart()
         apns.forget_answers()
         daemon.register("alice", ACCOUNT, PHONE)
         daemon.notify("alice")
@@ -162,22 +163,21 @@ class UserTests(ExplainTestCase):
         self.assert_explained(daemon, "dropped", "an administrator had it forgotten")
 
     def test_dropped_for_a_reason_that_takes_days(self) -> None:
-        for reason, words in (
-            ("not renewed", "it had not registered again for 30 days"),
-            ("replaced", "the phone has registered again with a new account id"),
-        ):
-            _, daemon = self.ready()
-            daemon.register("alice", ACCOUNT, PHONE)
-            daemon.stop()
-            with sqlite3.connect(daemon.settings["databaseFile"]) as database:
-                database.execute("DELETE FROM registrations")
+        users = {
+            "alice": ("not renewed", "it had not registered again for 30 days"),
+            "bob": ("replaced", "the phone has registered again with a new account id"),
+        }
+        _, daemon = self.ready()
+        daemon.stop()
+        with sqlite3.connect(daemon.settings["databaseFile"]) as database:
+            for user, (reason, _) in users.items():
                 database.execute(
-                    "REPLACE INTO dropped VALUES ('alice', ?, '291839...', ?, ?)",
-                    (ACCOUNT, time.time() - 3600, reason),
+                    "INSERT INTO dropped VALUES (?, ?, '291839...', ?, ?)",
+                    (user, ACCOUNT, time.time() - 3600, reason),
                 )
-            daemon.start()
-            self.assert_explained(daemon, "dropped", f"(1 hour ago): {words}")
-            daemon.close()
+        daemon.start()
+        for user, (_, words) in users.items():
+            self.assert_explained(daemon, "dropped", f"(1 hour ago): {words}", user=user)
 
     def test_over_the_bound_of_phones(self) -> None:
         apns, daemon = self.ready()
@@ -191,24 +191,32 @@ class UserTests(ExplainTestCase):
 
 
 class APNsTests(ExplainTestCase):
-    def test_suspended(self) -> None:
-        for reason, words in (
-            ("BadDeviceToken", "Apple does not know this device token"),
-            ("DeviceTokenNotForTopic", "the phone registered for another topic"),
-        ):
-            apns, daemon = self.ready()
-            daemon.register("alice", ACCOUNT, PHONE)
-            apns.answer(PHONE, 400, reason)
-            daemon.notify("alice")
-            self.assert_explained(
-                daemon,
+    def test_what_apple_says_of_one_phone(self) -> None:
+        alone = "The {} is left alone, since APNs says {}"
+        until = ("the next try is at ", "or when it registers again")
+        later = "to be tried again: Apple says TooManyRequests: this phone was pushed too often"
+        answers: dict[str, tuple[int, str, tuple[str, ...]]] = {
+            "BadDeviceToken": (
+                400,
                 "suspended",
-                f"The phone 291839... of alice is left alone, since APNs says {reason}",
-                words,
-                "the next try is at ",
-                "or when it registers again",
-            )
-            daemon.close()
+                (alone, "Apple does not know this device token", *until),
+            ),
+            "DeviceTokenNotForTopic": (
+                400,
+                "suspended",
+                (alone, "the phone registered for another topic", *until),
+            ),
+            "TooManyRequests": (429, "retry", ("A push to the {} waits until ", "(in ", later)),
+            "BadCollapseId": (400, "given up", ("failed: Apple refused this push: BadCollapseId",)),
+        }
+        apns, daemon = self.ready()
+        for number, (reason, (status, cause, texts)) in enumerate(answers.items()):
+            user, token = f"user{number}", f"{number}" * 64
+            daemon.register(user, ACCOUNT, token)
+            apns.answer(token, status, reason)
+            daemon.notify(user)
+            said = [text.format(f"phone {token[:6]}... of {user}", reason) for text in texts]
+            self.assert_explained(daemon, cause, *said, user=user, good=cause == "retry")
 
     def test_apple_refuses_all(self) -> None:
         apns, daemon = self.ready()
@@ -239,33 +247,12 @@ class APNsTests(ExplainTestCase):
             "and then it is given up",
         )
 
-    def test_waits_for_what_apple_asks(self) -> None:
-        apns, daemon = self.ready()
-        daemon.register("alice", ACCOUNT, PHONE)
-        apns.answer(PHONE, 429, "TooManyRequests")
-        daemon.notify("alice")
-        self.assert_explained(
-            daemon,
-            "retry",
-            "A push to the phone 291839... of alice waits until ",
-            "(in ",
-            "to be tried again: Apple says TooManyRequests: this phone was pushed too often",
-            good=True,
-        )
-
-    def test_given_up(self) -> None:
-        apns, daemon = self.ready()
-        daemon.register("alice", ACCOUNT, PHONE)
-        apns.answer(PHONE, 400, "BadCollapseId")
-        daemon.notify("alice")
-        self.assert_explained(daemon, "given up", "failed: Apple refused this push: BadCollapseId")
-
     def test_delivered_survives_a_restart(self) -> None:
         apns, daemon = self.ready()
         daemon.register("alice", ACCOUNT, PHONE)
         daemon.notify("alice")
         apns.wait_for(1)
-        for _ in range(2):
+        for _ in self.before_and_after_a_restart(daemon):
             self.assert_explained(
                 daemon,
                 "delivered",
@@ -273,7 +260,6 @@ class APNsTests(ExplainTestCase):
                 " seconds after the notice",
                 good=True,
             )
-            daemon.restart()
 
     def test_a_kill_takes_only_what_was_not_written_yet(self) -> None:
         apns, daemon = self.ready()

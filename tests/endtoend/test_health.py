@@ -4,6 +4,7 @@ all is well again when it is."""
 from __future__ import annotations
 
 import contextlib
+import datetime
 import io
 import json
 import os
@@ -19,8 +20,9 @@ from tests.endtoend.case import ACCOUNT, EndToEndTestCase
 from tests.peers.child import PATIENCE
 from tests.peers.daemon import Daemon
 from tests.standins.process import APNsProcess
-from xaps.ctl.client import CtlError, DaemonClient
+from xaps.ctl.client import BAD, CtlError, DaemonClient
 from xaps.ctl.main import main
+from xaps.system.console import moment
 
 QUICK = """
 from xaps.admin import health, history
@@ -222,6 +224,58 @@ class APNsTests(HealthTestCase):
         self.assert_fails(daemon, "credential", "APNs refuses the connection")
         daemon.use(self.authority.client())
         daemon.reload()
+        self.assert_good(daemon)
+
+
+class RefusedFileTests(HealthTestCase):
+    """A new certificate with the key of another: pushes go on, and a restart would end them."""
+
+    def ctl(self, daemon: Daemon, *argv: str) -> tuple[int, str]:
+        out = io.StringIO()
+        status = main(["--config", str(daemon.config), *argv], out, io.StringIO())
+        return status, out.getvalue()
+
+    def metrics(self, daemon: Daemon) -> str:
+        return DaemonClient(daemon.control).ask("/metrics")
+
+    def test_a_renewal_that_is_refused_is_told_until_it_is_repaired(self) -> None:
+        apns, daemon = self.start_good(loglevel="info")
+        self.register(daemon)
+        used = daemon.certificate.read_bytes()
+        ends = pki.now() + datetime.timedelta(days=365)
+        new = self.authority.client(not_after=ends)
+        pki.write_private(daemon.certificate, new.cert_pem + self.authority.client().key_pem)
+        why = "the certificate does not belong to the private key"
+
+        status, text = self.ctl(daemon, "reload")
+        self.assertEqual(status, BAD, text)
+        self.assertRegex(text, rf"^Refused: {daemon.certificate}: {why}; .*\nIn use until xapsd ")
+        status, text = self.ctl(daemon, "status")
+        self.assertEqual(status, BAD)
+        self.assertRegex(text, rf"^xapsd is degraded\n  ! .*{why}")
+        until = moment(ends.timestamp())
+        self.assertRegex(text, rf"\n  On disk     refused: certificate .*, valid until {until} ")
+        metrics = self.metrics(daemon)
+        self.assertIn('\nxapsd_unhealthy{cause="files"} 1.0\n', metrics)
+        self.assertRegex(metrics, r"\nxapsd_credential_file_refused\{.*\} 1.0\n")
+        self.wait_until(daemon, lambda _: why in self.line)
+        self.assertTrue(self.line.startswith("STATUS=Degraded: "), self.line)
+        daemon.http_notify("user-1")
+        [push] = apns.wait_for(1)
+        self.assertEqual(push["status"], 200)
+
+        pki.write_private(daemon.certificate, used)
+        self.assertEqual(self.ctl(daemon, "reload")[0], 0)
+        daemon.wait_for_log(f"Refused no longer: {daemon.certificate}")
+        self.assertEqual(self.ctl(daemon, "status")[0], 0)
+        self.assertRegex(self.metrics(daemon), r"\nxapsd_credential_file_refused\{.*\} 0.0\n")
+
+        daemon.certificate.unlink()
+        status, text = self.ctl(daemon, "reload")
+        self.assertEqual(status, BAD)
+        self.assertIn("there is no such file", text)
+        daemon.use(new)
+        self.assertEqual(self.ctl(daemon, "reload")[0], 0)
         self.assert_good(daemon)
 
 

@@ -229,7 +229,14 @@ class IntakeCase(SynchronousTestCase):
         max_connections: int = 10,
     ) -> None:
         """From now on clients connect to a listener like this."""
-        responder = Responder(self.clock, self.handler, wall=lambda: NOW, folder_push=folder_push)
+        self.refusals: list[int] = []
+        responder = Responder(
+            self.clock,
+            self.handler,
+            wall=lambda: NOW,
+            folder_push=folder_push,
+            on_refusal=self.refusals.append,
+        )
         connections = Connections(
             self.clock,
             self.turns,

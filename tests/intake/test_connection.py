@@ -119,6 +119,7 @@ class AnswerTests(IntakeCase):
         self.assertIs(event["log_level"], LogLevel.info)
         self.assertEqual(event["reason"], "ApsDeviceToken is not hexadecimal")
         self.assertEqual(event["peer"], "127.0.0.1 port 40000")
+        self.assertEqual(self.refusals, [400])
 
     def test_a_handler_that_refuses_is_heard(self) -> None:
         for temporary, status in ((False, b"400"), (True, b"503")):
@@ -132,6 +133,7 @@ class AnswerTests(IntakeCase):
                 )
                 level = LogLevel.warn if temporary else LogLevel.info
                 self.assertEqual([event["log_level"] for event in events], [level])
+            self.assertEqual(self.refusals[-2:], [int(status)] * 2)
 
     def test_without_a_credential_nobody_is_registered(self) -> None:
         self.handler.no_credential = True

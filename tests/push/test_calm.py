@@ -32,7 +32,7 @@ from xaps.model import (
     RetryAfter,
 )
 from xaps.push.calm import FIRST, Calm
-from xaps.push.dispatcher import Dispatcher
+from xaps.push.dispatcher import SLICE, Dispatcher
 from xaps.push.holds import FIRST_SUSPENSION, Hold, Reason
 
 KEY = RegistrationKey("alice", "ACCOUNT", "aa" * 32)
@@ -208,6 +208,28 @@ class DispatcherTests(DispatcherTestCase):
         self.assertEqual(set(self.sender.pushes[-1].hashes), {digest("INBOX"), digest("Notes")})
         self.turn(100)
         self.assertEqual(len(self.sent), 2)
+
+    def test_however_many_are_in_peace_few_are_passed_over_in_one_go(self) -> None:
+        users = [f"user-{number}" for number in range(10 * SLICE)]
+        for number, user in enumerate(users):
+            self.register(user, f"{number:064x}")
+            self.notify(user)
+        self.turn()
+        self.assertEqual(len(self.sent), len(users))
+        for user in users:
+            self.notify(user)
+        self.register("zoe", "ff" * 32)
+        self.notify("zoe")
+        calm = self.dispatcher.calm
+        self.dispatcher.pump()
+        self.assertEqual(calm.held, SLICE)
+        self.dispatcher.pump()
+        self.assertEqual(calm.held, 2 * SLICE)
+        self.turn()
+        self.assertEqual(calm.held, len(users))
+        self.assertEqual(self.sender.pushes[-1].key.user, "zoe")
+        self.turn(FIRST)
+        self.assertEqual(len(self.sent), 2 * len(users) + 1)
 
     def test_the_peace_begins_when_the_push_is_sent_and_not_when_it_is_answered(self) -> None:
         self.answers_after = 1.5

@@ -20,7 +20,7 @@ from xaps.push.dispatcher import Dispatcher
 from xaps.system.log import LineObserver
 
 PHONES = 200
-NOTICES = 10_000
+NOTICES = 3_000
 NOW = 1_800_000_000.0
 LONG = "x" * 6000
 """A folder whose name the plugin's answer has no room for."""

@@ -46,6 +46,7 @@ from xaps.push.holds import (
 )
 from xaps.push.routes import Route, Routes, Sender
 from xaps.push.saving import PATIENCE as SAVE_PATIENCE
+from xaps.registry.interface import MAX_PER_USER
 
 NOW = 1_800_000_000.0
 UPTIME = 5_000.0
@@ -118,7 +119,7 @@ class DispatcherTestCase(SynchronousTestCase):
         self.registry = MemoryRegistry()
         self.sender = FakeSender()
         self.logged: list[tuple[LogLevel, str]] = []
-        self.outcomes: list[tuple[RegistrationKey, Outcome, float]] = []
+        self.outcomes: list[tuple[RegistrationKey, Outcome, float, bool]] = []
         self.dispatcher = self.started()
 
         @implementer(ILogObserver)
@@ -194,7 +195,7 @@ class DispatcherTestCase(SynchronousTestCase):
     def held_for(self) -> Reason | None:
         """Why all pushes are held back."""
         general = self.dispatcher.holds.general
-        return general[0].reason if general else None
+        return general[0][2].reason if general else None
 
     def why_held(self, key: RegistrationKey, now: float, topic: str | None = None) -> Hold | None:
         """What holds back a push to this phone."""
@@ -380,7 +381,7 @@ class OutcomeTests(DispatcherTestCase):
         self.turn(30)
         self.turn(2)
         self.sender.answer(Delivered())
-        self.assertEqual(self.outcomes, [(self.key, Delivered(), 32.0)])
+        self.assertEqual(self.outcomes, [(self.key, Delivered(), 32.0, False)])
 
     def test_a_push_that_failed_and_waited_counts_from_the_first_event_of_all(self) -> None:
         self.notify()
@@ -390,7 +391,7 @@ class OutcomeTests(DispatcherTestCase):
         self.sender.answer(RetryAfter("InternalServerError"))
         self.turn(10)
         self.sender.answer(Delivered())
-        self.assertEqual(self.outcomes[-1], (self.key, Delivered(), 12.0))
+        self.assertEqual(self.outcomes[-1], (self.key, Delivered(), 12.0, True))
 
     def test_a_push_from_before_the_start_counts_from_the_start(self) -> None:
         self.notify()
@@ -401,7 +402,38 @@ class OutcomeTests(DispatcherTestCase):
         self.turn()
         self.turn(2)
         self.sender.answer(Delivered())
-        self.assertEqual(self.outcomes, [(self.key, Delivered(), 2.0)])
+        self.assertEqual(self.outcomes, [(self.key, Delivered(), 2.0, False)])
+
+    def test_new_mail_counts_from_itself_and_not_from_what_waited_before(self) -> None:
+        self.notify(new_mail=False)
+        self.turn(20)
+        self.notify()
+        self.turn(2)
+        self.sender.answer(Delivered())
+        self.notify(new_mail=False)
+        self.turn(30)
+        self.sender.answer(Delivered())
+        told = [(seconds, new_mail) for _, _, seconds, new_mail in self.outcomes]
+        self.assertEqual(told, [(2.0, True), (30.0, False)])
+
+    def test_registrations_that_are_dropped_are_counted_by_the_reason(self) -> None:
+        self.push_and_answer(Gone("Unregistered"))
+        self.turn()
+        for number in range(MAX_PER_USER + 2):
+            self.register("bob", f"{number:064x}")
+        self.successResultOf(self.dispatcher.forget(self.register("carol")))
+        self.successResultOf(self.dispatcher.forget(RegistrationKey("nobody", "A", TOKEN)))
+        self.assertEqual(
+            self.dispatcher.dropped,
+            {
+                "Unregistered": 1,
+                "ExpiredToken": 0,
+                "too many": 2,
+                "forgotten": 1,
+                "replaced": 0,
+                "not renewed": 0,
+            },
+        )
 
     def test_a_push_that_can_succeed_later_is_tried_again_with_the_same_id(self) -> None:
         self.push_and_answer(RetryAfter("TooManyRequests", 300))
@@ -588,7 +620,7 @@ class RefusedConfigurationTests(DispatcherTestCase):
         self.turn(PROBE_AFTER - 1)
         self.assertEqual(len(self.sender.pushes), 3)
         self.assertEqual(len(self.dispatcher.flags), 3)
-        (general,) = self.dispatcher.holds.general
+        ((_, _, general),) = self.dispatcher.holds.general
         self.assertEqual(general.text, f"APNs refuses every push for {TOPIC}: BadTopic")
         self.assertEqual(general.until, self.clock.seconds() + 1)
 
@@ -835,7 +867,7 @@ class TokensTestCase(DispatcherTestCase):
             self.turn()
 
     def delivered(self) -> set[RegistrationKey]:
-        return {key for key, outcome, _ in self.outcomes if outcome == Delivered()}
+        return {key for key, outcome, *_ in self.outcomes if outcome == Delivered()}
 
     def kept(self, keys: Iterable[RegistrationKey]) -> int:
         return sum(self.stored(key) is not None for key in keys)
@@ -1316,7 +1348,7 @@ class DiskTests(DispatcherTestCase):
                 saves.append(len(list(changed)))
                 return super().save_flags(changed, cleared, *past)
 
-        self.registry = Registry()
+        self.registry = Registry(page=SAVE_SLICE)
         self.dispatcher = self.started()
         self.sender.capacity = 0
         for number in range(2 * SAVE_SLICE + 1):
@@ -1476,6 +1508,7 @@ class ExpiryTests(DispatcherTestCase):
             self.register(user=f"u{number}", at=NOW - REGISTRATION_LIFETIME - 1)
         self.expire()
         self.assertEqual(self.left(), [])
+        self.assertEqual(self.dispatcher.dropped["not renewed"], 5)
 
     def test_registrations_made_under_a_clock_far_behind_survive_a_restart(self) -> None:
         alice, bob = self.register(at=0.0), self.register(user="bob", at=0.0)

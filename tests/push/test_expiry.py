@@ -46,6 +46,7 @@ class ReplacedTests(DispatcherTestCase):
         self.assertIn(
             (LogLevel.info, f"Dropped {old}: replaced by a newer account id"), self.logged
         )
+        self.assertEqual(self.dispatcher.dropped["replaced"], 1)
 
     def test_what_was_renewed_since_is_not(self) -> None:
         """Another account on the phone is renewed within 23 hours."""

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Set
 
+import attrs
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -240,6 +241,62 @@ class DueTests(SynchronousTestCase):
             self.notice(at, new_mail=True)
             self.table.answered(self.take(at), START + at)
         self.assertLess(len(self.table._heaps[LANE]), 100)
+
+
+class CountTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.table = table()
+
+    def notice(self, user: str, topic: str | None = None) -> None:
+        phone = Addressee(registration(user).key, START, "INBOX", topic)
+        self.table.notice(phone, "INBOX", new_mail=True, now=START)
+
+    def renew(self, user: str, topic: str, *mailboxes: str) -> None:
+        self.table.registered(attrs.evolve(registration(user, *mailboxes), topic=topic))
+
+    def test_what_waits_is_counted_by_lane_and_what_is_in_flight_is_not(self) -> None:
+        for user, topic in ("alice", None), ("bob", None), ("carol", "x"), ("carol", "x"):
+            self.notice(user, topic)
+        self.assertEqual(self.table.waiting, {LANE: 2, "x": 1})
+        alice, bob = take(self.table, START), take(self.table, START)
+        assert alice and bob
+        self.assertEqual(self.table.waiting, {"x": 1})
+        self.table.failed(alice, START, START)
+        self.table.answered(bob, START)
+        self.assertEqual(self.table.waiting, {LANE: 1, "x": 1})
+
+    def test_a_phone_that_registers_for_another_topic_is_counted_there(self) -> None:
+        self.notice("alice")
+        self.renew("alice", "x")
+        self.assertEqual(self.table.waiting, {"x": 1})
+        flag = self.table.first("x", START)
+        assert flag
+        self.table.take(flag, START)
+        self.renew("alice", "y")
+        self.assertEqual(self.table.waiting, {})
+        self.table.failed(flag, START, START)
+        self.assertEqual(self.table.waiting, {"y": 1})
+        self.renew("alice", "z", "Notes")  # and not INBOX any more
+        self.assertEqual(self.table.waiting, {})
+
+    def test_what_is_dropped_or_too_old_is_counted_no_more(self) -> None:
+        for user in ("alice", "bob", "carol"):
+            self.notice(user)
+        flag = take(self.table, START)
+        assert flag
+        self.table.drop(flag.key)
+        self.table.drop(registration("bob").key)
+        self.assertEqual(self.table.waiting, {LANE: 1})
+        self.table.answered(flag, START)
+        self.assertEqual(self.table.waiting, {LANE: 1})
+        self.assertIsNone(first_due(self.table, START + LIFETIME + 1))
+        self.assertEqual(self.table.waiting, {})
+
+    def test_what_was_kept_on_disk_is_counted(self) -> None:
+        alice = registration()
+        for _ in range(2):
+            self.table.restore(WaitingFlag(alice.key, frozenset({"INBOX"})), alice, START)
+            self.assertEqual(self.table.waiting, {LANE: 1})
 
 
 class DiskTests(SynchronousTestCase):

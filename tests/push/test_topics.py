@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -227,8 +229,9 @@ class NoneHoldsUpAnotherTests(TopicsTestCase):
         self.owed("zoe@z.org")
         self.turn()
         self.assertEqual(self.pushed()[1:], [("zoe@z.org", Z)])
-        (hold,) = self.dispatcher.holds.general
+        ((topic, _, hold),) = self.dispatcher.holds.general
         self.assertEqual(hold.text, f"APNs refuses every push for {X}: BadCertificate")
+        self.assertEqual(topic, X)
         self.turn(PROBE_AFTER)
         self.assertEqual(self.sender.in_flight, 1, "the probe")
 
@@ -301,8 +304,9 @@ class NoneHoldsUpAnotherTests(TopicsTestCase):
         self.use_another_credential(X)
         for sender in self.senders:
             sender.answer(REFUSED)
-        (hold,) = self.dispatcher.holds.general
+        ((topic, _, hold),) = self.dispatcher.holds.general
         self.assertEqual(hold.text, f"APNs refuses every push for {Z}: BadCertificate")
+        self.assertEqual(topic, Z)
         self.turn()
         self.assertEqual(self.sender.in_flight, 1)
 
@@ -334,7 +338,8 @@ class NoneHoldsUpAnotherTests(TopicsTestCase):
         self.turn()
         self.sender.answer(REFUSED)
         self.use_another_credential(X, number=1)
-        self.assertEqual(len(self.dispatcher.holds.general), 1)
+        ((topic, route, _),) = self.dispatcher.holds.general
+        self.assertEqual((topic, route), (X, next(iter(self.routes))))
         self.use_another_credential(Y)
         self.assertEqual(self.dispatcher.holds.general, [])
         self.assertEqual(self.senders[1].in_flight, 1)
@@ -436,6 +441,13 @@ class DispatcherMachine(RuleBasedStateMachine):
         changed = list(self.routes)[number]
         changed.credential = taken
         self.dispatcher.credential_changed(changed)
+
+    @invariant()
+    def what_waits_is_counted(self) -> None:
+        flags = self.dispatcher.flags
+        keys = [RegistrationKey(user, "A", TOKEN) for user in USERS]
+        owed = [flag for flag in map(flags.get, keys) if flag is not None]
+        assert flags.waiting == Counter(flag.lane for flag in owed if not flag.sent)
 
     @rule(number=st.integers(0, 2), outcome=st.sampled_from(OUTCOMES))
     def answer(self, number: int, outcome: Outcome) -> None:

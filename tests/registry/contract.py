@@ -26,7 +26,7 @@ from xaps.model import (
     WaitingFlag,
 )
 from xaps.registry.history import MAX_DROPPED, MAX_NAME, MAX_STRANGERS
-from xaps.registry.interface import Dropped, IRegistry, RegistryError
+from xaps.registry.interface import IRegistry, Registered, RegistryError
 
 T = TypeVar("T")
 
@@ -101,7 +101,8 @@ class RegistryContract(_Base):
 
     def register(self, *registrations: Registration) -> None:
         for each in registrations:
-            self.assertEqual(self.done(self.registry.register(each)), Dropped())
+            new = self.done(self.registry.get(each.key)) is None
+            self.assertEqual(self.done(self.registry.register(each)), Registered(new))
 
     def phones(self) -> list[Registration]:
         return self.done(Deferred.fromCoroutine(everything(self.registry.page)))
@@ -183,6 +184,17 @@ class RegistryContract(_Base):
             self.register(given)
             self.assertEqual(self.done(self.registry.get(ALICE)), given)
             self.assertEqual(self.concerned("alice", "INBOX"), [Addressee(ALICE, 1.0, None, topic)])
+
+    def test_whether_a_phone_is_new_is_told(self) -> None:
+        def new(key: RegistrationKey, at: float = 1000.0) -> bool:
+            registered = self.done(self.registry.register(registration(key, at)))
+            assert registered is not None
+            return registered.new
+
+        self.assertEqual([new(ALICE), new(ALICE), new(ALICE, 2000.0)], [True, False, False])
+        self.assertEqual([new(ALICE_2), new(ALICE_OTHER_ACCOUNT), new(BOB)], [True] * 3)
+        self.done(self.registry.remove(ALICE))
+        self.assertEqual([new(ALICE), new(ALICE)], [True, False])
 
     def test_what_is_registered_late_does_not_replace_what_is_newer(self) -> None:
         """A registration that was tried again, after the disk was full."""
@@ -272,7 +284,7 @@ class RegistryContract(_Base):
         self.save([flag(key, "INBOX") for key in (*old, fresh)])
         new = registration(RegistrationKey("Alice", "A1", "AA01"), 1000.0)
         found = self.done(self.registry.register(new, replace_before=500.0))
-        self.assertEqual(found, Dropped(replaced=(stale, other_case)))
+        self.assertEqual(found, Registered(False, replaced=(stale, other_case)))
         left = [ALICE, fresh, other_phone, other_user]
         self.assertEqual(self.keys(), left)
         self.assertEqual([each.key for each in self.flags()], left)
@@ -287,7 +299,7 @@ class RegistryContract(_Base):
         self.registry = self.new_registry(max_per_user=2)
         self.register(registration(ALICE_2, 1.0), registration(ALICE_OTHER_ACCOUNT, 2.0))
         found = self.done(self.registry.register(registration(ALICE, 9.0), replace_before=5.0))
-        self.assertEqual(found, Dropped(replaced=(ALICE_OTHER_ACCOUNT,)))
+        self.assertEqual(found, Registered(True, replaced=(ALICE_OTHER_ACCOUNT,)))
 
     # ------------------------------------------------------- who is concerned
 
@@ -364,11 +376,11 @@ class RegistryContract(_Base):
             self.register(Registration(key, ("INBOX", "Notes"), time))
         self.register(Registration(first, ("INBOX", "Notes", "Sent"), 3.0))
         dropped = self.done(self.registry.register(Registration(third, ("INBOX",), 4.0)))
-        self.assertEqual(dropped, Dropped(too_many=(second,)))
+        self.assertEqual(dropped, Registered(True, too_many=(second,)))
         self.assertEqual(self.keys(), [first, third, BOB])
         many = Registration(second, ("1", "2", "3", "4", "5", "6"), 5.0)
         dropped = self.done(self.registry.register(many))
-        self.assertEqual(dropped, Dropped(too_many=(first, third)))
+        self.assertEqual(dropped, Registered(True, too_many=(first, third)))
         self.assertEqual(self.keys(), [second, BOB])
 
     def test_over_the_bound_the_least_recently_renewed_goes(self) -> None:
@@ -378,7 +390,7 @@ class RegistryContract(_Base):
         self.register(registration(first, 3.0))
         self.assertEqual(self.keys(), [first, second])
         dropped = self.done(self.registry.register(registration(third, 4.0)))
-        self.assertEqual(dropped, Dropped(too_many=(second,)))
+        self.assertEqual(dropped, Registered(True, too_many=(second,)))
         self.assertEqual(self.keys(), [first, third])
 
     def test_the_bound_is_for_each_user(self) -> None:
@@ -390,7 +402,7 @@ class RegistryContract(_Base):
         self.registry = self.new_registry(max_per_user=1)
         self.register(registration(ALICE, 2000.0))
         dropped = self.done(self.registry.register(registration(ALICE_2, 1000.0)))
-        self.assertEqual(dropped, Dropped(too_many=(ALICE,)))
+        self.assertEqual(dropped, Registered(True, too_many=(ALICE,)))
         self.assertEqual(self.keys(), [ALICE_2])
 
     # -------------------------------------------------- removing, expiring
@@ -449,7 +461,7 @@ class RegistryContract(_Base):
         self.register(registration(BOB, 1.0), registration(ALICE, 2.0), registration(ALICE_2, 3.0))
         self.save([flag(BOB), flag(ALICE), flag(ALICE_2)])
         dropped = self.done(self.registry.register(registration(ALICE_OTHER_ACCOUNT, 4.0)))
-        self.assertEqual(dropped, Dropped(too_many=(ALICE,)))
+        self.assertEqual(dropped, Registered(True, too_many=(ALICE,)))
         self.assertEqual(self.flags(), [flag(ALICE_2), flag(BOB)])
         self.expire(3.0)
         self.assertEqual(self.flags(), [flag(ALICE_2)])

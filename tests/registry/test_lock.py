@@ -18,7 +18,7 @@ from tests.registry.contract import ALICE, registration
 from tests.registry.test_sqlite import HeldWorker
 from xaps.registry.database import RegistryInUse, lock
 from xaps.registry.groupcommit import Run
-from xaps.registry.interface import Dropped, RegistryError
+from xaps.registry.interface import Registered, RegistryError
 from xaps.registry.opening import open_registry, read_registrations
 from xaps.registry.sqlite import SQLiteRegistry
 
@@ -69,7 +69,9 @@ class LockTests(LockTestCase):
             f"the registry {self.path}: another xapsd (pid {os.getpid()}) uses it; stop that one"
             " first",
         )
-        self.assertEqual(self.successResultOf(registry.register(registration(ALICE))), Dropped())
+        self.assertEqual(
+            self.successResultOf(registry.register(registration(ALICE))), Registered(new=True)
+        )
 
     def test_whatever_name_it_is_opened_by(self) -> None:
         json = self.folder / "database.json"

@@ -4,7 +4,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.fakes import MemoryRegistry
 from tests.registry.contract import ALICE, RegistryContract, registration
-from xaps.registry.interface import Dropped, RegistryError
+from xaps.registry.interface import Registered, RegistryError
 
 
 class MemoryRegistryContractTests(RegistryContract, SynchronousTestCase):
@@ -21,7 +21,7 @@ class MemoryRegistryTests(SynchronousTestCase):
         answer = registry.register(registration(ALICE))
         self.assertNoResult(answer)
         registry.release()
-        self.assertEqual(self.successResultOf(answer), Dropped())
+        self.assertEqual(self.successResultOf(answer), Registered(new=True))
         self.successResultOf(registry.remove(ALICE))
 
     def test_everything_fails_while_a_failure_is_set(self) -> None:

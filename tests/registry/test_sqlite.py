@@ -38,7 +38,7 @@ from xaps.model import LastNotice, Registration, RegistrationKey
 from xaps.registry import history, sqlite
 from xaps.registry.database import open_reader, open_writer
 from xaps.registry.groupcommit import Run
-from xaps.registry.interface import Dropped, RegistryError
+from xaps.registry.interface import Registered, RegistryError
 from xaps.registry.rows import AFTER, FLAGS, PAGE, REGISTRATIONS
 from xaps.registry.sqlite import SQLiteRegistry
 
@@ -295,7 +295,7 @@ class GroupCommitTests(InFolder):
         self.assertEqual(len(self.worker.jobs), 1)
         self.assertNoResult(first)
         self.worker.work()
-        self.assertEqual(self.successResultOf(first), Dropped())
+        self.assertEqual(self.successResultOf(first), Registered(new=True))
         for other in others:
             self.assertNoResult(other)
         self.assertEqual(len(self.worker.jobs), 1)

@@ -15,8 +15,8 @@ from xaps.admin.sandbox import UNIT, Sandbox, ask
 from xaps.apns.tls import trust_root
 from xaps.config.reading import Config, careless_secrets
 from xaps.config.table import KEYS, keys_of
-from xaps.credentials.certificate import utc_text
-from xaps.credentials.loading import SET_ONE, LoadResult, password_file
+from xaps.credentials.certificate import CredentialError, utc_text
+from xaps.credentials.loading import SET_ONE, LoadResult, password_file, read_password
 from xaps.credentials.sources import Configured, sources_from_config
 from xaps.intake.cyrus.conf import ImapdConfError, other_topic, read_imapd_conf
 from xaps.listen.ports import cannot_listen, usable
@@ -64,7 +64,7 @@ def check(
     entries = sources_from_config(config)
     findings = [None if each.source is None else each.source.load(time.time()) for each in entries]
     found = [*_credentials(config, entries, findings), *_cyrus(config, findings)]
-    checks = (_tls, _trust_roots, _addresses, _groups, _database, _sockets)
+    checks = (_tls, _trust_roots, _addresses, _status_password, _groups, _database, _sockets)
     found += [text for each in checks for text in each(config)]
     found += _sandbox(config, ask_systemd())
     found += map(_warning, careless_secrets(path, config))
@@ -120,6 +120,8 @@ def _files(config: Config) -> Iterator[tuple[str, Path]]:
         yield from _paths("", entry)
         if (file := password_file(entry.certificate_password)) is not None:
             yield "certificatePassword", file
+    if (file := password_file(config.status_password)) is not None:
+        yield "statusPassword", file
 
 
 def _paths(prefix: str, settings: attrs.AttrsInstance) -> Iterator[tuple[str, Path]]:
@@ -160,6 +162,8 @@ def _addresses(config: Config) -> Iterator[str]:
         listened.append(("tlsListenAddr", config.tls_listen_addr, config.tls_port))
     if config.metrics_addr is not None:
         listened.append(("metricsAddr", config.metrics_addr.host, config.metrics_addr.port))
+    if config.status_addr is not None:
+        listened.append(("statusAddr", config.status_addr.host, config.status_addr.port))
     for key, address, port in listened:
         if not address or address.startswith("systemd:"):
             continue
@@ -172,6 +176,16 @@ def _addresses(config: Config) -> Iterator[str]:
         yield from map(_warning, remarks)
         for number in numbers:
             yield from _port(config, key, number, port)
+
+
+def _status_password(config: Config) -> Iterator[str]:
+    try:
+        read_password(config.status_password)
+    except CredentialError as error:
+        yield f"statusPassword: {error}"
+    if (file := password_file(config.status_password)) is not None:
+        for problem in careless(file, "password"):
+            yield _warning(f"statusPassword: {problem}")
 
 
 def _port(config: Config, key: str, number: str, port: int) -> Iterator[str]:

@@ -13,6 +13,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from xaps import __version__
+from xaps.admin.backlog import waiting_for
 from xaps.admin.entries import FAILING, GOOD, Entry, days, waiting
 from xaps.admin.health import Health
 from xaps.admin.history import PushLog
@@ -100,7 +101,7 @@ class Control:
         self._health.unreadable = unreadable
         troubles = self._health.troubles()
         flags, holds = self._dispatcher.flags, self._dispatcher.holds
-        owed = waiting(flags, self._routes)
+        owed = waiting(flags, self._routes, self._clock.seconds())
         entries = [
             {
                 **entry.described(self._time_of_day),
@@ -125,11 +126,17 @@ class Control:
             "connection": entries[0]["connection"],
             "credentials": entries,
             "last_hour": self._pushes.last_hour(),
+            "durations": self._pushes.durations(),
+            "failures": [
+                {**told, "at": self._time_of_day(told["at"])} for told in self._pushes.failures()
+            ],
             "waiting": len(flags) - flags.in_flight,
+            "waiting_for": waiting_for(flags, holds, self._clock.seconds()),
             "in_flight": flags.in_flight,
             "held": bool(holds.general),
             "held_for_calm": self._dispatcher.calm.held,
             "phones": phones,
+            "dropped": dict(self._dispatcher.dropped),
             "reactor_stalls": self._stalls.count,
             "reactor_stalled_seconds": self._stalls.total,
         }
@@ -137,6 +144,11 @@ class Control:
     def _time_of_day(self, seconds: float | None) -> float | None:
         """When, in seconds since the epoch, it was or will be so late by the reactor's clock."""
         return None if seconds is None else self._wall() - self._clock.seconds() + seconds
+
+    def last_day(self) -> Mapping[str, Sequence[int]]:
+        """Notices, and pushes that APNs took, for each of the last 1440 minutes."""
+        self._pushes.hear(self._metrics.heard())
+        return self._pushes.last_day()
 
     def metrics(self) -> Deferred[bytes]:
         """The page for Prometheus."""
@@ -250,7 +262,9 @@ class Control:
         found = []
         for entry in self._entries:
             described = entry.described(self._time_of_day)
-            found.append({key: described[key] for key in ("name", "credential", "problem")})
+            found.append(
+                {key: described[key] for key in ("name", "credential", "problem", "refused")}
+            )
         return {
             "now": self._wall(),
             "credential": found[0]["credential"],

@@ -10,8 +10,10 @@ import attrs
 
 from xaps.apns.client import Client
 from xaps.apns.status import ConnectionState, ConnectionStatus
+from xaps.credentials.certificate import CertificateInfo
 from xaps.credentials.keeper import CredentialKeeper
-from xaps.model import DAY, CertificateCredential, Credential
+from xaps.credentials.loading import LoadResult
+from xaps.model import DAY, CertificateCredential, Credential, TokenCredential
 from xaps.push.flags import Flags
 from xaps.push.holds import Hold, Holds
 from xaps.push.routes import Route, Routes
@@ -48,6 +50,7 @@ class Entry:
             "topic": None if credential is None else credential.topic,
             "credential": described(credential),
             "problem": problem(self.keeper),
+            "refused": _refused(self.keeper.refused),
             "connection": {
                 **attrs.asdict(connection),
                 "state": connection.state.value,
@@ -68,6 +71,9 @@ class Entry:
             yield "credential", FAILING, f"no mail can be pushed: {problem(self.keeper)}"
         elif connection.state is not ConnectionState.CONNECTED:
             yield _unconnected(connection, unconnected)
+        if (refused := self.keeper.refused) is not None:
+            why = f"the credential on disk is refused: {refused.errors[0]}"
+            yield "files", DEGRADED, f"{why}; the one of before is in use until xapsd restarts"
         if isinstance(credential, CertificateCredential):
             left = credential.not_after - wall
             if left < EXPIRES_SOON:
@@ -75,14 +81,7 @@ class Entry:
 
     def held(self, holds: Holds) -> list[Hold]:
         """What is the matter with all pushes of one of its topics, for each that something is."""
-        credential = self.keeper.credential
-        if credential is None:
-            return []
-        topics = {credential.topic}
-        if isinstance(credential, CertificateCredential):
-            topics.update(credential.topics)
-        ways = filter(None, map(holds.way, sorted(topics)))
-        return [each.general for each, route in ways if route is self.route and each.general]
+        return [hold for _, route, hold in holds.general if route is self.route]
 
     def is_spare(self, entries: Sequence[Entry]) -> bool:
         """Whether its users are told the topic of others, which stand before it and can be used:
@@ -98,19 +97,17 @@ class Entry:
         return all(any(domain in theirs for theirs in before) for domain in mine)
 
 
-def waiting(flags: Flags, routes: Routes) -> Counter[Route]:
+def waiting(flags: Flags, routes: Routes, now: float) -> Counter[Route]:
     """How many pushes wait for each route: for the one that has their topic or, where none has it,
     for one of their users' that has no credential."""
     if len(routes) == 1:
         return Counter(dict.fromkeys(routes, len(flags) - flags.in_flight))
     found: Counter[Route] = Counter()
-    owed = flags._flags.values()
-    for lane, number in Counter(flag.lane for flag in owed if not flag.sent).items():
+    for lane, number in list(flags.waiting.items()):
         topic = routes.topic_of(lane)
         route = None if topic is None else routes.route(topic)
-        if route is None:
-            user = next(flag.key.user for flag in owed if flag.lane == lane)
-            entries = routes.entries(user)
+        if route is None and (flag := flags.first(lane, now)) is not None:
+            entries = routes.entries(flag.key.user)
             lacking = (each for each in entries if each.credential is None)
             route = next(lacking, next(iter(entries), None))
         if route is not None:
@@ -142,11 +139,18 @@ def days(seconds: float) -> str:
     return counted(max(0, int(seconds // DAY)), "day")
 
 
-def described(credential: Credential | None) -> dict[str, Any] | None:
+def described(credential: Credential | CertificateInfo | None) -> dict[str, Any] | None:
     """For JSON."""
     if credential is None:
         return None
     named = {"source": credential.source, "topic": credential.topic}
-    if isinstance(credential, CertificateCredential):
-        return {"kind": "certificate", **named, "not_after": credential.not_after}
-    return {"kind": "token key", **named, "key_id": credential.key_id, "not_after": None}
+    if isinstance(credential, TokenCredential):
+        return {"kind": "token key", **named, "key_id": credential.key_id, "not_after": None}
+    return {"kind": "certificate", **named, "not_after": credential.not_after}
+
+
+def _refused(found: LoadResult | None) -> dict[str, Any] | None:
+    """For JSON: why, and what it is as far as that can be read."""
+    if found is None:
+        return None
+    return {"why": str(found.errors[0]), "credential": described(found.parsed)}

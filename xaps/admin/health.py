@@ -23,6 +23,7 @@ LOOK = 5.0
 CAUSES = (
     "credential",
     "certificate",
+    "files",
     "topic",
     "apns",
     "pushes",
@@ -128,16 +129,17 @@ class Health:
 
     def _found(self, now: float) -> Iterator[tuple[str, str, str, str]]:
         """What the parts know: cause, grade, text and entry."""
-        held = self._dispatcher.holds.general
+        holds = self._dispatcher.holds
         for entry in self._entries:
             name = entry.route.name if len(self._entries) > 1 else ""
             for cause, grade, text in self._found_of(entry, name, now):
                 yield cause, grade, f"{name}: {text}" if name else text, name
-            for hold in entry.held(self._dispatcher.holds):
-                held.remove(hold)
+            for hold in entry.held(holds):
                 yield "pushes", FAILING, f"{name}: {hold.text}" if name else hold.text, name
-        for hold in held:
-            yield "pushes", FAILING, hold.text, ""
+        for topic, route, hold in holds.general:
+            if route is None:
+                text = f"{hold.text} (no credential is for {topic} any more)"
+                yield "pushes", FAILING, text, ""
         if (error := self._dispatcher.unsaved) is not None:
             yield "saving", FAILING, f"pushes that wait cannot be written to disk: {error}", ""
         if self.unreadable is not None:

@@ -6,13 +6,23 @@ It is kept in memory alone, and told by the dispatcher on every answer: nothing 
 from __future__ import annotations
 
 import re
-from collections import Counter as Counts
+from array import array
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
-from xaps.model import NAMES, Delivered, Gone, Outcome, RegistrationKey, Rejected, reason_of
+from xaps.model import (
+    NAMES,
+    Delivered,
+    Gone,
+    Outcome,
+    RegistrationKey,
+    Rejected,
+    reason_of,
+    short_token,
+)
 from xaps.system.work import Work
 
 BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 90, 300, 1800, 7200, 86400)
@@ -24,6 +34,13 @@ SEVERAL = 2
 """Users whose device tokens APNs refuses: of one it is likely to be the phone's fault."""
 MAX_REASONS = 100
 """Different reasons that are counted by themselves."""
+MINUTES = 24 * 60
+"""Minutes for which numbers are kept."""
+TIMED = 1000
+"""The latest pushes, from whose times the median is taken."""
+TOLD = 10
+"""The latest failures that are told, and the latest phones that are gone."""
+NOTICES = "notices"
 
 _WORD = re.compile(r"[A-Z][A-Za-z]{1,63}")
 _STATUS = re.compile(r"\bstatus \d{3}\b")
@@ -36,6 +53,35 @@ def _short_reason(name: str, reason: str) -> str:
     if status := _STATUS.search(reason):
         return status[0]
     return "connection" if name == "retry" else "other"
+
+
+class Minutes:
+    """Numbers by the minute for the last day, in arrays that are used again and again."""
+
+    def __init__(self, seconds: Callable[[], float], names: Iterable[str]) -> None:
+        self._seconds = seconds
+        self._counts = {name: array("I", [0] * MINUTES) for name in names}
+        self._minute = int(seconds() // 60)
+
+    def add(self, name: str, number: int = 1) -> None:
+        """So many more in this minute."""
+        self._counts[name][self._now() % MINUTES] += number
+
+    def last(self, name: str, minutes: int = MINUTES) -> list[int]:
+        """The numbers of so many minutes, this one at the end."""
+        first = (self._now() + 1) % MINUTES
+        counts = self._counts[name]
+        return (counts[first:] + counts[:first]).tolist()[-minutes:]
+
+    def _now(self) -> int:
+        """This minute; those that have begun since the last time have no numbers yet."""
+        minute = int(self._seconds() // 60)
+        if minute != self._minute:
+            for begun in range(max(self._minute, minute - MINUTES) + 1, minute + 1):
+                for counts in self._counts.values():
+                    counts[begun % MINUTES] = 0
+            self._minute = minute
+        return minute
 
 
 class PushLog:
@@ -54,34 +100,58 @@ class PushLog:
             registry=metrics,
         )
         self._answers.labels("delivered", "")  # 0 is told, too
-        self._durations = Histogram(
+        durations = Histogram(
             "xapsd_push_duration_seconds",
-            "From the first notice that a push was for until APNs had taken it",
+            "From the first notice that a push was for, of new mail if any was, until APNs had it",
+            ["kind"],
             buckets=BUCKETS,
             registry=metrics,
         )
+        self._durations = {True: durations.labels("new_mail"), False: durations.labels("other")}
         self.work = Work(
             "pushes", "no push succeeds, they are tried again; the last", patience=PUSHES_FAIL
         )
         self._refused_to: set[str] = set()  # users, since the last success
         self._reasons: set[str] = set()
-        self._minutes: deque[tuple[int, Counts[str]]] = deque()
+        self._minutes = Minutes(seconds, [NOTICES, *NAMES.values()])
+        self._heard = 0
+        self._times: deque[float] = deque(maxlen=TIMED)
+        self._told = {gone: deque[dict[str, Any]](maxlen=TOLD) for gone in (True, False)}
 
-    def record(self, key: RegistrationKey, outcome: Outcome, seconds: float | None = None) -> None:
+    def record(
+        self,
+        key: RegistrationKey,
+        outcome: Outcome,
+        seconds: float | None = None,
+        new_mail: bool = False,
+    ) -> None:
         """There was an answer.
 
         :param seconds: since the first of the events that the push was for, if it was for any.
+        :param new_mail: whether these were new mail.
         """
         if isinstance(outcome, Delivered) and seconds is not None:
-            self._durations.observe(seconds)
+            self._durations[new_mail].observe(seconds)
+            if new_mail:
+                self._times.append(seconds)
         name, reason = NAMES[type(outcome)], reason_of(outcome)
         short = _short_reason(name, reason)
         if short not in self._reasons and len(self._reasons) >= MAX_REASONS:
             short = "other"
         self._reasons.add(short)
         self._answers.labels(name, short).inc()
-        self._minute()[name] += 1
+        self._minutes.add(name)
+        if not isinstance(outcome, Delivered):
+            told = {"at": self._seconds(), "user": key.user, "outcome": name, "reason": reason}
+            told["device_token"] = short_token(key.device_token)
+            self._told[isinstance(outcome, Gone)].append(told)
         self._judge(key.user, outcome)
+
+    def hear(self, notices: int) -> None:
+        """So many notices have come since the start; called every few seconds, which costs less
+        than to count each by the minute."""
+        self._minutes.add(NOTICES, notices - self._heard)
+        self._heard = notices
 
     def _judge(self, user: str, outcome: Outcome) -> None:
         if isinstance(outcome, Delivered):
@@ -99,14 +169,25 @@ class PushLog:
 
     def last_hour(self) -> dict[str, int]:
         """Answers in the last 60 minutes by outcome; all outcomes are in it."""
-        self._minute()
-        return {name: sum(counts[name] for _, counts in self._minutes) for name in NAMES.values()}
+        return {name: sum(self._minutes.last(name, 60)) for name in NAMES.values()}
 
-    def _minute(self) -> Counts[str]:
-        """The answers of this minute; what is too old is dropped."""
-        minute = int(self._seconds() // 60)
-        if not self._minutes or self._minutes[-1][0] != minute:
-            self._minutes.append((minute, Counts()))
-        while self._minutes[0][0] <= minute - 60:
-            self._minutes.popleft()
-        return self._minutes[-1][1]
+    def last_day(self) -> dict[str, list[int]]:
+        """The notices and the pushes that APNs took, for each of the last 1440 minutes."""
+        delivered = NAMES[Delivered]
+        return {name: self._minutes.last(name) for name in (NOTICES, delivered)}
+
+    def durations(self) -> dict[str, float] | None:
+        """Of how many of the latest pushes for new mail it is told, and within which seconds after
+        the first notice that it was for APNs had taken half of them, and 99 of 100; ``None``: of
+        none."""
+        times = sorted(self._times)
+        if not times:
+            return None
+        half, most = (times[int(len(times) * part)] for part in (0.5, 0.99))
+        return {"pushes": len(times), "median": half, "most": most}
+
+    def failures(self) -> list[dict[str, Any]]:
+        """The latest pushes that failed, and the latest phones that are gone, the last first; when,
+        by the reactor's clock."""
+        told = [each for latest in self._told.values() for each in latest]
+        return sorted(told, key=lambda each: -each["at"])

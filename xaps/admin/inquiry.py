@@ -66,7 +66,7 @@ class Inquiry:
         """The verdict and what it is drawn from. Raises
         :class:`~xaps.registry.interface.RegistryError`."""
         facts = await self._facts(lower(user))
-        return _as_json(facts, explain(facts))
+        return as_json(facts, explain(facts))
 
     async def _facts(self, user: str) -> Facts:
         registrations = await self._registry.registrations(user)
@@ -160,7 +160,7 @@ class Inquiry:
         return None if seconds is None else self._wall() - self._clock.seconds() + seconds
 
 
-def _as_json(facts: Facts, verdict: Verdict) -> Mapping[str, Any]:
+def as_json(facts: Facts, verdict: Verdict) -> Mapping[str, Any]:
     return {
         "user": facts.user,
         "now": facts.now,

@@ -6,7 +6,7 @@ What happens is counted where it happens; how things are is asked when a page is
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -25,6 +25,17 @@ from xaps.apns.status import ConnectionState
 from xaps.intake.answers import Handler
 from xaps.model import Notice, Refused, Registration
 from xaps.system.work import Work
+
+REFUSALS = {
+    401: "password",
+    408: "too_slow",
+    413: "too_large",
+    431: "too_large",
+    500: "internal",
+    503: "unavailable",
+}
+"""Why requests are refused, by the status that is answered."""
+_OTHER = "malformed"
 
 Status = Mapping[str, Any]
 """How the daemon is: what :meth:`xaps.admin.control.Control.status` tells."""
@@ -55,6 +66,18 @@ class Metrics:
             ["intake", "kind"],
             registry=self.registry,
         )
+        self._unmatched = Counter(
+            "xapsd_notices_unmatched",
+            "Notices that no phone could be told of",
+            ["intake"],
+            registry=self.registry,
+        )
+        self._refused = Counter(
+            "xapsd_requests_refused",
+            "Requests of IMAP servers that were refused",
+            ["intake", "reason"],
+            registry=self.registry,
+        )
 
     def counting(self, intake: str, handler: Handler) -> Handler:
         """Count what is handed on to the handler by the intake that the setting `intake` opens."""
@@ -63,9 +86,23 @@ class Metrics:
             self._registrations.labels(intake),
             self._notices.labels(intake, "new_mail"),
             self._notices.labels(intake, "other"),
+            self._unmatched.labels(intake),
             self.registrations,
             self.notices,
         )
+
+    def refusing(self, intake: str) -> Callable[[int], None]:
+        """Gives what counts the refusals of the intake that the setting `intake` opens, by their
+        HTTP status."""
+        counters = {
+            reason: self._refused.labels(intake, reason) for reason in (*REFUSALS.values(), _OTHER)
+        }
+        return lambda status: counters[REFUSALS.get(status, _OTHER)].inc()
+
+    def heard(self) -> int:
+        """How many notices came since the start."""
+        samples = (sample for metric in self._notices.collect() for sample in metric.samples)
+        return int(sum(each.value for each in samples if each.name.endswith("_total")))
 
     def page(self, status: Status) -> bytes:
         """All metrics in Prometheus' text format."""
@@ -86,6 +123,7 @@ class _CountingHandler:
     _registrations: Counter
     _new_mail: Counter
     _other: Counter
+    _unmatched: Counter
     _registering: Work
     _noticing: Work
 
@@ -111,6 +149,8 @@ class _CountingHandler:
             _failed(self._noticing, error)
             raise
         self._noticing.done += 1
+        if not phones:
+            self._unmatched.inc()
         return phones
 
 
@@ -139,6 +179,11 @@ class _Page(Collector):
         yield unhealthy
         if (phones := status["phones"]) is not None:
             yield Gauge("xapsd_registrations", "Phones that are registered", phones)
+        text = "Phones that were dropped, by the reason"
+        dropped = CounterMetricFamily("xapsd_registrations_dropped", text, labels=["reason"])
+        for reason, number in status["dropped"].items():
+            dropped.add_metric([reason], number)
+        yield dropped
         yield Gauge("xapsd_pushes_waiting", "Phones that are owed a push", status["waiting"])
         yield Gauge("xapsd_pushes_in_flight", "Pushes without an answer", status["in_flight"])
         text = "Pushes that had to wait since their phone had just had one"
@@ -156,6 +201,11 @@ def _of_credentials(entries: Sequence[Mapping[str, Any]]) -> Iterator[Metric]:
     label = "credential"
     usable = Gauge(
         "xapsd_credential_usable", "1 while there is a credential to push with", labels=[label]
+    )
+    refused = Gauge(
+        "xapsd_credential_file_refused",
+        "1 while its files hold what cannot be used, and the one of before is in use",
+        labels=[label],
     )
     expiry = Gauge(
         "xapsd_credential_expiry_timestamp_seconds",
@@ -183,6 +233,7 @@ def _of_credentials(entries: Sequence[Mapping[str, Any]]) -> Iterator[Metric]:
     for entry in entries:
         name, credential, connection = entry["name"], entry["credential"], entry["connection"]
         usable.add_metric([name], credential is not None)
+        refused.add_metric([name], entry["refused"] is not None)
         if credential is not None and credential["not_after"] is not None:
             expiry.add_metric([name], credential["not_after"])
         waiting.add_metric([name], entry["waiting"])
@@ -192,4 +243,4 @@ def _of_credentials(entries: Sequence[Mapping[str, Any]]) -> Iterator[Metric]:
         open_now.add_metric([name], connection["connections"])
         limit.add_metric([name], connection["stream_limit"])
         again.add_metric([name], max(0, connection["connections_made"] - 1))
-    yield from (usable, expiry, waiting, held, states, open_now, limit, again)
+    yield from (usable, refused, expiry, waiting, held, states, open_now, limit, again)

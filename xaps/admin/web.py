@@ -1,8 +1,9 @@
-"""The control socket and the metrics over HTTP, for ``xapsctl`` and Prometheus.
+"""The control socket, the metrics and the status page over HTTP, for ``xapsctl``, Prometheus and
+browsers.
 
 ``GET /status``, ``/explain?user=U``, ``/devices?user=U&full=1``, ``/metrics``, ``/healthz``; ``POST
 /reload``; ``POST /forget`` and ``/push`` with a JSON object. Answers are JSON, an error is
-``{"error": "one line"}``.
+``{"error": "one line"}``. The page is ``GET /?user=U``, in HTML.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ from twisted.web.server import NOT_DONE_YET, Request, Site
 from zope.interface import implementer
 
 from xaps.admin.control import Control
+from xaps.admin.page import REFRESH, STYLE, Page
+from xaps.intake.allow import peer_name
+from xaps.intake.http import authorized
 from xaps.model import MAX_USER, NOT_TEXT, Refused
 from xaps.registry.interface import RegistryError
 from xaps.system.complaints import Complaints
@@ -38,6 +42,14 @@ IDLE = 60.0
 """Seconds after which a connection without a request is closed."""
 JSON = "application/json"
 QUESTION = (b"GET", b"HEAD")
+HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; style-src 'self'; img-src 'self'; "
+    "form-action 'self'; frame-ancestors 'none'; base-uri 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+"""Those of every answer."""
 ORDER = (b"POST",)
 
 Admits = Callable[["IAddress | None"], bool]
@@ -47,6 +59,27 @@ Admits = Callable[["IAddress | None"], bool]
 def metrics_site(reactor: IReactorTime, control: Control, admits: Admits) -> Site:
     """What listens at ``metricsAddr``: metrics, health, and nothing else."""
     return _AdminSite(reactor, control, admits)
+
+
+def status_site(
+    reactor: IReactorTime, control: Control, admits: Admits, password: str | None
+) -> Site:
+    """What listens at ``statusAddr``: the page, and what is at ``metricsAddr``.
+
+    :param password: is asked for, whatever is wanted; ``None``: everybody may see what is not about
+        single users.
+    """
+    page = Page(reactor, control, private=password is not None)
+
+    def asked(request: Any) -> Any:
+        if not request.args:
+            request.setHeader("Refresh", str(REFRESH))
+        return page.html(_user(request))
+
+    site = _AdminSite(reactor, control, admits, password)
+    site.resource.putChild(b"", _Leaf(QUESTION, asked, "text/html; charset=utf-8"))
+    site.resource.putChild(b"style.css", _Leaf(QUESTION, lambda _: succeed(STYLE), "text/css"))
+    return site
 
 
 def control_site(reactor: IReactorTime, control: Control) -> Site:
@@ -81,20 +114,27 @@ class _Channel(HTTPChannel):
 class _AdminSite(Site):
     """Serves metrics and health, without an access log, and with a bound on connections: for each
     new one over it, the oldest is closed that asks for nothing. Who is not to come in, or finds all
-    busy, is shut out without a word."""
+    busy, is shut out without a word, and who does not know the password, with one."""
 
     noisy = False
     displayTracebacks = False
     protocol = cast(Any, _Channel)
     _log = Logger()
 
-    def __init__(self, reactor: IReactorTime, control: Control, admits: Admits) -> None:
+    def __init__(
+        self,
+        reactor: IReactorTime,
+        control: Control,
+        admits: Admits,
+        password: str | None = None,
+    ) -> None:
         root = Resource()
         metrics = _Leaf(QUESTION, lambda _: control.metrics(), CONTENT_TYPE_LATEST)
         root.putChild(b"metrics", metrics)
         root.putChild(b"healthz", _Leaf(QUESTION, lambda _: control.healthz()))
         super().__init__(root, _Request, timeout=IDLE, reactor=reactor)  # type: ignore[no-untyped-call]  # Twisted's
         self._admits = admits
+        self._password = password
         self._complaints = Complaints(self._log, reactor.seconds)
         self.channels: dict[_Channel, None] = {}
 
@@ -119,6 +159,17 @@ class _AdminSite(Site):
         self.channels[made] = None
         return made
 
+    def getResourceFor(self, request: Request) -> Any:
+        for name, value in HEADERS.items():
+            request.setHeader(name, value)
+        given = request.getHeader(b"authorization") or b""
+        if self._password is None or authorized(given, self._password):
+            return super().getResourceFor(request)  # type: ignore[no-untyped-call]  # Twisted's
+        if given:
+            peer = peer_name(request.getClientAddress())
+            self._complaints.tell(LogLevel.warn, "{peer} gave a wrong statusPassword", peer=peer)
+        return _Stranger()  # type: ignore[no-untyped-call]  # Twisted's
+
     def startFactory(self) -> None:
         """Twisted's own opens a log and starts a timer."""
 
@@ -132,6 +183,19 @@ class _Request(Request):
     def handleContentChunk(self, data: bytes) -> None:
         if self.content.tell() <= MAX_BODY:
             super().handleContentChunk(data)  # type: ignore[no-untyped-call]  # Twisted's
+
+
+class _Stranger(Resource):
+    """Asks for the password; with any name of a user."""
+
+    isLeaf = True
+
+    def render(self, request: Any) -> bytes:
+        request.setResponseCode(401)
+        request.setHeader("WWW-Authenticate", 'Basic realm="xapsd", charset="UTF-8"')
+        request.setHeader("Content-Type", "text/plain")
+        # What Twisted is given for HEAD it complains of in the log.
+        return b"" if request.method == b"HEAD" else b"statusPassword is needed, with any name\n"
 
 
 class _Leaf(Resource):

@@ -40,6 +40,7 @@ class Client:
     :param wall: the time of day in seconds since the epoch, which APNs compares with its own.
     :param priority: the value of ``apns-priority``; ``None`` leaves it out.
     :param random: gives numbers from 0 up to 1.
+    :param name: what the log calls the credential, where there are several.
     """
 
     _log = Logger()
@@ -53,6 +54,7 @@ class Client:
         wall: Callable[[], float],
         priority: int | None = None,
         random: Callable[[], float] = chance.random,
+        name: str = "",
     ) -> None:
         self._wall = wall
         self._authority = authority
@@ -60,7 +62,7 @@ class Client:
         self._builders: dict[str, RequestBuilder] = {}  # by topic
         self._tokens: TokenSource | None = None
         self._token_sources: dict[tuple[str, str, bytes], TokenSource] = {}
-        self._connector = Connector(clock, authority, connect, random)
+        self._connector = Connector(clock, authority, connect, random, name)
 
     def start(self, on_room: Callable[[], None]) -> None:
         """Connect and stay connected, whenever there is a credential.

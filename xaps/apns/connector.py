@@ -42,6 +42,7 @@ class Connector:
     :param connect: makes an endpoint, anew for each attempt; may raise :exc:`ValueError`.
     :param random: gives numbers from 0 up to 1. Half of each delay is left to chance, so that the
         clients of a server that was away do not all come back in the same second.
+    :param name: what the log calls the credential, where there are several.
     """
 
     _log = Logger()
@@ -52,11 +53,13 @@ class Connector:
         server: str,
         connect: Callable[[Credential], IStreamClientEndpoint],
         random: Callable[[], float],
+        name: str = "",
     ) -> None:
         self._clock = clock
         self._server = server
         self._connect = connect
         self._random = random
+        self._of = f"{name}: " if name else ""
         self._on_room: Callable[[], None] | None = None  # until it is started
         self._credential: Credential | None = None
         self._stopping: Deferred[None] | None = None
@@ -135,7 +138,8 @@ class Connector:
     def on_ready(self, connection: Connection) -> None:
         self._made += 1
         self._log.info(
-            "Connected to APNs at {peer}: {limit} at a time",
+            "{of}Connected to APNs at {peer}: {limit} at a time",
+            of=self._of,
             peer=connection.peer,
             limit=counted(connection.session.stream_limit, "push"),
         )
@@ -196,7 +200,7 @@ class Connector:
         except ValueError as reason:
             connection.close(EndReason(str(reason), refused=True))
         except Exception:
-            self._log.failure("Connecting to APNs failed")
+            self._log.failure("{of}Connecting to APNs failed", of=self._of)
             connection.close(EndReason("internal error"))
         return connection
 
@@ -246,9 +250,10 @@ class Connector:
             text = "No connection to APNs at {server}: {reason}. Next attempt in {delay:.0f} s"
         self._complaints.tell(
             level,
-            text,
+            f"{{of}}{text}",
             kind=reason.text,
             every=HOUR,
+            of=self._of,
             server=self._server,
             reason=reason.text,
             source="" if self._credential is None else self._credential.source,

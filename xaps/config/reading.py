@@ -72,6 +72,7 @@ _NEEDED = (
     ("tlsCertfile", "tlsKeyfile", "the private key of this certificate"),
     ("tlsKeyfile", "tlsCertfile", "the certificate of this key"),
     ("tlsClientCA", "tlsCertfile", "the server's certificate for HTTPS"),
+    ("statusPassword", "statusAddr", "the page that it is for"),
     ("keyFileP8", "keyFileTopic", "the topic that Apple granted for Mail"),
     ("keyFileP8", "keyFileKeyId", "the developer portal shows it"),
     ("keyFileP8", "keyFileTeamId", "the developer portal shows it"),

@@ -158,8 +158,8 @@ class Config:
         name="tlsClientCA",
     )
     allow_from: tuple[Network, ...] = kinds.NETWORKS.key(
-        "Addresses and networks that may connect by TCP (to listenAddr, tlsListenAddr and "
-        "metricsAddr), for example [127.0.0.1, 2001:db8::/32]. Empty: all may. '::/0' "
+        "Addresses and networks that may connect by TCP (to listenAddr, tlsListenAddr, metricsAddr "
+        "and statusAddr), for example [127.0.0.1, 2001:db8::/32]. Empty: all may. '::/0' "
         "includes all IPv4 addresses."
     )
     auth_token: str | None = kinds.TOKEN.key(
@@ -256,6 +256,15 @@ class Config:
     metrics_addr: HostPort | None = kinds.HOST_PORT.key(
         "Address and port for Prometheus' metrics and /healthz, for example '[::1]:9119'. "
         "Everybody who can reach it can read them, unless allowFrom says who may."
+    )
+    status_addr: HostPort | None = kinds.HOST_PORT.key(
+        "Address and port for the status page, which shows in a browser how xapsd is, for example "
+        "'[::1]:11680'. /metrics and /healthz are there too. It has no TLS: put a proxy with TLS "
+        "before it, or use an SSH tunnel, if you need it from another machine."
+    )
+    status_password: str | None = kinds.PASSWORD.key(
+        "The password for everything at statusAddr; any user name will do. file:PATH reads it from "
+        "a file. Without a password the page shows no users and no phones."
     )
 
     written: frozenset[str] = attrs.field(default=frozenset(), eq=False, repr=False)

@@ -12,7 +12,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger, LogLevel
 
-from xaps.credentials.certificate import CredentialError, ascii_line, utc_text
+from xaps.credentials.certificate import CredentialError, utc_text
 from xaps.credentials.loading import SET_ONE, LoadResult, Run, Source
 from xaps.model import DAY, CertificateCredential, Credential, covers
 from xaps.system.complaints import Complaints
@@ -43,8 +43,10 @@ class CredentialKeeper:
         the reactor; by default right here.
     :param name: what the log calls it, where there are several.
     :ivar credential: the one in use.
-    :ivar problem: why there is none: a few words of ASCII; ``None`` when there is one.
+    :ivar problem: why there is none: in a line; ``None`` when there is one.
     :ivar remedy: what the administrator can do about that; may be empty.
+    :ivar refused: what the source holds now, if that cannot be used: the one in use is of before,
+        and a restart would leave none.
     """
 
     _log = Logger()
@@ -68,6 +70,7 @@ class CredentialKeeper:
         self.credential: Credential | None = None
         self.problem: str | None = "the push credential has not been looked for yet"
         self.remedy = ""
+        self.refused: LoadResult | None = None
         self._complaints = Complaints(self._log, clock.seconds)
         self._lock = DeferredLock()
         self._looking: Deferred[LoadResult] | None = None
@@ -112,6 +115,8 @@ class CredentialKeeper:
             what = self.problem
             if self.credential is not None:
                 what = f"the one from {self.credential.source} stays in use"
+                if self.refused is not None:
+                    what += f", for what is there now is refused: {self.refused.errors[0]}"
             self._log.info("No new credential: {what}", what=what)
 
     def _check(self, patient: bool) -> Deferred[None]:
@@ -182,6 +187,13 @@ class CredentialKeeper:
             self._bad = None
             if result.credential != self.credential:
                 self._use(result.credential)
+            elif self.refused is not None:
+                self._log.info(
+                    "{of}Refused no longer: {source} holds the credential that is in use",
+                    of=self._of,
+                    source=result.credential.source,
+                )
+            self.refused = None
             self._tell_warnings(result.warnings)
             self._warn_of_expiry()
             return
@@ -195,9 +207,11 @@ class CredentialKeeper:
             self._on_change(None)
         self._warn_of_expiry()
         if self.credential is None:
+            self.refused = None
             self._tell_warnings(result.warnings)
             self._tell_problem(f"{error.file}: {error.what}", error.remedy)
         elif not half_written:
+            self.refused = result
             self._tell_warnings(result.warnings)
             self._tell_daily(
                 "{of}Refused: {error}. The credential from {source} stays in use",
@@ -261,10 +275,9 @@ class CredentialKeeper:
 
     def _tell_problem(self, reason: str, remedy: str) -> None:
         """Why there is no credential is told at once when the reason is a new one, and daily."""
-        problem = ascii_line(reason, 150)  # IMAP servers are told it
-        if problem != self.problem:
+        if reason != self.problem:
             self._complaints.over(_NO_CREDENTIAL)
-        self.problem, self.remedy = problem, remedy
+        self.problem, self.remedy = reason, remedy
         reason += f"; {remedy}" if remedy else ""
         self._complaints.tell(
             LogLevel.critical, _NO_CREDENTIAL, every=DAY, of=self._of, reason=reason

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from xaps.admin.words import credential
 from xaps.config.reading import DEFAULT_PATH, Config, load
 from xaps.ctl import answers
 from xaps.ctl.client import BAD, CtlError, DaemonClient, notify
@@ -286,19 +287,27 @@ class Commands:
     def reload(self) -> int:
         """Take up changed certificates and keys now.
 
-        The daemon looks at them every minute anyway. Other settings need a restart, which keeps
-        what the daemon has accepted; IMAP servers do not repeat what they tell it meanwhile.
+        The daemon looks at them every minute anyway. Exits with 0 only if all of them can be used:
+        what is refused is told, and the credential of before stays in use. Other settings need a
+        restart, which keeps what the daemon has accepted; IMAP servers do not repeat what they tell
+        it meanwhile.
         """
         answer = self._daemon().post("/reload")
         found = answer["credentials"]
         lines = []
         for entry in found:
-            text = f"No credential can be used: {entry['problem']}"
+            refused = entry["refused"]
+            texts = [f"No credential can be used: {entry['problem']}"]
             if entry["credential"] is not None:
-                text = f"In use: {answers.credential(entry['credential'], answer['now'])}"
-            lines.append(f"{entry['name']}: {text}" if len(found) > 1 else text)
+                until = " until xapsd restarts" if refused else ""
+                using = credential(entry["credential"], answer["now"])
+                texts = [f"In use{until}: {using}"]
+            if refused is not None:
+                texts.insert(0, f"Refused: {refused['why']}")
+            lines += [f"{entry['name']}: {text}" if len(found) > 1 else text for text in texts]
         self._tell(answer, lines)
-        return 0 if all(entry["credential"] for entry in found) else BAD
+        good = all(entry["credential"] and not entry["refused"] for entry in found)
+        return 0 if good else BAD
 
     def metrics(self) -> int:
         """Print what Prometheus gets."""

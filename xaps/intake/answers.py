@@ -49,6 +49,7 @@ class Responder:
     """Answers the requests of one listener.
 
     :param wall: tells the time of day, for registrations.
+    :param on_refusal: told the HTTP status of each request that is refused.
     :param folder_push: confirm mailboxes other than INBOX to phones behind the Dovecot plugin.
     :ivar complaints: what clients give reason for, which can be thousands in a second.
     """
@@ -56,11 +57,18 @@ class Responder:
     _log = Logger()
 
     def __init__(
-        self, clock: IReactorTime, handler: Handler, *, wall: Callable[[], float], folder_push: bool
+        self,
+        clock: IReactorTime,
+        handler: Handler,
+        *,
+        wall: Callable[[], float],
+        folder_push: bool,
+        on_refusal: Callable[[int], None] = lambda status: None,
     ) -> None:
         self._handler = handler
         self._wall = wall
         self._folder_push = folder_push
+        self._on_refusal = on_refusal
         self.complaints = Complaints(self._log, clock.seconds)
 
     def respond(self, request: Request) -> Answer | Deferred[Answer]:
@@ -116,6 +124,7 @@ class Responder:
 
     def tell_refusal(self, peer: str, answer: Answer) -> None:
         """Log why a request was refused; 5xx is for the administrator to put right."""
+        self._on_refusal(answer.status)
         ours = answer.status >= 500
         self.complaints.tell(
             LogLevel.warn if ours else LogLevel.info,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import uuid
+from collections import Counter
 from collections.abc import Callable
 from typing import Never
 
@@ -16,6 +17,11 @@ from twisted.python.failure import Failure
 
 from xaps.mailboxes import canonical, hashes, pushable
 from xaps.model import (
+    EXPIRED,
+    FORGOTTEN,
+    GONE,
+    REPLACED,
+    TRIMMED,
     Delivered,
     Gone,
     Misconfigured,
@@ -35,7 +41,13 @@ from xaps.push.history import History
 from xaps.push.holds import OF_ONE_PHONE, Holds, Reason, TopicHolds
 from xaps.push.routes import Lane, Route, Routes
 from xaps.push.saving import FlagSaver
-from xaps.registry.interface import MAX_MAILBOXES, MAX_PER_USER, Dropped, IRegistry, RegistryError
+from xaps.registry.interface import (
+    MAX_MAILBOXES,
+    MAX_PER_USER,
+    IRegistry,
+    Registered,
+    RegistryError,
+)
 from xaps.system.complaints import Complaints
 from xaps.system.console import counted
 from xaps.system.coroutines import run
@@ -44,7 +56,8 @@ LONGEST_DELAY = 900.0
 """Seconds between two tries of one push that failed, at the most."""
 
 SLICE = 16
-"""Pushes that are started in one go; between two slices the IMAP servers are served."""
+"""Pushes that are started in one go, and phones that are passed over before each, since something
+holds them back; between two slices the IMAP servers are served."""
 
 
 class Dispatcher:
@@ -53,10 +66,12 @@ class Dispatcher:
     :param routes: when a sender of these has room again, :meth:`pump` is to be called.
     :param wall: the time of day.
     :param push_interval: see :class:`~xaps.push.calm.Calm`.
-    :param on_outcome: told of each answer: the outcome, and the seconds since the first of the
-        events that the push was for, or since the start.
+    :param on_outcome: told of each answer: the outcome; the seconds since the first of the events
+        that the push was for, or since the start; and whether new mail was among them, from the
+        first of which they count then.
     :param debug: somebody reads what is logged of each notice and push. Twisted makes an event of
         it before anybody can say that he does not, which takes a quarter of a notice's time.
+    :ivar dropped: how many registrations were, by the reason, since the start.
     """
 
     _log = Logger()
@@ -73,7 +88,7 @@ class Dispatcher:
         push_interval: float,
         new_id: Callable[[], str] = lambda: str(uuid.uuid4()),
         jitter: Callable[[], float] = lambda: random.uniform(0.8, 1.2),  # noqa: S311 - no secret
-        on_outcome: Callable[[RegistrationKey, Outcome, float], None] = lambda *_: None,
+        on_outcome: Callable[[RegistrationKey, Outcome, float, bool], None] = lambda *_: None,
         debug: bool = True,
     ) -> None:
         self._clock = clock
@@ -91,7 +106,8 @@ class Dispatcher:
         self.holds = Holds(clock.seconds, routes, self.calm)
         self.history = History(wall)
         self._saver = FlagSaver(clock, registry, self.flags, self.history)
-        self._expiry = Expiry(clock, registry, wall, self._forget)
+        self._expiry = Expiry(clock, registry, wall, lambda key: self._forget(key, EXPIRED))
+        self.dropped = Counter(dict.fromkeys((TRIMMED, REPLACED, EXPIRED, FORGOTTEN, *GONE), 0))
         self._pump_call: IDelayedCall | None = None
         self._all_answered: Deferred[None] | None = None
 
@@ -144,29 +160,25 @@ class Dispatcher:
 
         Fails with a temporary :class:`~xaps.model.Refused` when it cannot be stored.
         """
-        return run(self._register(registration)).addErrback(
-            self._refuse_registration, registration.key
-        )
-
-    async def _register(self, registration: Registration) -> None:
-        known = await self._registry.get(registration.key)
-        dropped = await self._registry.register(
+        return self._registry.register(
             registration, replace_before=self._expiry.replace_before()
+        ).addCallbacks(
+            self._registered,
+            self._refuse_registration,
+            callbackArgs=(registration,),
+            errbackArgs=(registration.key,),
         )
-        self._registered(registration, dropped, new=known is None)
 
-    def _registered(
-        self, registration: Registration, dropped: Dropped | None, *, new: bool
-    ) -> None:
+    def _registered(self, found: Registered | None, registration: Registration) -> None:
         key = registration.key
-        if dropped is None:
+        if found is None:
             self._log.debug("{key} has registered again meanwhile", key=key)
             return
-        for other in dropped.replaced:
-            self._forget(other)
+        for other in found.replaced:
+            self._forget(other, REPLACED)
             self._log.info("Dropped {key}: replaced by a newer account id", key=other)
-        for other in dropped.too_many:
-            self._forget(other)
+        for other in found.too_many:
+            self._forget(other, TRIMMED)
             self._complaints.tell(
                 LogLevel.warn,
                 "Dropped {key}: user {key.user} has more than {phones} phones or {mailboxes} "
@@ -181,8 +193,8 @@ class Dispatcher:
         self._arm()
         # Phones do so daily: an administrator wants to hear of those that are new.
         self._log.emit(
-            LogLevel.info if new else LogLevel.debug,
-            "Registered {key} for {mailboxes}" if new else "Renewed {key} for {mailboxes}",
+            LogLevel.info if found.new else LogLevel.debug,
+            "Registered {key} for {mailboxes}" if found.new else "Renewed {key} for {mailboxes}",
             key=key,
             mailboxes=counted(len(registration.mailboxes), "mailbox"),
         )
@@ -248,7 +260,10 @@ class Dispatcher:
             if way is None:
                 continue
             holds, route = way
-            while (flag := self.flags.first(lane, now)) is not None and flag.due <= now:
+            for _ in range(SLICE):
+                flag = self.flags.first(lane, now)
+                if flag is None or flag.due > now:
+                    break
                 hold = holds.on(flag.key, now)
                 if hold is None and route.sender.room() > 0:
                     return flag, holds, route
@@ -273,7 +288,9 @@ class Dispatcher:
                 outcome = RetryAfter(f"{outcome.reason}, for the credential before", 0.0)
             now = self._clock.seconds()
             self.history.pushed(key, outcome, now - flag.sent_since, now)
-            self._on_outcome(key, outcome, now - flag.sent_since)
+            new_mail = flag.sent_new_mail_since < math.inf
+            since = flag.sent_new_mail_since if new_mail else flag.sent_since
+            self._on_outcome(key, outcome, now - since, new_mail)
             if isinstance(outcome, Delivered):
                 self.calm.pushed(key, sent_at)  # any other has woken nobody
             self._learn(holds, key, outcome, probe=probe)
@@ -371,6 +388,7 @@ class Dispatcher:
                 self._retry(flag, RetryAfter(outcome.reason))
                 return
             if dropped:
+                self.dropped[outcome.reason] += 1
                 self._log.info("Dropped {key}: APNs says {reason}", key=key, reason=outcome.reason)
         except RegistryError as error:
             self._complaints.tell(
@@ -469,9 +487,16 @@ class Dispatcher:
     def forget(self, key: RegistrationKey) -> Deferred[bool]:
         """Drop a registration now, with what is owed to it; fires with whether there was one."""
         self._forget(key)
-        return self._registry.remove(key)
+        return self._registry.remove(key).addCallback(self._forgotten)
 
-    def _forget(self, key: RegistrationKey) -> None:
+    def _forgotten(self, dropped: bool) -> bool:
+        self.dropped[FORGOTTEN] += dropped
+        return dropped
+
+    def _forget(self, key: RegistrationKey, dropped: str | None = None) -> None:
+        """:param dropped: why its registration was."""
+        if dropped is not None:
+            self.dropped[dropped] += 1
         self.flags.drop(key)
         self.holds.forget(key)
         self.history.forget(key)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
 import attrs
@@ -56,6 +57,8 @@ class Flag:
     """When the latest event was accepted."""
     waiting_since: float = 0.0
     """When the first event that has not been pushed was accepted."""
+    new_mail_since: float = math.inf
+    """When the first new mail that has not been pushed was accepted, if there was any."""
     mailboxes: dict[str, str | None] = attrs.field(factory=dict)
     """The mailboxes that are owed, and what the phone knows each by; see
     :func:`~xaps.mailboxes.pushable`."""
@@ -63,6 +66,8 @@ class Flag:
     """Those that the push in flight names; empty while none is in flight."""
     sent_since: float = 0.0
     """In flight: the `waiting_since` of what the push names."""
+    sent_new_mail_since: float = math.inf
+    """In flight: the `new_mail_since` of what the push names."""
     failures: int = 0
     """In a row; those that were the push's own."""
     returns: int = 0
@@ -86,6 +91,7 @@ class Flags:
     :param lane: tells that of a registration from its user and its topic. Each lane has an order of
         its own, so that none waits for what cannot go out in another.
     :ivar in_flight: how many flags have a push in flight.
+    :ivar waiting: how many have none, by lane.
     :ivar expired: how many were given up for their age, since somebody set this to 0.
     """
 
@@ -107,10 +113,15 @@ class Flags:
         self._unsaved: dict[RegistrationKey, float] = {}  # since when, the oldest first
         self._cleared: set[RegistrationKey] = set()
         self.in_flight = 0
+        self.waiting: Counter[Lane] = Counter()
         self.expired = 0
 
     def __len__(self) -> int:
         return len(self._flags)
+
+    def __iter__(self) -> Iterator[Flag]:
+        """All of them, the oldest first."""
+        return iter(self._flags.values())
 
     def get(self, key: RegistrationKey) -> Flag | None:
         """The flag of that registration, if it is not clean."""
@@ -123,12 +134,15 @@ class Flags:
             lane = self._lane(phone.key.user, phone.topic)
             flag = Flag(phone.key, self._new_id(), phone.registered_at, lane)
             self._flags[phone.key] = flag
+            self.waiting[lane] += 1
         mailbox = canonical(mailbox)
         changed = mailbox not in flag.mailboxes
         if not flag.mailboxes:
             flag.waiting_since = now
         flag.mailboxes[mailbox] = phone.name
         flag.noticed_at = now
+        if new_mail and flag.new_mail_since > now:
+            flag.new_mail_since = now
         due = max(now if new_mail else self._after_delay(now), flag.not_before)
         if due < flag.due:
             self._schedule(flag, due)
@@ -148,6 +162,7 @@ class Flags:
             lane = self._lane(saved.key.user, registration.topic)
             flag = Flag(saved.key, self._new_id(), registration.registered_at, lane)
             self._flags[saved.key] = flag
+            self.waiting[lane] += 1
             flag.noticed_at = flag.waiting_since = now
         else:
             self._unsaved.setdefault(saved.key, now)
@@ -163,12 +178,15 @@ class Flags:
             flag.renewed = True
             flag.dropped = False
             flag.mailboxes = _of(registration, flag.mailboxes)
-            lane, flag.lane = flag.lane, self._lane(registration.key.user, registration.topic)
+            lane = self._lane(registration.key.user, registration.topic)
             if flag.sent:
-                return
-            if not flag.mailboxes:
+                flag.lane = lane
+            elif not flag.mailboxes:
                 self._forget(flag)
             elif flag.lane != lane:
+                self._waits_no_more(flag)
+                flag.lane = lane
+                self.waiting[lane] += 1
                 self._schedule(flag, flag.due)
 
     def lanes(self) -> tuple[Lane, ...]:
@@ -198,9 +216,13 @@ class Flags:
             del flag.mailboxes[mailbox]
         flag.renewed = False
         flag.sent_since = flag.waiting_since
+        flag.sent_new_mail_since = flag.new_mail_since
+        if not flag.mailboxes:
+            flag.new_mail_since = math.inf
         flag.due = now if flag.mailboxes else math.inf
         flag.not_before = -math.inf
         self.in_flight += 1
+        self._waits_no_more(flag)
         if len(self._heaps) > 1 and flag.lane in self._heaps:
             self._heaps[flag.lane] = self._heaps.pop(flag.lane)
 
@@ -222,6 +244,7 @@ class Flags:
             return
         flag.mailboxes = flag.sent | flag.mailboxes
         flag.waiting_since = flag.sent_since
+        flag.new_mail_since = min(flag.new_mail_since, flag.sent_new_mail_since)
         self._no_longer_in_flight(flag)
         self._unsaved.setdefault(flag.key, now)
         self.push_at(flag, retry_at)
@@ -246,7 +269,7 @@ class Flags:
         if flag.sent:
             flag.dropped = True
             flag.mailboxes = {}
-            flag.due = math.inf
+            flag.due = flag.new_mail_since = math.inf
         else:
             self._forget(flag)
 
@@ -329,9 +352,17 @@ class Flags:
         flag.sent = {}
         flag.dropped = False
         self.in_flight -= 1
+        self.waiting[flag.lane] += 1
+
+    def _waits_no_more(self, flag: Flag) -> None:
+        self.waiting[flag.lane] -= 1
+        if not self.waiting[flag.lane]:
+            del self.waiting[flag.lane]
 
     def _forget(self, flag: Flag) -> None:
+        """It has no push in flight."""
         del self._flags[flag.key]
+        self._waits_no_more(flag)
         self._unsaved.pop(flag.key, None)
         if flag.saved:
             self._cleared.add(flag.key)

@@ -295,9 +295,15 @@ class Holds:
         self.stopping = False
 
     @property
-    def general(self) -> list[Hold]:
-        """What is the matter with all pushes of a topic, for each that something is with."""
-        return [each.general for each in self._topics.values() if each.general is not None]
+    def general(self) -> list[tuple[str, Route | None, Hold]]:
+        """What is the matter with all pushes of a topic, for each that something is with: the
+        topic, by which route they go (``None``: no credential is for it any more), and what it
+        is."""
+        return [
+            (topic, self._routes.route(topic), each.general)
+            for topic, each in self._topics.items()
+            if each.general is not None
+        ]
 
     def way(self, lane: Lane) -> tuple[TopicHolds, Route] | None:
         """What holds back pushes of this lane, and by which route they go out; ``None``: there is

@@ -33,9 +33,11 @@ class RegistryError(Exception):
 
 
 @attrs.frozen
-class Dropped:
-    """What a registration has cost others of its user."""
+class Registered:
+    """What a registration was, and what it has cost others of its user."""
 
+    new: bool
+    """Its key was not there before."""
     replaced: tuple[RegistrationKey, ...] = ()
     """Older account ids of the same phone."""
     too_many: tuple[RegistrationKey, ...] = ()
@@ -53,8 +55,9 @@ class IRegistry(Protocol):
 
     def register(
         self, registration: Registration, *, replace_before: float | None = None
-    ) -> Deferred[Dropped | None]:
-        """Add or renew; fires when it is on disk, with the keys of what was dropped for it.
+    ) -> Deferred[Registered | None]:
+        """Add or renew; fires when it is on disk, with which of them it was and the keys of what
+        was dropped for it.
 
         That user's other account ids of the same device token go if they were last renewed before
         `replace_before`: iOS makes a new one when an account is added again, or a phone restored.

@@ -31,7 +31,7 @@ from xaps.model import (
 from xaps.registry import history, rows
 from xaps.registry.database import APPLICATION_ID, explained, explaining, open_reader
 from xaps.registry.groupcommit import GroupCommit, Run
-from xaps.registry.interface import MAX_MAILBOXES, MAX_PER_USER, Dropped
+from xaps.registry.interface import MAX_MAILBOXES, MAX_PER_USER, Registered
 from xaps.registry.rows import ADDRESSEES, END_OF_TIME, FLAGS, PAGE, REGISTRATIONS, RowReader, Table
 
 MAX_PENDING = 10_000
@@ -93,6 +93,7 @@ TRIM = """
     )
     RETURNING user, account_id, device_token
 """
+IS_KNOWN = f"SELECT EXISTS (SELECT 1 FROM registrations WHERE {_KEY})"
 REMOVE = f"DELETE FROM registrations WHERE {_KEY} AND registered_at <= ?"
 EXPIRE = f"""
     DELETE FROM registrations WHERE (user, account_id, device_token) IN (
@@ -171,11 +172,12 @@ class SQLiteRegistry:
 
     def register(
         self, registration: Registration, *, replace_before: float | None = None
-    ) -> Deferred[Dropped | None]:
+    ) -> Deferred[Registered | None]:
         key = registration.key
         values = (*rows.registration_columns(registration), self._wall())
 
-        def register(connection: sqlite3.Connection) -> Dropped | None:
+        def register(connection: sqlite3.Connection) -> Registered | None:
+            (known,) = connection.execute(IS_KNOWN, rows.key_columns(key)).fetchone()
             if not connection.execute(REGISTER, values).rowcount:
                 return None
             replaced: list[RegistrationKey] = []
@@ -185,7 +187,7 @@ class SQLiteRegistry:
             trimmed = _trim(connection, key, self._bounds)
             history.dropped(connection, replaced, REPLACED, self._wall())
             history.dropped(connection, trimmed, TRIMMED, self._wall())
-            return Dropped(tuple(replaced), tuple(trimmed))
+            return Registered(not known, tuple(replaced), tuple(trimmed))
 
         return self._writer.write(register)
 
