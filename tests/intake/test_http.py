@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from itertools import pairwise
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -259,23 +260,36 @@ class PropertyTests(DialectCase):
             max_size=4,
         ).map(b"".join),
         st.sampled_from([None, "s"]),
+        st.integers(0, 400),
     )
     @settings(max_examples=400)
     def test_a_head_that_is_known_is_taken_as_one_that_is_not(
-        self, stream: bytes, secret: str | None
+        self, stream: bytes, secret: str | None, cut: int
     ) -> None:
         http._known.clear()
         # A head that is known means nothing where another secret is asked for.
         self.feed(stream, secret="s" if secret is None else None)
         expected = self.told(bytewise(stream), secret)
-        for _ in range(2):
-            self.assertEqual(self.told([stream], secret), expected)
+        for parts in ([stream], [stream], [stream[:cut], stream[cut:]]):
+            self.assertEqual(self.told(parts, secret), expected)
 
-    def told(self, parts: Iterable[bytes], secret: str | None) -> list[object]:
+    def test_a_head_is_known_at_the_beginning_of_a_request_only(self) -> None:
+        self.assertEqual(len(self.feed(NOTIFY)), 1)
+        for before in (b"P", b"POST /notify HTTP/1.1\r\n", notify()[:-9]):
+            expected = self.told(bytewise(before + NOTIFY), None)
+            self.assertEqual(self.told([before, NOTIFY], None), expected)
+
+    def test_http_1_0_is_told_each_time_that_its_connection_stays_open(self) -> None:
+        data = notify(b"Connection: Keep-Alive", line=b"POST /notify HTTP/1.0")
+        for _ in range(3):
+            self.assertIn(b"\r\nConnection: keep-alive\r\n", self.told([data], None)[-1])
+
+    def told(self, parts: Iterable[bytes], secret: str | None) -> list[Any]:
         """What came out, and what the dialect then is."""
         dialect = HttpDialect(secret)
-        events: list[object] = [event for part in parts for event in dialect.feed(part)]
-        return [*events, dialect.unfinished, dialect.held, dialect.spent]
+        events = [event for part in parts for event in dialect.feed(part)]
+        state = dialect.unfinished, dialect.held, dialect.spent
+        return [*events, *state, dialect.answer(Answer(200))]
 
     def test_few_heads_are_remembered(self) -> None:
         for number in range(2 * http.MAX_KNOWN):
