@@ -233,6 +233,8 @@ class NoticeTests(SynchronousTestCase):
         self.assertEqual(
             notice_from_json(b'{"Username": "a", "Mailbox": "inBox"}').mailbox, "INBOX"
         )
+        plain = b'{"Username":"a","Mailbox":"inBox","Events": ["FlagsSet"]}'
+        self.assertEqual(notice_from_json(plain), Notice("a", "INBOX", new_mail=False))
 
     def test_only_new_mail_is_urgent(self) -> None:
         for events, urgent in (
