@@ -1,3 +1,3 @@
 """Push mail for iPhones and iPads on self-hosted IMAP servers."""
 
-__version__ = "2.0.0"
+__version__ = "2.1.0"

@@ -330,7 +330,7 @@ STATUS: dict[str, Any] = {
     "troubles": [
         {"text": "not connected to APNs: refused", "since": 1_800_000_000.0 - 60, "cause": "apns"}
     ],
-    "version": "2.0.0",
+    "version": "2.1.0",
     "pid": 42,
     "now": 1_800_000_000.0,
     "started_at": 1_800_000_000.0 - 90061,
