@@ -155,7 +155,7 @@ class Benchmark:
     async def _repeat(self, notice: Notice) -> None:
         dispatcher = self._dispatcher(self._reactor)
         for _ in range(REPEATED):
-            await dispatcher.notify(notice)
+            dispatcher.notify(notice)
             await deferLater(self._reactor, 0)
         await dispatcher.stop()
 
@@ -177,7 +177,7 @@ class Benchmark:
 
     async def _notice(self, dispatcher: Dispatcher) -> None:
         for number in range(self._phones):
-            await dispatcher.notify(Notice(f"u{number}", "INBOX", new_mail=True))
+            dispatcher.notify(Notice(f"u{number}", "INBOX", new_mail=True))
             if number % NOTICES == 0:
                 await deferLater(self._reactor, 0)
         while dispatcher.flags.next_save(self._reactor.seconds()) is not None:

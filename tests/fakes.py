@@ -78,8 +78,9 @@ class MemoryRegistry:
     ) -> Deferred[Registered | None]:
         return self._slowly(lambda: self._register(registration, replace_before))
 
-    def addressees(self, user: str, mailbox: str) -> Deferred[Sequence[Addressee]]:
-        return self._read(lambda: self._concerned(lower(user), canonical(mailbox)))
+    def addressees(self, user: str, mailbox: str) -> Sequence[Addressee]:
+        self._check()
+        return self._concerned(lower(user), canonical(mailbox))
 
     def registrations(self, user: str) -> Deferred[Sequence[Registration]]:
         return self._read(lambda: self._of_user(lower(user)))
@@ -282,11 +283,14 @@ class MemoryRegistry:
 
     def _read(self, read: Callable[[], T]) -> Deferred[T]:
         def work() -> T:
-            if self.failure is not None:
-                raise RegistryError(self.failure)
+            self._check()
             return read()
 
         return execute(work)
+
+    def _check(self) -> None:
+        if self.failure is not None:
+            raise RegistryError(self.failure)
 
     def _slowly(self, work: Callable[[], T]) -> Deferred[T]:
         answer = self._read(work)

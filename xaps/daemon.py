@@ -50,6 +50,7 @@ from xaps.registry.opening import open_registry
 from xaps.senders import make_entries
 from xaps.system.callbacks import forbidden
 from xaps.system.console import counted
+from xaps.system.log import shows_debug
 from xaps.system.stalls import StallWatch
 from xaps.system.systemd import Supervision
 
@@ -154,6 +155,7 @@ class Daemon(Service):
             check_interval=config.check_interval,
             push_interval=config.push_interval,
             on_outcome=self._pushes.record,
+            debug=self._observer is None or shows_debug(config.loglevel),
         )
         self._intakes = listen_to_imap_servers(
             self._reactor,

@@ -159,7 +159,7 @@ class ControlTestCase(SynchronousTestCase):
         return key
 
     def notify(self) -> None:
-        self.successResultOf(self.dispatcher.notify(Notice("alice", "INBOX", True)))
+        self.dispatcher.notify(Notice("alice", "INBOX", True))
         self.clock.advance(0)
 
     def status(self) -> Any:
@@ -371,7 +371,7 @@ class ExplainTests(ControlTestCase):
 
     def test_times_are_of_day_whatever_the_reactors_clock_says(self) -> None:
         self.register()
-        self.successResultOf(self.dispatcher.notify(Notice("alice", "INBOX", False)))
+        self.dispatcher.notify(Notice("alice", "INBOX", False))
         self.clock.advance(10)
         answer = self.explain()
         self.assertEqual(answer["cause"], "delay")
@@ -468,7 +468,7 @@ class ForgetTests(ControlTestCase):
 
     def test_it_takes_effect_at_once(self) -> None:
         self.register()
-        self.successResultOf(self.dispatcher.notify(Notice("alice", "INBOX", False)))
+        self.dispatcher.notify(Notice("alice", "INBOX", False))
         self.forget("alice")
         self.notify()
         self.clock.advance(60)

@@ -72,7 +72,7 @@ class EntriesTestCase(ControlTestCase):
         key = RegistrationKey(user, "ACCOUNT", user.encode().hex())
         registration = Registration(key, ("INBOX",), NOW, frozenset(), topic)
         self.successResultOf(self.dispatcher.register(registration))
-        self.successResultOf(self.dispatcher.notify(Notice(user, "INBOX", True)))
+        self.dispatcher.notify(Notice(user, "INBOX", True))
         self.clock.advance(0)
 
     def entry(self, number: int) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import attrs
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import Deferred, succeed
 from twisted.logger import capturedLogs
 
 from tests.admin.test_control import NOW, ControlTestCase
@@ -189,15 +189,10 @@ class RegistryTests(HealthTestCase):
     def test_notices_that_are_refused_are_failing_though_some_are_taken(self) -> None:
         self.register()
 
-        def damaged(user: str, mailbox: str) -> Deferred[Sequence[Addressee]]:
-            broken = RegistryError("it is damaged")
-            return fail(broken) if user == "bob" else addressees(user, mailbox)
-
-        addressees = self.registry.addressees
-        self.registry.addressees = damaged  # type: ignore[method-assign]  # on one page
+        self.damage(RegistryError("it is damaged"))
         for _ in range(3):
-            self.failureResultOf(self.intake.notify(Notice("bob", "INBOX", True)), Refused)
-            self.successResultOf(self.intake.notify(Notice("alice", "INBOX", True)))
+            self.assertRaises(Refused, self.intake.notify, Notice("bob", "INBOX", True))
+            self.intake.notify(Notice("alice", "INBOX", True))
             self.look()
         self.assertEqual(self.health()[0], "failing")
         self.assertIn("it is damaged", self.health()[1])
@@ -210,14 +205,22 @@ class RegistryTests(HealthTestCase):
     def test_an_error_of_ours_is(self) -> None:
         self.assertEqual(self.after(ZeroDivisionError()), "failing")
 
+    def damage(self, error: Exception) -> None:
+        """It is on one page."""
+
+        def damaged(user: str, mailbox: str) -> Sequence[Addressee]:
+            if user == "bob":
+                raise error
+            return addressees(user, mailbox)
+
+        addressees = self.registry.addressees
+        self.registry.addressees = damaged  # type: ignore[method-assign]
+
     def after(self, error: Exception) -> str:
         """The health when notices end so."""
-        addressees = self.registry.addressees
-        self.registry.addressees = (  # type: ignore[method-assign]  # for these alone
-            lambda user, mailbox: fail(error) if user == "bob" else addressees(user, mailbox)
-        )
+        self.damage(error)
         for _ in range(3):
-            self.failureResultOf(self.intake.notify(Notice("bob", "INBOX", True)), type(error))
+            self.assertRaises(type(error), self.intake.notify, Notice("bob", "INBOX", True))
             self.look()
         return self.health()[0]
 
@@ -230,12 +233,12 @@ class RegistryTests(HealthTestCase):
         self.registry.count = lambda: succeed(1)  # type: ignore[method-assign]  # reads work
         self.assertEqual(self.causes(), ["saving"])
         self.assertIn("disk full", self.health()[1])
-        refused = self.failureResultOf(self.intake.notify(Notice("alice", "INBOX", True)), Refused)
-        self.assertTrue(refused.value.temporary)
+        refused = self.assertRaises(Refused, self.intake.notify, Notice("alice", "INBOX", True))
+        self.assertTrue(refused.temporary)
         self.registry.failure = None
         self.clock.advance(1)
         self.assertEqual(self.causes(), [])
-        self.successResultOf(self.intake.notify(Notice("alice", "INBOX", True)))
+        self.intake.notify(Notice("alice", "INBOX", True))
 
 
 class PushTests(HealthTestCase):

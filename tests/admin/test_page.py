@@ -131,7 +131,7 @@ class ContentTests(PageTestCase):
         )
 
     def test_a_notice_counts_at_once(self) -> None:
-        self.successResultOf(self.intake.notify(Notice("alice", "INBOX", True)))
+        self.intake.notify(Notice("alice", "INBOX", True))
         self.assert_shown("In the last 24 hours 1 notice came")
 
     def test_each_grade_is_a_word_and_what_is_wrong_is_told_with_since_when(self) -> None:

@@ -61,11 +61,11 @@ class RecordingHandler:
         self.held.append(Deferred())
         return self.held[-1]
 
-    def notify(self, notice: Notice) -> Deferred[int]:
+    def notify(self, notice: Notice) -> int:
         self.notices.append(notice)
-        if self.raises:
-            raise self.raises
-        return fail(self.failure) if self.failure else succeed(self.phones)
+        if error := self.raises or self.failure:
+            raise error
+        return self.phones
 
 
 class Wire(StringTransport):

@@ -173,7 +173,7 @@ class BoundTests(IntakeCase):
         notify = self.handler.notify
         done: list[int] = []
 
-        def slowly(notice: Notice) -> Deferred[int]:
+        def slowly(notice: Notice) -> int:
             self.clock.rightNow += 0.001
             return notify(notice)
 

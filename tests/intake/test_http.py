@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from itertools import pairwise
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,6 +19,7 @@ from tests.intake.case import (
     registration,
 )
 from tests.intake.http_case import BODY, LENGTH, NEW_MAIL, DialectCase, chunked, notify
+from xaps.intake import http
 from xaps.intake.dialect import Answer, Request
 from xaps.intake.http import HttpDialect
 from xaps.intake.messages import RegisterRequest
@@ -232,6 +235,68 @@ class PropertyTests(DialectCase):
         events = self.feed(*parts)
         self.assertEqual(events, self.feed(STREAM))
         self.assertEqual(len(events), 9)
+
+    @given(
+        st.lists(
+            st.builds(
+                lambda line, headers, body: b"\r\n".join([line, *headers, b"", body]),
+                st.sampled_from(
+                    [b"POST /notify HTTP/1.1"] * 3
+                    + [b"POST /notify?bare HTTP/1.1", b"POST /register HTTP/1.1"]
+                    + [b"POST /notify HTTP/1.0", b"GET / HTTP/1.1", b"", b"HEAD /notify HTTP/1.1"]
+                ),
+                st.lists(
+                    st.sampled_from(
+                        [LENGTH[:-2]] * 5
+                        + [b"Content-Length: 5", b"Content-Length: 0", b"Accept: */*", b"X: y"]
+                        + [b"Connection: Keep-Alive", b"Connection: close", b"no header"]
+                        + [b"Expect: 100-continue", b"Transfer-Encoding: chunked"]
+                        + [b"Authorization: Basic dTpz"]
+                    ),
+                    max_size=4,
+                ),
+                st.sampled_from([BODY, BODY, b"", BODY + b"\r\n", b"{}"]),
+            ),
+            max_size=4,
+        ).map(b"".join),
+        st.sampled_from([None, "s"]),
+        st.integers(0, 400),
+    )
+    @settings(max_examples=400)
+    def test_a_head_that_is_known_is_taken_as_one_that_is_not(
+        self, stream: bytes, secret: str | None, cut: int
+    ) -> None:
+        http._known.clear()
+        # A head that is known means nothing where another secret is asked for.
+        self.feed(stream, secret="s" if secret is None else None)
+        expected = self.told(bytewise(stream), secret)
+        for parts in ([stream], [stream], [stream[:cut], stream[cut:]]):
+            self.assertEqual(self.told(parts, secret), expected)
+
+    def test_a_head_is_known_at_the_beginning_of_a_request_only(self) -> None:
+        self.assertEqual(len(self.feed(NOTIFY)), 1)
+        for before in (b"P", b"POST /notify HTTP/1.1\r\n", notify()[:-9]):
+            expected = self.told(bytewise(before + NOTIFY), None)
+            self.assertEqual(self.told([before, NOTIFY], None), expected)
+
+    def test_http_1_0_is_told_each_time_that_its_connection_stays_open(self) -> None:
+        data = notify(b"Connection: Keep-Alive", line=b"POST /notify HTTP/1.0")
+        for _ in range(3):
+            self.assertIn(b"\r\nConnection: keep-alive\r\n", self.told([data], None)[-1])
+
+    def told(self, parts: Iterable[bytes], secret: str | None) -> list[Any]:
+        """What came out, and what the dialect then is."""
+        dialect = HttpDialect(secret)
+        events = [event for part in parts for event in dialect.feed(part)]
+        state = dialect.unfinished, dialect.held, dialect.spent
+        return [*events, *state, dialect.answer(Answer(200))]
+
+    def test_few_heads_are_remembered(self) -> None:
+        for number in range(2 * http.MAX_KNOWN):
+            self.assertEqual(len(self.feed(notify(b"X: %d" % number))), 1)
+            self.feed(notify(b"X: %d" % number, b"Y: " + b"y" * http.MAX_KNOWN_SIZE))
+        self.assertEqual(len(http._known), http.MAX_KNOWN)
+        self.assertLess(max(len(head) for head, _ in http._known), http.MAX_KNOWN_SIZE + 1)
 
     @given(st.lists(st.binary(max_size=60) | st.sampled_from([NOTIFY, NOTIFY[:40], b"\r\n\r\n"])))
     @settings(max_examples=150)

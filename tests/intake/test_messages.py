@@ -11,6 +11,9 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.intake.case import TOKEN, registration
 from xaps.intake.messages import (
+    JSON_NAMES,
+    json_object,
+    notice,
     notice_from_json,
     notice_from_ox,
     one_line,
@@ -223,13 +226,15 @@ class NoticeTests(SynchronousTestCase):
         return refused.reason
 
     def test_the_mailbox_is_utf8(self) -> None:
-        notice = notice_from_json('{"Username": "Älice", "Mailbox": "Entwürfe/&AOQ-"}'.encode())
-        self.assertEqual(notice, Notice("älice", "Entwürfe/&AOQ-", new_mail=True))
+        found = notice_from_json('{"Username": "Älice", "Mailbox": "Entwürfe/&AOQ-"}'.encode())
+        self.assertEqual(found, Notice("älice", "Entwürfe/&AOQ-", new_mail=True))
 
     def test_inbox_is_inbox_in_any_case(self) -> None:
         self.assertEqual(
             notice_from_json(b'{"Username": "a", "Mailbox": "inBox"}').mailbox, "INBOX"
         )
+        plain = b'{"Username":"a","Mailbox":"inBox","Events": ["FlagsSet"]}'
+        self.assertEqual(notice_from_json(plain), Notice("a", "INBOX", new_mail=False))
 
     def test_only_new_mail_is_urgent(self) -> None:
         for events, urgent in (
@@ -242,10 +247,10 @@ class NoticeTests(SynchronousTestCase):
             (["messagenew"], False),
             ([""], False),
         ):
-            notice = notice_from_json(
+            found = notice_from_json(
                 encoded({"Username": "a", "Mailbox": "INBOX", "Events": events})
             )
-            self.assertIs(notice.new_mail, urgent, events)
+            self.assertIs(found.new_mail, urgent, events)
 
     def test_faults_are_named(self) -> None:
         self.assertEqual(self.refused(Username=None), "Username is missing")
@@ -314,6 +319,12 @@ json_values = st.recursive(
 )
 
 
+def mostly(usual: bytes, *others: bytes) -> st.SearchStrategy[bytes]:
+    return st.integers(0, 9).flatmap(
+        lambda n: st.sampled_from(others) if n == 9 else st.just(usual)
+    )
+
+
 class PropertyTests(SynchronousTestCase):
     """Nothing that a client can send makes these functions fail in any other way."""
 
@@ -343,3 +354,35 @@ class PropertyTests(SynchronousTestCase):
     @settings(max_examples=150)
     def test_any_fields(self, fields: dict[str, object]) -> None:
         self.check(encoded(fields))
+
+    @given(
+        st.tuples(
+            mostly(b"{", b"{ ", b""),
+            mostly(b'"Username"', b'"username"', b'"Mailbox"'),
+            mostly(b":", b": "),
+            st.from_regex(rb'"[ -~]{0,20}"', fullmatch=True)
+            | st.binary(max_size=6).map(lambda name: b'"%s"' % name)
+            | st.integers(254, 257).map(lambda size: b'"%s"' % (b"A" * size)),
+            mostly(b",", b", "),
+            mostly(b'"Mailbox":', b'"Mailbox": ', b'"Username":'),
+            st.sampled_from([b'"INBOX"', b'"inbox"', b'"Sent Messages"', b'"\\u00e9"', b'""'])
+            | st.integers(999, 1002).map(lambda size: b'"%s"' % (b"a" * size)),
+            mostly(b",", b""),
+            mostly(b'"Events": ', b'"Events":', b'"Events":  ', b'"Event":'),
+            st.lists(
+                mostly(b'"MessageNew"', b'"FlagsSet"', b'"', b'""', b"1", b'"Message New"')
+            ).map(lambda events: b"[%s]" % b",".join(events)),
+            mostly(b"}", b"} ", b"}}", b"", b',"Username":"b"}', b"}\n"),
+        ).map(b"".join)
+    )
+    @settings(max_examples=500)
+    def test_a_plain_notice_is_read_as_any_other(self, body: bytes) -> None:
+        try:
+            expected: object = notice(json_object(body), JSON_NAMES)
+        except Refused as refused:
+            expected = refused.reason
+        try:
+            found: object = notice_from_json(body)
+        except Refused as refused:
+            found = refused.reason
+        self.assertEqual(found, expected)

@@ -131,7 +131,7 @@ class DispatcherTestCase(SynchronousTestCase):
         globalLogPublisher.addObserver(observe)
         self.addCleanup(globalLogPublisher.removeObserver, observe)
 
-    def started(self) -> Dispatcher:
+    def started(self, *, debug: bool = True) -> Dispatcher:
         ids = itertools.count(1)
         self.routes = self.make_routes()
         dispatcher = Dispatcher(
@@ -145,6 +145,7 @@ class DispatcherTestCase(SynchronousTestCase):
             new_id=lambda: f"id-{next(ids)}",
             jitter=lambda: 1.0,
             on_outcome=lambda *record: self.outcomes.append(record),
+            debug=debug,
         )
         self.successResultOf(dispatcher.start())
         return dispatcher
@@ -180,7 +181,7 @@ class DispatcherTestCase(SynchronousTestCase):
         return key
 
     def notify(self, user: str = "alice", mailbox: str = "INBOX", new_mail: bool = True) -> int:
-        return self.successResultOf(self.dispatcher.notify(Notice(user, mailbox, new_mail)))
+        return self.dispatcher.notify(Notice(user, mailbox, new_mail))
 
     def turn(self, seconds: float = 0.0) -> None:
         """Let time pass, and with it all that is due at once."""
@@ -207,6 +208,20 @@ class DispatcherTestCase(SynchronousTestCase):
 
     def levels(self) -> list[LogLevel]:
         return [level for level, _ in self.logged]
+
+
+class DebugTests(DispatcherTestCase):
+    def test_each_notice_and_push_is_told_at_debug_if_anybody_reads_that(self) -> None:
+        for debug in (True, False):
+            self.dispatcher = self.started(debug=debug)
+            self.register()
+            self.logged.clear()
+            self.notify()
+            self.turn(1)
+            self.sender.answer(Delivered())
+            self.turn(1)
+            told = [text.split()[0] for level, text in self.logged if level is LogLevel.debug]
+            self.assertEqual(told, ["Notice", "Pushing", "Pushed"] if debug else [])
 
 
 class NoticeTests(DispatcherTestCase):
@@ -260,8 +275,8 @@ class NoticeTests(DispatcherTestCase):
 
     def test_a_registry_that_cannot_be_read_refuses_the_notice_for_now(self) -> None:
         self.registry.failure = "disk on fire"
-        notified = self.dispatcher.notify(Notice("alice", "INBOX", True))
-        refused = self.failureResultOf(notified, Refused).value
+        notice = Notice("alice", "INBOX", True)
+        refused = self.assertRaises(Refused, self.dispatcher.notify, notice)
         self.assertEqual((refused.reason, refused.temporary), ("disk on fire", True))
         self.assertIn(LogLevel.error, self.levels())
 
@@ -276,7 +291,7 @@ class NoticeTests(DispatcherTestCase):
         registration = Registration(RegistrationKey("a", "b", TOKEN), ("INBOX",), NOW)
         for _ in range(100):
             self.failureResultOf(self.dispatcher.register(registration), Refused)
-            self.failureResultOf(self.dispatcher.notify(Notice("a", "INBOX", True)), Refused)
+            self.assertRaises(Refused, self.dispatcher.notify, Notice("a", "INBOX", True))
         self.assertEqual(self.levels().count(LogLevel.error), 2)
 
     def test_a_registration_that_comes_too_late_changes_nothing(self) -> None:
@@ -1303,9 +1318,11 @@ class DiskTests(DispatcherTestCase):
 
     def is_taken(self) -> bool:
         """Whether a notice is accepted."""
-        notified = self.dispatcher.notify(Notice("nobody", "INBOX", True))
-        refused = notified.addCallbacks(lambda _: None, lambda failure: failure.trap(Refused))
-        return self.successResultOf(refused) is None
+        try:
+            self.dispatcher.notify(Notice("nobody", "INBOX", True))
+        except Refused:
+            return False
+        return True
 
     def test_a_disk_that_is_full_again_is_an_alarm_again(self) -> None:
         self.sender.capacity = 0

@@ -304,7 +304,7 @@ class RegistryContract(_Base):
     # ------------------------------------------------------- who is concerned
 
     def concerned(self, user: str, mailbox: str) -> list[Addressee]:
-        return self.listed(self.registry.addressees(user, mailbox))
+        return list(self.registry.addressees(user, mailbox))
 
     def test_a_mailbox_concerns_the_phones_that_can_be_told_of_it(self) -> None:
         mailboxes = ("Sent", "INBOX", "Notes")

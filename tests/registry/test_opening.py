@@ -181,7 +181,7 @@ class RefusedFileTests(OpeningTestCase):
             )
             for phone in phones:
                 for mailbox, name in pushable(phone).items():
-                    found = self.successResultOf(registry.addressees(phone.key.user, mailbox))
+                    found = registry.addressees(phone.key.user, mailbox)
                     self.assertIn(Addressee(phone.key, NOW, name), found)
             self.successResultOf(registry.register(phones[0]))
             self.successResultOf(registry.close())

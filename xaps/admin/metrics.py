@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import attrs
 from prometheus_client import CollectorRegistry, Counter, ProcessCollector
@@ -25,8 +25,6 @@ from xaps.apns.status import ConnectionState
 from xaps.intake.answers import Handler
 from xaps.model import Notice, Refused, Registration
 from xaps.system.work import Work
-
-T = TypeVar("T")
 
 REFUSALS = {
     401: "password",
@@ -89,8 +87,8 @@ class Metrics:
             self._notices.labels(intake, "new_mail"),
             self._notices.labels(intake, "other"),
             self._unmatched.labels(intake),
-            _Told(self.registrations),
-            _Told(self.notices),
+            self.registrations,
+            self.notices,
         )
 
     def refusing(self, intake: str) -> Callable[[int], None]:
@@ -111,24 +109,12 @@ class Metrics:
         return generate_latest(_Page(self.registry, status))
 
 
-@attrs.frozen
-class _Told:
-    """Tells of each answer how the work has fared."""
-
-    _work: Work
-
-    def done(self, result: T) -> T:
-        self._work.done += 1
-        return result
-
-    def failed(self, failure: Failure) -> Failure:
-        # What is the client's own fault is refused for good, and says nothing of us.
-        error = failure.value
-        if not isinstance(error, Refused):
-            self._work.fail("internal error, see the log")
-        elif error.temporary:
-            self._work.fail(error.reason)
-        return failure
+def _failed(work: Work, error: BaseException | None) -> None:
+    # What is the client's own fault is refused for good, and says nothing of us.
+    if not isinstance(error, Refused):
+        work.fail("internal error, see the log")
+    elif error.temporary:
+        work.fail(error.reason)
 
 
 @attrs.frozen
@@ -138,25 +124,34 @@ class _CountingHandler:
     _new_mail: Counter
     _other: Counter
     _unmatched: Counter
-    _registering: _Told
-    _noticing: _Told
+    _registering: Work
+    _noticing: Work
 
     def topic(self, user: str) -> str:
         return self._handler.topic(user)
 
     def register(self, registration: Registration) -> Deferred[None]:
         self._registrations.inc()
-        told = self._registering
-        return self._handler.register(registration).addCallbacks(told.done, told.failed)
+        return self._handler.register(registration).addCallbacks(self._registered, self._failed)
 
-    def notify(self, notice: Notice) -> Deferred[int]:
+    def _registered(self, result: None) -> None:
+        self._registering.done += 1
+
+    def _failed(self, failure: Failure) -> Failure:
+        _failed(self._registering, failure.value)
+        return failure
+
+    def notify(self, notice: Notice) -> int:
         (self._new_mail if notice.new_mail else self._other).inc()
-        return self._handler.notify(notice).addCallbacks(self._noticed, self._noticing.failed)
-
-    def _noticed(self, phones: int) -> int:
+        try:
+            phones = self._handler.notify(notice)
+        except Exception as error:
+            _failed(self._noticing, error)
+            raise
+        self._noticing.done += 1
         if not phones:
             self._unmatched.inc()
-        return self._noticing.done(phones)
+        return phones
 
 
 @attrs.frozen

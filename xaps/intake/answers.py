@@ -9,7 +9,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger, LogLevel
 
-from xaps.intake.dialect import Answer, Request
+from xaps.intake.dialect import NOBODY, TAKEN, Answer, Request
 from xaps.intake.imap import untagged
 from xaps.intake.messages import RegisterRequest
 from xaps.mailboxes import INBOX, canonical
@@ -41,8 +41,8 @@ class Handler(Protocol):
     def register(self, registration: Registration) -> Deferred[None]:
         """Add or renew a registration; fires when it is on disk."""
 
-    def notify(self, notice: Notice) -> Deferred[int]:
-        """Take a notice; fires with the number of phones that will be pushed because of it."""
+    def notify(self, notice: Notice) -> int:
+        """Take a notice; returns the number of phones that will be pushed because of it."""
 
 
 class Responder:
@@ -71,22 +71,28 @@ class Responder:
         self._on_refusal = on_refusal
         self.complaints = Complaints(self._log, clock.seconds)
 
-    def respond(self, request: Request) -> Deferred[Answer]:
-        """Fires with the answer, a refusal it may be, and never fails. That to a registration comes
-        when it is on disk."""
-        return run(self._respond(request))
-
-    async def _respond(self, request: Request) -> Answer:
+    def respond(self, request: Request) -> Answer | Deferred[Answer]:
+        """The answer to a notice at once; that to a registration when it is on disk. It may be a
+        refusal; what is returned never fails."""
+        content = request.content
+        if not isinstance(content, Notice):
+            return run(self._registered(request, content))
         try:
-            if isinstance(request.content, Notice):
-                phones = await self._handler.notify(request.content)
-                return Answer(200 if phones else 204)
-            return Answer(200, body=await self._register(request, request.content))
-        except Refused as error:
+            return TAKEN if self._handler.notify(content) else NOBODY
+        except Exception as error:
+            return self._refusal(error)
+
+    async def _registered(self, client: Request, request: RegisterRequest) -> Answer:
+        try:
+            return Answer(200, body=await self._register(client, request))
+        except Exception as error:
+            return self._refusal(error)
+
+    def _refusal(self, error: Exception) -> Answer:
+        if isinstance(error, Refused):
             return Answer(503 if error.temporary else 400, error.reason)
-        except Exception:
-            self._log.failure("A request from an IMAP server could not be dealt with")
-            return Answer(500, "internal error, see the log of xapsd")
+        self._log.failure("A request from an IMAP server could not be dealt with")
+        return Answer(500, "internal error, see the log of xapsd")
 
     async def _register(self, client: Request, request: RegisterRequest) -> bytes:
         # What is confirmed is part of what is stored, so the answer is made first.

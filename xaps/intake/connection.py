@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Hashable
 from enum import Enum, auto
 from typing import Any
@@ -67,14 +66,15 @@ class ClientConnection(Protocol):
         self._dialect = dialect
         self._surplus = surplus
         self._state = _State.OPEN
+        self.waits = False
         self._input = b""
         self._start = b""  # what has not sufficed to tell the dialect
-        self._queue: deque[Request | Answer | bytes] = deque()
+        self._queue: list[Request | Answer | bytes] = []
         self._queued = 0  # bytes that it was made of
         self._owner: Hashable = None
         self._current: Request | None = None
         self._sends_ahead = False
-        self._output_paused = False
+        self._input_paused = self._output_paused = False
         self._timer: IDelayedCall | None = None
         self._expected: tuple[Callable[[], None] | None, int] = (None, 0)
 
@@ -151,16 +151,13 @@ class ClientConnection(Protocol):
         if self._has_work():
             if not self._queue:
                 self._parse()
-            event = self._queue.popleft() if self._queue else None
-            if isinstance(event, Answer):
+            event = self._queue.pop(0) if self._queue else None
+            if isinstance(event, Request):
+                self._respond(event)
+            elif isinstance(event, Answer):
                 self._answer(event)
-            elif isinstance(event, bytes):
-                self.transport.write(event)
             elif event is not None:
-                self._current, self._owner = event, event.user
-                self._connections.served(self)
-                answer = self._connections.responder.respond(event)
-                answer.addCallback(self._answered, event).addErrback(self._broken)
+                self.transport.write(event)
         if self._has_work():
             return True
         self._settle()
@@ -187,7 +184,7 @@ class ClientConnection(Protocol):
             self._queue.append(Answer(503, "too many connections from IMAP servers", close=True))
         else:
             self._queued = len(data) + self._dialect.held
-            self._queue.extend(self._dialect.feed(data))
+            self._queue += self._dialect.feed(data)
 
     def _settle(self) -> None:
         """Read on, or not; expect the rest of a request in time, or not; or close."""
@@ -209,14 +206,27 @@ class ClientConnection(Protocol):
         else:
             self._expect()
 
+    def _respond(self, request: Request) -> None:
+        self._owner = request.user
+        self._connections.served(self)
+        answer = self._connections.responder.respond(request)
+        if isinstance(answer, Answer):
+            self._finish(answer, request)
+        else:
+            self._current = request
+            answer.addCallback(self._answered, request).addErrback(self._broken)
+
     def _answered(self, answer: Answer, request: Request) -> None:
         self._current = None
+        self._finish(answer, request)
+        if self._has_work() or self._state is _State.ENDING:
+            self._connections.turns.join(self)
+
+    def _finish(self, answer: Answer, request: Request) -> None:
         if request.close or self._state is _State.STOPPING:
             answer = attrs.evolve(answer, close=True)
         if self._state not in (_State.CLOSING, _State.CLOSED):
             self._answer(answer)
-        if self._has_work() or self._state is _State.ENDING:
-            self._connections.turns.join(self)
 
     def _answer(self, answer: Answer) -> None:
         refused = answer.status >= 400
@@ -312,10 +322,12 @@ class ClientConnection(Protocol):
             self._timer = otherwise and self._connections.clock.callLater(seconds, otherwise)
 
     def _pause_reading(self, *, pause: bool) -> None:
-        if pause:
-            self.transport.pauseProducing()
-        else:
-            self.transport.resumeProducing()
+        if pause is not self._input_paused:
+            self._input_paused = pause
+            if pause:
+                self.transport.pauseProducing()
+            else:
+                self.transport.resumeProducing()
 
     def _peer_name(self) -> str:
         return peer_name(self.transport.getPeer())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Hashable, Iterable
 from typing import Protocol
 
@@ -31,6 +31,8 @@ MAX_HELD = 64 * 1024 * 1024
 class Connection(Protocol):
     place: str
     """Where it comes from; see :func:`xaps.intake.allow.place`."""
+    waits: bool
+    """For its turn; `False` at first."""
 
     @property
     def owner(self) -> Hashable:
@@ -66,28 +68,32 @@ class Turns:
 
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
-        self._waiting: OrderedDict[Hashable, OrderedDict[Connection, None]] = OrderedDict()
+        self._waiting: OrderedDict[Hashable, deque[Connection]] = OrderedDict()
         self._next: IDelayedCall | None = None
         self._held: dict[Connection, int] = {}
-        self._sums: Counter[str] = Counter()  # by place
         self._sum = 0
 
     def join(self, connection: Connection) -> None:
-        self._waiting.setdefault(connection.owner, OrderedDict())[connection] = None
-        if self._next is None:
-            self._next = self._clock.callLater(0, self._turn)
+        if not connection.waits:
+            connection.waits = True
+            owner = connection.owner
+            if (others := self._waiting.get(owner)) is None:
+                self._waiting[owner] = deque((connection,))
+            else:
+                others.append(connection)
+            if self._next is None:
+                self._next = self._clock.callLater(0, self._turn)
 
     def hold(self, connection: Connection, size: int) -> None:
         """So many bytes of the connection's wait for the rest of a request, or for their turn."""
-        more = size - self._held.pop(connection, 0)
-        self._sum += more
-        self._sums[connection.place] += more
+        self._sum += size - self._held.pop(connection, 0)
         if size:
             self._held[connection] = size
-        elif not self._sums[connection.place]:
-            del self._sums[connection.place]
         while self._sum > MAX_HELD:
-            place = max(self._sums, key=self._sums.__getitem__)
+            sums: Counter[str] = Counter()
+            for each, held in self._held.items():
+                sums[each.place] += held
+            place = max(sums, key=sums.__getitem__)
             there = (each for each in self._held if each.place == place)
             largest = max(there, key=self._held.__getitem__)
             self.hold(largest, 0)
@@ -96,12 +102,11 @@ class Turns:
     def _turn(self) -> None:
         end = self._clock.seconds() + TURN
         while self._waiting:
-            owner, connections = next(iter(self._waiting.items()))
-            connection, _ = connections.popitem(last=False)
+            owner, connections = self._waiting.popitem(last=False)
+            connection = connections.popleft()
+            connection.waits = False
             if connections:
-                self._waiting.move_to_end(owner)
-            else:
-                del self._waiting[owner]
+                self._waiting[owner] = connections
             try:
                 if connection.work():
                     self.join(connection)

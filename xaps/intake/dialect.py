@@ -51,6 +51,12 @@ class Answer:
         return self.reason.encode("ascii") + b"\n" if self.reason else self.body
 
 
+TAKEN = Answer(200)
+"""Phones will be pushed because of a notice."""
+NOBODY = Answer(204)
+"""No phone will."""
+
+
 class Dialect(Protocol):
     """One side of a conversation. Knows no sockets and no time."""
 

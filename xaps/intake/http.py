@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import attrs
 
-from xaps.intake.dialect import Answer, Request
+from xaps.intake.dialect import NOBODY, TAKEN, Answer, Request
 from xaps.intake.messages import (
     RegisterRequest,
     notice_from_json,
@@ -86,26 +86,28 @@ def judge(
 
 
 def understand(
-    judgement: Decoder | Answer, target: bytes, headers: Mapping[bytes, bytes], body: bytes
+    decoder: Decoder, body: bytes, *, for_plugin: bool, close: bool = False
 ) -> Request | Answer:
-    """The request that a body makes after what :func:`judge` found, or why it is refused.
-
-    Dovecot's HTTP client sends neither ``User-Agent`` nor ``Accept``, every other one sends at
-    least one: that tells the Dovecot plugin, whose answers need a form of their own. There are
-    plugins that do not bear that form; they have ``?bare`` in their URL.
-    """
-    if isinstance(judgement, Answer):
-        return judgement
+    """The request that a body makes after what :func:`judge` found, or why it is refused."""
     try:
-        content = judgement(body)
+        return Request(decoder(body), for_plugin, close=close)
     except Refused as error:
-        return Answer(400, error.reason)
-    return Request(content, unnamed(headers) and target.partition(b"?")[2] != b"bare")
+        return Answer(400, error.reason, close=close)
 
 
 def unnamed(headers: Mapping[bytes, bytes]) -> bool:
-    """Whether the client is Dovecot's, by the headers of `HEADERS` that are there."""
+    """Whether the client is Dovecot's, by the headers of `HEADERS` that are there.
+
+    Dovecot's HTTP client sends neither ``User-Agent`` nor ``Accept``, every other one sends at
+    least one.
+    """
     return headers.keys().isdisjoint({b"user-agent", b"accept"})
+
+
+def by_plugin(target: bytes, headers: Mapping[bytes, bytes]) -> bool:
+    """Whether the client is the Dovecot plugin, whose answers need a form of their own. There are
+    plugins that do not bear that form; they have ``?bare`` in their URL."""
+    return unnamed(headers) and target.partition(b"?")[2] != b"bare"
 
 
 def authorized(authorization: bytes, secret: str) -> bool:
@@ -145,6 +147,30 @@ def response(answer: Answer, *, keep_alive: bool = False) -> bytes:
     return b"\r\n".join((*lines, b"", content if answer.with_body else b""))
 
 
+_TAKEN, _NOBODY = response(TAKEN), response(NOBODY)
+
+
+@attrs.frozen
+class _Head:
+    """What the parser found in a head: of HTTP/1.1, on a connection that goes on, of a request
+    that is not refused, with a Content-Length and without ``Expect``."""
+
+    decoder: Decoder
+    length: int
+    for_dovecot: bool
+    for_plugin: bool
+
+
+MAX_KNOWN = 256
+"""Heads that are remembered, of `MAX_KNOWN_SIZE` bytes at the most."""
+MAX_KNOWN_SIZE = 1024
+
+_known: dict[tuple[bytes, str | None], _Head] = {}
+"""Heads that came lately, with the secret that they were judged by. Those of the Dovecot plugin are
+the same byte for byte within a second, but for the length of the body. So the parser stays the
+only judge: what it has found is looked up by all the bytes that it saw."""
+
+
 class _Stop(Exception):
     """Ends the parsing for good; the refusal that tells why is among the events."""
 
@@ -171,7 +197,8 @@ class HttpDialect:
     def _expect_request(self) -> None:
         self._number += 1
         self._begun = self._chunked = False
-        self._head = self._size = 0
+        self._head = bytearray()  # with trailers and the extensions of chunks
+        self._size = 0
         self._missing = 0  # bytes of the body, or of a chunk of it
         self._take_line = HttpDialect._take_request_line
         self._headers: dict[bytes, bytes] = {}
@@ -183,11 +210,13 @@ class HttpDialect:
 
     @property
     def held(self) -> int:
-        return len(self._rest) + len(self._body) + (self._head if self._begun else 0)
+        return len(self._rest) + len(self._body) + len(self._head)
 
     def feed(self, data: bytes) -> list[Request | Answer]:
         events = self._events = []
-        if not self._dead:
+        if not (self._dead or self._begun or self._rest):
+            data = self._take_known(data)
+        if data and not self._dead:
             self._rest += data
             try:
                 while self._rest and self._take():
@@ -196,12 +225,32 @@ class HttpDialect:
                 pass
         return events
 
+    def _take_known(self, data: bytes) -> bytes:
+        """Take requests that are there as a whole and whose heads are known; returns the rest."""
+        while True:
+            start = data.find(b"\r\n\r\n") + 4
+            head = _known.get((data[:start], self._secret))
+            if head is None or len(data) < (end := start + head.length):
+                return data
+            self._number += 1
+            self._for_dovecot, self._registers = (
+                head.for_dovecot,
+                head.decoder is register_from_json,
+            )
+            body, data = data[start:end], data[end:]
+            self._events.append(understand(head.decoder, body, for_plugin=head.for_plugin))
+
     def overdue(self) -> Answer:
         self._die()
         return OVERDUE
 
     def answer(self, answer: Answer) -> bytes:
-        data = response(answer, keep_alive=self._keep_alive)
+        if answer is NOBODY and not self._keep_alive:
+            data = _NOBODY
+        elif answer is TAKEN and not self._keep_alive:
+            data = _TAKEN
+        else:
+            data = response(answer, keep_alive=self._keep_alive)
         self._sent += len(data)
         return data
 
@@ -248,7 +297,7 @@ class HttpDialect:
         return end > 0
 
     def _check_head(self, more: int) -> None:
-        if self._head + more > MAX_HEAD:
+        if len(self._head) + more > MAX_HEAD:
             self._end(Answer(431, HEAD_TOO_LARGE))
 
     def _take_request_line(self, line: bytes) -> None:
@@ -257,7 +306,8 @@ class HttpDialect:
         found = _REQUEST_LINE.fullmatch(line)
         if found is None:
             self._malformed("no request line")
-        self._begun, self._head = True, len(line) + 2
+        self._begun = True
+        self._head += line + b"\r\n"
         self._method, self._target, self._version = found.groups()
         # Nothing after a request whose end is in doubt can be trusted.
         if self._version not in (b"1.0", b"1.1"):
@@ -269,7 +319,7 @@ class HttpDialect:
         self._take_line = HttpDialect._take_header
 
     def _take_header(self, line: bytes) -> None:
-        self._head += len(line) + 2
+        self._head += line + b"\r\n"
         if not line:
             return self._judge()
         found = _HEADER.fullmatch(line)
@@ -304,7 +354,11 @@ class HttpDialect:
         self._judgement: Decoder | Answer = judgement
         self._for_dovecot, self._registers = unnamed(headers), judgement is register_from_json
         self._expect_body(int(length))
-        if not old and headers.get(b"expect", b"").lower() == b"100-continue":
+        expects = not old and headers.get(b"expect", b"").lower() == b"100-continue"
+        if not (old or self._close or expects or encoding or isinstance(judgement, Answer)):
+            plugin = by_plugin(self._target, headers)
+            self._remember(_Head(judgement, int(length), self._for_dovecot, plugin))
+        if expects:
             if isinstance(judgement, Answer):
                 self._end(judgement)
             self._events.append(Answer(100))
@@ -313,6 +367,12 @@ class HttpDialect:
             self._take_line = HttpDialect._take_chunk_size
         elif not self._missing:
             self._complete()
+
+    def _remember(self, head: _Head) -> None:
+        if len(self._head) <= MAX_KNOWN_SIZE:
+            if len(_known) == MAX_KNOWN:
+                del _known[next(iter(_known))]
+            _known[bytes(self._head), self._secret] = head
 
     def _expect_body(self, size: int) -> None:
         self._missing = size
@@ -324,7 +384,7 @@ class HttpDialect:
         found = _CHUNK.fullmatch(line)
         if found is None:
             self._malformed("no size of a chunk")
-        self._head += len(found[2])
+        self._head += found[2]
         self._expect_body(int(found[1], 16))
         self._take_line = (
             HttpDialect._take_chunk_end if self._missing else HttpDialect._take_trailer
@@ -336,16 +396,21 @@ class HttpDialect:
         self._take_line = HttpDialect._take_chunk_size
 
     def _take_trailer(self, line: bytes) -> None:
-        self._head += len(line) + 2
+        self._head += line + b"\r\n"
         if not line:
             self._complete()
         elif not _HEADER.fullmatch(line):  # otherwise it is of no interest
             self._malformed("a line that is no trailer")
 
     def _complete(self) -> None:
-        event = understand(self._judgement, self._target, self._headers, bytes(self._body))
-        self._events.append(attrs.evolve(event, close=True) if self._close else event)
-        if self._close:  # what follows is not looked at
+        judgement, close = self._judgement, self._close
+        if isinstance(judgement, Answer):
+            self._events.append(attrs.evolve(judgement, close=close or judgement.close))
+        else:
+            plugin = by_plugin(self._target, self._headers)
+            body = bytes(self._body)
+            self._events.append(understand(judgement, body, for_plugin=plugin, close=close))
+        if close:  # what follows is not looked at
             self._die()
         else:
             self._expect_request()

@@ -28,6 +28,7 @@ from xaps.intake.http import (
     MAX_HEAD,
     OVERDUE,
     Decoder,
+    by_plugin,
     judge,
     understand,
 )
@@ -46,10 +47,8 @@ class _Connection(H2Connection):
 class _Stream:
     """A request that has not ended."""
 
-    method: bytes
-    target: bytes
-    headers: dict[bytes, bytes]
     decoder: Decoder
+    for_plugin: bool
     body: bytearray = attrs.field(factory=bytearray)
 
 
@@ -123,8 +122,9 @@ class Http2Dialect:
             if stream := self._streams.pop(event.stream_id, None):
                 self._idle_bytes = 0
                 self._asked.append((event.stream_id, True))
-                body = bytes(stream.body)
-                return [understand(stream.decoder, stream.target, stream.headers, body)]
+                return [
+                    understand(stream.decoder, bytes(stream.body), for_plugin=stream.for_plugin)
+                ]
         elif isinstance(event, StreamReset):
             for streams in self._streams, self._unsent:
                 streams.pop(event.stream_id, None)
@@ -144,7 +144,7 @@ class Http2Dialect:
             return [self._give_up(number, judgement, with_body=method != b"HEAD")]
         if headers.get(b"expect", b"").lower() == b"100-continue":
             self._conn.send_headers(number, [(b":status", b"100")])
-        self._streams[number] = _Stream(method, target, headers, judgement)
+        self._streams[number] = _Stream(judgement, by_plugin(target, headers))
         return []
 
     def _give_up(self, number: int, refusal: Answer, *, with_body: bool = True) -> Answer:

@@ -28,6 +28,7 @@ MAX_MAILBOX = 1000  # bytes
 MAX_MAILBOXES = 1000
 
 NEW_MAIL_EVENT = "MessageNew"
+_NEW_MAIL = b'"MessageNew"'
 
 _LIKE_A_TOKEN = re.compile("[0-9A-Fa-f]{16,}")
 _MAX_REASON = 200
@@ -69,8 +70,19 @@ def register_from_json(body: bytes) -> RegisterRequest:
     return register_request(json_object(body), JSON_NAMES)
 
 
+_PLAIN_NOTICE = re.compile(
+    rb'\{"Username":"([ !#-\[\]-~]{1,%d})","Mailbox":"([ !#-\[\]-~]{1,%d})",'
+    rb'"Events": ?\[("[A-Za-z]+"(?:,"[A-Za-z]+")*)\]\}' % (MAX_USER, MAX_MAILBOX)
+)
+"""Almost every notice, as the Dovecot plugin writes it: printable ASCII and nothing escaped."""
+
+
 def notice_from_json(body: bytes) -> Notice:
     """Mailbox names are UTF-8 in it."""
+    # Only quicker: what is read here is read the same by what follows.
+    if plain := _PLAIN_NOTICE.fullmatch(body):
+        user, mailbox, events = plain[1].decode(), plain[2].decode(), plain[3]
+        return Notice(user, canonical(mailbox), _NEW_MAIL in events)
     return notice(json_object(body), JSON_NAMES)
 
 

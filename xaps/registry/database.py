@@ -143,16 +143,20 @@ def explaining(path: Path) -> Iterator[None]:
     """Let SQLite's errors say in one line what went wrong, and what to do about it."""
     try:
         yield
-    except UnicodeError as error:
+    except (UnicodeError, sqlite3.Error) as error:
+        raise explained(path, error) from error
+
+
+def explained(path: Path, error: Exception) -> RegistryError:
+    if isinstance(error, UnicodeError):
         # A lone surrogate, which JSON can smuggle in.
         reason = "a name in the request is not valid Unicode"
-        raise RegistryError(f"the registry {path}: {reason}") from error
-    except sqlite3.Error as error:
+    else:
         # The low byte is the general code, the whole one says more.
         advice = _ADVICE.get(getattr(error, "sqlite_errorcode", 0) & 0xFF, "{error}")
         name = getattr(error, "sqlite_errorname", "")
         reason = advice.format(path=path, folder=path.parent, name=name, error=error)
-        raise RegistryError(f"the registry {path}: {reason}") from error
+    return RegistryError(f"the registry {path}: {reason}")
 
 
 @contextlib.contextmanager

@@ -45,7 +45,7 @@ class Registered:
 
 
 class IRegistry(Protocol):
-    """Every method's Deferred fails with :class:`RegistryError` when the store does.
+    """Every method fails with :class:`RegistryError` when the store does.
 
     A Deferred may have fired already: SQLite answers reads in the calling thread.
 
@@ -68,9 +68,12 @@ class IRegistry(Protocol):
         time in the future, by a clock that was wrong, is replaced by any: else the phone was locked
         out until then."""
 
-    def addressees(self, user: str, mailbox: str) -> Deferred[Sequence[Addressee]]:
+    def addressees(self, user: str, mailbox: str) -> Sequence[Addressee]:
         """The user's phones that can be told of that mailbox (see :func:`xaps.mailboxes.pushable`),
-        in the order of their keys. What it costs depends on their number alone."""
+        in the order of their keys. What it costs depends on their number alone, and so it is read
+        in the calling thread.
+
+        :raises RegistryError:"""
 
     def registrations(self, user: str) -> Deferred[Sequence[Registration]]:
         """All of a user's registrations (`user` is compared lower-cased), for an administrator."""

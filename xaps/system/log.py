@@ -24,6 +24,11 @@ _LONGEST = 16000
 _PORT_MESSAGE = re.compile(r"\S.* starting on \S+|\((\w+ )?Port .+ Closed\)")
 
 
+def shows_debug(level: str) -> bool:
+    """Whether a ``loglevel`` shows what is logged at ``debug``."""
+    return _LEAST[level] >= _PRIORITIES["debug"]
+
+
 class Lines(Protocol):
     """Where lines go to; see :class:`xaps.system.logwriter.LogWriter`."""
 

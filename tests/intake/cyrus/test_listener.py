@@ -131,9 +131,13 @@ class FakeHandler:
         self.got.append(registration)
         return self.answer()
 
-    def notify(self, notice: Notice) -> Deferred[int]:
+    def notify(self, notice: Notice) -> int:
         self.got.append(notice)
-        return self.answer()
+        failures: list[Failure] = []
+        self.answer().addErrback(failures.append)
+        for failure in failures:
+            failure.raiseException()
+        return 0
 
 
 def datagram(message: object) -> bytes:
@@ -149,6 +153,11 @@ def mail(folder: str = "", acl: str = "alice\tlrs\t", owner: str = "alice") -> b
             "vnd.cmu.mailboxACL": acl,
         }
     )
+
+
+def registrations(number: int) -> list[bytes]:
+    """Of a user each."""
+    return [register(f"user{each}", "INBOX") for each in range(number)]
 
 
 def register(user: str, *mailboxes: str) -> bytes:
@@ -412,7 +421,7 @@ class CyrusListenerTests(SynchronousTestCase):
 
         self.handler.answer = answer
         self.start()
-        self.got_after(*[mail()] * (WINDOW + 5))
+        self.got_after(*registrations(WINDOW + 5))
         self.assertEqual(len(self.handler.got), WINDOW)
         waiting[3].callback(None)
         self.work()
@@ -526,7 +535,7 @@ class CyrusListenerTests(SynchronousTestCase):
         answer: Deferred[None] = Deferred()
         self.handler.answer = lambda: answer
         self.start()
-        self.drain.hand_on(*[mail()] * (2 * HIGH_WATER))
+        self.drain.hand_on(*registrations(2 * HIGH_WATER))
         self.work()
         self.assertTrue(self.drain.is_paused)
         self.drain.end()
@@ -673,7 +682,7 @@ class CyrusListenerTests(SynchronousTestCase):
         answer: Deferred[None] = Deferred()
         self.handler.answer = lambda: answer
         listener = self.start()
-        self.got_after(mail())
+        self.got_after(register("alice", "INBOX"))
         stopped = listener.stop()
         self.drain.end()
         self.work()
@@ -733,7 +742,7 @@ class CyrusListenerTests(SynchronousTestCase):
         self.handler.answer = lambda: answer
         listener = self.start()
         stopped = listener.stop()
-        self.drain.hand_on(*[mail()] * (HIGH_WATER + 1))
+        self.drain.hand_on(*registrations(HIGH_WATER + 1))
         self.work()
         self.assertTrue(self.drain.is_paused)
         self.reactor.advance(3 * STOP_PATIENCE)

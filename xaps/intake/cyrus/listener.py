@@ -284,7 +284,7 @@ class CyrusListener:
             if isinstance(content, Registration):
                 await self._handler.register(self._with_topic(self._handler, content))
             else:
-                await self._handler.notify(content)
+                self._handler.notify(content)
         except Refused as refused:
             if refused.temporary:
                 self._refuse_for_now(event, refused.reason)
