@@ -235,8 +235,8 @@ class MemoryTests(EndToEndTestCase):
         daemon = self.make_daemon(NOWHERE, delay=3600)
         daemon.prelude = (
             "from xaps.push.dispatcher import Dispatcher\n"
-            "flag = Dispatcher._flag\n"
-            "Dispatcher._flag = lambda *a: bytes(2**62) if a[-1].user == 'bob' else flag(*a)\n"
+            "notify = Dispatcher.notify\n"
+            "Dispatcher.notify = lambda *a: bytes(2**62) if a[-1].user == 'bob' else notify(*a)\n"
         )
         daemon.start()
         daemon.register("alice", ACCOUNT, PHONE)
