@@ -63,6 +63,10 @@ class OpenTests(TestCase):
         self.assertEqual(self.warnings(), [])
         self.assertEqual(self.handlers, [])
 
+    def test_an_empty_address_is_not_listened_on_whatever_certificate_there_is(self) -> None:
+        self.assertEqual(self.warnings(tls_listen_addr="", **self.tls), [])
+        self.assertEqual(self.handlers, [])
+
     def test_a_plain_listener_that_other_machines_reach_is_a_warning(self) -> None:
         self.assertEqual(
             self.warnings(listen_addr=ALL),

@@ -104,7 +104,8 @@ def listen_to_imap_servers(
     if address := config.listen_addr:
         plain = ClientConnectionFactory(connections("listenAddr"))
         tcp("listenAddr", address, config.port, plain, risk)
-    if config.tls_certfile is not None and config.tls_keyfile is not None:
+    address = config.tls_listen_addr
+    if address and config.tls_certfile is not None and config.tls_keyfile is not None:
         options = server_options(config.tls_certfile, config.tls_keyfile, config.tls_client_ca)
         for problem in careless(config.tls_keyfile, "private key"):
             _log.warn("tlsKeyfile: {problem}", problem=problem)
@@ -113,5 +114,5 @@ def listen_to_imap_servers(
         elif risk:
             risk += " or tlsClientCA"
         secure = HttpsFactory(connections("tlsListenAddr"), options)
-        tcp("tlsListenAddr", config.tls_listen_addr, config.tls_port, secure, risk)
+        tcp("tlsListenAddr", address, config.tls_port, secure, risk)
     return opened

@@ -218,6 +218,23 @@ class QuestionTests(WebTestCase):
         self.assertEqual(self.ask("GET", "/forget")[0], 405)
         self.assertEqual(self.ask("POST", "/status")[0], 405)
 
+    def test_nothing_that_is_asked_in_vain_makes_a_line_in_the_log(self) -> None:
+        with capturedLogs() as events:
+            for method, path, statuses in (
+                ("HEAD", "/", [404]),
+                ("HEAD", "/nothing", [404]),
+                ("HEAD", "/forget", [405]),
+                ("PUT", "/status", [405]),
+                # Newer Twisted refuses these by itself.
+                ("POST", "/status?\u00e9", [400, 405]),
+                ("DELETE", "/\u00e9", [400, 404]),
+            ):
+                status, content = self.ask(method, path)
+                self.assertIn(status, statuses, (method, path))
+                if method == "HEAD":
+                    self.assertEqual(content, b"", path)
+        self.assertEqual(events, [])
+
     def test_a_registry_that_fails_is_told_in_one_line(self) -> None:
         self.registry.failure = "the disk is gone"
         for path in ("/devices", "/healthz"):

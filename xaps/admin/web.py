@@ -9,7 +9,7 @@ browsers.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -20,7 +20,6 @@ from twisted.internet.protocol import connectionDone
 from twisted.internet.task import deferLater
 from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
-from twisted.web.error import UnsupportedMethod
 from twisted.web.http import HTTPChannel
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request, Site
@@ -128,7 +127,7 @@ class _AdminSite(Site):
         admits: Admits,
         password: str | None = None,
     ) -> None:
-        root = Resource()
+        root = _Root()  # type: ignore[no-untyped-call]  # Twisted's
         metrics = _Leaf(QUESTION, lambda _: control.metrics(), CONTENT_TYPE_LATEST)
         root.putChild(b"metrics", metrics)
         root.putChild(b"healthz", _Leaf(QUESTION, lambda _: control.healthz()))
@@ -168,7 +167,7 @@ class _AdminSite(Site):
         if given:
             peer = peer_name(request.getClientAddress())
             self._complaints.tell(LogLevel.warn, "{peer} gave a wrong statusPassword", peer=peer)
-        return _Stranger()  # type: ignore[no-untyped-call]  # Twisted's
+        return _STRANGER
 
     def startFactory(self) -> None:
         """Twisted's own opens a log and starts a timer."""
@@ -185,17 +184,40 @@ class _Request(Request):
             super().handleContentChunk(data)  # type: ignore[no-untyped-call]  # Twisted's
 
 
-class _Stranger(Resource):
-    """Asks for the password; with any name of a user."""
+class _Refusal(Resource):
+    """A status and a line of text, whatever is asked.
+
+    Twisted's own pages log a line for HEAD and, of 22.4, a traceback for what is not ASCII.
+    """
 
     isLeaf = True
 
+    def __init__(self, status: int, text: bytes, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # Twisted's
+        self._status = status
+        self._text = text
+        self._headers = {"Content-Type": "text/plain", **(headers or {})}
+
     def render(self, request: Any) -> bytes:
-        request.setResponseCode(401)
-        request.setHeader("WWW-Authenticate", 'Basic realm="xapsd", charset="UTF-8"')
-        request.setHeader("Content-Type", "text/plain")
-        # What Twisted is given for HEAD it complains of in the log.
-        return b"" if request.method == b"HEAD" else b"statusPassword is needed, with any name\n"
+        request.setResponseCode(self._status)
+        for name, value in self._headers.items():
+            request.setHeader(name, value)
+        return b"" if request.method == b"HEAD" else self._text
+
+
+_STRANGER = _Refusal(
+    401,
+    b"statusPassword is needed, with any name\n",
+    {"WWW-Authenticate": 'Basic realm="xapsd", charset="UTF-8"'},
+)
+_MISSING = _Refusal(404, b"There is nothing here\n")
+
+
+class _Root(Resource):
+    """The pages below it, and nothing else."""
+
+    def getChild(self, path: bytes, request: Request) -> Resource:
+        return _MISSING
 
 
 class _Leaf(Resource):
@@ -217,9 +239,11 @@ class _Leaf(Resource):
         self._ask = ask
         self._kind = kind
 
-    def render(self, request: Any) -> int:
+    def render(self, request: Any) -> Any:
         if request.method not in self._methods:
-            raise UnsupportedMethod(self._methods)
+            allowed = b", ".join(self._methods).decode()
+            text = f"Only {allowed} is possible here\n".encode()
+            return _Refusal(405, text, {"Allow": allowed}).render(request)
         answering = Deferred.fromCoroutine(self._answer(request))
         answering.addErrback(lambda failure: self._log.failure("No answer was given", failure))
         return NOT_DONE_YET
