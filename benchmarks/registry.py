@@ -67,7 +67,7 @@ class Closed:
         """None."""
         return 0
 
-    def send(self, push: Push) -> Deferred[Outcome]:
+    def send(self, push: Push, on_outcome: Callable[[Outcome], None]) -> None:
         """Never called."""
         raise AssertionError
 

@@ -12,7 +12,7 @@ from twisted.logger import capturedLogs
 from twisted.python.failure import Failure
 
 from tests.apns.peer import Peer
-from tests.apns.wire import TOKEN, TOPIC, WireTestCase, certificate, push
+from tests.apns.wire import TOKEN, TOPIC, WireTestCase, certificate, push, sent
 from xaps.apns.status import ConnectionState
 from xaps.apns.streams import Streams
 from xaps.model import (
@@ -74,7 +74,7 @@ class LifeTests(WireTestCase):
         wire = self.begin()
         other = "com.apple.mail.XServer.other"
         for number, topic in ((1, TOPIC), (2, other), (3, TOPIC)):
-            self.client.send(attrs.evolve(push(number), topic=topic))
+            sent(self.client, attrs.evolve(push(number), topic=topic))
         self.pump()
         topics = [wire.peer.requests[stream].header("apns-topic") for stream in (1, 3, 5)]
         self.assertEqual(topics, [TOPIC, other, TOPIC])
@@ -92,12 +92,12 @@ class LifeTests(WireTestCase):
 
     def test_a_push_that_cannot_be_sent_is_rejected_and_costs_nothing(self) -> None:
         wire = self.begin()
-        sending = self.client.send(push(token="no token"))
+        sending = sent(self.client, push(token="no token"))
         self.assertIsInstance(self.successResultOf(sending), Rejected)
         self.assertEqual((wire.transport.value(), self.client.status().in_flight), (b"", 0))
 
     def test_without_a_connection_a_push_comes_back_at_once(self) -> None:
-        outcome = self.successResultOf(self.client.send(push()))
+        outcome = self.successResultOf(sent(self.client, push()))
         self.assertEqual(outcome, RetryAfter("there is no connection to APNs", 0.0))
 
     def test_answers_make_room_and_it_is_told(self) -> None:
@@ -118,14 +118,14 @@ class LifeTests(WireTestCase):
 
     def test_pushes_can_be_sent_from_where_room_is_told(self) -> None:
         numbers = iter(range(10))
-        sent: list[Deferred[Outcome]] = []
+        sending: list[Deferred[Outcome]] = []
 
         def more() -> None:
             while self.client.room() > 0:
                 number = next(numbers, None)
                 if number is None:
                     return
-                sent.append(self.client.send(push(number)))
+                sending.append(sent(self.client, push(number)))
 
         self.on_room = more  # type: ignore[method-assign]  # a hook
         self.start()
@@ -133,7 +133,7 @@ class LifeTests(WireTestCase):
         wire.accept(Peer(stream_limit=3))
         for number in range(10):
             wire.answer(number)
-        self.assertEqual([self.successResultOf(d) for d in sent], [Delivered()] * 10)
+        self.assertEqual([self.successResultOf(d) for d in sending], [Delivered()] * 10)
 
     def test_a_push_that_cannot_be_handled_has_an_outcome_all_the_same(self) -> None:
         wire = self.begin()
@@ -184,7 +184,7 @@ class StopTests(WireTestCase):
         self.assertEqual(
             (self.client.room(), self.client.status().state), (0, ConnectionState.STOPPED)
         )
-        self.assertIsInstance(self.successResultOf(self.client.send(push(3))), RetryAfter)
+        self.assertIsInstance(self.successResultOf(sent(self.client, push(3))), RetryAfter)
         wire.answer(1)
         self.pass_time(5.0)
         self.assertNoResult(stopping)

@@ -11,7 +11,7 @@ from twisted.internet.error import ConnectionRefusedError
 
 from tests import pki
 from tests.apns.peer import Peer
-from tests.apns.wire import NOW, TOPIC, WireTestCase, certificate, push
+from tests.apns.wire import NOW, TOPIC, WireTestCase, certificate, push, sent
 from xaps.apns.client import MOST_KEYS
 from xaps.apns.connection import Connection
 from xaps.apns.connector import CLOSED_AFTER
@@ -37,7 +37,7 @@ class StreamLimitTests(WireTestCase):
         self.limited()
         for number in range(5):
             (sending,) = self.send(number)
-            refused = self.client.send(push(99))
+            refused = sent(self.client, push(99))
             self.assertIsInstance(self.successResultOf(refused), RetryAfter)
             self.wires[0].answer(number)
             self.assertEqual(self.successResultOf(sending), Delivered())

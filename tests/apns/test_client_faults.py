@@ -8,7 +8,7 @@ from twisted.internet.error import ConnectionRefusedError, DNSLookupError
 from twisted.logger import capturedLogs
 
 from tests.apns.peer import Peer
-from tests.apns.wire import WireTestCase, certificate, push, told
+from tests.apns.wire import WireTestCase, certificate, push, sent, told
 from xaps.apns.status import ConnectionState
 from xaps.model import (
     Delivered,
@@ -320,9 +320,9 @@ class DeadPeerTests(WireTestCase):
     def test_a_push_without_an_answer_has_an_outcome_and_tests_the_connection(self) -> None:
         wire = self.begin()
         wire.mute = True
-        first, second = self.client.send(push(1)), None
+        first, second = sent(self.client, push(1)), None
         self.pass_time(29.5)
-        second = self.client.send(push(2))
+        second = sent(self.client, push(2))
         self.assertNoResult(first)
         self.pass_time(0.5)
         self.assertEqual(self.successResultOf(first), RetryAfter("no answer in 30 s"))

@@ -354,7 +354,7 @@ class PushTests(TestCase):
 
         def more() -> None:
             while client.room() > 0 and (number := next(numbers, None)) is not None:
-                client.send(push(number)).addCallback(answered)
+                client.send(push(number), answered)
 
         client.use(credential_)
         client.start(more)

@@ -40,6 +40,13 @@ def push(number: int = 1, *, token: str = TOKEN) -> Push:
     return Push(RegistrationKey("alice", f"account-{number}", token), f"id-{number}", TOPIC)
 
 
+def sent(client: Client, push: Push) -> Deferred[Outcome]:
+    """Fires with the outcome."""
+    outcome: Deferred[Outcome] = Deferred()
+    client.send(push, outcome.callback)
+    return outcome
+
+
 def told(events: Sequence[LogEvent], *levels: str) -> list[str]:
     """What was logged at these levels."""
     return [str(formatEvent(e)) for e in events if e["log_level"].name in levels]
@@ -212,7 +219,7 @@ class WireTestCase(SynchronousTestCase):
         self.pump()
 
     def send(self, *numbers: int) -> list[Deferred[Outcome]]:
-        sending = [self.client.send(push(number)) for number in numbers]
+        sending = [sent(self.client, push(number)) for number in numbers]
         self.pump()
         return sending
 

@@ -25,8 +25,7 @@ from xaps.intake import answers, connection, connections, http, http2, imap, lin
 from xaps.intake.cyrus import drain as cyrus_drain
 from xaps.intake.cyrus import listener as cyrus_listener
 from xaps.listen import ports as listeners
-from xaps.push import calm, expiry, holds, saving
-from xaps.push import dispatcher as dispatch
+from xaps.push import calm, expiry, holds, pushes, saving
 from xaps.push import flags as waiting
 from xaps.push import history as latest
 from xaps.registry import history as past
@@ -157,7 +156,7 @@ LIMITS = {
     "Time for TLS with one address of APNs": period(tls.TLS_PATIENCE),
     "Longest delay between two attempts": period(connector.LONGEST_DELAY),
     "Delay after APNs has refused the credential": period(connector.REFUSED_DELAY),
-    "Longest delay between two tries of a push that failed": period(dispatch.LONGEST_DELAY),
+    "Longest delay between two tries of a push that failed": period(pushes.LONGEST_DELAY),
     "Delay for a phone that APNs calls too busy (``TooManyRequests``)": period(
         reasons.DEVICE_BUSY_DELAY
     ),

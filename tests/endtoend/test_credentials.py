@@ -20,6 +20,7 @@ from twisted.internet.threads import deferToThread, deferToThreadPool
 from twisted.trial.unittest import TestCase
 
 from tests import pki
+from tests.apns.wire import sent
 from tests.coroutines import as_deferred
 from tests.credentials.apple.case import ACCOUNT, IDENTITY
 from tests.endtoend.case import ACCOUNT as MAIL_ACCOUNT
@@ -229,7 +230,7 @@ class AppleIdTests(TestCase):
         if not client.room():
             await connected
         key = RegistrationKey("alice", MAIL_ACCOUNT, PHONE)
-        outcome = await client.send(Push(key, APNS_ID, pki.MAIL_TOPIC))
+        outcome = await sent(client, Push(key, APNS_ID, pki.MAIL_TOPIC))
         self.assertEqual((outcome, apple.wrong), (Delivered(), []))
         [push] = apns.received
         self.assertIn(f"{push.client_serial:x}", apple.serials)

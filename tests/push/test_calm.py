@@ -14,7 +14,6 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -155,10 +154,10 @@ class DispatcherTests(DispatcherTestCase):
         self.answers_after = 0.0
         send = self.sender.send
 
-        def told(push: Push) -> Deferred[Outcome]:
+        def told(push: Push, on_outcome: Callable[[Outcome], None]) -> None:
             self.sent.append(self.clock.seconds() - UPTIME)
             self.clock.callLater(self.answers_after, lambda: self.sender.answer(Delivered()))
-            return send(push)
+            send(push, on_outcome)
 
         self.sender.send = told  # type: ignore[method-assign]
 
@@ -413,13 +412,13 @@ class CalmMachine(RuleBasedStateMachine):
     def room(self) -> int:
         return 100
 
-    def send(self, push: Push) -> Deferred[Outcome]:
+    def send(self, push: Push, on_outcome: Callable[[Outcome], None]) -> None:
         now = self.clock.seconds()
         for mailbox in map(self.names.__getitem__, push.hashes):
             del self.owed[push.key, mailbox]
         self.open.append((now, push.key))
         self.named.append(frozenset(map(self.names.__getitem__, push.hashes)))
-        return self.sender.send(push)
+        self.sender.send(push, on_outcome)
 
     def last(self, key: RegistrationKey) -> float:
         """When the latest push was sent that the phone got."""

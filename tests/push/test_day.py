@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from typing import cast
 
 from twisted.internet.defer import Deferred
-from twisted.internet.task import Clock, deferLater
+from twisted.internet.task import Clock
 from twisted.logger import ILogObserver, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -37,11 +38,11 @@ class FakeApns:
     def room(self) -> int:
         return 1000
 
-    def send(self, push: Push) -> Deferred[Outcome]:
+    def send(self, push: Push, on_outcome: Callable[[Outcome], None]) -> None:
         self.pushes += 1
         gone = push.key.user in self.gone
         outcome: Outcome = Gone("Unregistered", None) if gone else Delivered()
-        return deferLater(self._clock, 0.1, lambda: outcome)
+        self._clock.callLater(0.1, on_outcome, outcome)
 
 
 class DayTests(SynchronousTestCase):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from twisted.internet.defer import Deferred
+from collections.abc import Callable
+
 from twisted.trial.unittest import SynchronousTestCase
 
 from xaps.model import (
@@ -23,7 +24,7 @@ class NoSender:
     def room(self) -> int:
         raise AssertionError
 
-    def send(self, push: Push) -> Deferred[Outcome]:
+    def send(self, push: Push, on_outcome: Callable[[Outcome], None]) -> None:
         raise AssertionError
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -12,7 +13,6 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -368,10 +368,10 @@ class CheckedSender(FakeSender):
         self._number = number
         self.open: list[Push] = []
 
-    def send(self, push: Push) -> Deferred[Outcome]:
+    def send(self, push: Push, on_outcome: Callable[[Outcome], None]) -> None:
         self._machine.sent(push, list(self._machine.routes)[self._number])
         self.open.append(push)
-        return super().send(push)
+        super().send(push, on_outcome)
 
 
 class DispatcherMachine(RuleBasedStateMachine):

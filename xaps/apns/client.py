@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import random as chance
 from collections.abc import Callable
+from functools import partial
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
 from xaps.apns.connection import Connection, Ended
 from xaps.apns.connector import Connector
@@ -94,14 +94,16 @@ class Client:
         connection = self._connector.ready()
         return 0 if connection is None else connection.room
 
-    def send(self, push: Push) -> Deferred[Outcome]:
+    def send(self, push: Push, on_outcome: Callable[[Outcome], None]) -> None:
         """Send a push while there is :meth:`room`.
 
-        Fires with the outcome, always, in half a minute at the most; it never fails.
+        :param on_outcome: called once with the outcome, always, in half a minute at the most, and
+            at once when the push cannot be sent.
         """
         connection = self._connector.ready()
         if connection is None or connection.room == 0:
-            return succeed(RetryAfter("there is no connection to APNs", 0.0))
+            on_outcome(RetryAfter("there is no connection to APNs", 0.0))
+            return
         builder = self._builders.get(push.topic)
         if builder is None:
             builder = RequestBuilder(self._authority, push.topic, self._priority)
@@ -112,12 +114,9 @@ class Client:
             block = builder.block(push, now, None if token is None else token.authorization)
             body = payload(push)
         except ValueError as reason:
-            return succeed(Rejected(str(reason)))
-        ended: Deferred[Ended] = Deferred()
-        connection.send(block, body, ended.callback)
-        outcome: Deferred[Outcome] = ended.addCallback(self._outcome, connection, token)
-        outcome.addErrback(self._broken)
-        return outcome
+            on_outcome(Rejected(str(reason)))
+            return
+        connection.send(block, body, partial(self._ended, on_outcome, connection, token))
 
     def status(self) -> ConnectionStatus:
         """How the connection is."""
@@ -133,9 +132,19 @@ class Client:
             del self._token_sources[oldest]
         return source
 
-    def _broken(self, failure: Failure) -> Outcome:
-        self._log.failure("An answer of APNs could not be handled", failure)
-        return RetryAfter("internal error")
+    def _ended(
+        self,
+        on_outcome: Callable[[Outcome], None],
+        connection: Connection,
+        token: ProviderToken | None,
+        event: Ended,
+    ) -> None:
+        try:
+            outcome = self._outcome(event, connection, token)
+        except Exception:
+            self._log.failure("An answer of APNs could not be handled")
+            outcome = RetryAfter("internal error")
+        on_outcome(outcome)
 
     def _outcome(
         self, event: Ended, connection: Connection, token: ProviderToken | None

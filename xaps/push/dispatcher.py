@@ -1,4 +1,4 @@
-"""The heart: notices become flags, due flags become pushes, outcomes decide what is next."""
+"""The heart: notices become flags, and flags that are due become pushes."""
 
 from __future__ import annotations
 
@@ -23,22 +23,19 @@ from xaps.model import (
     REPLACED,
     TRIMMED,
     Delivered,
-    Gone,
-    Misconfigured,
     Notice,
     Outcome,
     Push,
     Refused,
     Registration,
     RegistrationKey,
-    Rejected,
-    RetryAfter,
 )
 from xaps.push.calm import Calm
 from xaps.push.expiry import Expiry
 from xaps.push.flags import Flag, Flags
 from xaps.push.history import History
 from xaps.push.holds import OF_ONE_PHONE, Holds, Reason, TopicHolds
+from xaps.push.pushes import Pushes
 from xaps.push.routes import Lane, Route, Routes
 from xaps.push.saving import FlagSaver
 from xaps.registry.interface import (
@@ -50,10 +47,6 @@ from xaps.registry.interface import (
 )
 from xaps.system.complaints import Complaints
 from xaps.system.console import counted
-from xaps.system.coroutines import run
-
-LONGEST_DELAY = 900.0
-"""Seconds between two tries of one push that failed, at the most."""
 
 SLICE = 16
 """Pushes that are started in one go, and phones that are passed over before each, since something
@@ -94,8 +87,6 @@ class Dispatcher:
         self._clock = clock
         self._registry = registry
         self._routes = routes
-        self._jitter = jitter
-        self._on_outcome = on_outcome
         self._debug = debug
         self._new_id = new_id
         self.flags = Flags(
@@ -108,6 +99,20 @@ class Dispatcher:
         self._saver = FlagSaver(clock, registry, self.flags, self.history)
         self._expiry = Expiry(clock, registry, wall, lambda key: self._forget(key, EXPIRED))
         self.dropped = Counter(dict.fromkeys((TRIMMED, REPLACED, EXPIRED, FORGOTTEN, *GONE), 0))
+        self._pushes = Pushes(
+            clock,
+            registry,
+            routes,
+            self.flags,
+            calm=self.calm,
+            history=self.history,
+            jitter=jitter,
+            on_outcome=on_outcome,
+            forget=self._forget,
+            on_end=self._push_ended,
+            dropped=self.dropped,
+            debug=debug,
+        )
         self._pump_call: IDelayedCall | None = None
         self._all_answered: Deferred[None] | None = None
 
@@ -247,8 +252,7 @@ class Dispatcher:
             found = self._next(now)
             if found is None:
                 break
-            self.flags.take(found[0], now)
-            run(self._push(*found))
+            self._pushes.send(*found, now)
         self._arm()
 
     def _next(self, now: float) -> tuple[Flag, TopicHolds, Route] | None:
@@ -273,129 +277,11 @@ class Dispatcher:
                 self.flags.push_at(flag, hold.until)
         return None
 
-    async def _push(self, flag: Flag, holds: TopicHolds, route: Route) -> None:
-        key, registered_at = flag.key, flag.registered_at
-        credential, sent_at = route.credential, self._clock.seconds()
-        probe = holds.sent(route)
-        if self._debug:
-            self._log.debug("Pushing {key}", key=key)
-        try:
-            push = Push(key, flag.apns_id, holds.topic, hashes(flag.sent.values()))
-            outcome = await route.sender.send(push)
-            if isinstance(outcome, Misconfigured | Rejected) and (
-                route.credential is not credential or self._routes.route(holds.topic) is not route
-            ):
-                outcome = RetryAfter(f"{outcome.reason}, for the credential before", 0.0)
-            now = self._clock.seconds()
-            self.history.pushed(key, outcome, now - flag.sent_since, now)
-            new_mail = flag.sent_new_mail_since < math.inf
-            since = flag.sent_new_mail_since if new_mail else flag.sent_since
-            self._on_outcome(key, outcome, now - since, new_mail)
-            if isinstance(outcome, Delivered):
-                self.calm.pushed(key, sent_at)  # any other has woken nobody
-            self._learn(holds, key, outcome, probe=probe)
-            await self._follow(outcome, flag, holds, registered_at)
-        except Exception:
-            # Not one push may end without a next step, whatever goes wrong here.
-            self._log.failure("Handling the answer for {key} failed", key=key)
-            error = RetryAfter("internal error")
-            self._learn(holds, key, error, probe=probe)
-            self._retry(flag, error)
+    def _push_ended(self) -> None:
         self._arm()
         self._saver.arm()
         if self._all_answered and not self._all_answered.called and not self.flags.in_flight:
             self._all_answered.callback(None)
-
-    def _learn(
-        self, holds: TopicHolds, key: RegistrationKey, outcome: Outcome, *, probe: bool
-    ) -> None:
-        """What an answer to one phone means for the others of its topic."""
-        now = self._clock.seconds()
-        self.flags.hasten(holds.answered(key, outcome, now, probe=probe), now)
-
-    async def _follow(
-        self, outcome: Outcome, flag: Flag, holds: TopicHolds, registered_at: float
-    ) -> None:
-        """What an answer means for the phone, which had registered then when the push went out."""
-        now = self._clock.seconds()
-        key = flag.key
-        match outcome:
-            case Delivered() | Gone() if (
-                flag.renewed and flag.lane != holds.topic and not flag.dropped
-            ):
-                # It went out with a topic that the phone does not listen to any more.
-                self.flags.failed(flag, now, now)
-            case Delivered():
-                if self._debug:
-                    self._log.debug("Pushed {key}: {names}", key=key, names=", ".join(flag.sent))
-                self.flags.answered(flag, now)
-            case RetryAfter():
-                self._retry(flag, outcome)
-            case Misconfigured():
-                self.flags.failed(flag, now, now)
-            case Gone() if not holds.doubts_gone(key):
-                await self._gone(flag, registered_at, outcome)
-            case Gone() | Rejected(until_registered=True):
-                if flag.renewed or flag.dropped:
-                    delay = 0.0  # it has registered again meanwhile, or is forgotten
-                else:
-                    delay = holds.suspend(key, outcome.reason, now)
-                self._try_again(flag, outcome.reason, delay)
-            case Rejected():
-                self._complaints.tell(
-                    LogLevel.error,
-                    "Push to {key} given up: {reason}",
-                    kind=outcome.reason,
-                    key=key,
-                    reason=outcome.reason,
-                )
-                self.flags.answered(flag, now)
-
-    def _retry(self, flag: Flag, outcome: RetryAfter) -> None:
-        if outcome.delay is None:
-            delay = min(LONGEST_DELAY, 10.0 * 2 ** min(flag.failures, 10)) * self._jitter()
-            flag.failures += 1
-        else:
-            # What can go out again at once does so, but not for ever.
-            delay = outcome.delay
-            if flag.returns >= 3:
-                delay = max(delay, min(60.0, 2.0 ** min(flag.returns - 3, 10)) * self._jitter())
-            flag.returns += 1
-        self._try_again(flag, outcome.reason, delay)
-
-    def _try_again(self, flag: Flag, reason: str, delay: float) -> None:
-        self._complaints.tell(
-            LogLevel.warn,
-            "Push to {key} failed: {reason}; next try in {delay:.0f} s",
-            kind=reason,
-            key=flag.key,
-            reason=reason,
-            delay=delay,
-        )
-        now = self._clock.seconds()
-        self.flags.failed(flag, now + delay, now)
-
-    async def _gone(self, flag: Flag, registered_at: float, outcome: Gone) -> None:
-        key = flag.key
-        # A phone that registered after APNs learned that its token was gone, or while the push
-        # was under way, is back.
-        until = registered_at if outcome.since is None else outcome.since
-        try:
-            dropped = await self._registry.remove(
-                key, registered_until=until, reason=outcome.reason
-            )
-            if not dropped and await self._registry.get(key) is not None:
-                self._retry(flag, RetryAfter(outcome.reason))
-                return
-            if dropped:
-                self.dropped[outcome.reason] += 1
-                self._log.info("Dropped {key}: APNs says {reason}", key=key, reason=outcome.reason)
-        except RegistryError as error:
-            self._complaints.tell(
-                LogLevel.error, "{key} is gone but was not dropped: {error}", key=key, error=error
-            )
-        self._forget(key)
-        self.flags.answered(flag, self._clock.seconds())
 
     def push_now(self, registration: Registration, mailbox: str) -> Deferred[Outcome]:
         """Push at once and once, for an administrator who wants to know whether it works; fires
@@ -416,13 +302,16 @@ class Dispatcher:
         if hold is not None:
             return fail(Refused(hold.text, temporary=True))
         push = Push(registration.key, self._new_id(), holds.topic, hashes([names[wanted]]))
-        return route.sender.send(push).addCallback(self._pushed_now, registration.key, holds)
+        outcome: Deferred[Outcome] = Deferred()
+        route.sender.send(push, outcome.callback)
+        return outcome.addCallback(self._pushed_now, registration.key, holds)
 
     def _pushed_now(self, outcome: Outcome, key: RegistrationKey, holds: TopicHolds) -> Outcome:
-        self.history.pushed(key, outcome, None, self._clock.seconds())
+        now = self._clock.seconds()
+        self.history.pushed(key, outcome, None, now)
         self._saver.arm()
         if isinstance(outcome, Delivered):
-            self._learn(holds, key, outcome, probe=True)
+            self.flags.hasten(holds.answered(key, outcome, now, probe=True), now)
         self._arm()  # there may be room again
         return outcome
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
-from twisted.internet.defer import Deferred
-
 from xaps.model import Credential, Outcome, Push, Refused, TokenCredential, covers
 
 
@@ -16,8 +14,8 @@ class Sender(Protocol):
     def room(self) -> int:
         """How many pushes may be handed over now."""
 
-    def send(self, push: Push) -> Deferred[Outcome]:
-        """Push; always fires, and with an outcome."""
+    def send(self, push: Push, on_outcome: Callable[[Outcome], None]) -> None:
+        """Push; `on_outcome` is called once with the outcome, always, perhaps at once."""
 
 
 class Route:
