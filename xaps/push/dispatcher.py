@@ -32,7 +32,7 @@ from xaps.model import (
 )
 from xaps.push.calm import Calm
 from xaps.push.expiry import Expiry
-from xaps.push.flags import Flag, Flags
+from xaps.push.flags import Flags
 from xaps.push.history import History
 from xaps.push.holds import OF_ONE_PHONE, Holds, Reason, TopicHolds
 from xaps.push.pushes import Pushes
@@ -49,8 +49,8 @@ from xaps.system.complaints import Complaints
 from xaps.system.console import counted
 
 SLICE = 16
-"""Pushes that are started in one go, and phones that are passed over before each, since something
-holds them back; between two slices the IMAP servers are served."""
+"""Pushes that are started in one go, or put off since something holds them back; between two
+slices the IMAP servers are served."""
 
 
 class Dispatcher:
@@ -114,6 +114,7 @@ class Dispatcher:
             debug=debug,
         )
         self._pump_call: IDelayedCall | None = None
+        self._pump_at = math.inf  # when it is; never: there is none
         self._all_answered: Deferred[None] | None = None
 
     def start(self) -> Deferred[int]:
@@ -248,34 +249,35 @@ class Dispatcher:
         now = self._clock.seconds()
         probed = self.holds.probe(lambda key: self.flags.get(key) is not None, now)
         self.flags.hasten(probed, now)
-        for _ in range(SLICE):
-            found = self._next(now)
-            if found is None:
-                break
-            self._pushes.send(*found, now)
+        if not self.holds.stopping:
+            self._push_due(now)
         self._arm()
 
-    def _next(self, now: float) -> tuple[Flag, TopicHolds, Route] | None:
-        """The flag whose push may go out now, if there is one, and how it goes out."""
-        if self.holds.stopping:
-            return None
-        for lane in self.flags.lanes():
-            way = self.holds.way(lane)
-            if way is None:
-                continue
-            holds, route = way
-            for _ in range(SLICE):
-                flag = self.flags.first(lane, now)
+    def _push_due(self, now: float) -> None:
+        """Start a slice, with one flag of each lane after the other; what cannot change meanwhile
+        is asked once."""
+        ways = [(lane, way) for lane in self.flags.lanes() if (way := self.holds.way(lane))]
+        room = {route: route.sender.room() for _, (_, route) in ways}
+        left = SLICE
+        while ways:
+            for each in ways[:]:
+                lane, (holds, route) = each
+                flag = self.flags.first(lane, now) if room[route] > 0 else None
                 if flag is None or flag.due > now:
-                    break
+                    ways.remove(each)
+                    continue
                 hold = holds.on(flag.key, now)
-                if hold is None and route.sender.room() > 0:
-                    return flag, holds, route
-                if hold is None or hold.reason not in OF_ONE_PHONE or hold.until is None:
-                    break
-                self.calm.held += hold.reason is Reason.CALM
-                self.flags.push_at(flag, hold.until)
-        return None
+                if hold is None:
+                    self._pushes.send(flag, holds, route, now)
+                    room[route] -= 1
+                elif hold.reason in OF_ONE_PHONE and hold.until is not None:
+                    self.calm.held += hold.reason is Reason.CALM
+                    self.flags.push_at(flag, hold.until)
+                else:
+                    ways.remove(each)
+                left -= 1
+                if not left:
+                    return
 
     def _push_ended(self) -> None:
         self._arm()
@@ -325,14 +327,13 @@ class Dispatcher:
         if self.holds.stopping:
             return
         now = self._clock.seconds()
-        at = min([self._next_at(lane, now) for lane in self.flags.lanes()], default=math.inf)
-        call = self._pump_call
-        if at == math.inf or (
-            call is not None and call.active() and call.getTime() <= max(at, now)
-        ):
+        if self._pump_at <= now:
             return
-        self._cancel_pump()
-        self._pump_call = self._clock.callLater(max(0.0, at - now), self.pump)
+        at = min([self._next_at(lane, now) for lane in self.flags.lanes()], default=math.inf)
+        if at < self._pump_at:
+            self._cancel_pump()
+            self._pump_at = at
+            self._pump_call = self._clock.callLater(max(0.0, at - now), self.pump)
 
     def _next_at(self, lane: Lane, now: float) -> float:
         """When the next push of this lane may go out; never: when something else happens."""
@@ -354,6 +355,7 @@ class Dispatcher:
         if self._pump_call is not None and self._pump_call.active():
             self._pump_call.cancel()
         self._pump_call = None
+        self._pump_at = math.inf
 
     def expire(self) -> Deferred[None]:
         """Drop registrations not renewed for 30 days and flags older than a day; call it hourly."""
