@@ -556,6 +556,13 @@ class OutcomeTests(DispatcherTestCase):
         self.turn()
         self.assertEqual(len(self.sender.pushes), 2)
 
+    def test_a_phone_that_is_gone_is_pushed_again_if_the_registry_breaks(self) -> None:
+        self.patch(self.registry, "remove", lambda *_, **__: 1 / 0)
+        self.push_and_answer(Gone("Unregistered", NOW + 1))
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        self.turn(10)
+        self.assertEqual(len(self.sender.pushes), 2)
+
     def test_a_rejected_push_is_given_up_and_the_registration_kept(self) -> None:
         self.push_and_answer(Rejected("PayloadEmpty"))
         self.turn(10_000)
@@ -1375,6 +1382,25 @@ class DiskTests(DispatcherTestCase):
         self.successResultOf(stopping)
         self.assertEqual(self.flags(), [bob])
         self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_while_it_stops_no_push_is_started_though_there_is_room(self) -> None:
+        self.register()
+        self.notify()
+        self.dispatcher.stop()
+        self.dispatcher.pump()
+        self.turn()
+        self.assertEqual(self.sender.pushes, [])
+
+    def test_stopping_waits_until_a_phone_that_is_gone_is_dropped(self) -> None:
+        self.register()
+        self.notify()
+        self.turn()
+        self.registry.held = True
+        stopping = self.dispatcher.stop()
+        self.sender.answer(Gone("Unregistered"))
+        self.assertNoResult(stopping)
+        self.registry.release()
+        self.successResultOf(stopping)
 
     def test_stopping_begins_with_writing_what_is_owed(self) -> None:
         alice = self.register()

@@ -96,6 +96,17 @@ class TopicTests(TopicsTestCase):
         self.assertEqual((push.topic, len(push.hashes)), (Y, 2))
         self.assertIsNone(self.why_held(key, self.clock.seconds(), Y))
 
+    def test_a_phone_that_renews_while_apns_says_that_it_is_gone_is_kept(self) -> None:
+        key = self.phone("alice")
+        self.notify("alice")
+        self.turn()
+        self.clock.advance(1)
+        self.phone("alice")
+        self.sender.answer(Gone("Unregistered"))
+        self.assertIsNotNone(self.stored(key))
+        self.turn(10)
+        self.assertEqual(self.pushed(), [("alice", X)] * 2)
+
     def test_what_waited_for_a_delay_waits_no_longer_for_having_renewed(self) -> None:
         self.phone("alice")
         self.notify("alice", new_mail=False)
