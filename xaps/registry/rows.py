@@ -112,7 +112,7 @@ def key(user: object, account_id: object, device_token: object) -> RegistrationK
 def _text(value: object, column: str) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{column} is {'NULL' if value is None else 'no text'}")
-    if _SURROGATES.search(value):
+    if not value.isascii() and _SURROGATES.search(value):
         raise ValueError(f"{column} is not valid UTF-8")
     return value
 
