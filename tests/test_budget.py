@@ -53,7 +53,10 @@ BUDGET: dict[str, tuple[float, str]] = {
     "registry": (17, "as it was, less what explains an error that is not there"),
     "apns": (49, "frames and header blocks of our own, in place of those libraries' 254 calls"),
     "admin": (6, "counters, without Deferreds; the delays of new mail apart"),
-    "xaps": (32, "mostly xaps.mailboxes, and what xaps.model has for keys; no coroutine"),
+    "xaps": (
+        31,
+        "mostly xaps.mailboxes, and what xaps.model has for keys; no coroutine, a digest once",
+    ),
     "libraries": (24, "h2 sees no stream; no debug events, no Deferred for a notice or a push"),
     "writes to IMAP servers": (1, "an answer each"),
     "writes to APNs": (0.1, "what is due goes out together"),

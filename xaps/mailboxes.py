@@ -6,6 +6,7 @@ import binascii
 import hashlib
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 
 from xaps.model import Registration
 
@@ -49,6 +50,7 @@ def canonical(name: str) -> str:
     return INBOX if name.isascii() and name.upper() == INBOX else name
 
 
+@lru_cache(4096)
 def digest(name: str) -> str:
     """The hash by which iOS Mail knows a mailbox: the MD5 of its name in UTF-8, in upper-case hex.
 
