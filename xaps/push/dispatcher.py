@@ -48,7 +48,7 @@ from xaps.registry.interface import (
 from xaps.system.complaints import Complaints
 from xaps.system.console import counted
 
-SLICE = 16
+SLICE = 64
 """Pushes that are started in one go, or put off since something holds them back; between two
 slices the IMAP servers are served."""
 
