@@ -143,7 +143,7 @@ class StatusTests(EntriesTestCase):
     def test_a_reload_looks_at_all_and_tells_of_each(self) -> None:
         self.lose(1)
         waiting = Deferred[None]()
-        self.keepers[3].check_now = lambda: waiting  # type: ignore[method-assign]
+        self.keepers[3].check_now = lambda: waiting  # type: ignore[method-assign]  # a file system that hangs
         told = self.control.reload()
         self.assertNoResult(told)
         waiting.callback(None)
