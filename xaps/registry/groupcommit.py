@@ -35,6 +35,7 @@ class GroupCommit:
 
     :param connection: used by the worker thread alone from now on.
     :param max_pending: the bound on writes that wait; over it a write fails at once.
+    :ivar on_commit: called after each commit.
     """
 
     _log = Logger()
@@ -50,6 +51,7 @@ class GroupCommit:
         self._queue: list[tuple[Work[Any], Deferred[Any]]] = []
         self._one_by_one = DeferredLock()
         self._closed: RegistryError | None = None
+        self.on_commit: Callable[[], None] = lambda: None
 
     def write(self, work: Work[T]) -> Deferred[T]:
         """Fires with what `work` returned, when it is on disk. What `work` did is undone if it
@@ -92,6 +94,7 @@ class GroupCommit:
             answers = [partial(answer.errback, error) for _, answer in batch]
         for answer in answers:
             answer()
+        self.on_commit()
 
     def _commit(
         self, batch: Sequence[tuple[Work[Any], Deferred[Any]]]

@@ -121,7 +121,8 @@ def _topic(value: object) -> str | None:
     return None if value is None else sys.intern(_text(value, "topic"))
 
 
-def _time(value: object, column: str) -> float:
+def time(value: object, column: str) -> float:
+    """:raises ValueError: it is no time of day."""
     if not isinstance(value, float) or not 0.0 <= value < END_OF_TIME:
         raise ValueError(f"{column} is no time")
     return value
@@ -154,7 +155,7 @@ REGISTRATIONS = Table(
     lambda user, account_id, token, mailboxes, confirmed, registered_at, topic: Registration(
         key(user, account_id, token),
         _names(mailboxes, "mailboxes")[0],
-        _time(registered_at, "registered_at"),
+        time(registered_at, "registered_at"),
         _names(confirmed, "confirmed")[1],
         _topic(topic),
     ),
@@ -164,7 +165,7 @@ ADDRESSEES = Table(
     "user, account_id, device_token, registered_at, name, topic",
     lambda user, account_id, token, registered_at, name, topic: Addressee(
         key(user, account_id, token),
-        _time(registered_at, "registered_at"),
+        time(registered_at, "registered_at"),
         None if name is None else _text(name, "name"),
         _topic(topic),
     ),

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
+import attrs
 from twisted.internet.defer import Deferred, execute
 
 from xaps.mailboxes import canonical
@@ -31,7 +32,8 @@ from xaps.model import (
 from xaps.registry import history, rows
 from xaps.registry.database import APPLICATION_ID, explained, explaining, open_reader
 from xaps.registry.groupcommit import GroupCommit, Run
-from xaps.registry.interface import MAX_MAILBOXES, MAX_PER_USER, Registered
+from xaps.registry.interface import AHEAD, MAX_MAILBOXES, MAX_PER_USER, Registered
+from xaps.registry.outbox import Outbox
 from xaps.registry.rows import ADDRESSEES, END_OF_TIME, FLAGS, PAGE, REGISTRATIONS, RowReader, Table
 
 MAX_PENDING = 10_000
@@ -57,6 +59,7 @@ OF_USER = f"""
 ONE = f"SELECT {_COLUMNS} FROM registrations WHERE {_KEY}"
 COUNT = "SELECT count(*) FROM registrations"
 NEWEST = f"SELECT max(registered_at) FROM registrations WHERE registered_at < {END_OF_TIME}"
+LATEST = "SELECT max(registered_at) FROM registrations WHERE registered_at <= ?"
 _ADD = f"""
     INSERT INTO registrations ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)
     ON CONFLICT (user, account_id, device_token) DO UPDATE SET
@@ -134,6 +137,25 @@ class SQLiteRegistry:
         self._reader = open_reader(path)
         self._rows = RowReader(path)
         self._writer = GroupCommit(connection, path, run=run, max_pending=max_pending)
+        with explaining(path):
+            (latest,) = connection.execute(LATEST, (wall() + AHEAD,)).fetchone()
+        self._latest: float = latest or 0.0
+        self.outbox = Outbox(self._writer, self._rows, wall, self._saw)
+
+    def _saw(self, registered_at: float) -> None:
+        if registered_at <= self._wall() + AHEAD:
+            self._latest = max(self._latest, registered_at)
+
+    def _dated(self, registration: Registration) -> Registration:
+        """With a time after all that are known, as far as this is only of clocks that differ."""
+        now = self._wall()
+        if self._latest > now + 2 * AHEAD:
+            self._latest = 0.0  # the clock was wrong, and has been set
+        if not now < self._latest or not now - AHEAD < registration.registered_at <= self._latest:
+            self._saw(registration.registered_at)
+            return registration
+        self._latest += 1e-6
+        return attrs.evolve(registration, registered_at=self._latest)
 
     def addressees(self, user: str, mailbox: str) -> Sequence[Addressee]:
         return self._select(ADDRESSEES, CONCERNED, lower(user), canonical(mailbox))
@@ -174,7 +196,7 @@ class SQLiteRegistry:
         self, registration: Registration, *, replace_before: float | None = None
     ) -> Deferred[Registered | None]:
         key = registration.key
-        values = (*rows.registration_columns(registration), self._wall())
+        values = (*rows.registration_columns(self._dated(registration)), self._wall())
 
         def register(connection: sqlite3.Connection) -> Registered | None:
             (known,) = connection.execute(IS_KNOWN, rows.key_columns(key)).fetchone()
