@@ -29,6 +29,7 @@ from xaps.model import (
     lower,
 )
 from xaps.registry import history, rows
+from xaps.registry.cache import Cache
 from xaps.registry.database import APPLICATION_ID, explained, explaining, open_reader
 from xaps.registry.groupcommit import GroupCommit, Run
 from xaps.registry.interface import MAX_MAILBOXES, MAX_PER_USER, Registered
@@ -126,17 +127,29 @@ class SQLiteRegistry:
         max_per_user: int = MAX_PER_USER,
         max_mailboxes: int = MAX_MAILBOXES,
         max_pending: int = MAX_PENDING,
+        cache: int = 0,
     ) -> None:
-        """:param connection: what :func:`.open_writer` gave for `path`."""
+        """
+        :param connection: what :func:`.open_writer` gave for `path`.
+        :param cache: how many phones are kept in memory, for each mailbox that notices name.
+        """
         self._path = path
         self._wall = wall
         self._bounds = max_per_user, max_mailboxes
         self._reader = open_reader(path)
         self._rows = RowReader(path)
-        self._writer = GroupCommit(connection, path, run=run, max_pending=max_pending)
+        self._cache = Cache(connection, cache)
+        self._writer = GroupCommit(
+            connection, path, run=run, max_pending=max_pending, written=self._cache.written
+        )
 
     def addressees(self, user: str, mailbox: str) -> Sequence[Addressee]:
-        return self._select(ADDRESSEES, CONCERNED, lower(user), canonical(mailbox))
+        found = self._cache.get(user, mailbox)
+        if found is None:
+            user, mailbox = lower(user), canonical(mailbox)
+            found = tuple(self._select(ADDRESSEES, CONCERNED, user, mailbox))
+            self._cache.add(mailbox, found)
+        return found
 
     def registrations(self, user: str) -> Deferred[Sequence[Registration]]:
         return execute(self._select, REGISTRATIONS, OF_USER, lower(user))
@@ -266,6 +279,7 @@ class SQLiteRegistry:
         return self._writer.write(probe)
 
     def close(self) -> Deferred[None]:
+        self._cache.clear()
         self._reader.close()
         return self._writer.close()
 
