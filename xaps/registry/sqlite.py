@@ -155,7 +155,7 @@ class SQLiteRegistry:
         return execute(self._select, REGISTRATIONS, OF_USER, lower(user))
 
     def get(self, key: RegistrationKey) -> Deferred[Registration | None]:
-        found = execute(self._select, REGISTRATIONS, ONE, *rows.key_columns(key))
+        found = execute(self._select, REGISTRATIONS, ONE, *key)
         return found.addCallback(lambda found: found[0] if found else None)
 
     def _select(self, table: Table[T], statement: str, *parameters: str) -> Sequence[T]:
@@ -190,12 +190,12 @@ class SQLiteRegistry:
         values = (*rows.registration_columns(registration), self._wall())
 
         def register(connection: sqlite3.Connection) -> Registered | None:
-            (known,) = connection.execute(IS_KNOWN, rows.key_columns(key)).fetchone()
+            (known,) = connection.execute(IS_KNOWN, key).fetchone()
             if not connection.execute(REGISTER, values).rowcount:
                 return None
             replaced: list[RegistrationKey] = []
             if replace_before is not None:
-                parameters = (*rows.key_columns(key), replace_before)
+                parameters = (*key, replace_before)
                 replaced = _keys(connection.execute(REPLACE, parameters).fetchall())
             trimmed = _trim(connection, key, self._bounds)
             history.dropped(connection, replaced, REPLACED, self._wall())
@@ -219,7 +219,7 @@ class SQLiteRegistry:
         until = math.inf if registered_until is None else registered_until
 
         def remove(connection: sqlite3.Connection) -> bool:
-            if connection.execute(REMOVE, (*rows.key_columns(key), until)).rowcount <= 0:
+            if connection.execute(REMOVE, (*key, until)).rowcount <= 0:
                 return False
             history.dropped(connection, [key], reason, self._wall())
             return True
@@ -248,7 +248,7 @@ class SQLiteRegistry:
         flags, keys = list(changed), list(cleared)
 
         def save(connection: sqlite3.Connection) -> None:
-            connection.executemany(CLEAR_FLAG, map(rows.key_columns, keys))
+            connection.executemany(CLEAR_FLAG, keys)
             connection.executemany(SAVE_FLAG, map(rows.flag_columns, flags))
             history.save(connection, pushes, notices)
 
@@ -260,7 +260,7 @@ class SQLiteRegistry:
     def last_pushes(
         self, first: RegistrationKey, last: RegistrationKey
     ) -> Deferred[Mapping[RegistrationKey, LastPush]]:
-        between = (*rows.key_columns(first), *rows.key_columns(last))
+        between = (*first, *last)
         return execute(
             self._read,
             lambda connection: history.pushes(connection.execute(history.PUSHES, between)),
@@ -296,7 +296,7 @@ def _keys(found: Iterable[tuple[Any, ...]]) -> list[RegistrationKey]:
 def _trim(
     connection: sqlite3.Connection, newest: RegistrationKey, bounds: tuple[int, int]
 ) -> list[RegistrationKey]:
-    parameters = (*rows.key_columns(newest), *bounds)
+    parameters = (*newest, *bounds)
     return _keys(connection.execute(TRIM, parameters).fetchall())
 
 
