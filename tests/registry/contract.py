@@ -634,6 +634,7 @@ class RegistryContract(_Base):
 
     def test_after_closing_everything_fails_with_a_reason(self) -> None:
         self.register(registration(ALICE))
+        self.assertEqual(len(self.concerned("alice", "INBOX")), 1)
         self.done(self.registry.close())
         for deferred in (
             self.registry.register(registration(ALICE)),
@@ -650,6 +651,8 @@ class RegistryContract(_Base):
             self.registry.near("alice"),
         ):
             self.assertIn("closed", self.failed(deferred))
+        with self.assertRaisesRegex(RegistryError, "closed"):
+            self.concerned("alice", "INBOX")
 
     def test_closing_twice_is_fine(self) -> None:
         self.done(self.registry.close())

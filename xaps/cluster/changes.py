@@ -115,8 +115,8 @@ def tell(connection: Connection, node: str, out: Outgoing) -> Told:
         taken = set(connection.execute(_TELL, parameters).fetchall())
         if taken:
             connection.execute(f"NOTIFY {CHANNEL}")
-        others = [each for each in some if rows.key_columns(each.key) not in taken]
-        keys = _columns((rows.key_columns(each.key) for each in others), 3)
+        others = [each for each in some if each.key not in taken]
+        keys = _columns((each.key for each in others), 3)
         return connection.execute(_KEPT, keys).fetchall() if others else []
 
     def flags(some: Sequence[tuple[WaitingFlag, str | None]]) -> list[_Row]:
@@ -130,7 +130,7 @@ def tell(connection: Connection, node: str, out: Outgoing) -> Told:
     kept = _as_far_as_taken(connection, changes, out.changes, refused)
     _as_far_as_taken(connection, flags, out.flags, refused)
     if out.cleared:
-        keys = _columns(map(rows.key_columns, out.cleared), 3)
+        keys = _columns(out.cleared, 3)
         connection.execute(_CLEAR_FLAGS, (node, *keys))
     return Told(_found(kept), refused)
 
@@ -183,7 +183,7 @@ def _as_far_as_taken(
 def _row(change: Change) -> _Row:
     if isinstance(change, Registration):
         return (*rows.registration_columns(change), None)
-    return (*rows.key_columns(change.key), "[]", "[]", change.registered_at, None, change.reason)
+    return (*change.key, "[]", "[]", change.registered_at, None, change.reason)
 
 
 def _columns(values: Iterable[Sequence[Any]], number: int) -> list[list[Any]]:

@@ -65,7 +65,7 @@ class Cluster:
             on_notice=self._noticed,
         )
         self.exchange = Exchange(reactor, self.database, outbox, self.node, on_changes)
-        outbox.on_write(self.exchange.look)
+        outbox.written = self.exchange.look
 
     def start(self) -> None:
         """Connect, and take part from then on."""

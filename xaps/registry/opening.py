@@ -35,6 +35,7 @@ def open_registry(
     wall: Callable[[], float],
     busy_timeout: float = BUSY_TIMEOUT,
     clustered: bool = False,
+    cache: int = 0,
     on_certificates: Callable[[AppleCertificates], None] = lambda _: None,
 ) -> SQLiteRegistry:
     """Open the registry, or make it.
@@ -49,6 +50,7 @@ def open_registry(
     the process has become a daemon (neither locks nor threads survive a fork).
 
     :param clustered: keep in the outbox what other nodes are to be told of.
+    :param cache: how many phones are kept in memory.
     :param on_certificates: gets what Apple issued to the Go daemon, when its file is imported.
     :raises xaps.registry.database.RegistryInUse: another process has opened it.
     :raises RegistryError: a file cannot be used; nothing was imported then.
@@ -56,12 +58,11 @@ def open_registry(
     path = _registry_path(database_file)
     connection = open_writer(path, busy_timeout=busy_timeout)
     try:
-        if path != database_file:
-            with explaining(path):
-                _import(connection, path, database_file, wall(), on_certificates)
         with explaining(path):
             (outbox.watch if clustered else outbox.leave)(connection)
-        return SQLiteRegistry(connection, path, run=run, wall=wall)
+            if path != database_file:
+                _import(connection, path, database_file, wall(), on_certificates)
+        return SQLiteRegistry(connection, path, run=run, wall=wall, cache=cache)
     except BaseException:
         connection.close()
         raise

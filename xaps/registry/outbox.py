@@ -147,6 +147,7 @@ class Outbox:
 
     :param wall: the time of day.
     :param saw: told of the times of what others have changed, before it is on disk.
+    :ivar written: called after each commit: something may be in the outbox.
     """
 
     def __init__(
@@ -160,10 +161,7 @@ class Outbox:
         self._rows = reader
         self._wall = wall
         self._saw = saw
-
-    def on_write(self, call: Callable[[], None]) -> None:
-        """Call it after each commit: something may be in the outbox."""
-        self._writer.on_commit = call
+        self.written: Callable[[], None] = lambda: None
 
     def count(self) -> Deferred[int]:
         """Fires with the number of changes that wait."""
@@ -238,7 +236,7 @@ class Outbox:
         return self._writer.write(apply)
 
     def _keep(self, connection: sqlite3.Connection, change: Change) -> bool:
-        key = rows.key_columns(change.key)
+        key = change.key
         if connection.execute(_WAITS, key).fetchone()[0]:
             return False
         if isinstance(change, Dropped):

@@ -64,8 +64,7 @@ class RowReader:
         self, connection: sqlite3.Connection, table: Table[T], after: RegistrationKey | None
     ) -> list[T]:
         # No user is named by an empty text.
-        key = ("", "", "") if after is None else key_columns(after)
-        return self.good(table, connection.execute(AFTER.format(table), key))
+        return self.good(table, connection.execute(AFTER.format(table), after or ("", "", "")))
 
     def good(self, table: Table[T], rows: sqlite3.Cursor) -> list[T]:
         """The values of the good rows, a page of them at most."""
@@ -179,13 +178,9 @@ FLAGS = Table(
 )
 
 
-def key_columns(key: RegistrationKey) -> tuple[str, str, str]:
-    return key.user, key.account_id, key.device_token
-
-
 def registration_columns(registration: Registration) -> tuple[str | float | None, ...]:
     return (
-        *key_columns(registration.key),
+        *registration.key,
         _array(registration.mailboxes),
         _array(sorted(registration.confirmed)),
         registration.registered_at,
@@ -195,7 +190,7 @@ def registration_columns(registration: Registration) -> tuple[str | float | None
 
 def flag_columns(flag: WaitingFlag) -> tuple[str, ...]:
     """The columns of a flag, those of its key last."""
-    return _array(sorted(flag.mailboxes)), *key_columns(flag.key)
+    return _array(sorted(flag.mailboxes)), *flag.key
 
 
 def _array(names: Iterable[str]) -> str:
