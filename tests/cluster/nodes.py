@@ -18,7 +18,6 @@ from xaps.cluster.database import Database
 from xaps.cluster.exchange import Exchange
 from xaps.model import Registration, RegistrationKey
 from xaps.registry.opening import open_registry
-from xaps.registry.outbox import Change
 
 T = TypeVar("T")
 
@@ -56,7 +55,8 @@ class Node:
     """A node whose exchange is told when to look.
 
     :ivar now: the time of day.
-    :ivar changes: what it was told of others' changes.
+    :ivar renewed: what others have registered, as it was told.
+    :ivar dropped: and dropped.
     """
 
     def __init__(self, url: str, name: str = "a", *, now: float) -> None:
@@ -65,7 +65,8 @@ class Node:
         self.url = url
         self.name = name
         self.now = now
-        self.changes: list[Change] = []
+        self.renewed: list[Registration] = []
+        self.dropped: list[RegistrationKey] = []
         self.reactor = MemoryReactorClock()
         self.open()
 
@@ -90,8 +91,11 @@ class Node:
     def connected(self, central: schema.Central) -> None:
         self.exchange.begin(central)
 
-    def changed(self, changes: Sequence[Change]) -> None:
-        self.changes += changes
+    def changed(
+        self, registrations: Sequence[Registration], dropped: Sequence[RegistrationKey]
+    ) -> None:
+        self.renewed += registrations
+        self.dropped += dropped
 
     def connect(self) -> None:
         self.database.start()

@@ -14,9 +14,9 @@ from twisted.logger import Logger, LogLevel
 from xaps.cluster import changes
 from xaps.cluster.database import Database, DatabaseError
 from xaps.cluster.schema import Central
-from xaps.model import DAY
+from xaps.model import DAY, Registration, RegistrationKey
 from xaps.registry.interface import RegistryError
-from xaps.registry.outbox import Change, Outbox, Position, Replica
+from xaps.registry.outbox import Outbox, Position, Replica
 from xaps.system.complaints import HOUR, Complaints
 
 POLL = 5.0
@@ -31,7 +31,8 @@ class Exchange:
     """Takes turns: a batch there, a batch here, until both have what there is.
 
     :param node: the name of this node.
-    :param on_changes: told of what others have changed, when it is on disk.
+    :param on_changes: told of what others have registered or renewed, and dropped, when that is on
+        disk.
     :ivar behind: others have changed what is not here yet.
     """
 
@@ -43,7 +44,7 @@ class Exchange:
         database: Database,
         outbox: Outbox,
         node: str,
-        on_changes: Callable[[Sequence[Change]], None],
+        on_changes: Callable[[Sequence[Registration], Sequence[RegistrationKey]], None],
     ) -> None:
         self._clock = clock
         self._database = database
@@ -181,8 +182,12 @@ class Exchange:
     ) -> None:
         for damaged in found.damaged:
             self._complain("A row in PostgreSQL is no registration and is left out", damaged)
-        if new := await self._outbox.apply(found.changes, sent=sent, replica=replica):
-            self._on_changes(new)
+        new = await self._outbox.apply(found.changes, sent=sent, replica=replica)
+        if new:
+            self._on_changes(
+                [each for each in new if isinstance(each, Registration)],
+                [each.key for each in new if not isinstance(each, Registration)],
+            )
 
     def _complain(self, what: str, which: str) -> None:
         self._complaints.tell(

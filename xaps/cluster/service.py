@@ -15,10 +15,15 @@ from twisted.logger import Logger
 from twisted.python.threadpool import ThreadPool
 
 from xaps.cluster import schema
-from xaps.cluster.database import Database
+from xaps.cluster.database import Database, DatabaseError
 from xaps.cluster.exchange import Exchange
-from xaps.registry.outbox import Change, Outbox
+from xaps.model import Registration, RegistrationKey
+from xaps.registry.outbox import Outbox
 
+__all__ = ["Cluster", "DatabaseError"]
+
+PATIENCE = 2.0
+"""Seconds for which the start waits for PostgreSQL."""
 LAST_WORDS = 2.0
 """Seconds at the stop in which the others are told of what they do not know yet."""
 
@@ -39,8 +44,9 @@ class Cluster:
 
     :param url: ``databaseUrl``.
     :param node: ``nodeName``; ``None``: the host's name.
-    :param on_changes: told of what others have changed, when it is on disk here.
-    :raises xaps.cluster.database.DatabaseError: the URL is none.
+    :param on_changes: told of what others have registered or renewed, and dropped, when that is on
+        disk here.
+    :raises DatabaseError: the URL is none.
     """
 
     _log = Logger()
@@ -51,9 +57,10 @@ class Cluster:
         url: str,
         node: str | None,
         outbox: Outbox,
-        on_changes: Callable[[Sequence[Change]], None],
+        on_changes: Callable[[Sequence[Registration], Sequence[RegistrationKey]], None],
     ) -> None:
         self._reactor = reactor
+        self._begun: Deferred[None] = Deferred()
         self._thread = _Pool(1, 1, "postgresql")
         self.node = node or socket.gethostname()
         self.database = Database(
@@ -67,13 +74,19 @@ class Cluster:
         self.exchange = Exchange(reactor, self.database, outbox, self.node, on_changes)
         outbox.written = self.exchange.look
 
-    def start(self) -> None:
-        """Connect, and take part from then on."""
+    def start(self) -> Deferred[None]:
+        """Connect, and take part from then on; fires when that is done, and after some seconds if
+        PostgreSQL is away."""
         self._thread.start()
         self.database.start()
+        return self._begun.addTimeout(PATIENCE, self._reactor).addErrback(
+            lambda failure: failure.trap(DeferTimeout) and None
+        )
 
     def _connected(self, central: schema.Central) -> None:
         self.exchange.begin(central)
+        if not self._begun.called:
+            self._begun.callback(None)
 
     def _noticed(self) -> None:
         self.exchange.look()

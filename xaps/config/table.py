@@ -140,6 +140,15 @@ class Config:
         default="100000",
     )
 
+    database_url: str | None = kinds.POSTGRESQL.key(
+        "Share registrations with other nodes by this PostgreSQL database, for example "
+        "postgresql:///xapsd or postgresql://xapsd:PASSWORD@db.example.org/xapsd. Each node still "
+        "keeps all of them in its databaseFile. See docs/cluster.rst."
+    )
+    node_name: str | None = kinds.TEXT.key(
+        "The name of this node among those with the same databaseUrl. Empty: the host's name."
+    )
+
     listen_addr: str = kinds.LISTEN_ADDRESS.key(
         "The IP address for HTTP requests from Dovecot; '' for none. Everybody who can reach "
         "it can register phones: set allowFrom and authToken before you open it to a network. "
