@@ -479,8 +479,7 @@ class Daemon(Service):
             await step
 
         def left() -> float:
-            seconds: float = self._reactor.seconds()
-            return max(LAST_WORDS, round(begun + SAVING - seconds, 1))
+            return max(LAST_WORDS, round(float(begun + SAVING - self._reactor.seconds()), 1))
 
         await self._step("pushes that wait", self._dispatcher.save, left())
         if self._cluster is not None:
