@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import itertools
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -103,6 +104,13 @@ class Node:
     def look(self) -> None:
         """Exchange, to the end."""
         self.exchange.look()
+
+    def catch_up(self) -> None:
+        """Look until nothing is hidden any more: PostgreSQL analyzes its tables now and then."""
+        deadline = time.monotonic() + 10.0
+        while self.exchange.behind:
+            assert time.monotonic() < deadline, "something stays hidden"
+            self.look()
 
     def register(self, registration: Registration) -> None:
         result(self.registry.register(registration))
