@@ -13,7 +13,8 @@ from twisted.logger import Logger
 from twisted.python import usage
 
 from xaps.admin.check import check
-from xaps.config.reading import DEFAULT_PATH, ConfigError, careless_secrets, load
+from xaps.config import DEFAULT_PATH
+from xaps.config.reading import ConfigError, careless_secrets, load
 from xaps.daemon import LAST_WORDS, Daemon
 from xaps.system import console
 from xaps.system.log import LineObserver, print_error

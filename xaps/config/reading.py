@@ -18,7 +18,6 @@ from ruamel.yaml.reader import ReaderError
 
 from xaps.config.kinds import Unfit
 from xaps.config.table import (
-    DEFAULT_PATH,
     KEYS,
     Config,
     CredentialSettings,
@@ -29,7 +28,7 @@ from xaps.config.table import (
 from xaps.system.console import counted, one_line
 from xaps.system.files import careless, read_file
 
-__all__ = ["DEFAULT_PATH", "Config", "ConfigError", "careless_secrets", "load"]
+__all__ = ["Config", "ConfigError", "careless_secrets", "load"]
 
 _SIZE_MAX = 128 * 1024
 """Bytes of a configuration file; the sample has 10,000, and more take seconds to read."""

@@ -16,9 +16,7 @@ from typing import Any
 import attrs
 
 from xaps.config import kinds
-from xaps.config.kinds import DEFAULT_PATH, HostPort, Kind, Network
-
-__all__ = ["DEFAULT_PATH", "KEYS", "Config", "Cyrus", "Key", "sample"]
+from xaps.config.kinds import HostPort, Kind, Network
 
 
 @attrs.frozen
