@@ -10,6 +10,7 @@ from typing import TextIO
 
 import attrs
 
+from xaps.admin.entries import other_topic
 from xaps.admin.running import daemon_pid, listens
 from xaps.admin.sandbox import UNIT, Sandbox, ask
 from xaps.apns.tls import trust_root
@@ -18,7 +19,7 @@ from xaps.config.table import KEYS, keys_of
 from xaps.credentials.certificate import CredentialError, utc_text
 from xaps.credentials.loading import SET_ONE, LoadResult, password_file, read_password
 from xaps.credentials.sources import Configured, sources_from_config
-from xaps.intake.cyrus.conf import ImapdConfError, other_topic, read_imapd_conf
+from xaps.intake.cyrus.conf import ImapdConfError, read_imapd_conf
 from xaps.listen.ports import cannot_listen, usable
 from xaps.listen.tls import TLSError, server_options
 from xaps.listen.unix import ListenError, dovecot_group, group_id, join
