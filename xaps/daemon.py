@@ -25,10 +25,10 @@ import xaps
 from xaps.admin.control import Control
 from xaps.admin.entries import Entry, other_topic
 from xaps.admin.health import Health
-from xaps.admin.history import PushLog
 from xaps.admin.metrics import Metrics
+from xaps.admin.pushlog import PushLog
 from xaps.admin.web import control_site, metrics_site, status_site
-from xaps.config.reading import Config
+from xaps.config.reading import Config, risks
 from xaps.credentials.certificate import CredentialError
 from xaps.credentials.loading import read_password
 from xaps.intake.allow import AllowFrom
@@ -249,7 +249,7 @@ class Daemon(Service):
                 config.metrics_addr.host,
                 config.metrics_addr.port,
                 metrics_site(reactor, self._control, admits),
-                risk="" if config.allow_from else "read the metrics here; set allowFrom",
+                risk=risks(config).get("metricsAddr", ""),
             )
         if config.status_addr is not None:
             password = self._status_password()
@@ -258,9 +258,7 @@ class Daemon(Service):
                 config.status_addr.host,
                 config.status_addr.port,
                 status_site(reactor, self._control, admits, password),
-                risk=""
-                if config.allow_from or password
-                else "see the status here; set allowFrom or statusPassword",
+                risk=risks(config).get("statusAddr", ""),
             )
 
     def _status_password(self) -> str | None:

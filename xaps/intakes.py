@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.logger import Logger
 
+from xaps.config.reading import risks
 from xaps.config.table import KEYS, Config
 from xaps.intake.answers import Handler, Responder
 from xaps.intake.connection import ClientConnectionFactory
@@ -71,7 +72,6 @@ def listen_to_imap_servers(
     :param refusing: makes what is told the status of each refusal, for that setting too.
     """
     turns = Turns(reactor)
-    risk = "" if config.allow_from else "register phones and send notices here; set allowFrom"
     opened: list[Intake] = []
 
     def connections(key: str) -> Connections:
@@ -91,8 +91,9 @@ def listen_to_imap_servers(
             limit=max_connections,
         )
 
-    def tcp(key: str, address: str, port: int, factory: Intake, risk: str) -> None:
+    def tcp(key: str, address: str, port: int, factory: Intake) -> None:
         by_default = KEYS[key].attribute not in config.written
+        risk = risks(config).get(key, "")
         listeners.tcp(key, address, port, factory, risk=risk, by_default=by_default)
         opened.append(factory)
 
@@ -111,18 +112,14 @@ def listen_to_imap_servers(
         opened.append(imap)
     if address := config.listen_addr:
         plain = ClientConnectionFactory(connections("listenAddr"))
-        tcp("listenAddr", address, config.port, plain, risk)
+        tcp("listenAddr", address, config.port, plain)
     address = config.tls_listen_addr
     if address and config.tls_certfile is not None and config.tls_keyfile is not None:
         options = server_options(config.tls_certfile, config.tls_keyfile, config.tls_client_ca)
         for problem in careless(config.tls_keyfile, "private key"):
             _log.warn("tlsKeyfile: {problem}", problem=problem)
-        if config.tls_client_ca is not None:
-            risk = ""
-        elif risk:
-            risk += " or tlsClientCA"
         secure = HttpsFactory(connections("tlsListenAddr"), options)
-        tcp("tlsListenAddr", address, config.tls_port, secure, risk)
+        tcp("tlsListenAddr", address, config.tls_port, secure)
     return opened
 
 

@@ -20,19 +20,25 @@ sys.meta_path.insert(0, Tell)
 """Python that makes a process say what it imports from then on."""
 
 HELP = {"xaps", "xaps.config", "xaps.system", "xaps.system.console"}
-ONLY = {
-    ("xaps.ctl.main", "xapsctl", "--help"): HELP | {"xaps.ctl", "xaps.ctl.main", "xaps.ctl.usage"},
-    ("xaps.ctl.main", "xapsctl", "push", "--help"): HELP
-    | {"xaps.ctl", "xaps.ctl.main", "xaps.ctl.usage"},
-    ("xaps.cli", "xapsd", "--help"): HELP | {"xaps.cli"},
+CONTROL = {*HELP, "xaps.ctl", "xaps.ctl.main", "xaps.ctl.usage"}
+ONLY: dict[tuple[str, ...], set[str]] = {
+    ("xaps.ctl.main", "xapsctl", "--help"): CONTROL,
+    ("xaps.ctl.main", "xapsctl", "push", "--help"): CONTROL,
+    ("xaps.cli", "xapsd", "--help"): {*HELP, "xaps.cli"},
 }
 """A command, and all that it may load but for Python's own modules."""
 
 SLOW = {"ssl", "http", "email", "inspect", "asyncio", "sqlite3", "json"}
 """What of these it may not load either: together they take longer than the answer."""
 
-RARE = ("xaps.admin.check", "xaps.admin.sandbox", "xaps.credentials.apple", "xaps.intake.cyrus.")
-RARE += ("xaps.ctl", "twisted.web.client", "xaps.credentials.request", "xaps.credentials.report")
+RARE = (
+    "twisted.web.client",
+    "xaps.admin.check",
+    "xaps.admin.sandbox",
+    "xaps.credentials.apple",
+    "xaps.ctl",
+    "xaps.intake.cyrus.",
+)
 """What a daemon does not load that has neither Cyrus nor an Apple ID."""
 
 

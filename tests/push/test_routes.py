@@ -104,7 +104,9 @@ class RouteTests(SynchronousTestCase):
         routes = Routes([route("a", certificate(X)), route("b", None)])
         self.assertEqual([len(routes), routes.route(Y)], [2, None])
 
-    def test_a_key_is_not_tried_for_the_topic_of_an_entry_that_has_lost_its_credential(self) -> None:
+    def test_a_key_is_not_tried_for_the_topic_of_an_entry_without_credential(
+        self,
+    ) -> None:
         """It may be of another team: Apple would refuse the topic, and that would be told."""
         key, lost = route("key", token_key(Z)), route("a", None, "x.org")
         routes = Routes([key, lost, route("several", certificate("other", Y))])
