@@ -8,13 +8,13 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from xaps import __version__
 from xaps.config import DEFAULT_PATH
 from xaps.config.table import KEYS, Key
-from xaps.ctl.usage import ABOUT, COMMANDS, EXAMPLES, EXIT, OPTIONS, Argument
+from xaps.ctl.usage import ABOUT, ARGUMENTS, COMMANDS, EXAMPLES, EXIT, OPTIONS
 
 
 def main(folder: Path, seconds: int) -> None:
@@ -125,8 +125,8 @@ xapsctl \- ask and command a running xapsd
         yield from _entry(option, value, text)
     yield from _entry("--version", "", "print the version and exit")
     yield ".SH COMMANDS"
-    for name, (about, arguments) in COMMANDS.items():
-        yield from _command(name, about, arguments)
+    for name, about in COMMANDS.items():
+        yield from _command(name, about)
     yield ".SH EXIT STATUS"
     for part in " ".join(EXIT.split()).removeprefix("Exit status: ").rstrip(".").split("; "):
         status, _, meaning = part.partition(" ")
@@ -144,10 +144,10 @@ The control socket, for root and members of the group xapsd.
 .BR xapsd.yaml (5)"""
 
 
-def _command(name: str, about: str, arguments: Iterable[Argument]) -> Iterator[str]:
+def _command(name: str, about: str) -> Iterator[str]:
     forms = []
     meanings = []
-    for argument, settings in arguments:
+    for argument, settings in ARGUMENTS.get(name, ()):
         value = settings.get("metavar", "")
         option = argument.startswith("-")
         form = f"[{argument} {value}]".replace(" ]", "]")
