@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred, TimeoutError
 from twisted.internet.interfaces import IReactorTime
 
 from xaps.admin.entries import FAILING, Entry, problem
-from xaps.admin.explain import Facts, Owed, Phone, Verdict, Way, dropped_line, explain
+from xaps.admin.explain import Facts, Owed, Phone, Verdict, Way, explain, gone
 from xaps.admin.health import Health
 from xaps.model import (
     LastPush,
@@ -184,7 +184,7 @@ def as_json(facts: Facts, verdict: Verdict) -> Mapping[str, Any]:
                 "device_token": each.phone,
                 "at": each.at,
                 "reason": each.reason,
-                "text": dropped_line(facts, each),
+                "text": gone(facts, each),
             }
             for each in facts.dropped
         ],
