@@ -226,7 +226,7 @@ def parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     for option, (value, text) in OPTIONS.items():
         kind: dict[str, Any] = {"metavar": value, "type": Path} if value else {}
-        common.add_arg(option, help=text, **(kind or {"action": "store_true"}))
+        common.add_argument(option, help=text, **(kind or {"action": "store_true"}))
     form: dict[str, Any] = {
         "formatter_class": argparse.RawDescriptionHelpFormatter,
         "parents": [common],
@@ -239,12 +239,12 @@ def parser() -> argparse.ArgumentParser:
         **form,
     )
     version = f"xapsctl {__version__}"
-    top.add_arg("--version", action="version", version=version, help="print the version and exit")
+    top.add_argument("--version", action="version", version=version, help="print the version and exit")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, description in COMMANDS.items():
         summary = description.partition("\n")[0].removesuffix(".")
         summary = summary[:1].lower() + summary[1:]
         below = commands.add_parser(name, help=summary, description=description, **form)
         for argument, settings in ARGUMENTS.get(name, ()):
-            below.add_arg(argument, **settings)
+            below.add_argument(argument, **settings)
     return top
