@@ -6,11 +6,12 @@ import select
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import psycopg
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, execute
+from twisted.internet.interfaces import IReactorFromThreads
 from twisted.internet.testing import MemoryReactorClock
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import capturedLogs
@@ -214,7 +215,7 @@ class HangingTests(TestCase):
         self.database = Database(
             reactor,
             self.server.new_database(),
-            run=partial(deferToThreadPool, reactor, self.pool),
+            run=partial(deferToThreadPool, cast(IReactorFromThreads, reactor), self.pool),
             prepare=lambda _: None,
             on_connect=lambda _: self.ready.callback(None),
             on_notice=lambda: None,

@@ -7,9 +7,11 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorFromThreads
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThreadPool
 from twisted.python.threadpool import ThreadPool
@@ -35,7 +37,7 @@ class Node:
         self.pool.start()
         self.registry = open_registry(
             Path(self.folder.name) / "phones.sqlite3",
-            run=partial(deferToThreadPool, reactor, self.pool),
+            run=partial(deferToThreadPool, cast(IReactorFromThreads, reactor), self.pool),
             wall=time.time,
             clustered=True,
         )
