@@ -29,10 +29,12 @@ from typing import Any
 import psycopg
 
 from tests.peers import missing
-from tests.peers.child import PATIENCE, Child, ChildError
+from tests.peers.child import PATIENCE, ROOT, Child, ChildError
+from tests.peers.imapserver import documented
 
 ROLE = "xapsd"
 """Who the daemons are there: a role with no rights but those on its own database."""
+DOCUMENT = ROOT / "docs" / "cluster.rst"
 _PORT = 5432
 """Only the name of the socket has it: nothing listens on TCP."""
 _SUPERUSER = "postgres"
@@ -151,10 +153,12 @@ class PostgreSQL:
     # ------------------------------------------------------------ databases
 
     def new_database(self, name: str = ROLE) -> str:
-        """A database of its own for `ROLE`; returns its URL."""
+        """A database of its own for `ROLE`, as docs/cluster.rst has it made; returns its URL."""
+        role, *database = documented(DOCUMENT, f"CREATE ROLE {ROLE}").strip().splitlines()
         with contextlib.suppress(psycopg.errors.DuplicateObject):
-            self.execute(f"CREATE ROLE {ROLE} LOGIN")
-        self.execute(f"CREATE DATABASE {name} OWNER {ROLE}")
+            self.execute(role)
+        for statement in database:
+            self.execute(statement.replace(f"DATABASE {ROLE}", f"DATABASE {name}"))
         return self.url(name)
 
     def drop_database(self, name: str = ROLE) -> None:
