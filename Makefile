@@ -61,6 +61,7 @@ bench: $(VENV)/ready
 	$(BIN)/python -m benchmarks.hostile
 	$(BIN)/python -m benchmarks.registrations
 	$(BIN)/python -m benchmarks.calm
+	$(BIN)/python -m benchmarks.cluster
 	$(BIN)/python -m benchmarks
 
 soak: $(VENV)/ready
