@@ -29,7 +29,7 @@ from xaps.model import (
     short_token,
 )
 from xaps.registry.history import MAX_DROPPED, MAX_NAME, MAX_STRANGERS
-from xaps.registry.interface import MAX_MAILBOXES, Registered, RegistryError
+from xaps.registry.interface import AHEAD, MAX_MAILBOXES, Registered, RegistryError
 
 T = TypeVar("T")
 
@@ -168,8 +168,13 @@ class MemoryRegistry:
         key = registration.key
         if not _is_unicode(registration):
             raise RegistryError(f"{key!r} is not valid Unicode")
+        now = self._wall()
+        times = (each.registered_at for each in self._registrations.values())
+        latest = max((time for time in times if time <= now + AHEAD + 0.001), default=0.0)
+        if now < latest and now - AHEAD < registration.registered_at <= latest:
+            registration = attrs.evolve(registration, registered_at=latest + 1e-6)
         known = self._registrations.get(key)
-        if known and registration.registered_at < known.registered_at <= self._wall():
+        if known and registration.registered_at < known.registered_at <= now:
             return None
         self._registrations[key] = registration
         others = [other for other in self._of_user(key.user) if other.key != key]
@@ -304,7 +309,7 @@ def _is_unicode(registration: Registration) -> bool:
     """A lone surrogate, which JSON can smuggle in, cannot be stored as text."""
     key = registration.key
     try:
-        "".join((*attrs.astuple(key), *registration.mailboxes)).encode()
+        "".join((*key, *registration.mailboxes)).encode()
     except UnicodeEncodeError:
         return False
     return True

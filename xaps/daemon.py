@@ -7,10 +7,10 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
@@ -42,6 +42,7 @@ from xaps.intakes import Intake, connections_each, listen_to_imap_servers, raise
 from xaps.listen.ports import Listeners
 from xaps.listen.tls import TLSError
 from xaps.listen.unix import ListenError
+from xaps.model import Registration, RegistrationKey
 from xaps.push.dispatcher import Dispatcher
 from xaps.push.routes import Route, Routes
 from xaps.registry.godata import AppleCertificates
@@ -53,6 +54,9 @@ from xaps.system.console import counted
 from xaps.system.log import shows_debug
 from xaps.system.stalls import StallWatch
 from xaps.system.systemd import Supervision
+
+if TYPE_CHECKING:
+    from xaps.cluster.service import Cluster
 
 STOP = 20.0
 """Seconds from SIGTERM to the end of the process, whatever hangs."""
@@ -143,6 +147,8 @@ class Daemon(Service):
             config.database_file,
             run=partial(deferToThreadPool, self._reactor, self._writer),
             wall=time.time,
+            clustered=config.database_url is not None,
+            cache=config.registry_cache,
             on_certificates=self._take_over,
         )
         self._entries = self._make_entries()
@@ -157,6 +163,7 @@ class Daemon(Service):
             on_outcome=self._pushes.record,
             debug=self._observer is None or shows_debug(config.loglevel),
         )
+        self._cluster = self._join_cluster()
         self._intakes = listen_to_imap_servers(
             self._reactor,
             config,
@@ -207,6 +214,30 @@ class Daemon(Service):
                 source=str(self._config.database_file),
                 path=str(store.path),
             )
+
+    def _join_cluster(self) -> Cluster | None:
+        url = self._config.database_url
+        if url is None:
+            return None
+        try:
+            from xaps.cluster.service import Cluster, DatabaseError  # noqa: PLC0415 - seldom there
+        except ImportError as error:
+            raise StartError(
+                f"databaseUrl: psycopg 3 is needed for it: install python3-psycopg ({error})"
+            ) from error
+        try:
+            return Cluster(
+                self._reactor, url, self._config.node_name, self._registry.outbox, self._replicated
+            )
+        except DatabaseError as error:
+            raise StartError(f"databaseUrl: {error}") from error
+
+    def _replicated(
+        self, registrations: Sequence[Registration], dropped: Sequence[RegistrationKey]
+    ) -> None:
+        self._dispatcher.replicated(registrations, dropped)
+        if self._cyrus is not None:
+            self._cyrus.remember(registrations)
 
     def _make_entries(self) -> list[Entry]:
         try:
@@ -307,6 +338,8 @@ class Daemon(Service):
         return found.settings
 
     async def _get_ready(self) -> None:
+        if self._cluster is not None:
+            await self._cluster.start()
         waiting = await self._dispatcher.start()
         phones = await self._registry.count()
         if self._cyrus is not None:
@@ -444,8 +477,14 @@ class Daemon(Service):
         # The registry is still open for them.
         for step in [Deferred.fromCoroutine(self._step(*each)) for each in closing]:
             await step
-        left = max(LAST_WORDS, round(begun + SAVING - self._reactor.seconds(), 1))
-        await self._step("pushes that wait", self._dispatcher.save, left)
+
+        def left() -> float:
+            seconds: float = self._reactor.seconds()
+            return max(LAST_WORDS, round(begun + SAVING - seconds, 1))
+
+        await self._step("pushes that wait", self._dispatcher.save, left())
+        if self._cluster is not None:
+            await self._step("the cluster", self._cluster.stop, left())
         # If its thread hangs, the end of all comes while this is waited for.
         await self._step("the registry", self._registry.close, STOP)
         await self._step("the thread that writes", self._writer.stop, STOP)

@@ -24,6 +24,7 @@ BELOW: dict[str, set[str]] = {
     "intake": {"model", "mailboxes", "system", "listen"},
     "apns": {"model", "system"},
     "registry": {"model", "mailboxes", "system"},
+    "cluster": {"model", "registry", "system"},
     "credentials": {"model", "config", "system"},
     "push": {"model", "mailboxes", "registry", "system"},
     "admin": {"model", "mailboxes", "config", "listen", "credentials", "registry", "push", "apns",
@@ -32,8 +33,8 @@ BELOW: dict[str, set[str]] = {
     "cli": {"config", "system"},
     "intakes": {"config", "intake", "listen", "system"},
     "senders": {"model", "config", "credentials", "apns", "push", "admin", "system"},
-    "daemon": {"model", "config", "listen", "intake", "registry", "credentials", "push", "admin",
-               "system", "intakes", "senders"},
+    "daemon": {"model", "config", "listen", "intake", "registry", "cluster", "credentials", "push",
+               "admin", "system", "intakes", "senders"},
     "tap": {"config", "admin", "daemon", "system"},
 }  # fmt: skip
 """What each wing, and each module in the root, may import besides itself."""

@@ -213,8 +213,18 @@ class RegistryContract(_Base):
         self.register(registration(ALICE, self.now))
         self.assertIsNone(self.done(self.registry.register(registration(ALICE, 1000.0))))
         self.assertEqual(self.phones(), [registration(ALICE, self.now)])
-        self.register(registration(BOB, self.now + 0.1), registration(BOB, 1000.0))
+        self.register(registration(BOB, self.now + 60.1), registration(BOB, 1000.0))
         self.assertEqual(self.phones()[1:], [registration(BOB, 1000.0)])
+
+    def test_a_clock_that_was_a_little_ahead_makes_the_next_one_later(self) -> None:
+        """Or the clock of another node, where there are several."""
+        for key, time in ((ALICE, self.now + 60.0), (ALICE, self.now), (BOB, self.now - 59.0)):
+            self.register(registration(key, time))
+        found = [each.registered_at - self.now - 60.0 for each in self.phones()]
+        self.assertEqual([round(each, 6) for each in found], [1e-6, 2e-6])
+        self.now += 61.0
+        self.register(registration(ALICE, self.now))
+        self.assertEqual(self.phones()[0].registered_at, self.now)
 
     def test_odd_names_are_kept_exactly(self) -> None:
         for odd in (
@@ -624,6 +634,7 @@ class RegistryContract(_Base):
 
     def test_after_closing_everything_fails_with_a_reason(self) -> None:
         self.register(registration(ALICE))
+        self.assertEqual(len(self.concerned("alice", "INBOX")), 1)
         self.done(self.registry.close())
         for deferred in (
             self.registry.register(registration(ALICE)),
@@ -640,6 +651,8 @@ class RegistryContract(_Base):
             self.registry.near("alice"),
         ):
             self.assertIn("closed", self.failed(deferred))
+        with self.assertRaisesRegex(RegistryError, "closed"):
+            self.concerned("alice", "INBOX")
 
     def test_closing_twice_is_fine(self) -> None:
         self.done(self.registry.close())

@@ -159,6 +159,13 @@ PASSWORD_HASH = matching(
     advice="xapsd -pass makes it from the password",
     secret=True,
 )
+POSTGRESQL = matching(
+    "|postgres(ql)?://.*",
+    "a URL that begins with postgresql://",
+    _or_none,
+    advice="for the local PostgreSQL it is postgresql:///xapsd",
+    secret=True,
+)
 TOKEN = matching(
     "[!-~]*",
     "printable ASCII characters without spaces",

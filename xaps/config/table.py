@@ -134,6 +134,20 @@ class Config:
         "it is imported once into database.sqlite3 in the same folder, and not changed.",
         default="/var/lib/xapsd/database.json",
     )
+    registry_cache: int = kinds.whole_number(0, 10_000_000, "a number").key(
+        "How many phones are kept in memory, once for each folder that notices are about, so that "
+        "the next notice does not read the file. 100000 take 50 MB. 0: none.",
+        default="100000",
+    )
+
+    database_url: str | None = kinds.POSTGRESQL.key(
+        "Share registrations with other nodes by this PostgreSQL database, for example "
+        "postgresql:///xapsd or postgresql://xapsd:PASSWORD@db.example.org/xapsd. Each node still "
+        "keeps all of them in its databaseFile. See docs/cluster.rst."
+    )
+    node_name: str | None = kinds.TEXT.key(
+        "The name of this node among those with the same databaseUrl. Empty: the host's name."
+    )
 
     listen_addr: str = kinds.LISTEN_ADDRESS.key(
         "The IP address for HTTP requests from Dovecot; '' for none. Everybody who can reach "

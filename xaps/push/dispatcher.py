@@ -6,7 +6,7 @@ import math
 import random
 import uuid
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Never
 
 from twisted.internet.defer import Deferred, fail
@@ -193,9 +193,7 @@ class Dispatcher:
                 phones=MAX_PER_USER,
                 mailboxes=MAX_MAILBOXES,
             )
-        self.flags.registered(registration)
-        if self.holds.forget(key):
-            self.flags.hasten([key], self._clock.seconds())
+        self._renewed(registration)
         self._arm()
         # Phones do so daily: an administrator wants to hear of those that are new.
         self._log.emit(
@@ -204,6 +202,21 @@ class Dispatcher:
             key=key,
             mailboxes=counted(len(registration.mailboxes), "mailbox"),
         )
+
+    def _renewed(self, registration: Registration) -> None:
+        self.flags.registered(registration)
+        if self.holds.forget(registration.key):
+            self.flags.hasten([registration.key], self._clock.seconds())
+
+    def replicated(
+        self, registrations: Iterable[Registration], dropped: Iterable[RegistrationKey]
+    ) -> None:
+        """Other nodes have registered or renewed these, and have dropped those."""
+        for registration in registrations:
+            self._renewed(registration)
+        for key in dropped:
+            self._forget(key)
+        self._arm()
 
     def _refuse_registration(self, failure: Failure, key: RegistrationKey) -> Never:
         failure.trap(RegistryError)

@@ -111,6 +111,26 @@ MIGRATIONS = (
         ON registrations (user, account_id, device_token, registered_at, topic);
     """,
     history.TABLES,
+    """
+    CREATE TABLE outbox (  -- what other nodes are to be told of
+        id INTEGER PRIMARY KEY AUTOINCREMENT,  -- another one with each change
+        what TEXT NOT NULL,  -- registration or flag
+        user TEXT NOT NULL,
+        account_id TEXT NOT NULL,
+        device_token TEXT NOT NULL,
+        registered_at REAL,  -- of what was dropped
+        UNIQUE (user, account_id, device_token, what)
+    ) STRICT;
+
+    CREATE TABLE replica (  -- one row, or none: nothing is known of the others
+        epoch TEXT NOT NULL,
+        changed INTEGER NOT NULL,  -- everything is here up to this change of this key
+        user TEXT NOT NULL,
+        account_id TEXT NOT NULL,
+        device_token TEXT NOT NULL,
+        looked_at REAL NOT NULL
+    ) STRICT;
+    """,
 )
 """What makes each version of the schema out of the one before; ``PRAGMA user_version`` counts
 them. What was released is never changed: a later version is one more entry."""
@@ -356,6 +376,8 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
         "mailbox, name FROM addressees",
         f"{FLAGS.columns} FROM flags",
         "source FROM imports",
+        "id, what, user, account_id, device_token, registered_at FROM outbox",
+        "epoch, changed, user, account_id, device_token, looked_at FROM replica",
         *(f"{columns} FROM {table}" for table, columns in history.COLUMNS.items()),
     ):
         connection.execute(f"SELECT {columns} LIMIT 0")

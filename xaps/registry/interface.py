@@ -26,6 +26,10 @@ MAX_PER_USER = 100
 MAX_MAILBOXES = 10_000
 """Mailboxes that all phones of one user together can have registered."""
 
+AHEAD = 60.0
+"""Seconds by which a clock may be ahead of another one (or of itself, once it was set) and still be
+taken for right: what is registered then gets a time after all that are known."""
+
 
 class RegistryError(Exception):
     """The registry could not be read or written; the message is one line for people, names the
@@ -66,7 +70,8 @@ class IRegistry(Protocol):
         Fires with ``None``, and nothing is changed, where one is kept that was registered later:
         this one was tried again, and its phone has registered meanwhile. But what is kept with a
         time in the future, by a clock that was wrong, is replaced by any: else the phone was locked
-        out until then."""
+        out until then. Where that time is less than `AHEAD` in the future this one is given a later
+        time, so that it is the newer one for everybody."""
 
     def addressees(self, user: str, mailbox: str) -> Sequence[Addressee]:
         """The user's phones that can be told of that mailbox (see :func:`xaps.mailboxes.pushable`),

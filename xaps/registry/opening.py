@@ -10,6 +10,7 @@ from pathlib import Path
 from twisted.logger import Logger
 
 from xaps.model import REGISTRATION_LIFETIME, Registration
+from xaps.registry import outbox
 from xaps.registry.database import explaining, open_reader, open_writer, transaction
 from xaps.registry.godata import AppleCertificates, GoDataError, parse
 from xaps.registry.groupcommit import Run
@@ -33,6 +34,8 @@ def open_registry(
     run: Run,
     wall: Callable[[], float],
     busy_timeout: float = BUSY_TIMEOUT,
+    clustered: bool = False,
+    cache: int = 0,
     on_certificates: Callable[[AppleCertificates], None] = lambda _: None,
 ) -> SQLiteRegistry:
     """Open the registry, or make it.
@@ -46,6 +49,8 @@ def open_registry(
     This reads the disk and can wait for `busy_timeout`: do it before the reactor runs, but after
     the process has become a daemon (neither locks nor threads survive a fork).
 
+    :param clustered: keep in the outbox what other nodes are to be told of.
+    :param cache: how many phones are kept in memory.
     :param on_certificates: gets what Apple issued to the Go daemon, when its file is imported.
     :raises xaps.registry.database.RegistryInUse: another process has opened it.
     :raises RegistryError: a file cannot be used; nothing was imported then.
@@ -53,10 +58,11 @@ def open_registry(
     path = _registry_path(database_file)
     connection = open_writer(path, busy_timeout=busy_timeout)
     try:
-        if path != database_file:
-            with explaining(path):
+        with explaining(path):
+            (outbox.watch if clustered else outbox.leave)(connection)
+            if path != database_file:
                 _import(connection, path, database_file, wall(), on_certificates)
-        return SQLiteRegistry(connection, path, run=run, wall=wall)
+        return SQLiteRegistry(connection, path, run=run, wall=wall, cache=cache)
     except BaseException:
         connection.close()
         raise

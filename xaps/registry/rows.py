@@ -64,8 +64,7 @@ class RowReader:
         self, connection: sqlite3.Connection, table: Table[T], after: RegistrationKey | None
     ) -> list[T]:
         # No user is named by an empty text.
-        key = ("", "", "") if after is None else key_columns(after)
-        return self.good(table, connection.execute(AFTER.format(table), key))
+        return self.good(table, connection.execute(AFTER.format(table), after or ("", "", "")))
 
     def good(self, table: Table[T], rows: sqlite3.Cursor) -> list[T]:
         """The values of the good rows, a page of them at most."""
@@ -121,7 +120,8 @@ def _topic(value: object) -> str | None:
     return None if value is None else sys.intern(_text(value, "topic"))
 
 
-def _time(value: object, column: str) -> float:
+def time(value: object, column: str) -> float:
+    """:raises ValueError: it is no time of day."""
     if not isinstance(value, float) or not 0.0 <= value < END_OF_TIME:
         raise ValueError(f"{column} is no time")
     return value
@@ -154,7 +154,7 @@ REGISTRATIONS = Table(
     lambda user, account_id, token, mailboxes, confirmed, registered_at, topic: Registration(
         key(user, account_id, token),
         _names(mailboxes, "mailboxes")[0],
-        _time(registered_at, "registered_at"),
+        time(registered_at, "registered_at"),
         _names(confirmed, "confirmed")[1],
         _topic(topic),
     ),
@@ -164,7 +164,7 @@ ADDRESSEES = Table(
     "user, account_id, device_token, registered_at, name, topic",
     lambda user, account_id, token, registered_at, name, topic: Addressee(
         key(user, account_id, token),
-        _time(registered_at, "registered_at"),
+        time(registered_at, "registered_at"),
         None if name is None else _text(name, "name"),
         _topic(topic),
     ),
@@ -178,13 +178,9 @@ FLAGS = Table(
 )
 
 
-def key_columns(key: RegistrationKey) -> tuple[str, str, str]:
-    return key.user, key.account_id, key.device_token
-
-
 def registration_columns(registration: Registration) -> tuple[str | float | None, ...]:
     return (
-        *key_columns(registration.key),
+        *registration.key,
         _array(registration.mailboxes),
         _array(sorted(registration.confirmed)),
         registration.registered_at,
@@ -194,7 +190,7 @@ def registration_columns(registration: Registration) -> tuple[str | float | None
 
 def flag_columns(flag: WaitingFlag) -> tuple[str, ...]:
     """The columns of a flag, those of its key last."""
-    return _array(sorted(flag.mailboxes)), *key_columns(flag.key)
+    return _array(sorted(flag.mailboxes)), *flag.key
 
 
 def _array(names: Iterable[str]) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
+import attrs
 from twisted.internet.defer import Deferred, execute
 
 from xaps.mailboxes import canonical
@@ -29,9 +30,11 @@ from xaps.model import (
     lower,
 )
 from xaps.registry import history, rows
+from xaps.registry.cache import Cache
 from xaps.registry.database import APPLICATION_ID, explained, explaining, open_reader
 from xaps.registry.groupcommit import GroupCommit, Run
-from xaps.registry.interface import MAX_MAILBOXES, MAX_PER_USER, Registered
+from xaps.registry.interface import AHEAD, MAX_MAILBOXES, MAX_PER_USER, Registered
+from xaps.registry.outbox import Outbox
 from xaps.registry.rows import ADDRESSEES, END_OF_TIME, FLAGS, PAGE, REGISTRATIONS, RowReader, Table
 
 MAX_PENDING = 10_000
@@ -57,6 +60,7 @@ OF_USER = f"""
 ONE = f"SELECT {_COLUMNS} FROM registrations WHERE {_KEY}"
 COUNT = "SELECT count(*) FROM registrations"
 NEWEST = f"SELECT max(registered_at) FROM registrations WHERE registered_at < {END_OF_TIME}"
+LATEST = "SELECT max(registered_at) FROM registrations WHERE registered_at <= ?"
 _ADD = f"""
     INSERT INTO registrations ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)
     ON CONFLICT (user, account_id, device_token) DO UPDATE SET
@@ -126,23 +130,58 @@ class SQLiteRegistry:
         max_per_user: int = MAX_PER_USER,
         max_mailboxes: int = MAX_MAILBOXES,
         max_pending: int = MAX_PENDING,
+        cache: int = 0,
     ) -> None:
-        """:param connection: what :func:`.open_writer` gave for `path`."""
+        """
+        :param connection: what :func:`.open_writer` gave for `path`.
+        :param cache: how many phones are kept in memory, for each mailbox that notices name.
+        """
         self._path = path
         self._wall = wall
         self._bounds = max_per_user, max_mailboxes
         self._reader = open_reader(path)
         self._rows = RowReader(path)
-        self._writer = GroupCommit(connection, path, run=run, max_pending=max_pending)
+        self._cache = Cache(connection, cache)
+        self._writer = GroupCommit(
+            connection, path, run=run, max_pending=max_pending, written=self._written
+        )
+        with explaining(path):
+            (latest,) = connection.execute(LATEST, (wall() + AHEAD,)).fetchone()
+        self._latest: float = latest or 0.0
+        self.outbox = Outbox(self._writer, self._rows, wall, self._saw)
+
+    def _written(self) -> None:
+        self._cache.written()
+        self.outbox.written()
+
+    def _saw(self, registered_at: float) -> None:
+        if registered_at <= self._wall() + AHEAD:
+            self._latest = max(self._latest, registered_at)
+
+    def _dated(self, registration: Registration) -> Registration:
+        """With a time after all that are known, as far as this is only of clocks that differ."""
+        now = self._wall()
+        if self._latest > now + 2 * AHEAD:
+            self._latest = 0.0  # the clock was wrong, and has been set
+        if not now < self._latest or not now - AHEAD < registration.registered_at <= self._latest:
+            self._saw(registration.registered_at)
+            return registration
+        self._latest += 1e-6
+        return attrs.evolve(registration, registered_at=self._latest)
 
     def addressees(self, user: str, mailbox: str) -> Sequence[Addressee]:
-        return self._select(ADDRESSEES, CONCERNED, lower(user), canonical(mailbox))
+        found = self._cache.get(user, mailbox)
+        if found is None:
+            user, mailbox = lower(user), canonical(mailbox)
+            found = tuple(self._select(ADDRESSEES, CONCERNED, user, mailbox))
+            self._cache.add(mailbox, found)
+        return found
 
     def registrations(self, user: str) -> Deferred[Sequence[Registration]]:
         return execute(self._select, REGISTRATIONS, OF_USER, lower(user))
 
     def get(self, key: RegistrationKey) -> Deferred[Registration | None]:
-        found = execute(self._select, REGISTRATIONS, ONE, *rows.key_columns(key))
+        found = execute(self._select, REGISTRATIONS, ONE, *key)
         return found.addCallback(lambda found: found[0] if found else None)
 
     def _select(self, table: Table[T], statement: str, *parameters: str) -> Sequence[T]:
@@ -174,15 +213,15 @@ class SQLiteRegistry:
         self, registration: Registration, *, replace_before: float | None = None
     ) -> Deferred[Registered | None]:
         key = registration.key
-        values = (*rows.registration_columns(registration), self._wall())
+        values = (*rows.registration_columns(self._dated(registration)), self._wall())
 
         def register(connection: sqlite3.Connection) -> Registered | None:
-            (known,) = connection.execute(IS_KNOWN, rows.key_columns(key)).fetchone()
+            (known,) = connection.execute(IS_KNOWN, key).fetchone()
             if not connection.execute(REGISTER, values).rowcount:
                 return None
             replaced: list[RegistrationKey] = []
             if replace_before is not None:
-                parameters = (*rows.key_columns(key), replace_before)
+                parameters = (*key, replace_before)
                 replaced = _keys(connection.execute(REPLACE, parameters).fetchall())
             trimmed = _trim(connection, key, self._bounds)
             history.dropped(connection, replaced, REPLACED, self._wall())
@@ -206,7 +245,7 @@ class SQLiteRegistry:
         until = math.inf if registered_until is None else registered_until
 
         def remove(connection: sqlite3.Connection) -> bool:
-            if connection.execute(REMOVE, (*rows.key_columns(key), until)).rowcount <= 0:
+            if connection.execute(REMOVE, (*key, until)).rowcount <= 0:
                 return False
             history.dropped(connection, [key], reason, self._wall())
             return True
@@ -235,7 +274,7 @@ class SQLiteRegistry:
         flags, keys = list(changed), list(cleared)
 
         def save(connection: sqlite3.Connection) -> None:
-            connection.executemany(CLEAR_FLAG, map(rows.key_columns, keys))
+            connection.executemany(CLEAR_FLAG, keys)
             connection.executemany(SAVE_FLAG, map(rows.flag_columns, flags))
             history.save(connection, pushes, notices)
 
@@ -247,7 +286,7 @@ class SQLiteRegistry:
     def last_pushes(
         self, first: RegistrationKey, last: RegistrationKey
     ) -> Deferred[Mapping[RegistrationKey, LastPush]]:
-        between = (*rows.key_columns(first), *rows.key_columns(last))
+        between = (*first, *last)
         return execute(
             self._read,
             lambda connection: history.pushes(connection.execute(history.PUSHES, between)),
@@ -266,6 +305,7 @@ class SQLiteRegistry:
         return self._writer.write(probe)
 
     def close(self) -> Deferred[None]:
+        self._cache.clear()
         self._reader.close()
         return self._writer.close()
 
@@ -282,7 +322,7 @@ def _keys(found: Iterable[tuple[Any, ...]]) -> list[RegistrationKey]:
 def _trim(
     connection: sqlite3.Connection, newest: RegistrationKey, bounds: tuple[int, int]
 ) -> list[RegistrationKey]:
-    parameters = (*rows.key_columns(newest), *bounds)
+    parameters = (*newest, *bounds)
     return _keys(connection.execute(TRIM, parameters).fetchall())
 
 

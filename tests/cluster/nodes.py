@@ -1,0 +1,129 @@
+"""Nodes of a cluster in one process: real files, a real PostgreSQL, and no thread or reactor."""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from twisted.internet.defer import Deferred, execute
+from twisted.internet.testing import MemoryReactorClock
+
+from tests.peers.postgresql import PostgreSQL
+from xaps.cluster import schema
+from xaps.cluster.database import Database
+from xaps.cluster.exchange import Exchange
+from xaps.model import Registration, RegistrationKey
+from xaps.registry.opening import open_registry
+
+T = TypeVar("T")
+
+_servers: list[PostgreSQL] = []
+_numbers = itertools.count()
+
+IN_MEMORY = Path("/dev/shm")
+
+
+def server() -> PostgreSQL:
+    """One for all tests of the process; whoever ends it starts it again."""
+    if not _servers:
+        _servers.append(PostgreSQL())
+        atexit.register(_servers[0].close)
+    return _servers[0]
+
+
+def new_url() -> str:
+    """Of a new database there."""
+    return server().new_database(f"test{next(_numbers)}")
+
+
+def result(deferred: Deferred[T]) -> T:
+    """What it has fired with; raises what it has failed with."""
+    found: list[Any] = []
+    deferred.addBoth(found.append)
+    assert found, "it has not fired"
+    if hasattr(found[0], "raiseException"):
+        found[0].raiseException()
+    answer: T = found[0]
+    return answer
+
+
+class Node:
+    """A node whose exchange is told when to look.
+
+    :ivar now: the time of day.
+    :ivar renewed: what others have registered, as it was told.
+    :ivar dropped: and dropped.
+    """
+
+    def __init__(self, url: str, name: str = "a", *, now: float) -> None:
+        self.folder = tempfile.TemporaryDirectory(dir=IN_MEMORY if IN_MEMORY.is_dir() else None)
+        self.path = Path(self.folder.name) / "phones.sqlite3"
+        self.url = url
+        self.name = name
+        self.now = now
+        self.renewed: list[Registration] = []
+        self.dropped: list[RegistrationKey] = []
+        self.reactor = MemoryReactorClock()
+        self.open()
+
+    def open(self, *, clustered: bool = True) -> None:
+        """Start."""
+        self.registry = open_registry(
+            self.path, run=execute, wall=lambda: self.now, clustered=clustered
+        )
+        self.database = Database(
+            self.reactor,
+            self.url,
+            run=execute,
+            prepare=schema.prepare,
+            on_connect=self.connected,
+            on_notice=lambda: None,
+            jitter=lambda: 1.0,
+        )
+        self.exchange = Exchange(
+            self.reactor, self.database, self.registry.outbox, self.name, self.changed
+        )
+
+    def connected(self, central: schema.Central) -> None:
+        self.exchange.begin(central)
+
+    def changed(
+        self, registrations: Sequence[Registration], dropped: Sequence[RegistrationKey]
+    ) -> None:
+        self.renewed += registrations
+        self.dropped += dropped
+
+    def connect(self) -> None:
+        self.database.start()
+
+    def look(self) -> None:
+        """Exchange, to the end."""
+        self.exchange.look()
+
+    def register(self, registration: Registration) -> None:
+        result(self.registry.register(registration))
+
+    def remove(self, key: RegistrationKey, reason: str = "forgotten") -> bool:
+        return result(self.registry.remove(key, reason=reason))
+
+    def content(self) -> list[Registration]:
+        found: list[Registration] = []
+        while page := result(self.registry.page(found[-1].key if found else None)):
+            found += page
+        return found
+
+    def close(self) -> None:
+        """Stop."""
+        self.database.stop()
+        result(self.registry.close())
+
+    def __enter__(self) -> Node:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+        self.folder.cleanup()

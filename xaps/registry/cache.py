@@ -1,0 +1,70 @@
+"""Keeps whom notices concern in memory, until a write changes it."""
+
+from __future__ import annotations
+
+import sqlite3
+import sys
+from collections.abc import Sequence
+
+from xaps.model import Addressee
+
+# Of one connection alone, and gone with it. A damaged name may be NULL, or no UTF-8, which is not
+# for a Python function.
+_TRIGGER = """
+    CREATE TEMP TRIGGER cache_{0} AFTER {0} ON registrations BEGIN
+        SELECT changed(CAST(ifnull({1}.user, '') AS BLOB));
+    END
+"""
+
+
+class Cache:
+    """What was found for notices, by user and mailbox.
+
+    It says what the file said when all writes had been made that were answered by then. So what a
+    write changes is dropped after the commit, whether that succeeded or not, and before the answer:
+    what was read until then may be from before, and what is read after that is not. The database
+    itself tells which users a write changes, by triggers, and so no write can forget to.
+
+    When it is full nothing more is taken up, until something else is dropped. As phones renew daily
+    that is soon, and then the users who get the most mail come first.
+
+    :param connection: the only one that writes; not used by another thread yet.
+    :param limit: how many addressees are kept; 0: none, and nothing is asked of the database.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, limit: int) -> None:
+        self._limit = limit
+        self._size = 0
+        self._users: dict[str, dict[str, Sequence[Addressee]]] = {}
+        self._changed: set[bytes] = set()
+        if not limit:
+            return
+        connection.create_function("changed", 1, self._changed.add)
+        for event, row in ("INSERT", "new"), ("UPDATE", "new"), ("DELETE", "old"):
+            connection.execute(_TRIGGER.format(event, row))
+
+    def get(self, user: str, mailbox: str) -> Sequence[Addressee] | None:
+        """``None``: it is not kept, by names that are as they are compared."""
+        found = self._users.get(user)
+        return None if found is None else found.get(mailbox)
+
+    def add(self, mailbox: str, found: Sequence[Addressee]) -> None:
+        """Keep what was just read, if there is room.
+
+        That nobody is concerned is not kept: there is no end of such names."""
+        if found and self._size + len(found) <= self._limit:
+            # Names are the same objects wherever they are kept.
+            of_user = self._users.setdefault(found[0].key.user, {})
+            self._size += len(found) - len(of_user.get(mailbox, ()))
+            of_user[sys.intern(mailbox)] = found
+
+    def clear(self) -> None:
+        self._users.clear()
+        self._size = 0
+
+    def written(self) -> None:
+        """Drop what the last commit changed, or would have. No other may have begun."""
+        for user in self._changed:
+            for found in self._users.pop(user.decode(errors="replace"), {}).values():
+                self._size -= len(found)
+        self._changed.clear()
