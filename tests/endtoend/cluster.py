@@ -70,9 +70,9 @@ class ClusterTestCase(EndToEndTestCase):
     def setUp(self) -> None:
         super().setUp()
         self.server = self.usual_server()
-        self.database = f"xapsd_{next(self._names)}"
-        self.url = self.server.new_database(self.database)
-        self.addCleanup(self.server.drop_database, self.database)
+        self.database = name = f"xapsd_{next(self._names)}"
+        self.url = self.server.new_database(name)
+        self.addCleanup(lambda: self.usual_server().drop_database(name))
 
     def node(self, name: str, apns: APNsProcess, *, ahead: float = 0, **settings: Any) -> Daemon:
         """A daemon that is not started yet.
