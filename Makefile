@@ -4,6 +4,8 @@
 # make bench  measures (wrk, gcc, libnghttp2-dev)   make clean  removes what these made
 #             (python -m benchmarks --rows cpu-64,unknown --runs 1 for a part of its last table)
 # make soak   ten minutes of faults and SIGKILL     make soak-short  the same in one minute
+# make soak-cluster   five minutes of three daemons on one PostgreSQL, each of which dies now and then,
+#             and so does the network between them (soak-cluster-short: one minute)
 # make siege  ten minutes of hostile peers          make siege-short  the same in one minute
 # make fuzz   a million inputs for each parser (RUNS=1000 for fewer)
 # make deb    builds dist/xapsd_VERSION_all.deb and dist/dovecot-xaps_VERSION_ARCHITECTURE.deb
@@ -25,7 +27,7 @@ PREFIX ?= /usr/local
 # The tests start hundreds of processes of ours: compiled again in each, they take a tenth longer.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: try test lint types test-debian check bench soak soak-short siege siege-short fuzz install-docs \
+.PHONY: try test lint types test-debian check bench soak soak-short soak-cluster soak-cluster-short siege siege-short fuzz install-docs \
     deb test-deb trixie clean
 
 $(VENV)/ready: setup.cfg pyproject.toml
@@ -59,6 +61,7 @@ bench: $(VENV)/ready
 	$(BIN)/python -m benchmarks.hostile
 	$(BIN)/python -m benchmarks.registrations
 	$(BIN)/python -m benchmarks.calm
+	$(BIN)/python -m benchmarks.cluster
 	$(BIN)/python -m benchmarks
 
 soak: $(VENV)/ready
@@ -66,6 +69,12 @@ soak: $(VENV)/ready
 
 soak-short: $(VENV)/ready
 	$(BIN)/python -m benchmarks.soak --seconds 60
+
+soak-cluster: $(VENV)/ready
+	$(BIN)/python -m benchmarks.soak_cluster --seconds 300
+
+soak-cluster-short: $(VENV)/ready
+	$(BIN)/python -m benchmarks.soak_cluster --seconds 60
 
 siege: $(VENV)/ready
 	$(BIN)/python -m benchmarks.siege --seconds 600

@@ -55,11 +55,15 @@ class Faults:
     def strike(self) -> None:
         """One fault, at random; each comes once before one comes again."""
         if not self._deck:
-            self._deck = sorted(name for name in vars(Faults) if name.startswith("do_"))
+            self._deck = self.deck()
             self._rng.shuffle(self._deck)
         name = self._deck.pop()
         self.happened[name.removeprefix("do_")] += 1
         getattr(self, name)()
+
+    def deck(self) -> list[str]:
+        """The names of the methods that can come."""
+        return sorted(name for name in vars(Faults) if name.startswith("do_"))
 
     def over(self) -> None:
         """All is well from now on, but for what was done to connections that are there."""

@@ -15,6 +15,9 @@ What is not owed, by the daemon's own words:
   again, as iOS does. It is owed as ever if it had registered again before APNs answered, and after
   the time from which APNs holds it to be gone.
 
+Of several daemons, each has lives of its own. What one accepts of a phone that was gone the others
+may learn later: such a phone has registered again when all of them know, as `known_at` says.
+
 A phone that APNs asked patience for (429) is owed its push no sooner than five minutes later; see
 `Ledger.patient`.
 """
@@ -23,7 +26,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -56,8 +59,8 @@ class _Account:
     """When the last notice was sent that SIGKILL cannot undo."""
     pushed_at: float = 0.0
     """When the last push was begun that was delivered."""
-    forgiven_until: float = 0.0
-    """Notices that were sent before this are not owed."""
+    back_at: float = 0.0
+    """When it had registered again. Notices that were sent before all knew of it are not owed."""
     gone_since: float | None = None
     """Since when it has to register again."""
     registrations: list[Span] = attrs.field(factory=list)
@@ -75,9 +78,10 @@ class Refusal:
 
 
 class Ledger:
-    """See the module. Phones are numbers from 0 up, and so are their device tokens.
+    """See the module. Phones are numbers from 0 up, and so are their device tokens, and daemons.
 
-    :ivar lives: how many lives of the daemon have ended by SIGKILL.
+    :param known_at: when all daemons know of a registration that one answered at that time.
+    :ivar lives: how many lives of each daemon have ended by SIGKILL.
     :ivar answered: notices, by how they were answered.
     :ivar outcomes: pushes, by what the stand-in did with them.
     :ivar unprotected: phones whose last notice may have been forgotten by SIGKILL: when it was
@@ -86,10 +90,17 @@ class Ledger:
     :ivar to_register: phones that have to register again, in that order.
     """
 
-    def __init__(self, phones: int, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        phones: int,
+        clock: Callable[[], float] = time.time,
+        *,
+        known_at: Callable[[float], float] = lambda answered_at: answered_at,
+    ) -> None:
         self.phones = phones
         self._clock = clock
-        self.lives = 0
+        self._known_at = known_at
+        self.lives: Counter[int] = Counter()
         self.answered: Counter[str] = Counter()
         self.outcomes: Counter[str] = Counter()
         self.unprotected: dict[int, tuple[float, float]] = {}
@@ -98,14 +109,15 @@ class Ledger:
         self.full_disks: list[Span] = []
         self._lock = threading.Lock()
         self._accounts = [_Account() for _ in range(phones)]
-        self._recent: deque[tuple[float, float, int]] = deque()  # answered, sent, phone
+        # Answered, sent, phone.
+        self._recent: defaultdict[int, deque[tuple[float, float, int]]] = defaultdict(deque)
         self._nobody: list[Refusal] = []
         self._not_registered: list[Refusal] = []
         self._seen = 0
 
     # ------------------------------------------------------------ what happens
 
-    def notice(self, phone: int, sent_at: float, life: int, answer: str) -> None:
+    def notice(self, phone: int, sent_at: float, life: int, answer: str, daemon: int = 0) -> None:
         """A notice was answered just now.
 
         :param life: the value of `lives` when the connection was made.
@@ -118,21 +130,21 @@ class Ledger:
                 self._nobody.append(Refusal(phone, Span(sent_at, now), answer))
             if answer != "taken":
                 return
-            if life < self.lives:
+            if life < self.lives[daemon]:
                 self.unprotected[phone] = (sent_at, 0.0)
                 return
             self.unprotected.pop(phone, None)
-            self._recent.append((now, sent_at, phone))
-            self._settle(now - ON_DISK_AFTER)
+            self._recent[daemon].append((now, sent_at, phone))
+            self._settle(daemon, now - ON_DISK_AFTER)
 
-    def killed(self, at: float) -> None:
+    def killed(self, at: float, daemon: int = 0) -> None:
         """The daemon was killed, not before `at`, and has ended."""
         with self._lock:
-            self.lives += 1
-            self._settle(at - ON_DISK_AFTER)
-            for answered_at, sent_at, phone in self._recent:
+            self.lives[daemon] += 1
+            self._settle(daemon, at - ON_DISK_AFTER)
+            for answered_at, sent_at, phone in self._recent[daemon]:
                 self.unprotected[phone] = (sent_at, at - answered_at)
-            self._recent.clear()
+            self._recent[daemon].clear()
 
     def registered(self, phone: int, sent_at: float) -> None:
         """A phone's registration was taken just now."""
@@ -143,7 +155,7 @@ class Ledger:
             if account.gone_since is not None:
                 account.absences.append(Span(account.gone_since, now))
                 account.gone_since = None
-                account.forgiven_until = now
+                account.back_at = now
 
     def not_registered(self, phone: int, sent_at: float, answer: str) -> None:
         """A phone's registration was refused just now."""
@@ -162,15 +174,16 @@ class Ledger:
     def owed(self) -> set[int]:
         """The phones that were not pushed after their last notice.
 
-        The daemon must not be killed any more.
+        No daemon must be killed any more.
         """
         with self._lock:
-            self._settle(self._clock())
+            for daemon in tuple(self._recent):
+                self._settle(daemon, self._clock())
             return {
                 phone
                 for phone, account in enumerate(self._accounts)
                 if account.gone_since is None
-                and account.noticed_at > max(account.pushed_at, account.forgiven_until)
+                and account.noticed_at > max(account.pushed_at, self._known_at(account.back_at))
             }
 
     def forgotten(self) -> list[float]:
@@ -211,10 +224,11 @@ class Ledger:
 
     # ------------------------------------------------------------ inside
 
-    def _settle(self, until: float) -> None:
-        """What was answered until then cannot be undone."""
-        while self._recent and self._recent[0][0] <= until:
-            _, sent_at, phone = self._recent.popleft()
+    def _settle(self, daemon: int, until: float) -> None:
+        """What it had answered until then cannot be undone."""
+        recent = self._recent[daemon]
+        while recent and recent[0][0] <= until:
+            _, sent_at, phone = recent.popleft()
             account = self._accounts[phone]
             account.noticed_at = max(account.noticed_at, sent_at)
 
@@ -229,7 +243,7 @@ class Ledger:
         elif status == 429:
             self.patient[phone] = push["ended_at"]
         elif account.gone_since is None and (
-            status == 400 or (status == 410 and not _is_back(account, push))
+            status == 400 or (status == 410 and not self._is_back(account, push))
         ):
             account.gone_since = push["begun_at"]
             self.to_register.append(phone)
@@ -238,15 +252,15 @@ class Ledger:
         account = self._accounts[refusal.phone]
         span = refusal.span
         since = account.gone_since
-        return any(absence.touches(span.begun, span.ended) for absence in account.absences) or (
-            since is not None and span.ended >= since
+        return any(
+            Span(absence.begun, self._known_at(absence.ended)).touches(span.begun, span.ended)
+            for absence in account.absences
+        ) or (since is not None and span.ended >= since)
+
+    def _is_back(self, account: _Account, push: Push) -> bool:
+        """Whether the phone had surely registered again before APNs called it gone."""
+        since = push["timestamp"] / 1000  # milliseconds
+        return any(
+            registration.begun > since and self._known_at(registration.ended) < push["ended_at"]
+            for registration in account.registrations
         )
-
-
-def _is_back(account: _Account, push: Push) -> bool:
-    """Whether the phone had surely registered again before APNs called it gone."""
-    since = push["timestamp"] / 1000  # milliseconds
-    return any(
-        registration.begun > since and registration.ended < push["ended_at"]
-        for registration in account.registrations
-    )

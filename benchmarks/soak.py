@@ -49,6 +49,8 @@ PATIENCE = 130.0
 own tries are up to a minute and a half apart by then."""
 ENDING = 20.0
 """Seconds for the start, the stop and the verdict."""
+DOWN = 3.0
+"""Seconds that a client waits for a daemon that is down, before it tries another."""
 OUTAGE = 60.0
 LONG = 300.0
 """Seconds from which on a run has room for `OUTAGE`, and for the tries that grow rare after it."""
@@ -65,9 +67,13 @@ SLOPE = 0.2
 
 
 class Doors:
-    """Where the daemon can be reached at the moment."""
+    """Where a daemon can be reached at the moment.
 
-    def __init__(self, daemon: Daemon) -> None:
+    :ivar number: the daemon's.
+    """
+
+    def __init__(self, daemon: Daemon, number: int = 0) -> None:
+        self.number = number
         self._unix = str(daemon.socket)
         self._daemon = daemon
         self._open = threading.Event()
@@ -85,8 +91,12 @@ class Doors:
         self._life += 1
 
     def connect(self, *, unix: bool) -> tuple[socket.socket, int]:
-        """A connection, and the number of the daemon's life; waits while it is down."""
-        self._open.wait()
+        """A connection, and the number of the daemon's life; waits a moment while it is down.
+
+        :raises OSError: it is down.
+        """
+        if not self._open.wait(DOWN):
+            raise ConnectionRefusedError
         life = self._life
         if not unix:
             return socket.create_connection(("127.0.0.1", self._port), 20), life
@@ -97,12 +107,13 @@ class Doors:
 
 
 class Client(threading.Thread):
-    """Asks the daemon for things, now over one intake and now over the other."""
+    """Asks the daemons for things, now over one intake and now over another."""
 
-    def __init__(self, doors: Doors, ledger: Ledger, rng: random.Random) -> None:
+    def __init__(self, doors: Sequence[Doors], ledger: Ledger, rng: random.Random) -> None:
         super().__init__(daemon=True)
         self.over = threading.Event()
-        self._doors = doors
+        self._all_doors = doors
+        self._doors = rng.choice(doors)
         self._ledger = ledger
         self._rng = rng
         self._unix = rng.random() < 0.5
@@ -133,17 +144,20 @@ class Client(threading.Thread):
         return ("refused" if answer else "not answered"), answer
 
     def hang_up(self) -> None:
-        """The next request goes over another connection, to the other intake."""
+        """The next request goes over another connection, to the other intake, of any daemon."""
         if self._connection is not None:
             self._connection.close()
         self._connection = None
         self._unix = not self._unix
+        self._doors = self._rng.choice(self._all_doors)
 
 
 class Imap(Client):
     """Sends notices one after the other."""
 
-    def __init__(self, doors: Doors, ledger: Ledger, rng: random.Random, rate: float) -> None:
+    def __init__(
+        self, doors: Sequence[Doors], ledger: Ledger, rng: random.Random, rate: float
+    ) -> None:
         super().__init__(doors, ledger, rng)
         self._rate = rate
 
@@ -151,15 +165,14 @@ class Imap(Client):
         while not self.over.wait(self._rng.expovariate(self._rate)):
             phone = self._rng.randrange(self._ledger.phones)
             event = "MessageNew" if self._rng.random() < 0.8 else "FlagsSet"
-            sent_at = time.time()
+            sent_at, daemon = time.time(), self._doors.number
             kind, answer = self.ask(
                 f'NOTIFY dovecot-username="u{phone}"\tdovecot-mailbox="INBOX"\tevents=("{event}")',
                 "/notify",
                 f'{{"Username":"u{phone}","Mailbox":"INBOX","Events":["{event}"]}}',
             )
-            self._ledger.notice(
-                phone, sent_at, self._life, f"{kind}: {answer[:60]}" if kind == "refused" else kind
-            )
+            said = f"{kind}: {answer[:60]}" if kind == "refused" else kind
+            self._ledger.notice(phone, sent_at, self._life, said, daemon)
         self.hang_up()
 
 
@@ -168,7 +181,7 @@ class Phones(Client):
     that is registered. Looks at the pushes."""
 
     def __init__(
-        self, doors: Doors, ledger: Ledger, rng: random.Random, apns: FaultsProcess
+        self, doors: Sequence[Doors], ledger: Ledger, rng: random.Random, apns: FaultsProcess
     ) -> None:
         super().__init__(doors, ledger, rng)
         self._apns = apns
@@ -287,9 +300,9 @@ class Soak:
     def _run(self) -> list[str]:
         doors, ledger, plan = self._doors, self._ledger, self._plan
         self._start()
-        phones = Phones(doors, ledger, random.Random(self._rng.random()), self._apns)
+        phones = Phones([doors], ledger, random.Random(self._rng.random()), self._apns)
         workers = [
-            Imap(doors, ledger, random.Random(self._rng.random()), plan.rate / WORKERS)
+            Imap([doors], ledger, random.Random(self._rng.random()), plan.rate / WORKERS)
             for _ in range(WORKERS)
         ]
         for thread in (phones, *workers):

@@ -13,7 +13,8 @@ from benchmarks.soak import ENDING, OUTAGE, PATIENCE, STRAIGHT, Plan, slope_of
 class LedgerTestCase(SynchronousTestCase):
     def setUp(self) -> None:
         self.now = 100.0
-        self.ledger = Ledger(10, lambda: self.now)
+        self.known_after = 0.0
+        self.ledger = Ledger(10, lambda: self.now, known_at=lambda at: at + self.known_after)
         self.pushes: list[dict[str, Any]] = []
 
     def notice(self, at: float, *, phone: int = 1, life: int = 0, answer: str = "taken") -> None:
@@ -102,6 +103,15 @@ class KillTests(LedgerTestCase):
         self.notice(10, life=1, phone=2)
         self.assert_owed(2)
 
+    def test_what_another_daemon_has_accepted_outlives_it(self) -> None:
+        self.ledger.notice(1, 10, 0, "taken", 0)
+        self.ledger.notice(2, 10, 0, "taken", 1)
+        self.ledger.killed(100.5, 1)
+        self.assert_owed(1)
+        self.ledger.notice(3, 10, 0, "taken", 1)  # of the life that has ended
+        self.ledger.notice(4, 10, 0, "taken", 0)
+        self.assert_owed(1, 4)
+
 
 class GoneTests(LedgerTestCase):
     def register(self, at: float) -> None:
@@ -139,6 +149,25 @@ class GoneTests(LedgerTestCase):
             self.notice(10)
             self.push(11, 410, ended=ended, since=5)
             self.assert_owed()
+
+    def test_it_is_owed_what_comes_when_all_daemons_know_of_it(self) -> None:
+        self.push(11, 410, since=5)
+        self.register(13)
+        self.notice(101)
+        self.notice(104, answer="nobody")
+        self.known_after = 5
+        self.assert_owed()
+        self.assertEqual(self.ledger.refused(), [])
+        self.notice(106)
+        self.notice(107, answer="nobody")
+        self.assert_owed(1)
+        self.assertEqual(len(self.ledger.refused()), 1)
+
+    def test_one_that_not_all_knew_to_be_back_has_to_register_again(self) -> None:
+        self.register(6)
+        self.known_after = 50
+        self.push(11, 410, ended=149, since=5)
+        self.assertEqual(list(self.ledger.to_register), [1])
 
     def test_nobody_is_an_answer_for_those_only_who_are_away(self) -> None:
         self.notice(10, answer="nobody")

@@ -186,7 +186,7 @@ class Door(threading.Thread):
             life = honest.gate.wait()
             if life != self._life:
                 self._hang_up()
-                self._life, self._lives = life, honest.ledger.lives
+                self._life, self._lives = life, honest.ledger.lives[0]
             begun, sent_at = time.monotonic(), time.time()
             try:
                 answer = self._ask(f"u{phone}", MAILBOXES[number])

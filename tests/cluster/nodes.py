@@ -124,6 +124,11 @@ class Node:
             found += page
         return found
 
+    def reopen(self, *, clustered: bool = True) -> None:
+        """Stop and start."""
+        self.close()
+        self.open(clustered=clustered)
+
     def close(self) -> None:
         """Stop."""
         self.database.stop()

@@ -20,7 +20,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.cluster.nodes import Node, new_url, result
 from xaps.cluster import changes
 from xaps.model import Registration, RegistrationKey
-from xaps.registry.outbox import Change, Outgoing, Replica
+from xaps.registry.outbox import Outgoing, Replica
 
 KEYS = [
     RegistrationKey(user, account, token)
@@ -131,21 +131,11 @@ class Cluster(RuleBasedStateMachine):
         node = self.node(name)
         if name in self.told:
             out, told = self.told.pop(name)
-            self.apply(node, told.kept.changes, sent=out.ids)
+            result(node.registry.outbox.apply(told.kept.changes, sent=out.ids))
         if name in self.heard:
             replica, heard = self.heard.pop(name)
             here = Replica(replica.epoch, heard.position, heard.now)
-            self.apply(node, heard.found.changes, replica=here)
-
-    def apply(
-        self,
-        node: Node,
-        found: list[Change],
-        *,
-        sent: list[int] = [],
-        replica: Replica | None = None,
-    ) -> None:
-        result(node.registry.outbox.apply(found, sent=sent, replica=replica))
+            result(node.registry.outbox.apply(heard.found.changes, replica=here))
 
     def is_connected(self, node: Node) -> bool:
         if not node.database.connected:

@@ -29,10 +29,12 @@ from typing import Any
 import psycopg
 
 from tests.peers import missing
-from tests.peers.child import PATIENCE, Child, ChildError
+from tests.peers.child import PATIENCE, ROOT, Child, ChildError
+from tests.peers.imapserver import documented
 
 ROLE = "xapsd"
 """Who the daemons are there: a role with no rights but those on its own database."""
+DOCUMENT = ROOT / "docs" / "cluster.rst"
 _PORT = 5432
 """Only the name of the socket has it: nothing listens on TCP."""
 _SUPERUSER = "postgres"
@@ -71,13 +73,11 @@ class PostgreSQL:
             os.chown(self.folder, user.pw_uid, user.pw_gid)
             ids = [f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}"]
             self._as_user = ["setpriv", *ids, "--clear-groups"]
-        if standby_of is None:
-            auth = ["--auth=trust", f"--username={_SUPERUSER}"]
-            self._run("initdb", *auth, "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync")
-        else:
-            source = f"host={standby_of.folder} port={_PORT} user={_SUPERUSER}"
-            copy = ["--dbname", source, "--write-recovery-conf", "--checkpoint=fast", "--no-sync"]
-            self._run("pg_basebackup", *copy)
+        if standby_of is not None:
+            self.follow(standby_of)
+            return
+        auth = ["--auth=trust", f"--username={_SUPERUSER}"]
+        self._run("initdb", *auth, "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync")
         self.start()
 
     # ------------------------------------------------------------ life
@@ -125,6 +125,14 @@ class PostgreSQL:
         """A standby becomes a server of its own, and takes writes."""
         self._run("pg_ctl", "promote", "--wait")
 
+    def follow(self, server: PostgreSQL) -> None:
+        """Become its standby, and forget what there was here; it must not run."""
+        shutil.rmtree(self._data, ignore_errors=True)
+        source = f"host={server.folder} port={_PORT} user={_SUPERUSER}"
+        copy = ["--dbname", source, "--write-recovery-conf", "--checkpoint=fast", "--no-sync"]
+        self._run("pg_basebackup", *copy)
+        self.start()
+
     def close(self) -> None:
         """End it if it runs, and remove its files. It may be called again."""
         if self._child is not None:
@@ -145,10 +153,12 @@ class PostgreSQL:
     # ------------------------------------------------------------ databases
 
     def new_database(self, name: str = ROLE) -> str:
-        """A database of its own for `ROLE`; returns its URL."""
+        """A database of its own for `ROLE`, as docs/cluster.rst has it made; returns its URL."""
+        role, *database = documented(DOCUMENT, f"CREATE ROLE {ROLE}").strip().splitlines()
         with contextlib.suppress(psycopg.errors.DuplicateObject):
-            self.execute(f"CREATE ROLE {ROLE} LOGIN")
-        self.execute(f"CREATE DATABASE {name} OWNER {ROLE}")
+            self.execute(role)
+        for statement in database:
+            self.execute(statement.replace(f"DATABASE {ROLE}", f"DATABASE {name}"))
         return self.url(name)
 
     def drop_database(self, name: str = ROLE) -> None:
@@ -224,6 +234,7 @@ class Relay:
     """A TCP port of 127.0.0.1 before a server's UNIX socket: the network to it, which can break.
 
     :param target: the server.
+    :ivar port: it.
     """
 
     def __init__(self, target: PostgreSQL) -> None:
@@ -233,13 +244,13 @@ class Relay:
         self._ended = False
         self._sockets: list[socket.socket] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self._port: int = self._listener.getsockname()[1]
+        self.port: int = self._listener.getsockname()[1]
         self._accepting = threading.Thread(target=self._accept, daemon=True)
         self._accepting.start()
 
     def url(self, name: str = ROLE) -> str:
         """The URL of the server's database by this way."""
-        return f"postgresql://{ROLE}@127.0.0.1:{self._port}/{name}"
+        return f"postgresql://{ROLE}@127.0.0.1:{self.port}/{name}"
 
     def cut(self) -> None:
         """Nothing comes through any more, in both directions; nothing is closed, either."""

@@ -176,7 +176,7 @@ def _as_far_as_taken(
             ]
         value: Any = values[0]
         key = value[0].key if isinstance(value, tuple) else value.key
-        refused.append(f"{str(key)!r}: {' '.join(str(error).split()):.100}")
+        refused.append(f"{str(key)!r:.200}: {' '.join(str(error).split()):.100}")
         return []
 
 
