@@ -208,7 +208,14 @@ class Daemon(Service):
             ) from error
         try:
             return Cluster(
-                self._reactor, url, self._config.node_name, self._registry.outbox, self._replicated
+                self._reactor,
+                url,
+                self._config.node_name,
+                self._registry.outbox,
+                self._replicated,
+                pushes=self._dispatcher,
+                routes=self._dispatcher.routes,
+                wall=time.time,
             )
         except DatabaseError as error:
             raise StartError(f"databaseUrl: {error}") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
-from xaps.model import Credential, Outcome, Push, Refused, TokenCredential, covers
+from xaps.model import Credential, Outcome, Push, Refused, TokenCredential, covers, topics
 
 
 class Sender(Protocol):
@@ -115,3 +115,12 @@ class Routes:
             elif covers(credential, topic):
                 several = several or route
         return several or (None if lacking else key)
+
+    def covers(self, topic: str) -> bool:
+        """Whether pushes for this topic can go out."""
+        return self.route(topic) is not None
+
+    def topics(self) -> list[str]:
+        """Those that are known to be covered."""
+        found = (route.credential for route in self._routes if route.credential is not None)
+        return sorted({topic for each in found for topic in topics(each)})
