@@ -47,8 +47,8 @@ class NodesCase(SynchronousTestCase):
             self.meet(self.a, self.b)
         self.b.live(60)
 
-    def node(self, name: str, topic: str = "topic", now: float | None = None) -> Node:
-        node = Node(self.url, name, now=time.time() if now is None else now)
+    def node(self, name: str, topic: str = "topic") -> Node:
+        node = Node(self.url, name, now=time.time())
         self.addCleanup(node.__exit__)
         node.topic = topic
         node.reopen()
@@ -142,10 +142,10 @@ class AdoptionTests(NodesCase):
 
     def test_who_has_been_silent_for_less_is_not_dead(self) -> None:
         self.owe(self.a, "alice")
-        self.silence(self.a, SILENT - 2)
+        self.silence(self.a, SILENT - 10)
         self.b.live()
         self.assertEqual((self.pushed(self.b), self.flags()), ([], [("a", "alice", None)]))
-        self.silence(self.a, 2)
+        self.silence(self.a, 11)
         self.b.live()
         self.assertEqual(self.pushed(self.b), ["alice"])
 
@@ -473,16 +473,18 @@ class StatusTests(NodesCase):
         return dict(seen)
 
     def test_each_tells_all_the_same(self) -> None:
-        c = self.node("c", "other", now=time.time() - 2)
+        c = self.node("c", "other")
         self.meet(c)
+        c.now = time.time() - 2
         c.live()
+        self.b.now = time.time()
         self.b.live()
         seen = self.seen(self.b, "c")
-        self.assertLess(abs(seen.pop("ahead") + 2), 0.5)
+        self.assertLess(abs(seen.pop("ahead") + 2), 1)
         self.assertLess(abs(seen.pop("last_beat") - self.b.now), 5)
         expected = {"name": "c", "alive": True, "version": __version__, "topics": ["other"]}
         self.assertEqual(seen, {**expected, "waiting": 0, "behind": 0, "adopted": 0})
-        self.assertLess(abs(self.seen(self.b, "b")["ahead"]), 0.5)
+        self.assertLess(abs(self.seen(self.b, "b")["ahead"]), 1)
 
     def test_what_waits_and_what_is_missed_is_counted(self) -> None:
         self.a.live()
