@@ -57,7 +57,7 @@ _CLEAR_FLAGS = f"DELETE FROM flags WHERE node = %s AND ({_KEY}) IN ({_KEYS})"
 _AFTER = f"(changed, {_KEY}) > (%s::text::xid8, %s, %s, %s)"
 # What is not below xmin is in a transaction that is still open, or behind one.
 _NEXT = f"""
-    SELECT {_COLUMNS}, changed::text FROM registrations
+    SELECT {_COLUMNS}, changed::text AS number FROM registrations
     WHERE {_AFTER} AND changed < pg_snapshot_xmin(pg_current_snapshot())
     ORDER BY changed, {_KEY} LIMIT {BATCH}
 """
