@@ -755,6 +755,25 @@ class SuspensionTests(DispatcherTestCase):
         )
         self.assertIsNone(self.why_held(self.key, now + FIRST_SUSPENSION))
 
+    def test_a_renewal_on_another_node_ends_it(self) -> None:
+        self.sender.answer(BAD)
+        self.notify()
+        self.turn()
+        self.assertEqual(self.sender.in_flight, 0)
+        renewed = Registration(self.key, ("INBOX",), self.wall())
+        self.successResultOf(self.registry.register(renewed))
+        self.dispatcher.replicated([renewed], [])
+        self.turn()
+        self.assertEqual(self.sender.in_flight, 1)
+
+    def test_a_phone_that_another_node_dropped_is_owed_nothing(self) -> None:
+        self.sender.answer(BAD)
+        self.notify()
+        self.dispatcher.replicated([], [self.key])
+        self.assertEqual(len(self.dispatcher.flags), 0)
+        self.assertIsNone(self.why_held(self.key, self.clock.seconds()))
+        self.assertEqual(self.dispatcher.dropped["forgotten"], 0)
+
     def test_it_is_told_once_a_minute_for_each_reason(self) -> None:
         self.sender.answer(BAD)
         self.assertEqual(

@@ -91,6 +91,15 @@ class Cluster:
     def _noticed(self) -> None:
         self.exchange.look()
 
+    def status(self) -> dict[str, object]:
+        """How it is, for administrators and programs."""
+        return {
+            "node": self.node,
+            "away": self.database.error,  # why PostgreSQL is; None: it is there
+            "behind": self.exchange.behind,  # others have changed what is not here yet
+            "position": self.exchange.position.changed,
+        }
+
     def stop(self) -> Deferred[None]:
         """Tell the others the last, and close; however PostgreSQL is, this takes few seconds."""
         return Deferred.fromCoroutine(self._stop())
