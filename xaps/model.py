@@ -307,6 +307,12 @@ def covers(credential: Credential, topic: str) -> bool:
     return topic in credential.topics
 
 
+def topics(credential: Credential) -> tuple[str, ...]:
+    """Those that it is known to be for."""
+    others = () if isinstance(credential, TokenCredential) else credential.topics
+    return (credential.topic, *others)
+
+
 @attrs.frozen
 class WaitingFlag:
     """A push that is still owed to a phone, as it is kept across a restart."""

@@ -14,10 +14,13 @@ from twisted.internet.defer import Deferred, execute
 from twisted.internet.testing import MemoryReactorClock
 
 from tests.peers.postgresql import PostgreSQL
+from tests.push.test_dispatcher import FakeSender, one_route
 from xaps.cluster import schema
 from xaps.cluster.database import Database
 from xaps.cluster.exchange import Exchange
+from xaps.cluster.heartbeat import Heartbeat
 from xaps.model import Registration, RegistrationKey
+from xaps.push.dispatcher import Dispatcher
 from xaps.registry.opening import open_registry
 
 T = TypeVar("T")
@@ -69,6 +72,8 @@ class Node:
         self.renewed: list[Registration] = []
         self.dropped: list[RegistrationKey] = []
         self.reactor = MemoryReactorClock()
+        self.topic = "topic"
+        self.sender = FakeSender()
         self.open()
 
     def open(self, *, clustered: bool = True) -> None:
@@ -86,8 +91,35 @@ class Node:
             jitter=lambda: 1.0,
         )
         self.exchange = Exchange(
-            self.reactor, self.database, self.registry.outbox, self.name, self.changed
+            self.reactor,
+            self.database,
+            self.registry.outbox,
+            self.name,
+            settle=self.settle,
+            on_changes=self.changed,
         )
+        self.dispatcher = Dispatcher(
+            self.reactor,
+            self.registry,
+            one_route(self.sender, self.topic),
+            wall=lambda: self.now,
+            delay=600,
+            check_interval=0,
+            push_interval=0,
+        )
+        self.heartbeat = Heartbeat(
+            self.reactor,
+            self.database,
+            self.exchange,
+            self.registry.outbox,
+            name=self.name,
+            pushes=self.dispatcher,
+            routes=self.dispatcher.routes,
+            wall=lambda: self.now,
+        )
+
+    async def settle(self) -> None:
+        await self.heartbeat.settle()
 
     def connected(self, central: schema.Central) -> None:
         self.exchange.begin(central)

@@ -11,7 +11,7 @@ from typing import cast
 
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IReactorFromThreads
+from twisted.internet.interfaces import IReactorFromThreads, IReactorTime
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThreadPool
 from twisted.python.threadpool import ThreadPool
@@ -20,9 +20,11 @@ from twisted.trial.unittest import TestCase
 from tests.cluster.nodes import new_url
 from tests.coroutines import as_deferred
 from tests.peers.postgresql import PostgreSQL
+from tests.push.test_dispatcher import FakeSender, one_route
 from tests.registry.contract import ALICE, BOB
 from xaps.cluster.service import Cluster, DatabaseError
 from xaps.model import Registration, RegistrationKey
+from xaps.push.dispatcher import Dispatcher
 from xaps.registry.opening import open_registry
 
 GUARD = 30.0
@@ -42,7 +44,29 @@ class Node:
             clustered=True,
         )
         self.waiting: Deferred[float] | None = None
-        self.cluster = Cluster(reactor, url, name, self.registry.outbox, self.changed)
+        self.cluster = self.make(url, name)
+
+    def make(self, url: str, name: str | None) -> Cluster:
+        routes = one_route(FakeSender())
+        dispatcher = Dispatcher(
+            cast(IReactorTime, reactor),
+            self.registry,
+            routes,
+            wall=time.time,
+            delay=600,
+            check_interval=0,
+            push_interval=0,
+        )
+        return Cluster(
+            reactor,
+            url,
+            name,
+            self.registry.outbox,
+            self.changed,
+            pushes=dispatcher,
+            routes=routes,
+            wall=time.time,
+        )
 
     def changed(
         self, registrations: Sequence[Registration], dropped: Sequence[RegistrationKey]
@@ -117,4 +141,4 @@ class ServiceTests(TestCase):
         self.addCleanup(node.pool.stop)
         self.addCleanup(node.registry.close)
         with self.assertRaisesRegex(DatabaseError, "databaseUrl cannot be read"):
-            Cluster(reactor, "postgresql://[", "a", node.registry.outbox, node.changed)
+            node.make("postgresql://[", "a")

@@ -20,8 +20,8 @@ from xaps.registry.outbox import BATCH, Change, Dropped, Outgoing, Position
 KEEP = 31
 """Days for which it is known that a registration was dropped."""
 
-_KEY = "username, account_id, device_token"
-_COLUMNS = f"{_KEY}, mailboxes, confirmed, registered_at, topic, dropped"
+KEY = "username, account_id, device_token"
+_COLUMNS = f"{KEY}, mailboxes, confirmed, registered_at, topic, dropped"
 _KEYS = "SELECT * FROM unnest(%s::text[], %s::text[], %s::text[])"
 # In the order of their keys, so that no two nodes wait for each other.
 _TELL = f"""
@@ -29,7 +29,7 @@ _TELL = f"""
     SELECT * FROM unnest(%s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::float8[],
         %s::text[], %s::text[]) AS told ({_COLUMNS})
     ORDER BY username COLLATE "C", account_id COLLATE "C", device_token COLLATE "C"
-    ON CONFLICT ({_KEY}) DO UPDATE SET
+    ON CONFLICT ({KEY}) DO UPDATE SET
         mailboxes = excluded.mailboxes,
         confirmed = excluded.confirmed,
         registered_at = excluded.registered_at,
@@ -41,25 +41,25 @@ _TELL = f"""
         OR excluded.registered_at = kept.registered_at
             AND excluded.dropped IS NOT NULL AND kept.dropped IS NULL
         OR kept.registered_at > extract(epoch FROM clock_timestamp()) + {AHEAD}
-    RETURNING {_KEY}
+    RETURNING {KEY}
 """
-_KEPT = f"SELECT {_COLUMNS} FROM registrations WHERE ({_KEY}) IN ({_KEYS})"
+_KEPT = f"SELECT {_COLUMNS} FROM registrations WHERE ({KEY}) IN ({_KEYS})"
 _SAVE_FLAGS = f"""
-    INSERT INTO flags (node, {_KEY}, mailboxes, topic)
+    INSERT INTO flags (node, {KEY}, mailboxes, topic)
     SELECT %s, * FROM unnest(%s::text[], %s::text[], %s::text[], %s::text[], %s::text[])
-    ON CONFLICT (node, {_KEY}) DO UPDATE SET
+    ON CONFLICT (node, {KEY}) DO UPDATE SET
         mailboxes = excluded.mailboxes,
         topic = excluded.topic,
         owner = NULL,
         saved_at = clock_timestamp()
 """
-_CLEAR_FLAGS = f"DELETE FROM flags WHERE node = %s AND ({_KEY}) IN ({_KEYS})"
-_AFTER = f"(changed, {_KEY}) > (%s::text::xid8, %s, %s, %s)"
+_CLEAR_FLAGS = f"DELETE FROM flags WHERE node = %s AND ({KEY}) IN ({_KEYS})"
+_AFTER = f"(changed, {KEY}) > (%s::text::xid8, %s, %s, %s)"
 # What is not below xmin is in a transaction that is still open, or behind one.
 _NEXT = f"""
     SELECT {_COLUMNS}, changed::text AS number FROM registrations
     WHERE {_AFTER} AND changed < pg_snapshot_xmin(pg_current_snapshot())
-    ORDER BY changed, {_KEY} LIMIT {BATCH}
+    ORDER BY changed, {KEY} LIMIT {BATCH}
 """
 _REST = f"""
     SELECT extract(epoch FROM clock_timestamp())::float8,
@@ -120,11 +120,7 @@ def tell(connection: Connection, node: str, out: Outgoing) -> Told:
         return connection.execute(_KEPT, keys).fetchall() if others else []
 
     def flags(some: Sequence[tuple[WaitingFlag, str | None]]) -> list[_Row]:
-        values = []
-        for flag, topic in some:
-            mailboxes, *key = rows.flag_columns(flag)
-            values.append((*key, mailboxes, topic))
-        connection.execute(_SAVE_FLAGS, (node, *_columns(values, 5)))
+        save_flags(connection, node, some)
         return []
 
     kept = _as_far_as_taken(connection, changes, out.changes, refused)
@@ -133,6 +129,17 @@ def tell(connection: Connection, node: str, out: Outgoing) -> Told:
         keys = _columns(out.cleared, 3)
         connection.execute(_CLEAR_FLAGS, (node, *keys))
     return Told(_found(kept), refused)
+
+
+def save_flags(
+    connection: Connection, node: str, flags: Iterable[tuple[WaitingFlag, str | None]]
+) -> None:
+    """This node owes these, whoever has taken them over before."""
+    values = []
+    for flag, topic in flags:
+        mailboxes, *key = rows.flag_columns(flag)
+        values.append((*key, mailboxes, topic))
+    connection.execute(_SAVE_FLAGS, (node, *_columns(values, 5)))
 
 
 def hear(connection: Connection, position: Position) -> Heard:

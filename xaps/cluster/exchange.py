@@ -31,6 +31,8 @@ class Exchange:
     """Takes turns: a batch there, a batch here, until both have what there is.
 
     :param node: the name of this node.
+    :param settle: done on each new connection, before anything is told; if it fails it is tried
+        again.
     :param on_changes: told of what others have registered or renewed, and dropped, when that is on
         disk.
     :ivar behind: others have changed what is not here yet.
@@ -44,12 +46,15 @@ class Exchange:
         database: Database,
         outbox: Outbox,
         node: str,
+        *,
+        settle: Callable[[], Coroutine[Any, Any, None]],
         on_changes: Callable[[Sequence[Registration], Sequence[RegistrationKey]], None],
     ) -> None:
         self._clock = clock
         self._database = database
         self._outbox = outbox
         self._node = node
+        self._settle = settle
         self._on_changes = on_changes
         self._complaints = Complaints(self._log, clock.seconds)
         self._central: Central | None = None  # with what this node's file was not compared yet
@@ -143,6 +148,7 @@ class Exchange:
         central = self._central
         if central is None:
             return
+        await self._settle()
         found = await self._outbox.replica()
         if (
             found is None

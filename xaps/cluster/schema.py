@@ -36,20 +36,20 @@ MIGRATIONS = (
         mailboxes text NOT NULL,  -- a JSON array of names
         topic text,  -- of the registration
         owner text COLLATE "C",  -- the node that has adopted it
-        saved_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+        saved_at timestamptz NOT NULL DEFAULT clock_timestamp(),  -- or adopted
         PRIMARY KEY (node, username, account_id, device_token)
     );
 
     CREATE TABLE nodes (
         name text COLLATE "C" PRIMARY KEY,
         session uuid NOT NULL,  -- another one at each start
-        started timestamptz NOT NULL DEFAULT clock_timestamp(),
         beat timestamptz NOT NULL DEFAULT clock_timestamp(),
         version text NOT NULL,
         topics text[] NOT NULL DEFAULT '{}',
         position bigint NOT NULL DEFAULT 0,  -- up to where it knows what has changed
         waiting integer NOT NULL DEFAULT 0,  -- changes of its own that are not here yet
-        adopted bigint NOT NULL DEFAULT 0  -- flags, since its start
+        adopted bigint NOT NULL DEFAULT 0,  -- flags, since its start
+        ahead double precision NOT NULL DEFAULT 0  -- seconds, of its clock
     );
     """,
 )

@@ -17,6 +17,7 @@ from twisted.python.threadpool import ThreadPool
 from xaps.cluster import schema
 from xaps.cluster.database import Database, DatabaseError
 from xaps.cluster.exchange import Exchange
+from xaps.cluster.heartbeat import Heartbeat, Pushes, Routes
 from xaps.model import Registration, RegistrationKey
 from xaps.registry.outbox import Outbox
 
@@ -46,6 +47,9 @@ class Cluster:
     :param node: ``nodeName``; ``None``: the host's name.
     :param on_changes: told of what others have registered or renewed, and dropped, when that is on
         disk here.
+    :param pushes: pushes what dead nodes owe.
+    :param routes: the credentials.
+    :param wall: the time of day.
     :raises DatabaseError: the URL is none.
     """
 
@@ -58,6 +62,10 @@ class Cluster:
         node: str | None,
         outbox: Outbox,
         on_changes: Callable[[Sequence[Registration], Sequence[RegistrationKey]], None],
+        *,
+        pushes: Pushes,
+        routes: Routes,
+        wall: Callable[[], float],
     ) -> None:
         self._reactor = reactor
         self._begun: Deferred[None] = Deferred()
@@ -71,7 +79,24 @@ class Cluster:
             on_connect=self._connected,
             on_notice=self._noticed,
         )
-        self.exchange = Exchange(reactor, self.database, outbox, self.node, on_changes)
+        self.exchange = Exchange(
+            reactor,
+            self.database,
+            outbox,
+            self.node,
+            settle=self._settle,
+            on_changes=on_changes,
+        )
+        self.heartbeat = Heartbeat(
+            reactor,
+            self.database,
+            self.exchange,
+            outbox,
+            name=self.node,
+            pushes=pushes,
+            routes=routes,
+            wall=wall,
+        )
         outbox.written = self.exchange.look
 
     def start(self) -> Deferred[None]:
@@ -79,32 +104,41 @@ class Cluster:
         PostgreSQL is away."""
         self._thread.start()
         self.database.start()
+        self.heartbeat.start()
         return self._begun.addTimeout(PATIENCE, self._reactor).addErrback(
             lambda failure: failure.trap(DeferTimeout) and None
         )
 
     def _connected(self, central: schema.Central) -> None:
         self.exchange.begin(central)
+
+    async def _settle(self) -> None:
+        await self.heartbeat.settle()
         if not self._begun.called:
             self._begun.callback(None)
 
     def _noticed(self) -> None:
         self.exchange.look()
 
-    def status(self) -> dict[str, object]:
+    def status(self) -> dict[str, Any]:
         """How it is, for administrators and programs."""
         return {
             "node": self.node,
             "away": self.database.error,  # why PostgreSQL is; None: it is there
-            "behind": self.exchange.behind,  # others have changed what is not here yet
-            "position": self.exchange.position.changed,
+            "error": self.heartbeat.error,
+            **self.heartbeat.status(),
         }
+
+    def forget(self, name: str) -> Deferred[int]:
+        """See :meth:`.Heartbeat.forget`."""
+        return Deferred.fromCoroutine(self.heartbeat.forget(name))
 
     def stop(self) -> Deferred[None]:
         """Tell the others the last, and close; however PostgreSQL is, this takes few seconds."""
         return Deferred.fromCoroutine(self._stop())
 
     async def _stop(self) -> None:
+        self.heartbeat.stop()
         try:
             await self.exchange.finish().addTimeout(LAST_WORDS, self._reactor)
         except DeferTimeout:

@@ -6,7 +6,7 @@ import math
 import random
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Never
 
 from twisted.internet.defer import Deferred, fail
@@ -29,6 +29,7 @@ from xaps.model import (
     Refused,
     Registration,
     RegistrationKey,
+    WaitingFlag,
 )
 from xaps.push.calm import Calm
 from xaps.push.expiry import Expiry
@@ -86,7 +87,7 @@ class Dispatcher:
     ) -> None:
         self._clock = clock
         self._registry = registry
-        self._routes = routes
+        self.routes = routes
         self._debug = debug
         self._new_id = new_id
         self.flags = Flags(
@@ -122,17 +123,40 @@ class Dispatcher:
         return Deferred.fromCoroutine(self._restore())
 
     async def _restore(self) -> int:
-        now = self._clock.seconds()
         page = await self._registry.flags()
         while page:
-            for saved in page:
-                registration = await self._registry.get(saved.key)
-                if registration is not None:
-                    self.flags.restore(saved, registration, now)
+            await self._take_up(page)
             page = await self._registry.flags(page[-1].key)
         self._arm()
         self._saver.arm()
         return len(self.flags)
+
+    async def _take_up(self, page: Sequence[WaitingFlag]) -> None:
+        now = self._clock.seconds()
+        for saved in page:
+            registration = await self._registry.get(saved.key)
+            if registration is not None:
+                self.flags.restore(saved, registration, now)
+
+    def adopt(self, flags: Sequence[WaitingFlag]) -> Deferred[None]:
+        """Take up what another node owed; fires when it is on disk here.
+
+        Fails with :class:`~xaps.registry.interface.RegistryError`.
+        """
+        return Deferred.fromCoroutine(self._adopt(flags))
+
+    async def _adopt(self, flags: Sequence[WaitingFlag]) -> None:
+        # On disk first: that it was pushed is told to the other nodes when it goes from there.
+        await self._registry.save_flags(map(self.flags.with_own, flags), ())
+        await self._take_up(flags)
+        self._arm()
+        self._saver.arm()
+
+    def taken(self, key: RegistrationKey, at: float) -> None:
+        """Another node has taken over, at that time by the reactor's clock, what this phone was
+        owed; on disk it is owed no more."""
+        self.flags.taken(key, at, self._clock.seconds())
+        self._saver.arm()
 
     def stop(self) -> Deferred[None]:
         """Start no more pushes and begin to write what is owed; fires when those in flight have
@@ -159,7 +183,7 @@ class Dispatcher:
 
         :raises Refused: temporarily, while there is no credential for them.
         """
-        return self._routes.topic(user)
+        return self.routes.topic(user)
 
     def register(self, registration: Registration) -> Deferred[None]:
         """Add or renew a registration; fires when it is on disk.
@@ -309,7 +333,7 @@ class Dispatcher:
         names = pushable(registration)
         if (wanted := canonical(mailbox)) not in names:
             return fail(Refused(f"this phone has no push for the mailbox {mailbox!r}"))
-        way = self.holds.way(self._routes.lane(registration.key.user, registration.topic))
+        way = self.holds.way(self.routes.lane(registration.key.user, registration.topic))
         if way is None:
             return fail(Refused(self.holds.no_credential(registration), temporary=True))
         holds, route = way

@@ -170,6 +170,23 @@ class Flags:
         flag.mailboxes |= wanted
         self._schedule(flag, min(flag.due, now))
 
+    def with_own(self, saved: WaitingFlag) -> WaitingFlag:
+        """It and what is owed to the phone already."""
+        flag = self._flags.get(saved.key)
+        own = () if flag is None else (*flag.mailboxes, *flag.sent)
+        return WaitingFlag(saved.key, saved.mailboxes.union(own))
+
+    def taken(self, key: RegistrationKey, at: float, now: float) -> None:
+        """Somebody else has taken over, at that time, what was on disk of a flag, and it is there
+        no more: only what was noticed later is still owed."""
+        flag = self._flags.get(key)
+        if flag is None:
+            return
+        if flag.noticed_at >= at or key in self._unsaved:
+            self._unsaved.setdefault(key, now)
+        else:
+            self.drop(key)
+
     def registered(self, registration: Registration) -> None:
         """The registration was renewed: what is owed is owed as it now reads."""
         flag = self._flags.get(registration.key)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
-from xaps.model import Credential, Outcome, Push, Refused, TokenCredential, covers
+from xaps.model import Credential, Outcome, Push, Refused, TokenCredential, covers, topics
 
 
 class Sender(Protocol):
@@ -100,17 +100,27 @@ class Routes:
 
     def route(self, topic: str) -> Route | None:
         """The one that covers this topic: an entry for it, rather than one whose certificate has it
-        among others, rather than a token key, of which one cannot know."""
-        found: Route | None = None
+        among others, rather than a token key. Of a key one cannot know which topics it is for: it
+        is not tried while an entry has no credential, which may be what the topic is missing."""
+        several = key = None
+        lacking = False
         for route in self._routes:
             credential = route.credential
-            if credential is None or not covers(credential, topic):
-                continue
-            if credential.topic == topic:
+            if credential is None:
+                lacking = True
+            elif credential.topic == topic:
                 return route
-            if found is None or (
-                isinstance(found.credential, TokenCredential)
-                and not isinstance(credential, TokenCredential)
-            ):
-                found = route
-        return found
+            elif isinstance(credential, TokenCredential):
+                key = key or route
+            elif covers(credential, topic):
+                several = several or route
+        return several or (None if lacking else key)
+
+    def covers(self, topic: str) -> bool:
+        """Whether pushes for this topic can go out."""
+        return self.route(topic) is not None
+
+    def topics(self) -> list[str]:
+        """Those that are known to be covered."""
+        found = (route.credential for route in self._routes if route.credential is not None)
+        return sorted({topic for each in found for topic in topics(each)})

@@ -54,6 +54,9 @@ _ONE = f"SELECT {REGISTRATIONS.columns} FROM registrations WHERE {_KEY}"
 _FLAG = f"SELECT {FLAGS.columns} FROM flags WHERE {_KEY}"
 _REASON = "SELECT reason FROM dropped WHERE user = ? AND account_id = ? AND phone = ?"
 _WAITS = f"SELECT EXISTS (SELECT 1 FROM outbox WHERE {_KEY} AND what = 'registration')"
+_FLAG_WAITS = f"SELECT EXISTS (SELECT 1 FROM outbox WHERE {_KEY} AND what = 'flag')"
+_IS_OWED = f"SELECT EXISTS (SELECT 1 FROM flags WHERE {_KEY})"
+_CLEAR = f"DELETE FROM flags WHERE {_KEY}"
 _LAST = "SELECT max(id) FROM outbox"
 _UNDO = "DELETE FROM outbox WHERE id > ? AND what = 'registration'"
 _DROP = f"DELETE FROM registrations WHERE {_KEY}"
@@ -249,6 +252,32 @@ class Outbox:
             return False
         connection.execute(_PUT, columns)
         return True
+
+    def settle(
+        self, taken: Sequence[RegistrationKey], owed: Sequence[RegistrationKey]
+    ) -> Deferred[tuple[Sequence[RegistrationKey], Sequence[RegistrationKey]]]:
+        """Compare what is owed here with what the others know of it, and forget what is owed no
+        more. What has changed here and waits in the outbox counts as it is here.
+
+        Fires with those of `taken` that were forgotten, and those of `owed` that are not known
+        here.
+
+        :param taken: other nodes have taken over what these phones are owed.
+        :param owed: these this node has to push.
+        """
+
+        def settle(
+            connection: sqlite3.Connection,
+        ) -> tuple[Sequence[RegistrationKey], Sequence[RegistrationKey]]:
+            def has(statement: str, key: RegistrationKey) -> bool:
+                return bool(connection.execute(statement, key).fetchone()[0])
+
+            forgotten = [key for key in taken if not has(_FLAG_WAITS, key)]
+            connection.executemany(_CLEAR, forgotten)
+            unknown = [key for key in owed if not has(_FLAG_WAITS, key) and not has(_IS_OWED, key)]
+            return forgotten, unknown
+
+        return self._writer.write(settle)
 
     def replica(self) -> Deferred[Replica | None]:
         """Fires with what the file is a replica of."""

@@ -1,0 +1,256 @@
+"""Tells the other nodes that this one is alive, and pushes what a dead one owes."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, Protocol, TypeVar
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger, LogLevel
+
+from xaps import __version__
+from xaps.cluster import nodes
+from xaps.cluster.database import Database, DatabaseError
+from xaps.cluster.exchange import Exchange
+from xaps.model import Refused, RegistrationKey, WaitingFlag
+from xaps.registry.interface import RegistryError
+from xaps.registry.outbox import BATCH, Outbox
+from xaps.system.complaints import HOUR, Complaints
+from xaps.system.console import counted
+
+BEAT = 5.0
+"""Seconds between two signs of life."""
+PAUSE = 3 * BEAT
+"""Seconds without one after which this node cannot say how long the others have been silent."""
+
+T = TypeVar("T")
+
+
+class Pushes(Protocol):
+    """What pushes; see :class:`xaps.push.dispatcher.Dispatcher`."""
+
+    def adopt(self, flags: Sequence[WaitingFlag]) -> Deferred[None]: ...
+
+    def taken(self, key: RegistrationKey, at: float) -> None: ...
+
+
+class Routes(Protocol):
+    """The credentials; see :class:`xaps.push.routes.Routes`."""
+
+    def covers(self, topic: str) -> bool: ...
+
+    def topics(self) -> Sequence[str]: ...
+
+
+class Heartbeat:
+    """A node among others.
+
+    :param name: the name of this node.
+    :param wall: the time of day.
+    :ivar error: why the others may think that this node is dead.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        database: Database,
+        exchange: Exchange,
+        outbox: Outbox,
+        *,
+        name: str,
+        pushes: Pushes,
+        routes: Routes,
+        wall: Callable[[], float],
+    ) -> None:
+        self._clock = clock
+        self._database = database
+        self._exchange = exchange
+        self._outbox = outbox
+        self._name = name
+        self._pushes = pushes
+        self._routes = routes
+        self._wall = wall
+        self._session = str(uuid.uuid4())
+        self._complaints = Complaints(self._log, clock.seconds)
+        self._starts = True
+        self._settled = False
+        self._since: float | None = None  # when signs of life began that came without a pause
+        self._last = 0.0
+        self._nodes: Sequence[nodes.Node] = ()
+        self._waiting = 0
+        self._counting = False
+        self._behind_since: float | None = None
+        self._adopted = 0
+        self.error: str | None = None
+        self._loop = LoopingCall(lambda: Deferred.fromCoroutine(self._turn()))
+        self._loop.clock = clock
+
+    def start(self) -> None:
+        """Begin; signs of life are given while PostgreSQL is there."""
+        self._loop.start(BEAT, now=False)
+
+    def stop(self) -> None:
+        """The others will think that this node is dead."""
+        if self._loop.running:
+            self._loop.stop()
+
+    def status(self) -> dict[str, Any]:
+        """How it and the others are, for administrators and programs."""
+        difference = self._wall() - self._clock.seconds()
+        behind = self._behind_since
+        return {
+            "waiting": self._waiting,
+            "behind_since": None if behind is None else behind + difference,
+            "adopted": self._adopted,
+            "nodes": [
+                {
+                    "name": node.name,
+                    "alive": node.alive,
+                    "last_beat": self._last - node.silent + difference,
+                    "version": node.version,
+                    "topics": list(node.topics),
+                    "waiting": node.waiting,
+                    "behind": node.behind,
+                    "adopted": node.adopted,
+                    "ahead": round(node.ahead, 3),
+                }
+                for node in self._nodes
+            ],
+        }
+
+    async def settle(self) -> None:
+        """Find out, after a pause, what others have pushed for this node, and what PostgreSQL knows
+        that this node owes and it does not know itself.
+
+        Raises :class:`DatabaseError` or :class:`~xaps.registry.interface.RegistryError`.
+        """
+        self._settled, self._since = False, None
+        if await self._beat():
+            asked = self._clock.seconds()
+            owed = await self._database.run(partial(nodes.owed, node=self._name))
+            for some in _slices(owed.taken):
+                ages = dict(some)
+                forgotten, _ = await self._outbox.settle(list(ages), ())
+                for key in forgotten:
+                    self._pushes.taken(key, asked - ages[key])
+            if owed.taken:
+                self._log.info(
+                    "Others have taken over {pushes} that this node owed",
+                    pushes=counted(len(owed.taken), "push"),
+                )
+                await self._database.run(partial(nodes.settled, node=self._name))
+            for flags in _slices(owed.flags):
+                _, unknown = await self._outbox.settle((), [flag.key for flag in flags])
+                if unknown:
+                    await self._pushes.adopt([each for each in flags if each.key in set(unknown)])
+        self._settled = True
+
+    async def forget(self, name: str) -> int:
+        """Take over what a dead node owes, and forget it; gives how many pushes it was.
+
+        Raises :class:`~xaps.model.Refused`.
+        """
+        forget = partial(nodes.forget, node=self._name, name=name, covers=self._routes.covers)
+        try:
+            return await self._take(forget)
+        except (DatabaseError, RegistryError) as error:
+            raise Refused(str(error), temporary=True) from error
+
+    async def _turn(self) -> None:
+        self._count()
+        behind = self._exchange.behind and self._database.connected
+        self._behind_since = (self._behind_since or self._clock.seconds()) if behind else None
+        try:
+            if not self._database.connected or not await self._beat():
+                self._since = None
+                return
+            if not self._settled:
+                await self.settle()
+            # Whom it has not heard of yet it cannot push.
+            if self._since is not None and not self._exchange.behind:
+                beating = self._clock.seconds() - self._since
+                await self._take(
+                    partial(
+                        nodes.adopt, node=self._name, beating=beating, covers=self._routes.covers
+                    )
+                )
+        except (DatabaseError, RegistryError) as error:
+            self._since = None
+            if self._database.connected:  # else this has been told
+                self._complaints.tell(
+                    LogLevel.error,
+                    "The other nodes may think that this one is dead: {error}",
+                    kind="turn",
+                    every=HOUR,
+                    error=error,
+                )
+        except Exception:
+            self._log.failure("The other nodes may think that this one is dead")
+        else:
+            self._complaints.over("turn")
+
+    async def _beat(self) -> bool:
+        """Gives whether the name is this node's."""
+        asked = self._clock.seconds()
+        sign = nodes.Sign(
+            self._name,
+            self._session,
+            __version__,
+            self._routes.topics(),
+            self._exchange.position.changed,
+            self._waiting,
+            self._adopted,
+        )
+        beat = partial(nodes.beat, sign=sign, wall=self._wall, starts=self._starts)
+        mine, self._nodes = await self._database.run(beat)
+        if self._since is None or asked - self._last > PAUSE:
+            self._since = asked
+        self._last = asked
+        if mine:
+            self._starts = False
+            self.error = None
+            self._complaints.over("name")
+            return True
+        self.error = (
+            f"another xapsd has the name {self._name} in the cluster: give each node a nodeName of "
+            "its own and restart it"
+        )
+        self._complaints.tell(LogLevel.error, "{error}", kind="name", every=HOUR, error=self.error)
+        return False
+
+    async def _take(self, take: Callable[[Any], nodes.Taken]) -> int:
+        number, rest = 0, True
+        while rest:
+            taken = await self._database.run(take)
+            rest = taken.rest
+            if taken.flags:
+                # Until it is on disk here, PostgreSQL knows that this node owes it.
+                self._settled = False
+                await self._pushes.adopt(taken.flags)
+                self._settled = True
+            number += len(taken.flags)
+            self._adopted += len(taken.flags)
+        if number:
+            self._log.info(
+                "Took over {pushes} that dead nodes owed", pushes=counted(number, "push")
+            )
+        return number
+
+    def _count(self) -> None:
+        if not self._counting:  # the disk may hang, and this node is alive
+            self._counting = True
+            self._outbox.count().addCallbacks(self._counted, lambda _: self._counted(self._waiting))
+
+    def _counted(self, waiting: int) -> None:
+        self._counting = False
+        self._waiting = waiting
+
+
+def _slices(values: Sequence[T]) -> Iterator[Sequence[T]]:
+    return (values[start : start + BATCH] for start in range(0, len(values), BATCH))
