@@ -53,7 +53,7 @@ class Faults:
         self._deck: list[str] = []
 
     def strike(self, name: str = "") -> None:
-        """One fault: this one, or one at random, of which each comes once before one comes again."""
+        """One fault: this one, or one at random, each once before one comes again."""
         if not self._deck:
             self._deck = self.deck()
             self._rng.shuffle(self._deck)
