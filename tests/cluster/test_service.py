@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import tempfile
 import time
 from collections.abc import Sequence
@@ -135,6 +136,16 @@ class ServiceTests(TestCase):
         begun = time.monotonic()
         await node.stop()
         self.assertLess(time.monotonic() - begun, 4.0)
+
+    @as_deferred
+    async def test_a_server_that_lets_nobody_in_holds_up_the_stop_for_a_second(self) -> None:
+        deaf = socket.create_server(("127.0.0.1", 0))  # it takes connections, and says nothing
+        self.addCleanup(deaf.close)
+        node = Node(f"postgresql://127.0.0.1:{deaf.getsockname()[1]}/x", "a")
+        await node.cluster.start()
+        begun = time.monotonic()
+        await node.stop()
+        self.assertLess(time.monotonic() - begun, 2.5)
 
     def test_what_is_no_url_is_refused_at_once(self) -> None:
         node = Node(new_url(), "a")

@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 import attrs
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from twisted.internet.defer import Deferred, DeferredLock, succeed
+from twisted.internet.defer import Deferred, DeferredLock, fail
 from twisted.internet.interfaces import IDelayedCall, IReadDescriptor
 from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
@@ -158,21 +158,24 @@ class Database:
         Fails with :class:`DatabaseError` when PostgreSQL is away or refuses, and with what `work`
         raised.
         """
+        if self._link is None:  # it may be connecting, which takes long
+            return fail(DatabaseError(self.error))
         done: Deferred[T] = self._one_by_one.run(self._transaction, work)
         return done
 
     def stop(self) -> Deferred[None]:
-        """Close the connections, and give up what hangs; fires when they are closed."""
+        """Close the connections, and give up what hangs; fires when nothing is done in the thread
+        any more."""
         self._stopping = True
         if self._retry is not None:
             self._retry.cancel()
             self._retry = None
-        if self._link is None:
-            return succeed(None)
         link = self._link
-        self._unlink("it was stopped")
-        link.hang_up()
-        return self._run(link.close)
+        if link is not None:
+            self._unlink("it was stopped")
+            link.hang_up()
+        end: Callable[[], None] = link.close if link is not None else lambda: None
+        return self._one_by_one.run(self._run, end)
 
     # ------------------------------------------------------------ connecting
 

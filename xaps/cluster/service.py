@@ -27,6 +27,9 @@ PATIENCE = 2.0
 """Seconds for which the start waits for PostgreSQL."""
 LAST_WORDS = 2.0
 """Seconds at the stop in which the others are told of what they do not know yet."""
+CLOSING = 1.0
+"""Seconds after that in which connections are closed; where one is being made, it is not waited
+for."""
 
 
 class _Thread(threading.Thread):
@@ -146,5 +149,8 @@ class Cluster:
                 "PostgreSQL does not answer: the other nodes hear of the last changes after the"
                 " next start"
             )
-        await self.database.stop()
+        try:
+            await self.database.stop().addTimeout(CLOSING, self._reactor)
+        except DeferTimeout:
+            return  # it connects: the thread ends with the process
         self._thread.stop()
