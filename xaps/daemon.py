@@ -258,6 +258,7 @@ class Daemon(Service):
                 *([] if cyrus is None else [cyrus.look]),
             ],
             cyrus_topic=self._cyrus_topic,
+            cluster=self._cluster,
             wall=time.time,
         )
         self._control = Control(
@@ -270,6 +271,7 @@ class Daemon(Service):
             stalls=self._stalls,
             metrics=self._metrics,
             cyrus_topic=self._cyrus_topic,
+            cluster=self._cluster,
             wall=time.time,
         )
         if config.control_socket:

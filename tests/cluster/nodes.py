@@ -18,7 +18,7 @@ from tests.push.test_dispatcher import FakeSender, one_route
 from xaps.cluster import schema
 from xaps.cluster.database import Database
 from xaps.cluster.exchange import Exchange
-from xaps.cluster.heartbeat import Heartbeat
+from xaps.cluster.heartbeat import BEAT, Heartbeat
 from xaps.model import Registration, RegistrationKey
 from xaps.push.dispatcher import Dispatcher
 from xaps.registry.opening import open_registry
@@ -81,15 +81,7 @@ class Node:
         self.registry = open_registry(
             self.path, run=execute, wall=lambda: self.now, clustered=clustered
         )
-        self.database = Database(
-            self.reactor,
-            self.url,
-            run=execute,
-            prepare=schema.prepare,
-            on_connect=self.connected,
-            on_notice=lambda: None,
-            jitter=lambda: 1.0,
-        )
+        self.database = self.make_database()
         self.exchange = Exchange(
             self.reactor,
             self.database,
@@ -118,10 +110,22 @@ class Node:
             wall=lambda: self.now,
         )
 
+    def make_database(self) -> Database:
+        return Database(
+            self.reactor,
+            self.url,
+            run=execute,
+            prepare=schema.prepare,
+            on_connect=self.connected,
+            on_notice=lambda: None,
+            jitter=lambda: 1.0,
+        )
+
     async def settle(self) -> None:
         await self.heartbeat.settle()
 
     def connected(self, central: schema.Central) -> None:
+        self.heartbeat.connected()
         self.exchange.begin(central)
 
     def changed(
@@ -129,6 +133,12 @@ class Node:
     ) -> None:
         self.renewed += registrations
         self.dropped += dropped
+
+    def reconnect(self) -> None:
+        """After the connection was stopped."""
+        self.database = self.make_database()
+        self.exchange._database = self.heartbeat._database = self.database
+        self.connect()
 
     def connect(self) -> None:
         self.database.start()
@@ -156,13 +166,19 @@ class Node:
             found += page
         return found
 
+    def live(self, seconds: float = BEAT) -> None:
+        """Let time pass, with signs of life and pushes."""
+        steps = round(seconds / BEAT)
+        self.reactor.pump([BEAT] * steps)
+
     def reopen(self, *, clustered: bool = True) -> None:
         """Stop and start."""
         self.close()
         self.open(clustered=clustered)
 
     def close(self) -> None:
-        """Stop."""
+        """Stop, without a word to the others."""
+        self.heartbeat.stop()
         self.database.stop()
         result(self.registry.close())
 

@@ -14,6 +14,7 @@ from twisted.logger import Logger
 
 from xaps import __version__
 from xaps.admin.backlog import waiting_for
+from xaps.admin.cluster import Cluster
 from xaps.admin.entries import FAILING, GOOD, Entry, days, waiting
 from xaps.admin.health import Health
 from xaps.admin.inquiry import Inquiry
@@ -50,6 +51,7 @@ class Control:
 
     :param pushes: what :meth:`push` brings is recorded in it.
     :param cyrus_topic: what Cyrus tells phones, if it is known.
+    :param cluster: the other nodes, if there can be some.
     :param wall: tells the time of day.
     """
 
@@ -67,9 +69,11 @@ class Control:
         stalls: StallWatch,
         metrics: Metrics,
         cyrus_topic: str | None = None,
+        cluster: Cluster | None = None,
         wall: Callable[[], float],
     ) -> None:
         self._clock = clock
+        self._cluster = cluster
         self._wall = wall
         self._registry = registry
         self._dispatcher = dispatcher
@@ -150,6 +154,7 @@ class Control:
             "dropped": dict(self._dispatcher.dropped),
             "reactor_stalls": self._stalls.count,
             "reactor_stalled_seconds": self._stalls.total,
+            **({} if self._cluster is None else {"cluster": self._cluster.status()}),
         }
 
     def _time_of_day(self, seconds: float | None) -> float | None:
@@ -232,6 +237,13 @@ class Control:
         if len({phone.key.device_token for phone in chosen}) > 1:
             raise Refused(f"{start} fits several phones of {user}; give more of the device token")
         return chosen
+
+    def forget_node(self, name: str) -> Deferred[Value]:
+        """Take over what a dead node owes, and forget it; fires with how many pushes it was. Fails
+        with :class:`~xaps.model.Refused`."""
+        if self._cluster is None:
+            return fail(Refused("databaseUrl is not set, so there are no other nodes"))
+        return self._cluster.forget(name).addCallback(lambda pushes: {"adopted": pushes})
 
     def push(self, user: str, mailbox: str | None = None) -> Deferred[list[Value]]:
         """Push to all phones of a user now; fires with what became of each, in half a minute at

@@ -11,6 +11,8 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
+from xaps.admin import cluster as nodes
+from xaps.admin.cluster import Cluster
 from xaps.admin.entries import DEGRADED, FAILING, GRADES, Entry, other_topic
 from xaps.push.dispatcher import Dispatcher
 from xaps.registry.interface import IRegistry, RegistryError
@@ -32,6 +34,7 @@ CAUSES = (
     "registry",
     "slots",
     "cyrus",
+    *nodes.CAUSES,
 )
 """Where trouble can be, as monitoring knows it; docs/monitoring.rst says what to do at each."""
 
@@ -62,6 +65,7 @@ class Health:
     :param works: all other work.
     :param checks: called at each look, before the work is judged.
     :param cyrus_topic: what Cyrus has phones register with, if that is known.
+    :param cluster: the other nodes, if there can be some.
     :ivar unreadable: why the registrations could not be read when somebody last asked for their
         number; ``None``: they could.
     """
@@ -80,6 +84,7 @@ class Health:
         works: Sequence[Work] = (),
         checks: Sequence[Callable[[], None]] = (),
         cyrus_topic: str | None = None,
+        cluster: Cluster | None = None,
         wall: Callable[[], float],
     ) -> None:
         self._clock = clock
@@ -91,6 +96,7 @@ class Health:
         self._works = (registrations, notices, *works)
         self._checks = checks
         self._cyrus_topic = cyrus_topic
+        self._cluster = cluster
         self._wall = wall
         self.unreadable: object = None
         self._since: dict[tuple[str, str], float] = {}  # by cause and entry
@@ -146,6 +152,9 @@ class Health:
         ours = [each.keeper.credential for each in self._entries if each.keeper.credential]
         if wrong := other_topic(self._cyrus_topic, ours):
             yield "topic", DEGRADED, wrong, ""
+        if self._cluster is not None:
+            for cause, text in nodes.troubles(self._cluster.status(), self._wall()):
+                yield cause, DEGRADED, text, ""
 
     def _found_of(self, entry: Entry, name: str, now: float) -> Iterator[tuple[str, str, str]]:
         """What is known of an entry."""

@@ -20,6 +20,7 @@ from twisted.python.failure import Failure
 
 import twisted
 from xaps import __version__
+from xaps.admin import cluster as nodes
 from xaps.admin.health import CAUSES
 from xaps.apns.status import ConnectionState
 from xaps.intake.answers import Handler
@@ -174,8 +175,10 @@ class _Page(Collector):
         text = "1 for each cause why all is not well"
         unhealthy = Gauge("xapsd_unhealthy", text, labels=["cause"])
         wrong = {trouble["cause"] for trouble in status["troubles"]}
+        cluster = status.get("cluster")
         for cause in CAUSES:
-            unhealthy.add_metric([cause], cause in wrong)
+            if cluster is not None or cause not in nodes.CAUSES:
+                unhealthy.add_metric([cause], cause in wrong)
         yield unhealthy
         if (phones := status["phones"]) is not None:
             yield Gauge("xapsd_registrations", "Phones that are registered", phones)
@@ -189,6 +192,8 @@ class _Page(Collector):
         text = "Pushes that had to wait since their phone had just had one"
         yield CounterMetricFamily("xapsd_pushes_held_for_calm", text, status["held_for_calm"])
         yield from _of_credentials(status["credentials"])
+        if cluster is not None:
+            yield from _of_cluster(cluster)
         text = "How often the reactor was blocked for more than 50 ms"
         yield CounterMetricFamily("xapsd_reactor_stalls", text, status["reactor_stalls"])
         text = "How long it was blocked then, in all"
@@ -244,3 +249,24 @@ def _of_credentials(entries: Sequence[Mapping[str, Any]]) -> Iterator[Metric]:
         limit.add_metric([name], connection["stream_limit"])
         again.add_metric([name], max(0, connection["connections_made"] - 1))
     yield from (usable, refused, expiry, waiting, held, states, open_now, limit, again)
+
+
+def _of_cluster(cluster: Status) -> Iterator[Metric]:
+    """How this node is among the others, as far as it knows."""
+    text = "1 while PostgreSQL is there"
+    yield Gauge("xapsd_cluster_connected", text, cluster["away"] is None)
+    count = Gauge("xapsd_cluster_nodes", "Nodes that are known, by state", labels=["state"])
+    alive = sum(node["alive"] for node in cluster["nodes"])
+    count.add_metric(["alive"], alive)
+    count.add_metric(["silent"], len(cluster["nodes"]) - alive)
+    yield count
+    text = "Changes of this node that the others do not know yet"
+    yield Gauge("xapsd_cluster_changes_waiting", text, cluster["waiting"])
+    text = "Pushes that this node took over from dead ones"
+    yield CounterMetricFamily("xapsd_cluster_pushes_adopted", text, cluster["adopted"])
+    for node in cluster["nodes"]:
+        if node["name"] == cluster["node"]:
+            text = "Changes of others that this node does not know yet, 1000 at the most"
+            yield Gauge("xapsd_cluster_changes_missing", text, node["behind"])
+            text = "How far the clock is ahead of PostgreSQL's"
+            yield Gauge("xapsd_cluster_clock_ahead_seconds", text, node["ahead"])

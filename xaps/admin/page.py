@@ -17,7 +17,16 @@ from twisted.web.template import Tag, flattenString, tags
 
 from xaps.admin.control import Control
 from xaps.admin.entries import DEGRADED, FAILING, GOOD, STARTING, days
-from xaps.admin.words import Answer, connection, folders, in_words, last_notice, last_push, on_disk
+from xaps.admin.words import (
+    Answer,
+    connection,
+    folders,
+    in_words,
+    last_notice,
+    last_push,
+    node,
+    on_disk,
+)
 from xaps.model import MAX_USER, Refused
 from xaps.registry.interface import RegistryError
 from xaps.system.console import counted, duration, moment, one_line
@@ -106,6 +115,7 @@ def _page(status: Answer, day: Mapping[str, Sequence[int]], asked: Tag, *, priva
                 asked,
                 *_credentials(status["credentials"], now),
                 _pushes(status),
+                _nodes(status),
                 _plot(day, now),
                 _failures(status["failures"], private=private),
             ),
@@ -195,6 +205,18 @@ def _pushes(status: Answer) -> Tag:
     if status["waiting"]:
         listed(tags.dt("What for"), [tags.dd(one_line(reason)) for reason in reasons])
     return _section("Pushes", listed)
+
+
+def _nodes(status: Answer) -> Tag | str:
+    if "cluster" not in status:
+        return ""
+    listed = {
+        each["name"]: ", ".join(
+            f"{name} {what}" for name, what in node(each, status["now"]).items()
+        )
+        for each in status["cluster"]["nodes"]
+    }
+    return _section("Nodes", _list(listed), wide=True)
 
 
 def _seconds(seconds: float) -> str:

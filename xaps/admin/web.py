@@ -2,8 +2,8 @@
 browsers.
 
 ``GET /status``, ``/explain?user=U``, ``/devices?user=U&full=1``, ``/metrics``, ``/healthz``; ``POST
-/reload``; ``POST /forget`` and ``/push`` with a JSON object. Answers are JSON, an error is
-``{"error": "one line"}``. The page is ``GET /?user=U``, in HTML.
+/reload``; ``POST /forget``, ``/push`` and ``/forget-node`` with a JSON object. Answers are JSON, an
+error is ``{"error": "one line"}``. The page is ``GET /?user=U``, in HTML.
 """
 
 from __future__ import annotations
@@ -88,8 +88,15 @@ def control_site(reactor: IReactorTime, control: Control) -> Site:
         (b"status", _Leaf(QUESTION, lambda _: control.status())),
         (b"explain", _Leaf(QUESTION, lambda request: control.explain(_user(request) or ""))),
         (b"devices", _Leaf(QUESTION, partial(_devices, control))),
-        (b"forget", _Leaf(ORDER, lambda request: control.forget(*_order(request, "token")))),
-        (b"push", _Leaf(ORDER, lambda request: control.push(*_order(request, "mailbox")))),
+        (
+            b"forget",
+            _Leaf(ORDER, lambda request: control.forget(*_order(request, "user", "token"))),
+        ),
+        (b"push", _Leaf(ORDER, lambda request: control.push(*_order(request, "user", "mailbox")))),
+        (
+            b"forget-node",
+            _Leaf(ORDER, lambda request: control.forget_node(*_order(request, "node"))),
+        ),
         (b"reload", _Leaf(ORDER, lambda _: control.reload())),
     ):
         site.resource.putChild(path, leaf)
@@ -330,8 +337,8 @@ class _Reader:
     stopProducing = resumeProducing
 
 
-def _order(request: Any, option: str) -> tuple[str, str | None]:
-    """The user whom it is about, and the `option` if it is given."""
+def _order(request: Any, about: str, *options: str) -> list[Any]:
+    """Whom or what it is `about`, and those of the `options` that are given."""
     body = request.content.read()
     if len(body) > MAX_BODY:
         raise Refused(f"the request has more than {MAX_BODY} bytes")
@@ -341,13 +348,13 @@ def _order(request: Any, option: str) -> tuple[str, str | None]:
         raise Refused("the request is not JSON") from None
     if not isinstance(order, dict):
         raise Refused("the request is not a JSON object")
-    texts = user, value = order.get("user"), order.get(option)
-    for name, text in zip(("user", option), texts, strict=True):
+    texts = [order.get(name) for name in (about, *options)]
+    for name, text in zip((about, *options), texts, strict=True):
         if text is not None and (not isinstance(text, str) or not text.isprintable()):
             raise Refused(f'"{name}" is not a text')
-    if not user:
-        raise Refused('"user" is missing')
-    return user, value
+    if not texts[0]:
+        raise Refused(f'"{about}" is missing')
+    return texts
 
 
 def _user(request: Any) -> str | None:

@@ -122,3 +122,21 @@ def last_notice(answer: Answer) -> str:
     ago = duration(max(0.0, answer["now"] - notice["at"]))
     when = f"{moment(notice['at'])} ({ago} ago)"
     return f"{what} in {notice['mailbox']}, {when}, for {counted(notice['phones'], 'phone')}"
+
+
+def node(found: Answer, now: float) -> dict[str, str]:
+    """What is known of a node of the cluster."""
+    return {
+        "alive": f"{duration(now - found['last_beat'])} ago",
+        "version": found["version"],
+        "to tell": str(found["waiting"]),
+        "to hear": str(found["behind"]),
+        "taken over": str(found["adopted"]),
+        "clock": clock(found["ahead"]),
+        "topics": ", ".join(found["topics"]) or "none",
+    }
+
+
+def clock(ahead: float) -> str:
+    """How far a clock is from the one that counts."""
+    return f"{abs(ahead):.1f} s {'ahead' if ahead > 0 else 'behind'}"

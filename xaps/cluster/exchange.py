@@ -31,8 +31,7 @@ class Exchange:
     """Takes turns: a batch there, a batch here, until both have what there is.
 
     :param node: the name of this node.
-    :param settle: done on each new connection, before anything is told; if it fails it is tried
-        again.
+    :param settle: done first of all in each turn.
     :param on_changes: told of what others have registered or renewed, and dropped, when that is on
         disk.
     :ivar behind: others have changed what is not here yet.
@@ -135,6 +134,7 @@ class Exchange:
         return True
 
     async def _turns(self) -> None:
+        await self._settle()
         await self._compare()
         await self._tell()
         while await self._hear() and not self._stopping:
@@ -148,7 +148,6 @@ class Exchange:
         central = self._central
         if central is None:
             return
-        await self._settle()
         found = await self._outbox.replica()
         if (
             found is None

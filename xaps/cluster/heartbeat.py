@@ -124,14 +124,19 @@ class Heartbeat:
             ],
         }
 
+    def connected(self) -> None:
+        """There is a new connection: nobody knows for how long there was none."""
+        self._settled, self._since = False, None
+
     async def settle(self) -> None:
         """Find out, after a pause, what others have pushed for this node, and what PostgreSQL knows
         that this node owes and it does not know itself.
 
         Raises :class:`DatabaseError` or :class:`~xaps.registry.interface.RegistryError`.
         """
-        self._settled, self._since = False, None
-        if await self._beat():
+        if self._settled:
+            return
+        if mine := await self._beat():
             asked = self._clock.seconds()
             owed = await self._database.run(partial(nodes.owed, node=self._name))
             for some in _slices(owed.taken):
@@ -149,7 +154,7 @@ class Heartbeat:
                 _, unknown = await self._outbox.settle((), [flag.key for flag in flags])
                 if unknown:
                     await self._pushes.adopt([each for each in flags if each.key in set(unknown)])
-        self._settled = True
+        self._settled = mine
 
     async def forget(self, name: str) -> int:
         """Take over what a dead node owes, and forget it; gives how many pushes it was.
@@ -167,19 +172,8 @@ class Heartbeat:
         behind = self._exchange.behind and self._database.connected
         self._behind_since = (self._behind_since or self._clock.seconds()) if behind else None
         try:
-            if not self._database.connected or not await self._beat():
-                self._since = None
-                return
-            if not self._settled:
-                await self.settle()
-            # Whom it has not heard of yet it cannot push.
-            if self._since is not None and not self._exchange.behind:
-                beating = self._clock.seconds() - self._since
-                await self._take(
-                    partial(
-                        nodes.adopt, node=self._name, beating=beating, covers=self._routes.covers
-                    )
-                )
+            if self._database.connected and await self._beat() and self._settled:
+                await self._adopt()
         except (DatabaseError, RegistryError) as error:
             self._since = None
             if self._database.connected:  # else this has been told
@@ -194,6 +188,14 @@ class Heartbeat:
             self._log.failure("The other nodes may think that this one is dead")
         else:
             self._complaints.over("turn")
+
+    async def _adopt(self) -> None:
+        dead = any(not node.alive for node in self._nodes)
+        # Whom it has not heard of yet it cannot push.
+        if dead and self._since is not None and not self._exchange.behind:
+            beating = self._clock.seconds() - self._since
+            covers = self._routes.covers
+            await self._take(partial(nodes.adopt, node=self._name, beating=beating, covers=covers))
 
     async def _beat(self) -> bool:
         """Gives whether the name is this node's."""
@@ -229,11 +231,13 @@ class Heartbeat:
         while rest:
             taken = await self._database.run(take)
             rest = taken.rest
-            if taken.flags:
-                # Until it is on disk here, PostgreSQL knows that this node owes it.
-                self._settled = False
+            if not taken.flags:
+                continue
+            try:
                 await self._pushes.adopt(taken.flags)
-                self._settled = True
+            except RegistryError:
+                self._settled = False  # PostgreSQL knows that this node owes it
+                raise
             number += len(taken.flags)
             self._adopted += len(taken.flags)
         if number:

@@ -113,6 +113,7 @@ class Cluster:
         )
 
     def _connected(self, central: schema.Central) -> None:
+        self.heartbeat.connected()
         self.exchange.begin(central)
 
     async def _settle(self) -> None:

@@ -12,6 +12,7 @@ from xaps.admin.words import (
     in_words,
     last_notice,
     last_push,
+    node,
     on_disk,
 )
 from xaps.system.console import counted, duration, moment, one_line
@@ -33,6 +34,7 @@ def status(answer: Answer) -> Iterator[str]:
         ("Last hour", ", ".join(f"{n} {name}" for name, n in answer["last_hour"].items())),
         ("Waiting", f"{waiting}, and {answer['in_flight']} in flight"),
         ("Phones", "unknown" if answer["phones"] is None else str(answer["phones"])),
+        *_cluster(answer),
         ("Stalls", f"{answer['reactor_stalls']} since the start"),
     ]
     for name, value in values:
@@ -57,6 +59,28 @@ def _credentials(answer: Answer, now: float) -> Iterator[tuple[str, str]]:
         yield "Credential", f"{entry['name']}: {text}; {waiting} waiting"
         if entry["refused"] is not None:
             yield "On disk", on_disk(entry["refused"], now)
+
+
+def _cluster(answer: Answer) -> Iterator[tuple[str, str]]:
+    if (cluster := answer.get("cluster")) is not None:
+        alive = sum(each["alive"] for each in cluster["nodes"])
+        text = f"{cluster['node']}, {counted(alive, 'node')} of {len(cluster['nodes'])} alive"
+        if cluster["away"] is not None:
+            text = f"{cluster['node']}, without PostgreSQL"
+        yield "Node", f"{text}; {counted(cluster['waiting'], 'change')} to be told"
+
+
+def nodes(answer: Answer) -> Iterator[str]:
+    """A table of nodes, for a status."""
+    cluster, now = answer["cluster"], answer["now"]
+    if (why := cluster["away"] or cluster["error"]) is not None:
+        yield f"! {one_line(why)}"
+    lines: list[list[str]] = []
+    for each in cluster["nodes"]:
+        found = node(each, now)
+        lines = lines or [["NODE", *(heading.upper() for heading in found)]]
+        lines.append([each["name"], *found.values()])
+    yield from _table(lines)
 
 
 def explanation(answer: Answer) -> Iterator[str]:
@@ -88,7 +112,12 @@ def devices(phones: Sequence[Answer]) -> Iterator[str]:
     for phone in phones:
         cells = [phone["user"], phone["device_token"], phone["account_id"]]
         cells += [moment(phone["registered_at"]), last_push(phone), folders(phone)]
-        lines.append(list(map(one_line, cells)))
+        lines.append(cells)
+    yield from _table(lines)
+
+
+def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    lines = [list(map(one_line, row)) for row in rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         cells = [f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)]

@@ -66,6 +66,22 @@ class Commands:
             print("No phone is registered.")
         return self._found(phones) if user else 0
 
+    def do_nodes(self) -> int:
+        answer = self._daemon().get("/status")
+        if "cluster" not in answer:
+            raise CtlError("databaseUrl is not set, so there are no other nodes", BAD)
+        cluster = answer["cluster"]
+        self._tell(cluster["nodes"], answers.nodes(answer))
+        alone = cluster["away"] or cluster["error"]
+        return BAD if alone or not all(each["alive"] for each in cluster["nodes"]) else 0
+
+    def do_nodes_forget(self) -> int:
+        name = self._options.node
+        answer = self._daemon().post("/forget-node", node=name)
+        took = f"; this node took over {counted(answer['adopted'], 'push')}"
+        self._tell(answer, [f"Forgot {name}{took if answer['adopted'] else ''}"])
+        return 0
+
     def do_forget(self) -> int:
         token = self._options.token
         daemon = self._daemon()

@@ -74,6 +74,20 @@ Push to a user's phones now and tell what APNs says.
 What APNs takes need not reach a phone that is switched off, or has Push switched off in
 Settings, Mail, Accounts, Fetch New Data. Exits with 0 only if APNs took all pushes.
 """,
+    "nodes": """\
+List the nodes, where several share their phones (databaseUrl).
+
+When each was last alive, its changes that it has to tell the others, the others' that it
+has yet to hear of, how many pushes it took over from dead nodes, how far its clock is ahead
+of PostgreSQL's, and the topics of its credentials. Exits with 0 only if PostgreSQL is there
+and all nodes are alive.
+""",
+    "nodes forget": """\
+Forget a node that is gone for good.
+
+It must have been silent for 30 seconds. What it still owes is pushed by this node, where it
+has a credential for that. A node that comes back is known again.
+""",
     "notify": """\
 Tell of new mail, as an IMAP server does.
 
@@ -174,6 +188,7 @@ ARGUMENTS = {
             help="what has new mail (default: INBOX)",
         ),
     ],
+    "nodes forget": [_arg("node", metavar="NAME")],
     "notify": [
         USER,
         _arg("mailbox", metavar="MAILBOX", nargs="?", default="INBOX", help="default: INBOX"),
