@@ -49,9 +49,9 @@ class MeetingTests(ClusterTestCase):
         self.assertEqual(d.stop(), 0)
         self.until(b, "late", 200)
         self.wait_until_same(a, b, c, count=2)
-        status, answer = self.ctl(b, "nodes")
-        self.assertEqual(status, 0, answer)
-        self.assertLessEqual({"a", "b", "c"}, {node["name"] for node in answer})
+
+        # A node knows the others by its last sign of life.
+        wait_until(lambda: {"a", "b", "c"} <= self.names(b), "not all are listed")
         self.assertNotEqual(self.ctl(b, "nodes", "forget", "a")[0], 0, "it is alive")
         self.assertFalse(self.broken(a, b, c, d))
 
@@ -72,6 +72,10 @@ class MeetingTests(ClusterTestCase):
         self.wait_until_same(*nodes, count=1)
         self.until(c, "alice", 200)
         self.assertFalse(self.broken(*nodes))
+
+    def names(self, daemon: Daemon) -> set[str]:
+        """Of the nodes that it lists."""
+        return {node["name"] for node in self.ctl(daemon, "nodes")[1]}
 
     def broken(self, *daemons: Daemon) -> list[str]:
         return [line for daemon in daemons for line in daemon.log if "Traceback" in line]
