@@ -16,6 +16,7 @@ from tests.admin.test_metrics import CERTIFICATE, CONNECTED
 from tests.fakes import MemoryRegistry
 from tests.push.test_dispatcher import FakeSender, one_route
 from tests.registry.contract import everything
+from xaps.admin.cluster import Cluster
 from xaps.admin.control import Control
 from xaps.admin.entries import Entry
 from xaps.admin.health import LOOK, Health
@@ -79,6 +80,7 @@ class FakeClient(Client):
 class ControlTestCase(SynchronousTestCase):
     set_by = 0.0
     cyrus_topic: str | None = None
+    cluster: Cluster | None = None
 
     def setUp(self) -> None:
         self.clock = Clock()
@@ -113,6 +115,7 @@ class ControlTestCase(SynchronousTestCase):
             works=[self.pushes.work, self.work],
             checks=[self.check],
             cyrus_topic=self.cyrus_topic,
+            cluster=self.cluster,
             wall=self.wall,
         )
         self.control = Control(
@@ -124,6 +127,7 @@ class ControlTestCase(SynchronousTestCase):
             pushes=self.pushes,
             stalls=StallWatch(self.clock),
             metrics=self.metrics,
+            cluster=self.cluster,
             wall=self.wall,
         )
 

@@ -22,6 +22,8 @@ from unittest import mock
 from twisted.internet.defer import execute
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
+from tests.admin.test_cluster import FakeCluster, node
+from tests.admin.test_control import NOW
 from tests.conditions import NOBODY, without_root
 from xaps.admin.words import in_words
 from xaps.ctl import answers
@@ -557,6 +559,64 @@ class WordsTests(SynchronousTestCase):
 
     def test_a_success_does_not_promise_what_apple_does_not(self) -> None:
         self.assertIn("Apple took the push", in_words("delivered", ""))
+
+
+class NodesTests(CtlTestCase):
+    def asked(self, answer: Any, *argv: str) -> tuple[int, StandinDaemon]:
+        daemon = StandinDaemon(self.control, answered(answer))
+        self.addCleanup(self.control.unlink)
+        self.addCleanup(daemon.close)
+        return self.ctl(*argv), daemon
+
+    def status(self, **changes: Any) -> dict[str, Any]:
+        return {**STATUS, "cluster": FakeCluster(**changes).status(), "now": NOW}
+
+    def test_a_line_for_each(self) -> None:
+        self.assertEqual(self.asked(self.status(), "nodes")[0], 0)
+        heads, first, second = self.out.splitlines()
+        self.assertEqual(
+            re.split(" {2,}", heads),
+            ["NODE", "ALIVE", "VERSION", "TO TELL", "TO HEAR", "TAKEN OVER", "CLOCK", "TOPICS"],
+        )
+        self.assertEqual(
+            re.split(" {2,}", first),
+            ["mail1", "2 seconds ago", "2.1.0", "0", "4", "12", "0.2 s ahead", "topic"],
+        )
+        self.assertTrue(second.startswith("mail2  "))
+
+    def test_for_programs(self) -> None:
+        self.assertEqual(self.asked(self.status(), "--json", "nodes")[0], 0)
+        self.assertEqual([each["name"] for each in json.loads(self.out)], ["mail1", "mail2"])
+
+    def test_it_is_not_good_where_one_is_silent_or_this_one_is_alone(self) -> None:
+        for changes, begins in (
+            ({"nodes": [node("mail1", alive=False)]}, "NODE"),
+            ({"away": "PostgreSQL: refused", "nodes": []}, "! PostgreSQL: refused"),
+            ({"error": "it is taken"}, "! it is taken"),
+        ):
+            with self.subTest(**changes):
+                self.assertEqual(self.asked(self.status(**changes), "nodes")[0], BAD)
+                self.assertTrue(self.out.startswith(begins), self.out)
+                self.doCleanups()
+                self.setUp()
+
+    def test_without_others(self) -> None:
+        self.assertEqual(self.asked(STATUS, "nodes")[0], BAD)
+        self.assertIn("databaseUrl is not set", self.err)
+
+    def test_one_is_forgotten(self) -> None:
+        status, daemon = self.asked({"adopted": 7}, "nodes", "forget", "mail2")
+        self.assertEqual(status, 0)
+        self.assertEqual(self.out, "Forgot mail2; this node took over 7 pushes\n")
+        self.assertIn(b"POST /forget-node", daemon.asked[0])
+        self.assertTrue(daemon.asked[0].endswith(b'{"node": "mail2"}'))
+
+    def test_the_status_has_a_line(self) -> None:
+        text = "\n".join(answers.status(self.status()))
+        self.assertIn("  Node        mail1, 2 nodes of 2 alive; 3 changes to be told", text)
+        text = "\n".join(answers.status(self.status(away="refused")))
+        self.assertIn("  Node        mail1, without PostgreSQL; 3 changes to be told", text)
+        self.assertNotIn("Node", "\n".join(answers.status(STATUS)))
 
 
 class CommandLineTests(CtlTestCase):

@@ -440,6 +440,59 @@ class DiskTests(SynchronousTestCase):
         self.assertEqual(fresh.to_save(START + 11), ([], [self.alice.key]))
 
 
+class TakenTests(SynchronousTestCase):
+    """Another node has taken over at `START + 10` what was on disk."""
+
+    def setUp(self) -> None:
+        self.table = table()
+        self.key = registration().key
+        self.notice("INBOX", START)
+        self.table.to_save(START + 1)
+
+    def notice(self, mailbox: str, now: float) -> None:
+        self.table.notice(addressee(name=mailbox), mailbox, new_mail=False, now=now)
+
+    def taken(self) -> set[str] | None:
+        """What is to be written again; ``None``: nothing is owed any more."""
+        self.table.taken(self.key, START + 10, START + 20)
+        changed, _ = self.table.to_save(START + 30)
+        if self.table.get(self.key) is None:
+            self.assertEqual(changed, [])
+            return None
+        return {mailbox for flag in changed for mailbox in flag.mailboxes}
+
+    def test_what_was_noticed_before_is_owed_no_more(self) -> None:
+        self.notice("INBOX", START + 9)
+        self.assertIsNone(self.taken())
+
+    def test_what_was_noticed_later_is(self) -> None:
+        self.notice("INBOX", START + 10)
+        self.assertEqual(self.taken(), {"INBOX"})
+
+    def test_what_was_not_on_disk_is(self) -> None:
+        self.notice("Notes", START + 9)
+        self.assertEqual(self.taken(), {"INBOX", "Notes"})
+
+    def test_a_push_in_flight_is_not_tried_again(self) -> None:
+        flag = take(self.table, START + 100)
+        assert flag
+        self.table.taken(self.key, START + 10, START + 100)
+        self.table.failed(flag, START + 200, START + 101)
+        self.assertIsNone(self.table.get(self.key))
+
+    def test_nothing_was_owed(self) -> None:
+        self.table.taken(registration("bob").key, START + 10, START + 20)
+        self.assertEqual(len(self.table), 1)
+
+    def test_what_is_taken_over_is_added_to_what_is_owed(self) -> None:
+        given = WaitingFlag(self.key, frozenset({"Notes"}))
+        self.assertEqual(self.table.with_own(given).mailboxes, {"INBOX", "Notes"})
+        take(self.table, START + 100)
+        self.assertEqual(self.table.with_own(given).mailboxes, {"INBOX", "Notes"})
+        bob = WaitingFlag(registration("bob").key, frozenset({"Notes"}))
+        self.assertEqual(self.table.with_own(bob), bob)
+
+
 class WaitingMachine(RuleBasedStateMachine):
     """Against a plain account of what each phone is owed."""
 

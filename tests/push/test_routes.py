@@ -100,6 +100,13 @@ class RouteTests(SynchronousTestCase):
         found = [routes.route(topic) for topic in (X, Y, Z, "other")]
         self.assertEqual(found, [own, several, key, key])
 
+    def test_the_topics_of_all(self) -> None:
+        several = certificate(Z, Z, Y)
+        routes = Routes([route("key", token_key(X)), route("lost", None), route("b", several)])
+        self.assertEqual(routes.topics(), sorted([X, Y, Z]))
+        self.assertTrue(routes.covers(Y))
+        self.assertFalse(routes.covers("other"), "the key may not be for it")
+
     def test_where_none_covers_it_there_is_none(self) -> None:
         routes = Routes([route("a", certificate(X)), route("b", None)])
         self.assertEqual([len(routes), routes.route(Y)], [2, None])

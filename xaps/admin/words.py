@@ -139,4 +139,6 @@ def node(found: Answer, now: float) -> dict[str, str]:
 
 def clock(ahead: float) -> str:
     """How far a clock is from the one that counts."""
+    if abs(ahead) < 0.05:
+        return "right"
     return f"{abs(ahead):.1f} s {'ahead' if ahead > 0 else 'behind'}"
