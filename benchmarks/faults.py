@@ -52,12 +52,12 @@ class Faults:
         self._rng = rng
         self._deck: list[str] = []
 
-    def strike(self) -> None:
-        """One fault, at random; each comes once before one comes again."""
+    def strike(self, name: str = "") -> None:
+        """One fault: this one, or one at random, each once before one comes again."""
         if not self._deck:
             self._deck = self.deck()
             self._rng.shuffle(self._deck)
-        name = self._deck.pop()
+        name = name or self._deck.pop()
         self.happened[name.removeprefix("do_")] += 1
         getattr(self, name)()
 

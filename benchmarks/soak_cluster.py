@@ -226,6 +226,8 @@ class Soak:
         long: list[Callable[[], None]] = []
         if self._long:
             long = [self._long_outage, partial(self.cut, CUT)]
+        time.sleep(3)
+        self._faults.strike("do_sigkill_for_long")  # there may be no time for it later
         while self._elapsed < self._load_until:
             time.sleep(self._rng.uniform(0.5, 2.5))
             self._mend()

@@ -110,6 +110,14 @@ class ClusterTestCase(EndToEndTestCase):
         status = main(["--json", "--config", str(daemon.config), *argv], out, err)
         return status, json.loads(out.getvalue()) if out.getvalue() else err.getvalue()
 
+    def names(self, daemon: Daemon) -> set[str]:
+        """Of the nodes that it lists."""
+        return {node["name"] for node in self.ctl(daemon, "nodes")[1]}
+
+    def broken(self, *daemons: Daemon) -> list[str]:
+        """Errors in their logs."""
+        return [line for daemon in daemons for line in daemon.log if "Traceback" in line]
+
     def content(self, daemon: Daemon, query: str = _REGISTRATIONS) -> Content:
         """The registrations, or what else is asked for, on a node's disk."""
         file = Path(daemon.settings["databaseFile"]).with_suffix(".sqlite3")
