@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -46,7 +46,7 @@ from xaps.push.holds import (
 )
 from xaps.push.routes import Route, Routes, Sender
 from xaps.push.saving import PATIENCE as SAVE_PATIENCE
-from xaps.registry.interface import MAX_PER_USER
+from xaps.registry.interface import MAX_PER_USER, RegistryError
 
 NOW = 1_800_000_000.0
 UPTIME = 5_000.0
@@ -1519,6 +1519,57 @@ class DiskTests(DispatcherTestCase):
         self.successResultOf(stopping)
         self.assertEqual((self.flags(), len(self.sender.pushes)), ([key], 1))
         self.assertEqual(self.clock.getDelayedCalls(), [])
+
+
+class AdoptionTests(DispatcherTestCase):
+    """What another node owed."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        boxes = ("INBOX", "Notes")
+        self.key = self.register(mailboxes=boxes, confirmed=frozenset(boxes))
+
+    def adopt(self, key: RegistrationKey, mailbox: str = "INBOX") -> Deferred[None]:
+        return self.dispatcher.adopt([WaitingFlag(key, frozenset({mailbox}))])
+
+    def on_disk(self) -> Sequence[WaitingFlag]:
+        found: Sequence[WaitingFlag] = self.successResultOf(self.registry.flags())
+        return found
+
+    def test_it_is_on_disk_before_it_is_pushed(self) -> None:
+        self.registry.held = True
+        adopting = self.adopt(self.key)
+        self.turn()
+        self.assertEqual(self.sender.pushes, [])
+        self.registry.release()
+        self.successResultOf(adopting)
+        self.turn()
+        self.assertEqual(len(self.sender.pushes), 1)
+        self.assertEqual(self.on_disk(), [WaitingFlag(self.key, frozenset({"INBOX"}))])
+        self.sender.answer(Delivered())
+        self.turn(1)
+        self.assertEqual(self.on_disk(), [])
+
+    def test_what_is_owed_already_stays_on_disk(self) -> None:
+        self.notify(mailbox="Notes", new_mail=False)
+        self.turn(1)
+        self.successResultOf(self.adopt(self.key))
+        self.assertEqual(self.on_disk(), [WaitingFlag(self.key, frozenset({"INBOX", "Notes"}))])
+        self.turn()
+        (push,) = self.sender.pushes
+        self.assertEqual(len(push.hashes), 2)
+
+    def test_a_phone_that_is_not_known_is_owed_nothing(self) -> None:
+        self.successResultOf(self.adopt(RegistrationKey("bob", "A", "aa")))
+        self.turn()
+        self.assertEqual((self.on_disk(), self.sender.pushes), ([], []))
+
+    def test_what_cannot_be_written_is_not_adopted(self) -> None:
+        self.registry.failure = "the disk is full"
+        self.failureResultOf(self.adopt(self.key), RegistryError)
+        self.registry.failure = None
+        self.turn(1)
+        self.assertEqual(self.sender.pushes, [])
 
 
 class ExpiryTests(DispatcherTestCase):
