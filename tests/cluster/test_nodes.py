@@ -87,6 +87,7 @@ class NodesCase(SynchronousTestCase):
         self.sql(
             "UPDATE nodes SET beat = beat - %s * interval '1 s' WHERE name = %s", seconds, node.name
         )
+        node.now += seconds
 
     def kill(self, node: Node) -> None:
         node.close()
@@ -128,6 +129,26 @@ class AdoptionTests(NodesCase):
         self.assertEqual(self.pushed(self.a), [])
         self.b.live(60)
         self.assertEqual(self.pushed(self.b), list(USERS))
+
+    def test_who_was_killed_before_it_knew_that_the_others_knew_drops_it_too(self) -> None:
+        self.owe(self.a, *USERS)
+        flags = result(self.a.registry.flags())
+        result(self.a.registry.save_flags(flags, ()))
+        self.kill(self.a)
+        self.b.live()
+        self.a.open()
+        self.assertEqual(self.begin(self.a), 0)
+
+    def test_who_owes_more_than_the_others_knew_still_owes_it(self) -> None:
+        self.owe(self.a, *USERS)
+        self.a.dispatcher.notify(Notice("bob", "Sent", new_mail=False))
+        self.a.reactor.advance(SOON)
+        self.kill(self.a)
+        self.assertEqual(len(self.flags()), 3)
+        self.b.live()
+        self.a.open()
+        self.assertEqual(self.begin(self.a), 1)
+        self.assertEqual(self.flags(), [("a", "bob", None), *[("b", user, None) for user in USERS]])
 
     def test_what_nobody_has_taken_over_is_taken_up_by_who_returns(self) -> None:
         self.owe(self.a, *USERS)
@@ -282,6 +303,16 @@ class InTheMidstTests(NodesCase):
             third = self.take(one, "b")
         self.assertEqual((len(first), len(second), third), (BATCH, 100, set()))
         self.assertEqual(len(first | second), number)
+
+    def test_it_is_added_to_what_is_owed_already_at_once(self) -> None:
+        self.owe(self.a, "alice")
+        self.owe(self.b, "alice", mailbox="Sent")
+        self.kill(self.a)
+        with psycopg.connect(self.url) as connection:
+            self.take(connection, "b")
+        self.assertEqual(
+            self.sql("SELECT mailboxes FROM flags WHERE node = 'b'"), [('["INBOX", "Sent"]',)]
+        )
 
     def test_who_dies_between_postgresql_and_its_own_disk_takes_it_up_when_back(self) -> None:
         self.owe(self.a, *USERS)

@@ -140,9 +140,10 @@ class Heartbeat:
             asked = self._clock.seconds()
             owed = await self._database.run(partial(nodes.owed, node=self._name))
             for some in _slices(owed.taken):
-                ages = dict(some)
-                forgotten, _ = await self._outbox.settle(list(ages), ())
-                for key in forgotten:
+                wall = self._wall() - self._clock.seconds() + asked
+                over, _ = await self._outbox.settle([(flag, wall - age) for flag, age in some], ())
+                ages = {flag.key: age for flag, age in some}
+                for key in over:
                     self._pushes.taken(key, asked - ages[key])
             if owed.taken:
                 self._log.info(

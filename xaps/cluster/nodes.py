@@ -73,7 +73,7 @@ _TAKE = f"""
 """
 _OWES = f"SELECT {KEY}, mailboxes, topic FROM flags WHERE node = %s AND owner IS NULL"
 _TAKEN = f"""
-    SELECT {KEY}, extract(epoch FROM clock_timestamp() - saved_at)::float8 FROM flags
+    SELECT {KEY}, mailboxes, extract(epoch FROM clock_timestamp() - saved_at)::float8 FROM flags
     WHERE node = %s AND owner IS NOT NULL
 """
 
@@ -122,7 +122,7 @@ class Owed:
     """What PostgreSQL has of a node's own flags."""
 
     flags: Sequence[WaitingFlag]
-    taken: Sequence[tuple[RegistrationKey, float]]
+    taken: Sequence[tuple[WaitingFlag, float]]
     """Those that others have taken over, and how many seconds ago."""
 
 
@@ -149,11 +149,12 @@ def beat(
 
 def owed(connection: Connection, node: str) -> Owed:
     """What this node owes, as far as PostgreSQL knows."""
-    taken = [
-        (rows.key(*key), seconds)
-        for *key, seconds in connection.execute(_TAKEN, (node,)).fetchall()
-    ]
-    return Owed([*_flags(connection.execute(_OWES, (node,)).fetchall())], taken)
+    taken = connection.execute(_TAKEN, (node,)).fetchall()
+    ages = {row[:3]: row[-1] for row in taken}
+    return Owed(
+        list(_flags(connection.execute(_OWES, (node,)).fetchall())),
+        [(flag, ages[tuple(flag.key)]) for flag in _flags(taken)],
+    )
 
 
 def settled(connection: Connection, node: str) -> None:

@@ -54,8 +54,12 @@ _ONE = f"SELECT {REGISTRATIONS.columns} FROM registrations WHERE {_KEY}"
 _FLAG = f"SELECT {FLAGS.columns} FROM flags WHERE {_KEY}"
 _REASON = "SELECT reason FROM dropped WHERE user = ? AND account_id = ? AND phone = ?"
 _WAITS = f"SELECT EXISTS (SELECT 1 FROM outbox WHERE {_KEY} AND what = 'registration')"
-_FLAG_WAITS = f"SELECT EXISTS (SELECT 1 FROM outbox WHERE {_KEY} AND what = 'flag')"
-_IS_OWED = f"SELECT EXISTS (SELECT 1 FROM flags WHERE {_KEY})"
+_IS_KNOWN = f"""
+    SELECT EXISTS (SELECT 1 FROM flags WHERE {_KEY})
+        OR EXISTS (SELECT 1 FROM outbox WHERE {_KEY} AND what = 'flag')
+"""
+_NOTICED = "SELECT EXISTS (SELECT 1 FROM notices WHERE user = ? AND at >= ?)"
+_TOUCH = f"UPDATE flags SET mailboxes = mailboxes WHERE {_KEY}"
 _CLEAR = f"DELETE FROM flags WHERE {_KEY}"
 _LAST = "SELECT max(id) FROM outbox"
 _UNDO = "DELETE FROM outbox WHERE id > ? AND what = 'registration'"
@@ -254,30 +258,39 @@ class Outbox:
         return True
 
     def settle(
-        self, taken: Sequence[RegistrationKey], owed: Sequence[RegistrationKey]
+        self, taken: Iterable[tuple[WaitingFlag, float]], owed: Iterable[RegistrationKey]
     ) -> Deferred[tuple[Sequence[RegistrationKey], Sequence[RegistrationKey]]]:
-        """Compare what is owed here with what the others know of it, and forget what is owed no
-        more. What has changed here and waits in the outbox counts as it is here.
+        """Compare what is owed here with what the others know of it.
 
-        Fires with those of `taken` that were forgotten, and those of `owed` that are not known
-        here.
+        What they have taken over is owed no more, unless there is more here, or the user had a
+        notice later: then the others are told that it is owed here. Fires with the keys of what is
+        owed no more, and those of `owed` of which nothing is known here.
 
-        :param taken: other nodes have taken over what these phones are owed.
-        :param owed: these this node has to push.
+        :param taken: what others have taken over from this node, and when, by `wall`.
+        :param owed: for whom the others think that this node has a push to make.
         """
 
         def settle(
             connection: sqlite3.Connection,
         ) -> tuple[Sequence[RegistrationKey], Sequence[RegistrationKey]]:
-            def has(statement: str, key: RegistrationKey) -> bool:
-                return bool(connection.execute(statement, key).fetchone()[0])
-
-            forgotten = [key for key in taken if not has(_FLAG_WAITS, key)]
-            connection.executemany(_CLEAR, forgotten)
-            unknown = [key for key in owed if not has(_FLAG_WAITS, key) and not has(_IS_OWED, key)]
-            return forgotten, unknown
+            over = [flag.key for flag, at in taken if self._is_over(connection, flag, at)]
+            connection.executemany(_CLEAR, over)
+            unknown = [
+                key for key in owed if not connection.execute(_IS_KNOWN, key * 2).fetchone()[0]
+            ]
+            return over, unknown
 
         return self._writer.write(settle)
+
+    def _is_over(self, connection: sqlite3.Connection, taken: WaitingFlag, at: float) -> bool:
+        here = self._rows.good(FLAGS, connection.execute(_FLAG, taken.key))
+        if not here:
+            return True
+        (later,) = connection.execute(_NOTICED, (taken.key.user, at)).fetchone()
+        if not later and here[0].mailboxes <= taken.mailboxes:
+            return True
+        connection.execute(_TOUCH, taken.key)
+        return False
 
     def replica(self) -> Deferred[Replica | None]:
         """Fires with what the file is a replica of."""
