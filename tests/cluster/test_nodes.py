@@ -184,6 +184,19 @@ class AdoptionTests(NodesCase):
         self.b.live(2 * BEAT)
         self.assertEqual(self.pushed(self.b), ["alice"])
 
+    def test_while_it_takes_over_time_passes_for_all(self) -> None:
+        beating: list[float] = []
+
+        def adopt(_: object, node: str, seconds: float, covers: object) -> nodes.Taken:
+            beating.append(seconds)
+            self.b.reactor.rightNow += 3.0
+            return nodes.Taken([], rest=len(beating) < 2)
+
+        self.patch(nodes, "adopt", adopt)
+        self.silence(self.a)
+        self.b.live()
+        self.assertEqual(beating[1] - beating[0], 3.0)
+
     def test_whoever_was_frozen_does_not_take_others_for_dead(self) -> None:
         self.owe(self.a, "alice")
         self.silence(self.a, 60)
@@ -431,6 +444,15 @@ class ReturnTests(NodesCase):
         self.a.sender.answer(RetryAfter("try again", 1.0))
         self.a.reactor.advance(60)
         self.assertEqual(self.pushed(self.a), ["alice"])
+
+    def test_who_has_lost_its_file_leaves_nothing_behind_of_what_was_taken_over(self) -> None:
+        self.owe(self.a, *USERS)
+        self.kill(self.a)
+        self.b.live()
+        self.a.path.unlink()
+        self.a.open()
+        self.begin(self.a)
+        self.assertEqual(self.flags(), [("b", user, None) for user in USERS])
 
     def test_who_has_lost_its_file_gets_from_the_others_what_it_owes(self) -> None:
         self.owe(self.a, *USERS)

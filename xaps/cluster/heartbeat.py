@@ -193,10 +193,12 @@ class Heartbeat:
     async def _adopt(self) -> None:
         dead = any(not node.alive for node in self._nodes)
         # Whom it has not heard of yet it cannot push.
-        if dead and self._since is not None and not self._exchange.behind:
-            beating = self._clock.seconds() - self._since
-            covers = self._routes.covers
-            await self._take(partial(nodes.adopt, node=self._name, beating=beating, covers=covers))
+        if dead and (since := self._since) is not None and not self._exchange.behind:
+            await self._take(
+                lambda connection: nodes.adopt(
+                    connection, self._name, self._clock.seconds() - since, self._routes.covers
+                )
+            )
 
     async def _beat(self) -> bool:
         """Gives whether the name is this node's."""
