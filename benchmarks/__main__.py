@@ -65,6 +65,12 @@ ROWS = {
     # So its connections wait for each other; beyond that, its p99 is that of the machine.
     "p50": Row("answers, 64 connections: p50", "ms", 2.7e-3 / (64 * THERE[0]), "p50"),
     "p99": Row("the same, p99 (against the reference's p50)", "ms", 11e-3 / (64 * THERE[0]), "p50"),
+    "limit-64": Row("system calls of a daemon in C, 64 connections", "us", None, "cpu-64"),
+    "limit-1": Row("the same, 1 connection", "us", None, "cpu-1"),
+    "limit-rate-64": Row(
+        "its notices a second (as fast as wrk is), 64", "/s", None, "rate-64", False
+    ),
+    "limit-rate-1": Row("the same, 1 connection", "/s", None, "rate-1", False),
     "register": Row("CPU a registration, durable, 64 connections", "us", 60),
     "register-rate": Row("registrations a second", "/s", 5000, most=False),
     "register-plugin": Row("CPU of one by plugin 1.x, a connection each", "us", None),
@@ -72,12 +78,14 @@ ROWS = {
     "later": Row("CPU its push later", "us", 45),
     "phones-10": cost("CPU a push, 10 phones a user", 0.8 * 47),
     "phones-100": cost("CPU a push, 100 phones a user", 0.8 * 44),
+    "lag": Row("100 phones a user, 16 connections: last push after its notice", "s", 0.5),
+    "lag-disk": Row("flags on disk meanwhile, at most", "", 0),
     "thousand": Row("CPU a push, 10^3 phones", "us", None, "cpu-64"),
     "million": Row("CPU a push, 10^6 phones", "us", None, "cpu-64"),
     "flat": Row("10^6 phones against 10^3", "", 1.1),
     "memory": Row("memory, 10^6 phones", "MB", 150),
     "drain": Row("drain of 100,000 flags after an outage", "s", 4),
-    "stall": Row("longest stall meanwhile (0: none over 50 ms)", "ms", 50),
+    "stall": Row("longest that an answer took meanwhile", "ms", 50),
     "back": Row("first push after an outage of a minute", "s", 5),
     "idle": Row("an idle connection after a notice", "KB", 3.7),
     "start": Row("start to ready", "s", 0.3),
