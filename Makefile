@@ -53,12 +53,9 @@ test-debian:
 check: lint types test test-debian
 
 bench: $(VENV)/ready
-	$(BIN)/python -m benchmarks.replace
-	$(BIN)/python -m benchmarks.registry
 	$(BIN)/python -m benchmarks.delays
 	$(BIN)/python -m benchmarks.hostile
 	$(BIN)/python -m benchmarks.registrations
-	$(BIN)/python -m benchmarks.calm
 	$(BIN)/python -m benchmarks
 
 soak: $(VENV)/ready

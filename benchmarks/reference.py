@@ -97,7 +97,7 @@ class Notices(Resource):
         """Answered before the push has gone out."""
         notice = json.loads(request.content.read())  # type: ignore[union-attr]
         if "MessageNew" in notice["Events"]:
-            apns.push(notice["Username"]).addErrback(log.err)
+            apns.push(notice["Username"]).addErrback(log.err)  # type: ignore[call-overload]
         return b""
 
 
@@ -108,7 +108,7 @@ if __name__ == "__main__":
     options = optionsForClientTLS(str(server.hostname), roots, acceptableProtocols=[b"h2"])
     apns = Apns(server.netloc)
     root = Resource()
-    root.putChild(b"notify", Notices())
+    root.putChild(b"notify", Notices())  # type: ignore[no-untyped-call]
     site = reactor.listenTCP(0, Site(root), interface="127.0.0.1")
     endpoint = HostnameEndpoint(reactor, str(server.hostname), server.port or 443)
     connectProtocol(wrapClientTLS(options, endpoint), apns)

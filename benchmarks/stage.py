@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import sqlite3
 import subprocess
@@ -25,7 +24,7 @@ from tests.peers.daemon import Daemon
 from xaps.registry.database import open_writer
 
 HERE = Path(__file__).parent
-PACKAGES = "apt-get install gcc wrk libnghttp2-dev libssl-dev"
+PACKAGES = "sh tests/debian-packages | xargs apt-get install -y"
 PATIENCE = 300.0
 """Seconds to wait for what takes some."""
 
@@ -102,7 +101,9 @@ class Stage:
         self.folder = folder
         for program in ("wrk", "gcc"):
             if shutil.which(program) is None:
-                raise SystemExit(f"{program} is missing; the benchmarks need: {PACKAGES}")
+                raise SystemExit(
+                    f"{program} is missing; what the benchmarks need comes by: {PACKAGES}"
+                )
         self.authority = pki.Authority.create()
         self.started_in = 0.0
         """Seconds from the start of the last daemon until it was ready."""
@@ -114,7 +115,9 @@ class Stage:
         program = self.folder / source.removesuffix(".c")
         command = ["gcc", "-O2", "-Wall", "-o", str(program), str(HERE / source), *libraries]
         if subprocess.run(command, check=False).returncode:
-            raise SystemExit(f"{source} cannot be built; the benchmarks need: {PACKAGES}")
+            raise SystemExit(
+                f"{source} cannot be built; what the benchmarks need comes by: {PACKAGES}"
+            )
         return program
 
     def place(self) -> Path:
