@@ -71,6 +71,7 @@ class ClientConnection(Protocol):
         self._start = b""  # what has not sufficed to tell the dialect
         self._queue: list[Request | Answer | bytes] = []
         self._queued = 0  # bytes that it was made of
+        self._held = 0  # what the others were told that this one has of the memory
         self._owner: Hashable = None
         self._current: Request | None = None
         self._sends_ahead = False
@@ -94,8 +95,9 @@ class ClientConnection(Protocol):
             if self._input:
                 self._pause_reading(pause=True)
             self._input += data
-            self._hold()
-            self._connections.turns.join(self)
+            self._connections.turns.serve(self)
+            if self._queue or self._input:
+                self._hold()
 
     def readConnectionLost(self) -> None:
         """The client has closed its sending direction, or both."""
@@ -158,7 +160,7 @@ class ClientConnection(Protocol):
                 self._answer(event)
             elif event is not None:
                 self.transport.write(event)
-        if self._has_work():
+        if (self._queue or self._input) and self._has_work():
             return True
         self._settle()
         return False
@@ -184,7 +186,7 @@ class ClientConnection(Protocol):
             self._queue.append(Answer(503, "too many connections from IMAP servers", close=True))
         else:
             self._queued = len(data) + self._dialect.held
-            self._queue += self._dialect.feed(data)
+            self._queue = self._dialect.feed(data)
 
     def _settle(self) -> None:
         """Read on, or not; expect the rest of a request in time, or not; or close."""
@@ -203,7 +205,7 @@ class ClientConnection(Protocol):
             self._expect(WRITE_DEADLINE, self._unread)
         elif unfinished and not waiting:
             self._expect(REQUEST_DEADLINE, self._overdue, unfinished)
-        else:
+        elif self._timer is not None:
             self._expect()
 
     def _respond(self, request: Request) -> None:
@@ -296,16 +298,18 @@ class ClientConnection(Protocol):
         self._state = state
         self._queue.clear()
         self._input = self._start = b""
-        self._connections.turns.hold(self, 0)
+        self._hold()
 
     def _hold(self) -> None:
         """Tell how much of the memory this connection has."""
         size = len(self._input) + len(self._start)
-        if self._dialect:
+        if self._dialect and self._state in (_State.OPEN, _State.ENDING):
             size += self._dialect.held
         if self._queue:
             size += self._queued
-        self._connections.turns.hold(self, size)
+        if size != self._held:
+            self._held = size
+            self._connections.turns.hold(self, size)
 
     def _expect(
         self,

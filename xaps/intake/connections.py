@@ -70,8 +70,19 @@ class Turns:
         self._clock = clock
         self._waiting: OrderedDict[Hashable, deque[Connection]] = OrderedDict()
         self._next: IDelayedCall | None = None
+        self._spent = 0.0
         self._held: dict[Connection, int] = {}
         self._sum = 0
+
+    def serve(self, connection: Connection) -> None:
+        """Something has come in on it: a first bit is dealt with at once, unless others wait or
+        that has taken a `TURN` in all since they did."""
+        if self._next is None and 0.0 <= self._spent < TURN:
+            began = self._clock.seconds()
+            self._work(connection)
+            self._spent += self._clock.seconds() - began
+        else:
+            self.join(connection)
 
     def join(self, connection: Connection) -> None:
         if not connection.waits:
@@ -100,6 +111,7 @@ class Turns:
             largest.crowd_out()
 
     def _turn(self) -> None:
+        self._spent = 0.0
         end = self._clock.seconds() + TURN
         while self._waiting:
             owner, connections = self._waiting.popitem(last=False)
@@ -107,15 +119,18 @@ class Turns:
             connection.waits = False
             if connections:
                 self._waiting[owner] = connections
-            try:
-                if connection.work():
-                    self.join(connection)
-            except Exception:
-                self._log.failure("A connection of an IMAP server is cut off")
-                connection.cut_off()
+            self._work(connection)
             if self._clock.seconds() >= end:
                 break
         self._next = self._clock.callLater(0, self._turn) if self._waiting else None
+
+    def _work(self, connection: Connection) -> None:
+        try:
+            if connection.work():
+                self.join(connection)
+        except Exception:
+            self._log.failure("A connection of an IMAP server is cut off")
+            connection.cut_off()
 
 
 class Connections:
