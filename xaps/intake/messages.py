@@ -46,6 +46,10 @@ class RegisterRequest:
     """The spelling in the request (modified UTF-7) of each of `mailboxes`; empty when the request
     named none: such a phone (version 1 of the extension) knows no mailbox lines."""
 
+    @property
+    def user(self) -> str:
+        return self.key.user
+
 
 @attrs.frozen
 class FieldNames:
@@ -81,8 +85,8 @@ def notice_from_json(body: bytes) -> Notice:
     """Mailbox names are UTF-8 in it."""
     # Only quicker: what is read here is read the same by what follows.
     if plain := _PLAIN_NOTICE.fullmatch(body):
-        user, mailbox, events = plain[1].decode(), plain[2].decode(), plain[3]
-        return Notice(user, canonical(mailbox), _NEW_MAIL in events)
+        user, mailbox, events = plain.groups()
+        return Notice(user.decode(), canonical(mailbox.decode()), _NEW_MAIL in events)
     return notice(json_object(body), JSON_NAMES)
 
 
