@@ -176,7 +176,7 @@ def _mailboxes(value: object, name: str) -> tuple[tuple[str, ...], tuple[str, ..
     for index, sent in enumerate(entries):
         _check_size(sent, f"{name}[{index}]")
         decoded = from_utf7(sent)
-        if sent and not NOT_TEXT.search(sent) and not NOT_TEXT.search(decoded):
+        if sent and _is_text(sent) and _is_text(decoded):
             key = canonical(decoded)
             # Of two spellings the one is kept that can be confirmed to the phone.
             if key not in found or (sent.isascii() and not found[key][1].isascii()):
@@ -214,6 +214,11 @@ def _strings(value: object, name: str) -> list[str]:
         if type(entry) is not str:
             raise Refused(f"{name}[{index}] is not a string")
     return value
+
+
+def _is_text(value: str) -> bool:
+    # What is printable needs no search, which takes longer.
+    return value.isprintable() or not NOT_TEXT.search(value)
 
 
 def _check_size(mailbox: str, name: str) -> None:
