@@ -290,9 +290,23 @@ class BoundTests(IntakeCase):
         self.assertEqual(self.connect().send(NOTIFY), OK)
         for client in clients[gone:]:
             client.lose()
-        for client in [self.connect() for _ in range(200)]:
-            client.send(large)
-            self.assertFalse(client.wire.aborted)
+        with capturedLogs() as events:
+            for client in [self.connect() for _ in range(200)]:
+                client.send(large)
+                self.assertFalse(client.wire.aborted)
+        self.assertEqual(events, [], "those that are gone hold nothing")
+
+    def test_what_waits_for_its_turn_counts_too(self) -> None:
+        self.listen(max_connections=1000)
+        flood = NOTIFY * (2**20 // len(NOTIFY))
+        clients = [self.connect() for _ in range(MAX_HELD // len(flood))]
+        for client in clients:
+            client.protocol.dataReceived(flood)
+        self.assertFalse(any(client.wire.aborted for client in clients))
+        last = self.connect()
+        last.protocol.dataReceived(flood * 2)
+        self.assertTrue(last.wire.aborted)
+        self.assertFalse(any(client.wire.aborted for client in clients))
 
     def test_who_has_much_in_many_connections_goes_before_who_has_little_in_one(self) -> None:
         self.listen(max_connections=1000)
