@@ -50,8 +50,8 @@ WALL = 1_800_000_000.0
 BUDGET: dict[str, tuple[float, str]] = {
     "intake": (
         22,
-        "a known head, a plain body, an answer made before; no timer for a turn, what is unfinished "
-        "and held is told where it changes",
+        "a known head, a plain body, an answer made before, mostly without a turn; "
+        "what is unfinished and held is told where it changes",
     ),
     "push": (45, "a callback for each push; lanes and their routes looked up once a slice"),
     "registry": (17, "as it was, less what explains an error that is not there"),

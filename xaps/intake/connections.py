@@ -61,9 +61,9 @@ class Turns:
 
     What comes in is dealt with at once while that takes little. What waits then goes round among
     users, and among the connections of each: a user's backlog delays nobody else, however many
-    connections it comes by. When that has taken half a `TURN`, what is left goes on in the reactor's
-    next turn. The memory goes to whoever asks for little: when there
-    is too much in all, of the place that holds most the connection that does is cut off.
+    connections it comes by. When that has taken half a `TURN`, what is left goes on in the
+    reactor's next turn. The memory goes to whoever asks for little: when there is too much in all,
+    of the place that holds most the connection that does is cut off.
     """
 
     _log = Logger()
