@@ -27,6 +27,8 @@ def from_utf7(raw: str) -> str:
     Use it once, and only on names that are known to be in modified UTF-7: in text, ``&-`` means
     just these two characters.
     """
+    if "&" not in raw:
+        return raw
     try:
         text = _ENCODED.sub(_decoded, raw)
     except ValueError:
