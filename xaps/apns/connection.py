@@ -274,12 +274,12 @@ class Connection(BaseProtocol):
 
     def _act_on(self, event: SessionEvent[OnEnd]) -> None:
         match event:
+            case Answered() | GivenBack() | Lost():
+                event.tag(event)
             case Proved():
                 _cancel(self._deadline)
                 self.ready_at = self._clock.seconds()
                 self._owner.on_ready(self)
-            case Answered() | GivenBack() | Lost():
-                event.tag(event)
             case Retired():
                 told = goaway_reason(event.error_code, event.debug_data)
                 if told.refused:
