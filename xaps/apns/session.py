@@ -241,8 +241,10 @@ class Session(Generic[T]):
         # All others are extensions, of no use to us.
 
     def _receive_goaway(self, stream_id: int, payload: bytes) -> None:
-        if len(payload) < 8 or stream_id != 0:
-            raise Breach("a malformed GOAWAY")
+        if stream_id != 0:
+            raise Breach("a GOAWAY for a stream")
+        if len(payload) < 8:
+            raise Breach("a GOAWAY of the wrong size", ErrorCodes.FRAME_SIZE_ERROR)
         last = int.from_bytes(payload[:4], "big") & MAX_STREAM_ID
         self.state = SessionState.RETIRED
         self._streams.events.append(Retired(int.from_bytes(payload[4:8], "big"), payload[8:]))
