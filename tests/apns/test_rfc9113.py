@@ -64,6 +64,7 @@ BREACHES: list[tuple[str, ErrorCodes, list[Frame | bytes]]] = [
     ("4.3 on a stream that is over, too", COMPRESSION, [headers(OVER, b"\xff" * 20)]),
     ("4.3 a frame in the middle of headers", PROTOCOL, [HeadersFrame(OPEN, OK), PingFrame(0)]),
     ("4.3 one of another stream", PROTOCOL, [HeadersFrame(OPEN, OK), headers(OVER)]),
+    ("4.3 a table that is too large", COMPRESSION, [headers(OPEN, b"\x3f\xe2\x1f" + OK)]),
     ("5.1 headers on an idle stream", PROTOCOL, [headers(IDLE, OK, "END_STREAM")]),
     ("5.1 a body on one", PROTOCOL, [DataFrame(IDLE, b"x")]),
     ("5.1 a reset of one", PROTOCOL, [RstStreamFrame(IDLE, error_code=0)]),
@@ -133,6 +134,7 @@ ALLOWED: list[tuple[str, list[Frame | bytes]]] = [
     ("4.1 flags that nobody knows", [raw(6, 0xFE, 0, b"8 bytes.")]),
     ("4.1, 6.9 reserved bits",
      [raw(6, 0, 2**31, b"8 bytes."), raw(8, 0, 2**31 + OPEN, b"\x80\0\0\1")]),
+    ("4.3 a table as large as ours", [headers(OPEN, b"\x20\x3f\xe1\x1f\x48\x03103")]),
     ("5.1 a body after the end", [DataFrame(OVER, b"late", flags=["END_STREAM"])]),
     ("5.1 a reset after the end", [RstStreamFrame(OVER, error_code=0)]),
     ("5.1 a window after the end", [WindowUpdateFrame(OVER, window_increment=2**31 - 1)]),
@@ -204,10 +206,11 @@ class ClientTests(SynchronousTestCase):
         """It is opened again when half of it is used, which is more than a frame: so it need not
         be looked after."""
         self.session.receive(headers(OPEN).serialize(), 0.0)
-        data = DataFrame(OPEN, b"x" * 16384).serialize()
+        large = DataFrame(OPEN, b"x" * 16384)
+        padded = DataFrame(OPEN, b"x", flags=["PADDED"], pad_length=255)
         used, opened = {0: 0, OPEN: 0}, {0: 0, OPEN: 0}
-        for _ in range(20):
-            self.session.receive(data, 0.0)
+        for data in [*[padded] * 300, *[large] * 20]:
+            self.session.receive(data.serialize(), 0.0)
             sent = self.session.data_to_send()
             while sent:
                 frame, length = Frame.parse_frame_header(memoryview(sent[:9]))
@@ -216,5 +219,5 @@ class ClientTests(SynchronousTestCase):
                 opened[frame.stream_id] += frame.window_increment
                 sent = sent[9 + length :]
             for stream_id in (0, OPEN):
-                used[stream_id] += 16384
-                self.assertGreaterEqual(65535 + opened[stream_id] - used[stream_id], 16384)
+                used[stream_id] += data.flow_controlled_length
+                self.assertGreater(65535 + opened[stream_id] - used[stream_id], 2**15)
