@@ -12,7 +12,8 @@ reads frames with padding or a priority. What holds:
 * Every block of headers goes through the one decoder, whatever becomes of its stream. h2 neither
   reads nor writes headers, so there is no second table that could differ. Ours uses no table.
 * We send by the windows :attr:`Stream.window` and `outbound_flow_control_window` of h2, which is
-  lowered here and raised there. Those of the peer are opened again when half of one is used.
+  lowered here and raised there. Those of the peer are opened again when half of one is used, which
+  is more than a frame: so it cannot go beyond one.
 * A breach of the protocol (:exc:`Breach`, and the exceptions of hyperframe and the decoder) is the
   end of the connection. That is allowed where RFC 9113 speaks of the stream alone (5.4.2). The one
   exception is a stream's window that is opened too far.
