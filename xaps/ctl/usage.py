@@ -239,7 +239,9 @@ def parser() -> argparse.ArgumentParser:
         **form,
     )
     version = f"xapsctl {__version__}"
-    top.add_argument("--version", action="version", version=version, help="print the version and exit")
+    top.add_argument(
+        "--version", action="version", version=version, help="print the version and exit"
+    )
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, description in COMMANDS.items():
         summary = description.partition("\n")[0].removesuffix(".")
