@@ -5,7 +5,6 @@ Usage: ``manpages.py FOLDER SECONDS``, with the date of the pages in seconds sin
 
 from __future__ import annotations
 
-import inspect
 import re
 import sys
 import time
@@ -13,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from xaps import __version__
-from xaps.config.table import DEFAULT_PATH, KEYS, Key
-from xaps.ctl.commands import ARGUMENTS, COMMANDS, Command
-from xaps.ctl.main import ABOUT, EXAMPLES, EXIT, OPTIONS
+from xaps.config import DEFAULT_PATH
+from xaps.config.table import KEYS, Key
+from xaps.ctl.usage import ABOUT, ARGUMENTS, COMMANDS, EXAMPLES, EXIT, OPTIONS
 
 
 def main(folder: Path, seconds: int) -> None:
@@ -126,8 +125,8 @@ xapsctl \- ask and command a running xapsd
         yield from _entry(option, value, text)
     yield from _entry("--version", "", "print the version and exit")
     yield ".SH COMMANDS"
-    for name, command in COMMANDS.items():
-        yield from _command(name, command)
+    for name, about in COMMANDS.items():
+        yield from _command(name, about)
     yield ".SH EXIT STATUS"
     for part in " ".join(EXIT.split()).removeprefix("Exit status: ").rstrip(".").split("; "):
         status, _, meaning = part.partition(" ")
@@ -145,10 +144,10 @@ The control socket, for root and members of the group xapsd.
 .BR xapsd.yaml (5)"""
 
 
-def _command(name: str, command: Command) -> Iterator[str]:
-    arguments = []
-    about = []
-    for argument, settings in ARGUMENTS.get(command.__name__, ()):
+def _command(name: str, about: str) -> Iterator[str]:
+    forms = []
+    meanings = []
+    for argument, settings in ARGUMENTS.get(name, ()):
         value = settings.get("metavar", "")
         option = argument.startswith("-")
         form = f"[{argument} {value}]".replace(" ]", "]")
@@ -156,15 +155,15 @@ def _command(name: str, command: Command) -> Iterator[str]:
             form = form[1:-1]
         if not option:
             form = _NUMBERS[settings.get("nargs")].format(value)
-        arguments.append(form)
+        forms.append(form)
         if "help" in settings:
             what = argument if option else value
-            about.append(f".br\n.IR {_escaped(what)} :\n{_text(settings['help'])}")
+            meanings.append(f".br\n.IR {_escaped(what)} :\n{_text(settings['help'])}")
     shown = f'"{name}"' if " " in name else name
-    yield f".TP\n.BI {shown}{_argument(' ' + _escaped(' '.join(arguments)) if arguments else '')}"
-    paragraphs = (inspect.getdoc(command) or "").split("\n\n")
+    yield f".TP\n.BI {shown}{_argument(' ' + _escaped(' '.join(forms)) if forms else '')}"
+    paragraphs = about.split("\n\n")
     yield "\n.br\n".join(map(_text, paragraphs))
-    yield from about
+    yield from meanings
 
 
 def _entry(names: str, value: str, text: str) -> Iterator[str]:

@@ -30,8 +30,8 @@ import xaps
 from tests.apns.wire import TOPIC, Wire, certificate
 from tests.intake.case import CAPTURES, LOOPBACK
 from tests.intake.case import Wire as ImapWire
-from xaps.admin.history import PushLog
 from xaps.admin.metrics import Metrics
+from xaps.admin.pushlog import PushLog
 from xaps.apns.client import Client
 from xaps.intake.answers import Responder
 from xaps.intake.connection import ClientConnection, ClientConnectionFactory

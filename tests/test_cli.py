@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -247,3 +249,40 @@ class ProcessTests(SynchronousTestCase):
         done = self.xapsd("-pass", stdin=None)
         self.assertEqual(done.returncode, 2)
         self.assertTrue(done.stderr.startswith(b"xapsd: the password is empty"))
+
+
+class EditableTests(SynchronousTestCase):
+    """``pip install -e .``, as far as it takes no network."""
+
+    def test_twistd_knows_the_daemon(self) -> None:
+        folder = Path(self.mktemp()).absolute()
+        root = Path(xaps.__file__).parent.parent
+        for name in ("xaps", "twisted"):
+            shutil.copytree(root / name, folder / name)
+        for name in ("setup.cfg", "pyproject.toml", "README.rst", "LICENSE"):
+            shutil.copy(root / name, folder)
+        made = folder / "made"
+        made.mkdir()
+        code = (
+            "import sys; from setuptools import build_meta; build_meta.build_editable(sys.argv[1])"
+        )
+        self.run_python(folder, code, str(made))
+        (wheel,) = made.glob("*.whl")
+        zipfile.ZipFile(wheel).extractall(made)
+        twistd = "import site; site.addsitedir('.'); from twisted.scripts.twistd import run; run()"
+        said = self.run_python(made, twistd, "xapsd", "--help")
+        self.assertIn("new mail has arrived", said)
+
+    def run_python(self, folder: Path, *arguments: str) -> str:
+        environment = {key: text for key, text in os.environ.items() if key != "PYTHONPATH"}
+        done = subprocess.run(
+            [sys.executable, "-c", *arguments],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        self.assertEqual(done.returncode, 0, done.stderr)
+        return done.stdout

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TextIO
 
 from xaps import __version__
-from xaps.config.table import DEFAULT_PATH
+from xaps.config import DEFAULT_PATH
 from xaps.system import console
 
 _USAGE = 2

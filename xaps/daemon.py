@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
 from twisted.application.service import Service
@@ -24,21 +23,24 @@ from twisted.python.threadpool import ThreadPool
 
 import xaps
 from xaps.admin.control import Control
-from xaps.admin.entries import Entry
+from xaps.admin.entries import Entry, other_topic
 from xaps.admin.health import Health
-from xaps.admin.history import PushLog
 from xaps.admin.metrics import Metrics
+from xaps.admin.pushlog import PushLog
 from xaps.admin.web import control_site, metrics_site, status_site
-from xaps.config.reading import Config
-from xaps.credentials.apple.store import AppleStore
+from xaps.config.reading import Config, risks
 from xaps.credentials.certificate import CredentialError
 from xaps.credentials.loading import read_password
 from xaps.intake.allow import AllowFrom
 from xaps.intake.answers import Handler
-from xaps.intake.cyrus.conf import ImapdConfError, other_topic, read_imapd_conf
-from xaps.intake.cyrus.listener import CyrusListener
-from xaps.intake.cyrus.names import CyrusSettings
-from xaps.intakes import Intake, connections_each, listen_to_imap_servers, raise_open_files
+from xaps.intakes import (
+    Intake,
+    StartError,
+    connections_each,
+    listen_to_cyrus,
+    listen_to_imap_servers,
+    raise_open_files,
+)
 from xaps.listen.ports import Listeners
 from xaps.listen.tls import TLSError
 from xaps.listen.unix import ListenError
@@ -69,12 +71,8 @@ HOUSEKEEPING = 3600.0
 """Seconds between two looks for registrations and flags that are too old."""
 
 
-class StartError(Exception):
-    """The daemon cannot start; the message is one line and says why and what to do."""
-
-
 _TO_STOP = (signal.SIGTERM, signal.SIGINT)
-_MISCONFIGURED = (StartError, ImapdConfError, TLSError)
+_MISCONFIGURED = (StartError, TLSError)
 _UNAVAILABLE = (ListenError, RegistryError)
 
 
@@ -101,8 +99,6 @@ class Daemon(Service):
         self._listeners = Listeners(reactor)
         self._writer = ThreadPool(1, 1, "registry")
         self._intakes: list[Intake] = []
-        self._cyrus: CyrusListener | None = None
-        self._cyrus_topic: str | None = None
         self._metrics = Metrics()
         self._pushes = PushLog(reactor.seconds, self._metrics.registry)
         self._stalls = StallWatch(reactor)
@@ -133,12 +129,14 @@ class Daemon(Service):
         self._reactor.callWhenRunning(self._run)  # first of all that starts threads
         self._reactor.addSystemEventTrigger("after", "shutdown", self._ended)
         globalLogPublisher.addObserver(cast(ILogObserver, self._look_for_trouble))
-        gc.disable()  # what is made now is kept: looking through it again and again takes long
         open_files = raise_open_files()
         # Until there is a credential to look at again, and so that it does not end the daemon.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         self._supervision = Supervision(self._reactor, os.environ)
-        self._open_for_cyrus()
+        # Before anything that can take long: Cyrus waits, with the mailbox locked, while nobody
+        # empties the socket that it sends to.
+        self._cyrus = listen_to_cyrus(self._reactor, config, self._listeners)
+        self._cyrus_topic = None if self._cyrus is None else self._cyrus.topic
         self._registry = open_registry(
             config.database_file,
             run=partial(deferToThreadPool, self._reactor, self._writer),
@@ -175,27 +173,10 @@ class Daemon(Service):
         self._housekeeping.clock = self._reactor
         Deferred.fromCoroutine(self._get_ready()).addErrback(self._not_ready)
 
-    def _open_for_cyrus(self) -> None:
-        """Before anything that can take long: Cyrus waits, with the mailbox locked, while nobody
-        empties the socket that it sends to."""
-        config = self._config
-        if config.cyrus_socket:
-            settings = self._cyrus_settings()
-            self._cyrus = CyrusListener(
-                self._reactor,
-                Path(config.cyrus_socket),
-                settings,
-                wall=time.time,
-                topic=self._cyrus_topic,
-                mode=config.cyrus_socket_mode,
-                group=config.cyrus_socket_group,
-                user=config.cyrus_user,
-            )
-            self._cyrus.start()
-            self._listeners.addresses.append(config.cyrus_socket)
-
     def _take_over(self, certificates: AppleCertificates) -> None:
         """Use what Apple issued to the Go daemon, as if this daemon had asked for it."""
+        from xaps.credentials.apple.store import AppleStore  # noqa: PLC0415 - once in its life
+
         store = AppleStore(self._config.database_file.parent)
         try:
             taken = store.adopt(certificates.chains, certificates.keys)
@@ -268,7 +249,7 @@ class Daemon(Service):
                 config.metrics_addr.host,
                 config.metrics_addr.port,
                 metrics_site(reactor, self._control, admits),
-                risk="" if config.allow_from else "read the metrics here; set allowFrom",
+                risk=risks(config).get("metricsAddr", ""),
             )
         if config.status_addr is not None:
             password = self._status_password()
@@ -277,9 +258,7 @@ class Daemon(Service):
                 config.status_addr.host,
                 config.status_addr.port,
                 status_site(reactor, self._control, admits, password),
-                risk=""
-                if config.allow_from or password
-                else "see the status here; set allowFrom or statusPassword",
+                risk=risks(config).get("statusAddr", ""),
             )
 
     def _status_password(self) -> str | None:
@@ -288,23 +267,6 @@ class Daemon(Service):
             return None if found is None else found.decode()
         except (CredentialError, UnicodeDecodeError) as error:
             raise StartError(f"statusPassword: {error}") from error
-
-    def _cyrus_settings(self) -> CyrusSettings:
-        cyrus = self._config.cyrus
-        if cyrus.imapd_conf is None:
-            return CyrusSettings(
-                altnamespace=cyrus.altnamespace,
-                unix_hierarchy_sep=cyrus.unix_hierarchy_sep,
-                virt_domains=cyrus.virt_domains != "off",
-                user_prefix=cyrus.user_prefix,
-                shared_prefix=cyrus.shared_prefix,
-                default_domain=cyrus.default_domain,
-            )
-        found = read_imapd_conf(cyrus.imapd_conf, self._config.cyrus_socket)
-        for problem in found.problems:
-            self._log.warn("{problem}", problem=problem)
-        self._cyrus_topic = found.aps_topic
-        return found.settings
 
     async def _get_ready(self) -> None:
         waiting = await self._dispatcher.start()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from twisted.logger import Logger
 
+from xaps.config.reading import risks
 from xaps.config.table import KEYS, Config
 from xaps.intake.answers import Handler, Responder
 from xaps.intake.connection import ClientConnectionFactory
@@ -25,9 +27,16 @@ SPARE_FILES = 500
 """Open files that are kept for everything but those connections: those of administrators, and
 those that are only to be told that they are too many, among them."""
 
+if TYPE_CHECKING:
+    from xaps.intake.cyrus.listener import CyrusListener
+
 Intake = ClientConnectionFactory | HttpsFactory
 
 _log = Logger()
+
+
+class StartError(Exception):
+    """The daemon cannot start; the message is one line and says why and what to do."""
 
 
 def raise_open_files() -> int:
@@ -63,7 +72,6 @@ def listen_to_imap_servers(
     :param refusing: makes what is told the status of each refusal, for that setting too.
     """
     turns = Turns(reactor)
-    risk = "" if config.allow_from else "register phones and send notices here; set allowFrom"
     opened: list[Intake] = []
 
     def connections(key: str) -> Connections:
@@ -83,8 +91,9 @@ def listen_to_imap_servers(
             limit=max_connections,
         )
 
-    def tcp(key: str, address: str, port: int, factory: Intake, risk: str) -> None:
+    def tcp(key: str, address: str, port: int, factory: Intake) -> None:
         by_default = KEYS[key].attribute not in config.written
+        risk = risks(config).get(key, "")
         listeners.tcp(key, address, port, factory, risk=risk, by_default=by_default)
         opened.append(factory)
 
@@ -103,16 +112,57 @@ def listen_to_imap_servers(
         opened.append(imap)
     if address := config.listen_addr:
         plain = ClientConnectionFactory(connections("listenAddr"))
-        tcp("listenAddr", address, config.port, plain, risk)
+        tcp("listenAddr", address, config.port, plain)
     address = config.tls_listen_addr
     if address and config.tls_certfile is not None and config.tls_keyfile is not None:
         options = server_options(config.tls_certfile, config.tls_keyfile, config.tls_client_ca)
         for problem in careless(config.tls_keyfile, "private key"):
             _log.warn("tlsKeyfile: {problem}", problem=problem)
-        if config.tls_client_ca is not None:
-            risk = ""
-        elif risk:
-            risk += " or tlsClientCA"
         secure = HttpsFactory(connections("tlsListenAddr"), options)
-        tcp("tlsListenAddr", address, config.tls_port, secure, risk)
+        tcp("tlsListenAddr", address, config.tls_port, secure)
     return opened
+
+
+def listen_to_cyrus(reactor: Any, config: Config, listeners: Listeners) -> CyrusListener | None:
+    """Open the socket that Cyrus sends to, if there is to be one.
+
+    :raises StartError: Cyrus' configuration cannot be read.
+    """
+    if not config.cyrus_socket:
+        return None
+    # Imported late: most have no Cyrus, and it would be a twentieth of the start.
+    from xaps.intake.cyrus.conf import ImapdConfError, read_imapd_conf  # noqa: PLC0415
+    from xaps.intake.cyrus.listener import CyrusListener  # noqa: PLC0415
+    from xaps.intake.cyrus.names import CyrusSettings  # noqa: PLC0415
+
+    cyrus, topic = config.cyrus, None
+    if cyrus.imapd_conf is None:
+        settings = CyrusSettings(
+            altnamespace=cyrus.altnamespace,
+            unix_hierarchy_sep=cyrus.unix_hierarchy_sep,
+            virt_domains=cyrus.virt_domains != "off",
+            user_prefix=cyrus.user_prefix,
+            shared_prefix=cyrus.shared_prefix,
+            default_domain=cyrus.default_domain,
+        )
+    else:
+        try:
+            found = read_imapd_conf(cyrus.imapd_conf, config.cyrus_socket)
+        except ImapdConfError as error:
+            raise StartError(str(error)) from error
+        for problem in found.problems:
+            _log.warn("{problem}", problem=problem)
+        settings, topic = found.settings, found.aps_topic
+    listener = CyrusListener(
+        reactor,
+        Path(config.cyrus_socket),
+        settings,
+        wall=time.time,
+        topic=topic,
+        mode=config.cyrus_socket_mode,
+        group=config.cyrus_socket_group,
+        user=config.cyrus_user,
+    )
+    listener.start()
+    listeners.addresses.append(config.cyrus_socket)
+    return listener

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.threads import deferToThread
 
@@ -13,13 +13,15 @@ from xaps.admin.entries import Entry
 from xaps.apns.client import Client
 from xaps.apns.tls import authority, tls_endpoint, trust_root
 from xaps.config.table import Config
-from xaps.credentials.apple.client import AppleService
 from xaps.credentials.keeper import CredentialKeeper
 from xaps.credentials.sources import Configured, sources_from_config
 from xaps.model import Credential
 from xaps.push.routes import Route
 from xaps.system.files import read_file
 from xaps.system.tls import Order
+
+if TYPE_CHECKING:
+    from xaps.credentials.apple.source import Ask
 
 
 def make_entries(reactor: Any, config: Config, on_change: Callable[[Route], None]) -> list[Entry]:
@@ -33,7 +35,13 @@ def make_entries(reactor: Any, config: Config, on_change: Callable[[Route], None
         roots = trust_root(None if file is None else read_file(file))
     except (OSError, ValueError) as error:
         raise ValueError(f"apnsTrustRoots: {file}: {error}") from error
-    configured = sources_from_config(config, AppleService(reactor), deferToThread)
+
+    def certificate_service() -> Ask:
+        from xaps.credentials.apple.client import AppleService  # noqa: PLC0415 - for few
+
+        return AppleService(reactor)
+
+    configured = sources_from_config(config, certificate_service, deferToThread)
 
     def make(each: Configured) -> Entry:
         name = each.name if len(configured) > 1 else ""

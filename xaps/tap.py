@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import sys
 import time
@@ -12,9 +13,8 @@ from twisted.application.service import Service
 from twisted.logger import Logger
 from twisted.python import usage
 
-from xaps.admin.check import check
-from xaps.config.reading import DEFAULT_PATH, ConfigError, careless_secrets, load
-from xaps.daemon import LAST_WORDS, Daemon
+from xaps.config import DEFAULT_PATH
+from xaps.config.reading import ConfigError, careless_secrets, load
 from xaps.system import console
 from xaps.system.log import LineObserver, print_error
 from xaps.system.logwriter import LogWriter
@@ -46,6 +46,8 @@ class Options(usage.Options):
             print_error(str(error), console.opened(sys.stderr), os.environ)
             raise SystemExit(os.EX_CONFIG) from None
         if self["check"] or self["check-strict"]:
+            from xaps.admin.check import check  # noqa: PLC0415 - the daemon needs none of it
+
             config, strict = self.config, bool(self["check-strict"])
             status = (0, os.EX_CONFIG)
             raise SystemExit(
@@ -62,7 +64,10 @@ class Options(usage.Options):
 
 def makeService(options: Options) -> Service:
     """The daemon, for twistd to start."""
+    gc.disable()  # until all is ready: what is made now is kept, and looking through it takes long
     from twisted.internet import reactor  # noqa: PLC0415 - importing it installs it
+
+    from xaps.daemon import LAST_WORDS, Daemon  # noqa: PLC0415 - the longest of the start
 
     # Timers go by this; by the time of day they would come an hour late when that is set back.
     reactor.seconds = time.monotonic  # type: ignore[method-assign]

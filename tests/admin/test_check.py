@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,20 @@ class CheckTests(SynchronousTestCase):
         for unused in ({"tls_listen_addr": "192.0.2.1"}, {"listen_addr": ""}):
             self.assertFalse(self.check(**unused)[0])
         self.assertFalse(self.check(listen_addr="systemd:domain=INET:index=0")[0])
+
+    def test_what_other_machines_can_do_without_more_ado_is_warned_of(self) -> None:
+        everywhere = HostPort("0.0.0.0", 0)
+        for key, settings, ways in (
+            ("listenAddr", {"listen_addr": "0.0.0.0"}, {}),
+            ("metricsAddr", {"metrics_addr": everywhere}, {}),
+            ("statusAddr", {"status_addr": everywhere}, {"status_password": "sesame"}),
+        ):
+            self.assertIn(f"Warning: {key}: other machines can ", self.check(**settings)[1])
+            for way in ({"allow_from": (ip_network("192.0.2.0/24"),)}, ways):
+                told = "other machines" in self.check(**settings, **way)[1]
+                self.assertEqual(told, not way, (key, way))
+        local = {"metrics_addr": HostPort("127.0.0.1", 0), "status_addr": HostPort("::1", 0)}
+        self.assertNotIn("other machines", self.check(**local)[1])
 
     def test_a_port_that_another_program_has_is_told(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as other:

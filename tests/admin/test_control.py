@@ -19,9 +19,9 @@ from tests.registry.contract import everything
 from xaps.admin.control import Control
 from xaps.admin.entries import Entry
 from xaps.admin.health import LOOK, Health
-from xaps.admin.history import PushLog
 from xaps.admin.inquiry import PATIENCE
 from xaps.admin.metrics import Metrics
+from xaps.admin.pushlog import PushLog
 from xaps.apns.client import Client
 from xaps.apns.status import ConnectionState, ConnectionStatus
 from xaps.credentials.certificate import CredentialError, certificate_info

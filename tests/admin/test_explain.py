@@ -11,7 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from xaps.admin.explain import HELP, ORDER, WELL, Cause, Facts, Owed, Phone, Way, explain
 from xaps.apns.status import ConnectionState
-from xaps.ctl.commands import COMMANDS
+from xaps.ctl.usage import COMMANDS
 from xaps.model import (
     DAY,
     EXPIRED,

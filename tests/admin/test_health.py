@@ -12,7 +12,7 @@ from tests.admin.test_control import NOW, ControlTestCase
 from tests.admin.test_metrics import CERTIFICATE, CONNECTED
 from xaps.admin.entries import UNREACHABLE
 from xaps.admin.health import CAUSES, LOOK
-from xaps.admin.history import PUSHES_FAIL
+from xaps.admin.pushlog import PUSHES_FAIL
 from xaps.apns.status import ConnectionState
 from xaps.model import (
     DAY,

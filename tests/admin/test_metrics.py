@@ -13,8 +13,8 @@ from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from tests.fakes import MemoryRegistry
 from tests.push.test_dispatcher import FakeSender, one_route
-from xaps.admin.history import PushLog
 from xaps.admin.metrics import Metrics
+from xaps.admin.pushlog import PushLog
 from xaps.apns.status import ConnectionState, ConnectionStatus
 from xaps.model import (
     CertificateCredential,

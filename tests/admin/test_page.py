@@ -20,9 +20,9 @@ from tests.admin.test_control import PHONE, TABLET
 from tests.admin.test_explain import DROPPED, FACTS, NOTICE, TABLE
 from tests.admin.test_web import WebTestCase
 from xaps.admin.explain import Facts, explain
-from xaps.admin.history import MINUTES
 from xaps.admin.inquiry import as_json
 from xaps.admin.page import KEPT, Page
+from xaps.admin.pushlog import MINUTES
 from xaps.admin.web import HEADERS, status_site
 from xaps.apns.status import ConnectionState
 from xaps.credentials.certificate import CredentialError, certificate_info
@@ -168,7 +168,7 @@ class ContentTests(PageTestCase):
     def test_the_registry_that_cannot_be_read(self) -> None:
         self.registry.failure = "no <disk>"
         self.assert_shown(
-            "Failing ", "no <disk>", "Phones unknown", "This cannot be told now: no <disk>",
+            "Failing ", "no <disk>", "Phones unknown", "This cannot be told: no <disk>",
             user="alice",
         )  # fmt: skip
 
@@ -256,7 +256,7 @@ class HostileTests(PageTestCase):
 
     def test_what_is_no_name_is_not_asked_for(self) -> None:
         for bad in ("a\0b", "x" * 256):
-            self.assert_shown("This is not the name of a user.", user=bad)
+            self.assert_shown("This cannot be told: this is not the name of a user", user=bad)
 
     def test_nothing_is_inline_that_the_policy_forbids(self) -> None:
         self.explained(FACTS)
@@ -364,6 +364,24 @@ class CostTests(PageTestCase):
         self.clock.advance(KEPT)
         self.successResultOf(Deferred.fromCoroutine(page.html(None)))
         self.assertEqual(len(asked), 3)
+
+    def test_who_asks_while_it_is_put_together_waits_for_that(self) -> None:
+        page = Page(self.clock, self.control, private=True)
+        status: Any = self.successResultOf(self.control.status())
+        asked: list[Deferred[Any]] = []
+
+        def slow() -> Deferred[Any]:
+            asked.append(Deferred())
+            return asked[-1]
+
+        self.control.status = slow  # type: ignore[method-assign]  # a hook
+        waiting = [Deferred.fromCoroutine(page.html(None)) for _ in range(20)]
+        self.assertEqual(len(asked), 1)
+        asked[0].errback(RuntimeError("no"))
+        self.failureResultOf(waiting.pop(0), RuntimeError)
+        asked[1].callback(status)
+        self.assertEqual(len(set(map(self.successResultOf, waiting))), 1)
+        self.assertEqual(len(asked), 2)
 
     def test_who_knows_no_password_cannot_make_it_be_put_together_more_often(self) -> None:
         site, pages = self.make_site(None), set()

@@ -9,8 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.peers.cyrus import LARGEST as CYRUS_LARGEST
 from xaps import daemon, intakes, model
-from xaps.admin import backlog, control, entries, health, inquiry, page
-from xaps.admin import history as pushlog
+from xaps.admin import backlog, control, entries, health, inquiry, page, pushlog
 from xaps.admin import web as controlweb
 from xaps.apns import connection as apns_connection
 from xaps.apns import connector, payload, reasons

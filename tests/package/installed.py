@@ -362,8 +362,9 @@ def check_dependencies() -> None:
     """A machine that has nothing else on it has to have all that is imported."""
     program = (
         "import sys; before = set(sys.modules)\n"
-        "import twisted.internet.reactor, twisted.plugins.xapsd_plugin, xaps.tap, xaps.cli, "
-        "xaps.ctl.main\n"
+        "import importlib, pkgutil, twisted.internet.reactor, twisted.plugins.xapsd_plugin, xaps\n"
+        "for module in pkgutil.walk_packages(xaps.__path__, 'xaps.'): "
+        "importlib.import_module(module.name)\n"
         "for name in set(sys.modules) - before: "
         "print(getattr(sys.modules[name], '__file__', None) or '')"
     )

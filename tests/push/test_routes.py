@@ -103,3 +103,14 @@ class RouteTests(SynchronousTestCase):
     def test_where_none_covers_it_there_is_none(self) -> None:
         routes = Routes([route("a", certificate(X)), route("b", None)])
         self.assertEqual([len(routes), routes.route(Y)], [2, None])
+
+    def test_a_key_is_not_tried_for_the_topic_of_an_entry_without_credential(
+        self,
+    ) -> None:
+        """It may be of another team: Apple would refuse the topic, and that would be told."""
+        key, lost = route("key", token_key(Z)), route("a", None, "x.org")
+        routes = Routes([key, lost, route("several", certificate("other", Y))])
+        found = [each and each.name for each in map(routes.route, (X, Y, Z))]
+        self.assertEqual(found, [None, "several", "key"])
+        lost.credential = certificate(X)
+        self.assertEqual([routes.route(X), routes.route("of before")], [lost, key])

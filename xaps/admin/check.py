@@ -10,16 +10,17 @@ from typing import TextIO
 
 import attrs
 
+from xaps.admin.entries import other_topic
 from xaps.admin.running import daemon_pid, listens
 from xaps.admin.sandbox import UNIT, Sandbox, ask
 from xaps.apns.tls import trust_root
-from xaps.config.reading import Config, careless_secrets
+from xaps.config.reading import Config, careless_secrets, risks
 from xaps.config.table import KEYS, keys_of
 from xaps.credentials.certificate import CredentialError, utc_text
 from xaps.credentials.loading import SET_ONE, LoadResult, password_file, read_password
 from xaps.credentials.sources import Configured, sources_from_config
-from xaps.intake.cyrus.conf import ImapdConfError, other_topic, read_imapd_conf
-from xaps.listen.ports import cannot_listen, usable
+from xaps.intake.cyrus.conf import ImapdConfError, read_imapd_conf
+from xaps.listen.ports import EXPOSED, cannot_listen, is_local, usable
 from xaps.listen.tls import TLSError, server_options
 from xaps.listen.unix import ListenError, dovecot_group, group_id, join
 from xaps.model import CertificateCredential
@@ -164,6 +165,7 @@ def _addresses(config: Config) -> Iterator[str]:
         listened.append(("metricsAddr", config.metrics_addr.host, config.metrics_addr.port))
     if config.status_addr is not None:
         listened.append(("statusAddr", config.status_addr.host, config.status_addr.port))
+    risky = risks(config)
     for key, address, port in listened:
         if not address or address.startswith("systemd:"):
             continue
@@ -174,6 +176,8 @@ def _addresses(config: Config) -> Iterator[str]:
             yield str(error)
             continue
         yield from map(_warning, remarks)
+        if key in risky and not all(map(is_local, numbers)):
+            yield _warning(EXPOSED.format(key=key, risk=risky[key]))
         for number in numbers:
             yield from _port(config, key, number, port)
 

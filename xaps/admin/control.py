@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 import attrs
-from twisted.internet.defer import Deferred, TimeoutError, gatherResults
+from twisted.internet.defer import Deferred, TimeoutError, fail, gatherResults
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
@@ -16,14 +16,22 @@ from xaps import __version__
 from xaps.admin.backlog import waiting_for
 from xaps.admin.entries import FAILING, GOOD, Entry, days, waiting
 from xaps.admin.health import Health
-from xaps.admin.history import PushLog
 from xaps.admin.inquiry import Inquiry
 from xaps.admin.metrics import Metrics
+from xaps.admin.pushlog import PushLog
 from xaps.apns.status import ConnectionState
 from xaps.mailboxes import INBOX
-from xaps.model import NAMES, LastPush, Refused, Registration, reason_of, short_token
+from xaps.model import (
+    MAX_USER,
+    NAMES,
+    NOT_TEXT,
+    LastPush,
+    Refused,
+    Registration,
+    reason_of,
+    short_token,
+)
 from xaps.push.dispatcher import Dispatcher
-from xaps.push.routes import Routes
 from xaps.registry.interface import IRegistry, RegistryError
 from xaps.system.console import counted
 from xaps.system.stalls import StallWatch
@@ -66,7 +74,7 @@ class Control:
         self._registry = registry
         self._dispatcher = dispatcher
         self._entries = entries
-        self._routes = Routes(entry.route for entry in entries)
+        self._routes = dispatcher.routes
         self._health = health
         self._pushes = pushes
         self._stalls = stalls
@@ -79,11 +87,14 @@ class Control:
             entries,
             health=health,
             cyrus_topic=cyrus_topic,
-            wall=wall,
+            time_of_day=self._time_of_day,
         )
 
     def explain(self, user: str) -> Deferred[Mapping[str, Any]]:
-        """Why this user's phones get no push, or that they do."""
+        """Why this user's phones get no push, or that they do. Fails with
+        :class:`~xaps.model.Refused` for what cannot be a user's name."""
+        if not user or len(user) > MAX_USER or NOT_TEXT.search(user):
+            return fail(Refused("this is not the name of a user"))
         return Deferred.fromCoroutine(self._inquiry.answer(user))
 
     def status(self) -> Deferred[Value]:

@@ -13,7 +13,7 @@ from xaps.apns.status import ConnectionState, ConnectionStatus
 from xaps.credentials.certificate import CertificateInfo
 from xaps.credentials.keeper import CredentialKeeper
 from xaps.credentials.loading import LoadResult
-from xaps.model import DAY, CertificateCredential, Credential, TokenCredential
+from xaps.model import DAY, CertificateCredential, Credential, TokenCredential, covers
 from xaps.push.flags import Flags
 from xaps.push.holds import Hold, Holds
 from xaps.push.routes import Route, Routes
@@ -154,3 +154,18 @@ def _refused(found: LoadResult | None) -> dict[str, Any] | None:
     if found is None:
         return None
     return {"why": str(found.errors[0]), "credential": described(found.parsed)}
+
+
+def other_topic(theirs: str | None, ours: Sequence[Credential]) -> str | None:
+    """What is wrong if Cyrus gives phones a topic that no credential is for.
+
+    :param theirs: its ``aps_topic``, if it has one.
+    """
+    if theirs is None or not ours or any(covers(each, theirs) for each in ours):
+        return None
+    topics = " or ".join(dict.fromkeys(each.topic for each in ours))
+    return (
+        f"Cyrus gives phones the topic {theirs}, but the credential is for {topics}: they cannot "
+        f"be pushed. Set aps_topic: {topics} in imapd.conf and restart Cyrus; phones register "
+        "again within a day"
+    )

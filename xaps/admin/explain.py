@@ -55,10 +55,10 @@ class Cause(Enum):
     DELIVERED = "delivered"
 
 
-WELL = frozenset(list(Cause)[list(Cause).index(Cause.PATIENCE) :])
-"""Those with which all is well: the push has gone out, or waits as it should."""
-
 ORDER = list(Cause)
+
+WELL = frozenset(ORDER[ORDER.index(Cause.PATIENCE) :])
+"""Those with which all is well: the push has gone out, or waits as it should."""
 
 HELP: Mapping[Cause, str] = {
     Cause.NO_CREDENTIAL: "xapsctl certificate",
@@ -230,7 +230,7 @@ def _general(facts: Facts) -> Iterator[Finding]:
             yield _cyrus(facts)
     for dropped in facts.dropped:
         if facts.phones and dropped.reason == TRIMMED:
-            yield Finding(Cause.TRIMMED, f"A phone of {user} {_gone(facts, dropped)}")
+            yield Finding(Cause.TRIMMED, f"A phone of {user} {gone(facts, dropped)}")
             return
 
 
@@ -250,7 +250,7 @@ def _absent(facts: Facts) -> Finding:
     if facts.dropped:
         last = facts.dropped[0]
         text = f"No phone of {user} is registered any more: the last one, {last.phone},"
-        return Finding(Cause.DROPPED, f"{text} {_gone(facts, last)}", _REGISTERS_AGAIN)
+        return Finding(Cause.DROPPED, f"{text} {gone(facts, last)}", _REGISTERS_AGAIN)
     if same := [name for name in phones if _local(name) == _local(user)]:
         if notice is not None:
             text = f"Notices come for {user}, but the phone is {_or(same)}"
@@ -265,14 +265,10 @@ def _absent(facts: Facts) -> Finding:
     return Finding(Cause.NEVER_REGISTERED, text, _REGISTER)
 
 
-def _gone(facts: Facts, dropped: Former) -> str:
+def gone(facts: Facts, dropped: Former) -> str:
+    """About a phone that there is no longer: when it was dropped, and why."""
     reason = _DROPPED.get(dropped.reason) or in_words("gone", dropped.reason)
     return f"was dropped {_ago(facts, dropped.at)}: {reason}"
-
-
-def dropped_line(facts: Facts, dropped: Former) -> str:
-    """A line about a phone that there is no longer."""
-    return _gone(facts, dropped)
 
 
 def _phone(facts: Facts, phone: Phone) -> Finding:

@@ -11,8 +11,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
-from xaps.admin.entries import DEGRADED, FAILING, GRADES, Entry
-from xaps.intake.cyrus.conf import other_topic
+from xaps.admin.entries import DEGRADED, FAILING, GRADES, Entry, other_topic
 from xaps.push.dispatcher import Dispatcher
 from xaps.registry.interface import IRegistry, RegistryError
 from xaps.system.work import Work

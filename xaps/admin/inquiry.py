@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred, TimeoutError
 from twisted.internet.interfaces import IReactorTime
 
 from xaps.admin.entries import FAILING, Entry, problem
-from xaps.admin.explain import Facts, Owed, Phone, Verdict, Way, dropped_line, explain
+from xaps.admin.explain import Facts, Owed, Phone, Verdict, Way, explain, gone
 from xaps.admin.health import Health
 from xaps.model import (
     LastPush,
@@ -23,7 +23,6 @@ from xaps.model import (
 )
 from xaps.push.dispatcher import Dispatcher
 from xaps.push.flags import Flag
-from xaps.push.routes import Routes
 from xaps.registry.interface import IRegistry
 
 PATIENCE = 0.5
@@ -37,7 +36,7 @@ class Inquiry:
     """Asks everybody who knows something.
 
     :param cyrus_topic: what Cyrus tells phones, if it is known.
-    :param wall: the time of day.
+    :param time_of_day: makes one of a time by the clock; of ``None``, ``None``.
     """
 
     def __init__(
@@ -49,18 +48,18 @@ class Inquiry:
         *,
         health: Health,
         cyrus_topic: str | None,
-        wall: Callable[[], float],
+        time_of_day: Callable[[Any], Any],
     ) -> None:
         self._clock = clock
         self._registry = registry
         self._dispatcher = dispatcher
         self._entries = entries
-        self._routes = Routes(entry.route for entry in entries)
+        self._routes = dispatcher.routes
         self._clients = {entry.route: entry.client for entry in entries}
         self._health = health
         self._cyrus_topic = cyrus_topic
-        self._wall = wall
-        self._started_at = wall()
+        self._time_of_day = time_of_day
+        self._started_at = clock.seconds()
 
     async def answer(self, user: str) -> Mapping[str, Any]:
         """The verdict and what it is drawn from. Raises
@@ -87,8 +86,8 @@ class Inquiry:
         cyrus = self._cyrus_topic
         return Facts(
             user,
-            self._wall(),
-            self._started_at,
+            self._time_of_day(self._clock.seconds()),
+            self._time_of_day(self._started_at),
             tuple(self._phone(each, topic, past.pushes) for each in registrations),
             tuple(d for d in past.dropped if (d.account_id, d.phone) not in registered),
             past.notice,
@@ -97,7 +96,7 @@ class Inquiry:
             topic,
             lack,
             None if cyrus is None or self._routes.route(cyrus) is not None else cyrus,
-            next((self._then(each.since) for each in troubles if each.cause == "pushes"), None),
+            self._time_of_day(next((e.since for e in troubles if e.cause == "pushes"), None)),
             len(flags) - flags.in_flight,
             tuple(
                 each.text
@@ -131,7 +130,7 @@ class Inquiry:
             None if theirs is None else self._way(theirs),
             pushes.get(key),
             self._owed(self._dispatcher.flags.get(key)),
-            hold and attrs.evolve(hold, until=self._then(hold.until)),
+            hold and attrs.evolve(hold, until=self._time_of_day(hold.until)),
         )
 
     def _way(self, topic: str) -> Way | None:
@@ -142,22 +141,17 @@ class Inquiry:
         return Way(
             topic,
             status.state,
-            self._wall() - self._clock.seconds() + status.since,
+            self._time_of_day(status.since),
             status.last_error,
             status.refused,
-            self._then(status.next_attempt),
+            self._time_of_day(status.next_attempt),
         )
 
     def _owed(self, flag: Flag | None) -> Owed | None:
         if flag is None:
             return None
-        shift = self._wall() - self._clock.seconds()
-        times = (shift + at for at in (flag.due, flag.not_before, flag.noticed_at))
+        times = map(self._time_of_day, (flag.due, flag.not_before, flag.noticed_at))
         return Owed(bool(flag.sent), *times)
-
-    def _then(self, seconds: float | None) -> float | None:
-        """The time of day, then by the reactor's clock."""
-        return None if seconds is None else self._wall() - self._clock.seconds() + seconds
 
 
 def as_json(facts: Facts, verdict: Verdict) -> Mapping[str, Any]:
@@ -190,7 +184,7 @@ def as_json(facts: Facts, verdict: Verdict) -> Mapping[str, Any]:
                 "device_token": each.phone,
                 "at": each.at,
                 "reason": each.reason,
-                "text": dropped_line(facts, each),
+                "text": gone(facts, each),
             }
             for each in facts.dropped
         ],

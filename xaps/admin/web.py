@@ -29,7 +29,7 @@ from xaps.admin.control import Control
 from xaps.admin.page import REFRESH, STYLE, Page
 from xaps.intake.allow import peer_name
 from xaps.intake.http import authorized
-from xaps.model import MAX_USER, NOT_TEXT, Refused
+from xaps.model import Refused
 from xaps.registry.interface import RegistryError
 from xaps.system.complaints import Complaints
 
@@ -86,7 +86,7 @@ def control_site(reactor: IReactorTime, control: Control) -> Site:
     site = _AdminSite(reactor, control, lambda _: True)
     for path, leaf in (
         (b"status", _Leaf(QUESTION, lambda _: control.status())),
-        (b"explain", _Leaf(QUESTION, partial(_explain, control))),
+        (b"explain", _Leaf(QUESTION, lambda request: control.explain(_user(request) or ""))),
         (b"devices", _Leaf(QUESTION, partial(_devices, control))),
         (b"forget", _Leaf(ORDER, lambda request: control.forget(*_order(request, "token")))),
         (b"push", _Leaf(ORDER, lambda request: control.push(*_order(request, "mailbox")))),
@@ -354,13 +354,6 @@ def _user(request: Any) -> str | None:
     """The user in the query; ``None``: there is none."""
     (given, *_) = (request.args or {}).get(b"user", [None])
     return None if given is None else given.decode("utf-8", "replace")
-
-
-def _explain(control: Control, request: Any) -> Any:
-    user = _user(request)
-    if not user or len(user) > MAX_USER or NOT_TEXT.search(user):
-        raise Refused('"user" is to be the name of a user')
-    return control.explain(user)
 
 
 async def _devices(control: Control, request: Any) -> AsyncIterator[bytes]:

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import attrs
 
-DEFAULT_PATH = Path("/etc/xapsd/xapsd.yaml")
+from xaps.config import DEFAULT_PATH
 
 T = TypeVar("T")
 

@@ -18,7 +18,6 @@ from ruamel.yaml.reader import ReaderError
 
 from xaps.config.kinds import Unfit
 from xaps.config.table import (
-    DEFAULT_PATH,
     KEYS,
     Config,
     CredentialSettings,
@@ -29,7 +28,7 @@ from xaps.config.table import (
 from xaps.system.console import counted, one_line
 from xaps.system.files import careless, read_file
 
-__all__ = ["DEFAULT_PATH", "Config", "ConfigError", "careless_secrets", "load"]
+__all__ = ["Config", "ConfigError", "careless_secrets", "load", "risks"]
 
 _SIZE_MAX = 128 * 1024
 """Bytes of a configuration file; the sample has 10,000, and more take seconds to read."""
@@ -191,6 +190,22 @@ def careless_secrets(path: Path, config: Config) -> list[str]:
             if key.kind.secret and value and not value.startswith("file:"):
                 given[key.name] = None
     return careless(path, f"{' and '.join(given)} in it") if given else []
+
+
+def risks(config: Config) -> dict[str, str]:
+    """By the keys of addresses: what everybody can do who reaches it, and what to set against that;
+    those are left out where only those get in that are meant to."""
+    if config.allow_from:
+        return {}
+    found = {
+        "listenAddr": "register phones and send notices here; set allowFrom",
+        "metricsAddr": "read the metrics here; set allowFrom",
+    }
+    if config.tls_client_ca is None:
+        found["tlsListenAddr"] = f"{found['listenAddr']} or tlsClientCA"
+    if not config.status_password:
+        found["statusAddr"] = "see the status here; set allowFrom or statusPassword"
+    return found
 
 
 def _read(path: Path) -> str:

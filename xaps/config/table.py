@@ -16,9 +16,7 @@ from typing import Any
 import attrs
 
 from xaps.config import kinds
-from xaps.config.kinds import DEFAULT_PATH, HostPort, Kind, Network
-
-__all__ = ["DEFAULT_PATH", "KEYS", "Config", "Cyrus", "Key", "sample"]
+from xaps.config.kinds import HostPort, Kind, Network
 
 
 @attrs.frozen
@@ -259,7 +257,8 @@ class Config:
     )
     status_addr: HostPort | None = kinds.HOST_PORT.key(
         "Address and port for the status page, which shows in a browser how xapsd is, for example "
-        "'[::1]:11680'. /metrics and /healthz are there too. It has no TLS: put a proxy with TLS "
+        "'[::1]:11680'. /metrics and /healthz are there too. Everybody who can reach it can look, "
+        "unless statusPassword or allowFrom says who may. It has no TLS: put a proxy with TLS "
         "before it, or use an SSH tunnel, if you need it from another machine."
     )
     status_password: str | None = kinds.PASSWORD.key(

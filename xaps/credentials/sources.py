@@ -10,14 +10,12 @@ import attrs
 from twisted.internet.defer import maybeDeferred
 from twisted.logger import Logger
 
-from xaps.credentials.apple.messages import Account
-from xaps.credentials.apple.source import AppleIdSource, Ask
-from xaps.credentials.apple.store import AppleStore
 from xaps.credentials.loading import FileSource, Parsed, Run, Source
 from xaps.credentials.reading import read_p8, read_pem, read_pkcs12
 
 if TYPE_CHECKING:
     from xaps.config.table import Config, CredentialSettings
+    from xaps.credentials.apple.source import Ask
 
 _DOMAINS = 3
 """Domains that are in the name of an entry."""
@@ -37,13 +35,14 @@ class Configured:
 
 
 def sources_from_config(
-    config: Config, ask: Ask | None = None, run: Run = maybeDeferred
+    config: Config, ask: Callable[[], Ask] | None = None, run: Run = maybeDeferred
 ) -> list[Configured]:
     """The sources that the configuration names, in its order; there is always an entry.
 
     That an entry names one file at most has been checked where the configuration was read.
 
-    :param ask: how Apple's certificate service is asked; without it nothing is renewed.
+    :param ask: tells how Apple's certificate service is asked, if there is an Apple ID; without it
+        nothing is renewed.
     :param run: runs what takes a while, such as making keys, elsewhere.
     """
     sources: list[Source | None] = []
@@ -54,9 +53,8 @@ def sources_from_config(
             if entry.apple_id is not None:
                 _log.info("{source} is used, not appleId", source=source.name)
         elif entry.apple_id is not None or len(config.credentials) == 1:
-            store = AppleStore(config.database_file.parent, entry.apple_id if stores else None)
+            source = _apple_source(config, entry, entry.apple_id if stores else None, ask, run)
             stores += 1
-            source = _apple_source(config, entry, store, ask, run)
         sources.append(source)
     names = [
         _in_short(entry.domains) or ("no credential" if source is None else source.name)
@@ -81,8 +79,18 @@ def _in_short(domains: Sequence[str]) -> str:
 
 
 def _apple_source(
-    config: Config, entry: CredentialSettings, store: AppleStore, ask: Ask | None, run: Run
+    config: Config,
+    entry: CredentialSettings,
+    stored_for: str | None,
+    ask: Callable[[], Ask] | None,
+    run: Run,
 ) -> Source | None:
+    # Imported late: few have an Apple ID, and it would be a twentieth of the daemon's start.
+    from xaps.credentials.apple.messages import Account  # noqa: PLC0415
+    from xaps.credentials.apple.source import AppleIdSource  # noqa: PLC0415
+    from xaps.credentials.apple.store import AppleStore  # noqa: PLC0415
+
+    store = AppleStore(config.database_file.parent, stored_for)
     account = None
     if entry.apple_id is not None:
         account = Account(entry.apple_id, entry.apple_id_hashed_password or "")
@@ -94,7 +102,7 @@ def _apple_source(
         entry.server_identity,
         entry.certificate_password,
         service=config.certificate_service,
-        ask=ask,
+        ask=None if ask is None else ask(),
         run=run,
     )
 

@@ -20,6 +20,8 @@ from xaps.listen.unix import ListenError, bind_unix
 BACKLOG = 1024
 """Connections that may wait to be accepted; a large IMAP server opens thousands at its start."""
 
+EXPOSED = "{key}: other machines can {risk}, or listen on a loopback address"
+
 
 class Listeners:
     """Opening is synchronous, so that a daemon that cannot listen does not start.
@@ -68,11 +70,7 @@ class Listeners:
                     raise ListenError(_why_not(key, number, port, error)) from error
                 local = self._opened(Port(self._reactor, bound, factory)) and local
         if risk and not local:
-            self._log.warn(
-                "{key}: other machines can {risk}, or listen on a loopback address",
-                key=key,
-                risk=risk,
-            )
+            self._log.warn(EXPOSED, key=key, risk=risk)
 
     def unix(
         self, key: str, path: str, factory: IProtocolFactory, *, mode: int, group: str | None
@@ -116,12 +114,17 @@ class Listeners:
         local = True
         if isinstance(host, (IPv4Address, IPv6Address)):
             address = _place(host.host, host.port)
-            local = ipaddress.ip_address(host.host.partition("%")[0]).is_loopback
+            local = is_local(host.host)
         else:
             address = os.fsdecode(host.name or b"")
         self.addresses.append(address)
         self._log.info("Listening on {address}", address=address)
         return local
+
+
+def is_local(number: str) -> bool:
+    """Whether only this machine can reach what listens on this IP address."""
+    return ipaddress.ip_address(number.partition("%")[0]).is_loopback
 
 
 def _bind_tcp(number: str, port: int, *, listen: bool = True) -> socket.socket:

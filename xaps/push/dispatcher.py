@@ -86,7 +86,7 @@ class Dispatcher:
     ) -> None:
         self._clock = clock
         self._registry = registry
-        self._routes = routes
+        self.routes = routes
         self._debug = debug
         self._new_id = new_id
         self.flags = Flags(
@@ -159,7 +159,7 @@ class Dispatcher:
 
         :raises Refused: temporarily, while there is no credential for them.
         """
-        return self._routes.topic(user)
+        return self.routes.topic(user)
 
     def register(self, registration: Registration) -> Deferred[None]:
         """Add or renew a registration; fires when it is on disk.
@@ -296,7 +296,7 @@ class Dispatcher:
         names = pushable(registration)
         if (wanted := canonical(mailbox)) not in names:
             return fail(Refused(f"this phone has no push for the mailbox {mailbox!r}"))
-        way = self.holds.way(self._routes.lane(registration.key.user, registration.topic))
+        way = self.holds.way(self.routes.lane(registration.key.user, registration.topic))
         if way is None:
             return fail(Refused(self.holds.no_credential(registration), temporary=True))
         holds, route = way

@@ -100,17 +100,18 @@ class Routes:
 
     def route(self, topic: str) -> Route | None:
         """The one that covers this topic: an entry for it, rather than one whose certificate has it
-        among others, rather than a token key, of which one cannot know."""
-        found: Route | None = None
+        among others, rather than a token key. Of a key one cannot know which topics it is for: it
+        is not tried while an entry has no credential, which may be what the topic is missing."""
+        several = key = None
+        lacking = False
         for route in self._routes:
             credential = route.credential
-            if credential is None or not covers(credential, topic):
-                continue
-            if credential.topic == topic:
+            if credential is None:
+                lacking = True
+            elif credential.topic == topic:
                 return route
-            if found is None or (
-                isinstance(found.credential, TokenCredential)
-                and not isinstance(credential, TokenCredential)
-            ):
-                found = route
-        return found
+            elif isinstance(credential, TokenCredential):
+                key = key or route
+            elif covers(credential, topic):
+                several = several or route
+        return several or (None if lacking else key)

@@ -280,7 +280,7 @@ class ConfigurationTests(AppleCase):
             apple_id_hashed_password=HASH,
             server_identity=self.identity,
         )
-        (configured,) = sources_from_config(self.config(entry), self.ask)
+        (configured,) = sources_from_config(self.config(entry), lambda: self.ask)
         source = configured.source
         assert isinstance(source, AppleIdSource)
         self.source = source
@@ -304,7 +304,7 @@ class ConfigurationTests(AppleCase):
         for entries in ((first,), (file, first, second), (first, second)):
             alice, *others = (
                 configured.source
-                for configured in sources_from_config(self.config(*entries), self.ask)
+                for configured in sources_from_config(self.config(*entries), lambda: self.ask)
                 if isinstance(configured.source, AppleIdSource)
             )
             self.source = alice

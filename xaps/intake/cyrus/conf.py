@@ -8,7 +8,7 @@ and ``lib/imapoptions`` of Cyrus IMAP 3.6.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from operator import attrgetter
 from pathlib import Path
 
@@ -17,7 +17,6 @@ import attrs
 from xaps.intake.cyrus.names import CyrusSettings
 from xaps.intake.cyrus.services import USUAL, Service, read_services
 from xaps.mailboxes import from_utf7
-from xaps.model import Credential, covers
 from xaps.system.files import read_file
 
 _OPTION = re.compile(r"\s*(@?[A-Za-z0-9_-]*):\s*(.*?)\s*", re.DOTALL)
@@ -101,21 +100,6 @@ def read_imapd_conf(path: Path, socket: str) -> ImapdConf:
         names = ", ".join(service.name for service in USUAL)
         problems.append(f"{beside}: tells of no services, so they are taken to be {names}")
     return ImapdConf(views[0].settings, views[0].topic, tuple(problems))
-
-
-def other_topic(theirs: str | None, ours: Sequence[Credential]) -> str | None:
-    """What is wrong if Cyrus gives phones a topic that no credential is for.
-
-    :param theirs: its ``aps_topic``, if it has one.
-    """
-    if theirs is None or not ours or any(covers(each, theirs) for each in ours):
-        return None
-    topics = " or ".join(dict.fromkeys(each.topic for each in ours))
-    return (
-        f"Cyrus gives phones the topic {theirs}, but the credential is for {topics}: they cannot "
-        f"be pushed. Set aps_topic: {topics} in imapd.conf and restart Cyrus; phones register "
-        "again within a day"
-    )
 
 
 def _view(service: Service, options: Mapping[str, _Value]) -> _View:

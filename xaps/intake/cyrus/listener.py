@@ -94,7 +94,7 @@ class CyrusListener:
         self._path = path
         self._settings = settings
         self._wall = wall
-        self._topic = topic
+        self.topic = topic
         self._mode = mode
         self._group = group
         self._user = user
@@ -303,7 +303,7 @@ class CyrusListener:
 
     def _with_topic(self, handler: Handler, registration: Registration) -> Registration:
         """Cyrus has told the phone a topic, but does not tell us which."""
-        topic = self._topic
+        topic = self.topic
         if topic is None:
             with contextlib.suppress(Refused):
                 topic = handler.topic(registration.key.user)

@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from xaps.admin.history import BUCKETS, MAX_REASONS, MINUTES, TIMED, TOLD, Minutes, PushLog
+from xaps.admin.pushlog import BUCKETS, MAX_REASONS, MINUTES, TIMED, TOLD, Minutes, PushLog
 from xaps.model import (
     Delivered,
     Gone,
