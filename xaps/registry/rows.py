@@ -6,7 +6,7 @@ import json
 import re
 import sqlite3
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -177,6 +177,10 @@ FLAGS = Table(
 )
 
 
+# Not escaped: what is not valid Unicode is refused when it is to be stored.
+_array = json.JSONEncoder(ensure_ascii=False).encode
+
+
 def registration_columns(registration: Registration) -> tuple[str | float | None, ...]:
     return (
         *registration.key,
@@ -190,8 +194,3 @@ def registration_columns(registration: Registration) -> tuple[str | float | None
 def flag_columns(flag: WaitingFlag) -> tuple[str, ...]:
     """The columns of a flag, those of its key last."""
     return _array(sorted(flag.mailboxes)), *flag.key
-
-
-def _array(names: Iterable[str]) -> str:
-    # Not escaped: what is not valid Unicode is refused when it is to be stored.
-    return json.dumps(list(names), ensure_ascii=False)
