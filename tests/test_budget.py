@@ -54,8 +54,8 @@ BUDGET: dict[str, tuple[float, str]] = {
     "apns": (49, "frames and header blocks of our own, in place of those libraries' 254 calls"),
     "admin": (6, "counters, without Deferreds; the delays of new mail apart"),
     "xaps": (
-        12,
-        "mostly xaps.mailboxes; keys are tuples; no coroutine, a digest once",
+        16,
+        "mostly xaps.mailboxes; a key, which is a tuple, made of what is in memory; a digest once",
     ),
     "libraries": (24, "h2 sees no stream; no debug events, no Deferred for a notice or a push"),
     "writes to IMAP servers": (1, "an answer each"),

@@ -164,7 +164,7 @@ ADDRESSEES = Table(
     lambda user, account_id, token, registered_at, name, topic: Addressee(
         key(user, account_id, token),
         _time(registered_at, "registered_at"),
-        None if name is None else _text(name, "name"),
+        None if name is None else sys.intern(_text(name, "name")),
         _topic(topic),
     ),
 )

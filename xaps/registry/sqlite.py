@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred, execute
 
-from xaps.mailboxes import canonical
+from xaps.mailboxes import INBOX, canonical
 from xaps.model import (
     EXPIRED,
     FORGOTTEN,
@@ -139,7 +139,7 @@ class SQLiteRegistry:
     ) -> None:
         """
         :param connection: what :func:`.open_writer` gave for `path`.
-        :param cache: how many phones are kept in memory, for each mailbox that notices name.
+        :param cache: how many phones are kept in memory.
         """
         self._path = path
         self._wall = wall
@@ -152,11 +152,12 @@ class SQLiteRegistry:
         )
 
     def addressees(self, user: str, mailbox: str) -> Sequence[Addressee]:
-        found = self._cache.get(user, mailbox)
+        found = self._cache.get(user) if mailbox == INBOX else None
         if found is None:
             user, mailbox = lower(user), canonical(mailbox)
-            found = tuple(self._select(ADDRESSEES, CONCERNED, user, mailbox))
-            self._cache.add(mailbox, found)
+            found = self._select(ADDRESSEES, CONCERNED, user, mailbox)
+            if mailbox == INBOX:
+                self._cache.add(user, found)
         return found
 
     def registrations(self, user: str) -> Deferred[Sequence[Registration]]:
