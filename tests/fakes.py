@@ -304,7 +304,7 @@ def _is_unicode(registration: Registration) -> bool:
     """A lone surrogate, which JSON can smuggle in, cannot be stored as text."""
     key = registration.key
     try:
-        "".join((*attrs.astuple(key), *registration.mailboxes)).encode()
+        "".join((*key, *registration.mailboxes)).encode()
     except UnicodeEncodeError:
         return False
     return True

@@ -141,6 +141,7 @@ class Daemon(Service):
             config.database_file,
             run=partial(deferToThreadPool, self._reactor, self._writer),
             wall=time.time,
+            cache=config.registry_cache,
             on_certificates=self._take_over,
         )
         self._entries = self._make_entries()

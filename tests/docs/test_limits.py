@@ -16,7 +16,7 @@ from xaps.apns import connector, payload, reasons
 from xaps.apns import session as apns_session
 from xaps.apns import streams as apns_streams
 from xaps.apns import tls as apns_tls
-from xaps.config import kinds
+from xaps.config import kinds, table
 from xaps.config import reading as configuration
 from xaps.credentials import reading
 from xaps.ctl import client as ctl_client
@@ -132,6 +132,9 @@ LIMITS = {
     ),
     "Wait of a phone that was told another topic than any credential is for": period(
         waiting.LIFETIME
+    ),
+    "Phones that are kept in memory for notices about INBOX": (
+        f"{int(table.KEYS['registryCache'].default):,} (``registryCache``)"
     ),
     "Writes that wait for the disk": number(sqlite.MAX_PENDING),
     "Time that a write waits for another program's lock on the database": period(

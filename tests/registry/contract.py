@@ -624,6 +624,7 @@ class RegistryContract(_Base):
 
     def test_after_closing_everything_fails_with_a_reason(self) -> None:
         self.register(registration(ALICE))
+        self.assertEqual(len(self.concerned("alice", "INBOX")), 1)
         self.done(self.registry.close())
         for deferred in (
             self.registry.register(registration(ALICE)),
@@ -640,6 +641,8 @@ class RegistryContract(_Base):
             self.registry.near("alice"),
         ):
             self.assertIn("closed", self.failed(deferred))
+        with self.assertRaisesRegex(RegistryError, "closed"):
+            self.concerned("alice", "INBOX")
 
     def test_closing_twice_is_fine(self) -> None:
         self.done(self.registry.close())

@@ -79,7 +79,7 @@ class DamageTestCase(SynchronousTestCase):
         self.path = self.folder / "phones.sqlite3"
 
     def open(self) -> SQLiteRegistry:
-        registry = open_registry(self.path, run=execute, wall=time.time)
+        registry = open_registry(self.path, run=execute, wall=time.time, cache=100)
         self.addCleanup(registry.close)
         return registry
 

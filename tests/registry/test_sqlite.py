@@ -19,6 +19,7 @@ from typing import Any, TypeVar, cast
 
 from twisted.internet.defer import Deferred, execute, gatherResults
 from twisted.internet.interfaces import IReactorFromThreads
+from twisted.internet.task import LoopingCall
 from twisted.internet.threads import deferToThreadPool
 from twisted.python.threadpool import ThreadPool
 from twisted.trial.unittest import SynchronousTestCase, TestCase
@@ -77,6 +78,7 @@ class InFolder(SynchronousTestCase):
         max_pending: int = 1000,
         busy_timeout: float = 0.05,
         wall: Callable[[], float] = time.time,
+        cache: int = 100_000,
     ) -> SQLiteRegistry:
         path = path or self.path
         self.writer = open_writer(path, busy_timeout=busy_timeout)
@@ -88,6 +90,7 @@ class InFolder(SynchronousTestCase):
             max_per_user=max_per_user,
             max_mailboxes=max_mailboxes,
             max_pending=max_pending,
+            cache=cache,
         )
         self.addCleanup(registry.close)
         return registry
@@ -153,6 +156,7 @@ class LookupTests(InFolder):
             sqlite.NEWEST,
             sqlite.OF_USER,
             sqlite.ONE,
+            sqlite.OF_ITS_USER,
             *PAGES,
             sqlite.REGISTER,
             sqlite.ADD_IF_NEWER,
@@ -532,9 +536,8 @@ class KilledTests(InFolder):
 class ThreadTests(TestCase):
     """With a real worker thread, as in the daemon."""
 
-    @as_deferred
-    async def test_many_writes_and_reads_at_once(self) -> None:
-        from twisted.internet import reactor  # noqa: PLC0415 - only this test needs one
+    def open(self) -> SQLiteRegistry:
+        from twisted.internet import reactor  # noqa: PLC0415 - only these tests need one
 
         folder = tempfile.TemporaryDirectory()
         self.addCleanup(folder.cleanup)
@@ -543,9 +546,34 @@ class ThreadTests(TestCase):
         self.addCleanup(pool.stop)
         path = Path(folder.name) / "phones.sqlite3"
         run = partial(deferToThreadPool, cast(IReactorFromThreads, reactor), pool)
-        registry = SQLiteRegistry(
-            open_writer(path, busy_timeout=4.0), path, run=run, wall=time.time
-        )
+        writer = open_writer(path, busy_timeout=4.0)
+        return SQLiteRegistry(writer, path, run=run, wall=time.time, cache=100)
+
+    @as_deferred
+    async def test_what_has_been_answered_is_what_notices_find(self) -> None:
+        """Whenever others have asked for it."""
+        registry = self.open()
+        keys = [RegistrationKey(f"user{number}", "A", "aa") for number in range(8)]
+
+        def look_up_all() -> None:
+            for key in keys:
+                registry.addressees(key.user, "INBOX")
+
+        async def renew(key: RegistrationKey) -> None:
+            for at in map(float, range(60)):
+                await registry.register(registration(key, at))
+                (phone,) = registry.addressees(key.user, "INBOX")
+                self.assertEqual(phone.registered_at, at)
+
+        noticing = LoopingCall(look_up_all)
+        noticing.start(0)
+        await gatherResults([Deferred.fromCoroutine(renew(key)) for key in keys])
+        noticing.stop()
+        await registry.close()
+
+    @as_deferred
+    async def test_many_writes_and_reads_at_once(self) -> None:
+        registry = self.open()
         keys = [RegistrationKey(f"user{number}", "A", "aa") for number in range(300)]
 
         async def register_and_read(key: RegistrationKey) -> Registration | None:

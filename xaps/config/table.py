@@ -132,6 +132,11 @@ class Config:
         "it is imported once into database.sqlite3 in the same folder, and not changed.",
         default="/var/lib/xapsd/database.json",
     )
+    registry_cache: int = kinds.whole_number(0, 10_000_000, "a number").key(
+        "How many phones are kept in memory, so that the next notice about INBOX does not read "
+        "the file. 100000 take up to 50 MB. 0: none.",
+        default="100000",
+    )
 
     listen_addr: str = kinds.LISTEN_ADDRESS.key(
         "The IP address for HTTP requests from Dovecot; '' for none. Everybody who can reach "

@@ -35,18 +35,26 @@ class GroupCommit:
 
     :param connection: used by the worker thread alone from now on.
     :param max_pending: the bound on writes that wait; over it a write fails at once.
+    :param written: called after each transaction, made or not, before any write in it is answered.
     """
 
     _log = Logger()
 
     def __init__(
-        self, connection: sqlite3.Connection, path: Path, *, run: Run, max_pending: int
+        self,
+        connection: sqlite3.Connection,
+        path: Path,
+        *,
+        run: Run,
+        max_pending: int,
+        written: Callable[[], None],
     ) -> None:
         self._connection = connection
         self._path = path
         self._identity = _identity(path)
         self._run = run
         self._max_pending = max_pending
+        self._written = written
         self._queue: list[tuple[Work[Any], Deferred[Any]]] = []
         self._one_by_one = DeferredLock()
         self._closed: RegistryError | None = None
@@ -90,6 +98,7 @@ class GroupCommit:
             answers: Sequence[Callable[[], None]] = await self._run(partial(self._commit, batch))
         except Exception as error:
             answers = [partial(answer.errback, error) for _, answer in batch]
+        self._written()
         for answer in answers:
             answer()
 

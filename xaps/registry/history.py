@@ -11,7 +11,6 @@ import sqlite3
 from collections.abc import Iterable, Mapping
 
 from xaps.model import Former, LastNotice, LastPush, NearUser, Past, RegistrationKey, short_token
-from xaps.registry import rows
 
 MAX_STRANGERS = 10_000
 """Users without a phone whose last notice is kept: those who had one last."""
@@ -116,7 +115,7 @@ def save(
     connection.executemany(
         SAVE_PUSH,
         (
-            (push.at, push.outcome, _short(push.reason), push.seconds, *rows.key_columns(key))
+            (push.at, push.outcome, _short(push.reason), push.seconds, *key)
             for key, push in pushes.items()
         ),
     )

@@ -33,6 +33,7 @@ def open_registry(
     run: Run,
     wall: Callable[[], float],
     busy_timeout: float = BUSY_TIMEOUT,
+    cache: int = 0,
     on_certificates: Callable[[AppleCertificates], None] = lambda _: None,
 ) -> SQLiteRegistry:
     """Open the registry, or make it.
@@ -46,6 +47,7 @@ def open_registry(
     This reads the disk and can wait for `busy_timeout`: do it before the reactor runs, but after
     the process has become a daemon (neither locks nor threads survive a fork).
 
+    :param cache: how many phones are kept in memory.
     :param on_certificates: gets what Apple issued to the Go daemon, when its file is imported.
     :raises xaps.registry.database.RegistryInUse: another process has opened it.
     :raises RegistryError: a file cannot be used; nothing was imported then.
@@ -56,7 +58,7 @@ def open_registry(
         if path != database_file:
             with explaining(path):
                 _import(connection, path, database_file, wall(), on_certificates)
-        return SQLiteRegistry(connection, path, run=run, wall=wall)
+        return SQLiteRegistry(connection, path, run=run, wall=wall, cache=cache)
     except BaseException:
         connection.close()
         raise

@@ -6,7 +6,7 @@ import json
 import re
 import sqlite3
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -64,8 +64,7 @@ class RowReader:
         self, connection: sqlite3.Connection, table: Table[T], after: RegistrationKey | None
     ) -> list[T]:
         # No user is named by an empty text.
-        key = ("", "", "") if after is None else key_columns(after)
-        return self.good(table, connection.execute(AFTER.format(table), key))
+        return self.good(table, connection.execute(AFTER.format(table), after or ("", "", "")))
 
     def good(self, table: Table[T], rows: sqlite3.Cursor) -> list[T]:
         """The values of the good rows, a page of them at most."""
@@ -165,7 +164,7 @@ ADDRESSEES = Table(
     lambda user, account_id, token, registered_at, name, topic: Addressee(
         key(user, account_id, token),
         _time(registered_at, "registered_at"),
-        None if name is None else _text(name, "name"),
+        None if name is None else sys.intern(_text(name, "name")),
         _topic(topic),
     ),
 )
@@ -178,13 +177,13 @@ FLAGS = Table(
 )
 
 
-def key_columns(key: RegistrationKey) -> tuple[str, str, str]:
-    return key.user, key.account_id, key.device_token
+# Not escaped: what is not valid Unicode is refused when it is to be stored.
+_array = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def registration_columns(registration: Registration) -> tuple[str | float | None, ...]:
     return (
-        *key_columns(registration.key),
+        *registration.key,
         _array(registration.mailboxes),
         _array(sorted(registration.confirmed)),
         registration.registered_at,
@@ -194,9 +193,4 @@ def registration_columns(registration: Registration) -> tuple[str | float | None
 
 def flag_columns(flag: WaitingFlag) -> tuple[str, ...]:
     """The columns of a flag, those of its key last."""
-    return _array(sorted(flag.mailboxes)), *key_columns(flag.key)
-
-
-def _array(names: Iterable[str]) -> str:
-    # Not escaped: what is not valid Unicode is refused when it is to be stored.
-    return json.dumps(list(names), ensure_ascii=False)
+    return _array(sorted(flag.mailboxes)), *flag.key

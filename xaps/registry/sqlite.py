@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred, execute
 
-from xaps.mailboxes import canonical
+from xaps.mailboxes import INBOX, canonical
 from xaps.model import (
     EXPIRED,
     FORGOTTEN,
@@ -29,6 +29,7 @@ from xaps.model import (
     lower,
 )
 from xaps.registry import history, rows
+from xaps.registry.cache import Cache
 from xaps.registry.database import APPLICATION_ID, explained, explaining, open_reader
 from xaps.registry.groupcommit import GroupCommit, Run
 from xaps.registry.interface import MAX_MAILBOXES, MAX_PER_USER, Registered
@@ -65,6 +66,15 @@ _ADD = f"""
         registered_at = excluded.registered_at,
         topic = excluded.topic
 """
+# Names of others, as those of this one are about to change.
+OF_ITS_USER = """
+    SELECT max(itself), max(stale), count(*), total(iif(itself, 0, names)) FROM (
+        SELECT account_id = ?2 AND device_token = ?3 AS itself,
+            account_id <> ?2 AND device_token = ?3 AND registered_at < ?4 AS stale,
+            iif(json_valid(mailboxes), json_array_length(mailboxes), 0) AS names
+        FROM registrations WHERE user = ?1
+    )
+"""
 # Not "earlier or in the future": the time of a damaged row can be NULL.
 REGISTER = f"""
     {_ADD} WHERE (registrations.registered_at > excluded.registered_at
@@ -93,7 +103,6 @@ TRIM = """
     )
     RETURNING user, account_id, device_token
 """
-IS_KNOWN = f"SELECT EXISTS (SELECT 1 FROM registrations WHERE {_KEY})"
 REMOVE = f"DELETE FROM registrations WHERE {_KEY} AND registered_at <= ?"
 EXPIRE = f"""
     DELETE FROM registrations WHERE (user, account_id, device_token) IN (
@@ -126,23 +135,36 @@ class SQLiteRegistry:
         max_per_user: int = MAX_PER_USER,
         max_mailboxes: int = MAX_MAILBOXES,
         max_pending: int = MAX_PENDING,
+        cache: int = 0,
     ) -> None:
-        """:param connection: what :func:`.open_writer` gave for `path`."""
+        """
+        :param connection: what :func:`.open_writer` gave for `path`.
+        :param cache: how many phones are kept in memory.
+        """
         self._path = path
         self._wall = wall
         self._bounds = max_per_user, max_mailboxes
         self._reader = open_reader(path)
         self._rows = RowReader(path)
-        self._writer = GroupCommit(connection, path, run=run, max_pending=max_pending)
+        self._cache = Cache(connection, cache)
+        self._writer = GroupCommit(
+            connection, path, run=run, max_pending=max_pending, written=self._cache.written
+        )
 
     def addressees(self, user: str, mailbox: str) -> Sequence[Addressee]:
-        return self._select(ADDRESSEES, CONCERNED, lower(user), canonical(mailbox))
+        found = self._cache.get(user) if mailbox == INBOX else None
+        if found is None:
+            user, mailbox = lower(user), canonical(mailbox)
+            found = self._select(ADDRESSEES, CONCERNED, user, mailbox)
+            if mailbox == INBOX:
+                self._cache.add(user, found)
+        return found
 
     def registrations(self, user: str) -> Deferred[Sequence[Registration]]:
         return execute(self._select, REGISTRATIONS, OF_USER, lower(user))
 
     def get(self, key: RegistrationKey) -> Deferred[Registration | None]:
-        found = execute(self._select, REGISTRATIONS, ONE, *rows.key_columns(key))
+        found = execute(self._select, REGISTRATIONS, ONE, *key)
         return found.addCallback(lambda found: found[0] if found else None)
 
     def _select(self, table: Table[T], statement: str, *parameters: str) -> Sequence[T]:
@@ -177,16 +199,22 @@ class SQLiteRegistry:
         values = (*rows.registration_columns(registration), self._wall())
 
         def register(connection: sqlite3.Connection) -> Registered | None:
-            (known,) = connection.execute(IS_KNOWN, rows.key_columns(key)).fetchone()
+            # In one go, as mostly there is nothing to be dropped.
+            known, stale, phones, names = connection.execute(
+                OF_ITS_USER, (*key, replace_before)
+            ).fetchone()
             if not connection.execute(REGISTER, values).rowcount:
                 return None
             replaced: list[RegistrationKey] = []
-            if replace_before is not None:
-                parameters = (*rows.key_columns(key), replace_before)
+            if stale:
+                parameters = (*key, replace_before)
                 replaced = _keys(connection.execute(REPLACE, parameters).fetchall())
-            trimmed = _trim(connection, key, self._bounds)
-            history.dropped(connection, replaced, REPLACED, self._wall())
-            history.dropped(connection, trimmed, TRIMMED, self._wall())
+                history.dropped(connection, replaced, REPLACED, self._wall())
+            trimmed: list[RegistrationKey] = []
+            names += len(registration.mailboxes)
+            if phones + (not known) > self._bounds[0] or names > self._bounds[1]:
+                trimmed = _trim(connection, key, self._bounds)
+                history.dropped(connection, trimmed, TRIMMED, self._wall())
             return Registered(not known, tuple(replaced), tuple(trimmed))
 
         return self._writer.write(register)
@@ -206,7 +234,7 @@ class SQLiteRegistry:
         until = math.inf if registered_until is None else registered_until
 
         def remove(connection: sqlite3.Connection) -> bool:
-            if connection.execute(REMOVE, (*rows.key_columns(key), until)).rowcount <= 0:
+            if connection.execute(REMOVE, (*key, until)).rowcount <= 0:
                 return False
             history.dropped(connection, [key], reason, self._wall())
             return True
@@ -235,7 +263,7 @@ class SQLiteRegistry:
         flags, keys = list(changed), list(cleared)
 
         def save(connection: sqlite3.Connection) -> None:
-            connection.executemany(CLEAR_FLAG, map(rows.key_columns, keys))
+            connection.executemany(CLEAR_FLAG, keys)
             connection.executemany(SAVE_FLAG, map(rows.flag_columns, flags))
             history.save(connection, pushes, notices)
 
@@ -247,7 +275,7 @@ class SQLiteRegistry:
     def last_pushes(
         self, first: RegistrationKey, last: RegistrationKey
     ) -> Deferred[Mapping[RegistrationKey, LastPush]]:
-        between = (*rows.key_columns(first), *rows.key_columns(last))
+        between = (*first, *last)
         return execute(
             self._read,
             lambda connection: history.pushes(connection.execute(history.PUSHES, between)),
@@ -266,6 +294,7 @@ class SQLiteRegistry:
         return self._writer.write(probe)
 
     def close(self) -> Deferred[None]:
+        self._cache.clear()
         self._reader.close()
         return self._writer.close()
 
@@ -282,7 +311,7 @@ def _keys(found: Iterable[tuple[Any, ...]]) -> list[RegistrationKey]:
 def _trim(
     connection: sqlite3.Connection, newest: RegistrationKey, bounds: tuple[int, int]
 ) -> list[RegistrationKey]:
-    parameters = (*rows.key_columns(newest), *bounds)
+    parameters = (*newest, *bounds)
     return _keys(connection.execute(TRIM, parameters).fetchall())
 
 
