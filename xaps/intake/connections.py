@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, OrderedDict, deque
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Protocol
 
 from twisted.internet.defer import Deferred
@@ -24,6 +24,8 @@ _CROWDED = (
 )
 TURN = 0.01
 """Seconds of work on requests before timers, APNs and further input have their turn."""
+REST = 9.0
+"""While pushes are late: how long requests wait after a turn, as a multiple of what it took."""
 MAX_HELD = 64 * 1024 * 1024
 """Bytes that all connections together may have sent and that are not dealt with yet."""
 
@@ -60,14 +62,19 @@ class Turns:
 
     The processor goes round among users, and among the connections of each: a user's backlog
     delays nobody else, however many connections it comes by. When that has taken a `TURN`, what is
-    left goes on in the reactor's next turn. The memory goes to whoever asks for little: when there
-    is too much in all, of the place that holds most the connection that does is cut off.
+    left goes on in the reactor's next turn. While pushes are late it is a tenth of the time: nobody
+    waits for ever. The memory goes to whoever asks for little: when there is too much in all, of
+    the place that holds most the connection that does is cut off.
+
+    :param late: whether pushes are, for want of the processor.
     """
 
     _log = Logger()
 
-    def __init__(self, clock: IReactorTime) -> None:
+    def __init__(self, clock: IReactorTime, late: Callable[[], bool] = lambda: False) -> None:
         self._clock = clock
+        self._late = late
+        self._rests_until = 0.0
         self._waiting: OrderedDict[Hashable, deque[Connection]] = OrderedDict()
         self._next: IDelayedCall | None = None
         self._held: dict[Connection, int] = {}
@@ -100,8 +107,11 @@ class Turns:
             largest.crowd_out()
 
     def _turn(self) -> None:
-        end = self._clock.seconds() + TURN
-        while self._waiting:
+        began = now = self._clock.seconds()
+        if began < self._rests_until and self._late():
+            self._next = self._clock.callLater(0, self._turn)
+            return
+        while self._waiting and now < began + TURN:
             owner, connections = self._waiting.popitem(last=False)
             connection = connections.popleft()
             connection.waits = False
@@ -113,8 +123,8 @@ class Turns:
             except Exception:
                 self._log.failure("A connection of an IMAP server is cut off")
                 connection.cut_off()
-            if self._clock.seconds() >= end:
-                break
+            now = self._clock.seconds()
+        self._rests_until = now + REST * (now - began)
         self._next = self._clock.callLater(0, self._turn) if self._waiting else None
 
 

@@ -52,6 +52,11 @@ SLICE = 64
 """Pushes that are started in one go, or put off since something holds them back; between two
 slices the IMAP servers are served."""
 
+LATE = 0.1
+"""Seconds that pushes may wait for the processor before the IMAP servers are to wait. What is taken
+from them meanwhile goes out within about four times as long: a push takes three times what it takes
+to accept it."""
+
 
 class Dispatcher:
     """Takes registrations and notices, and pushes.
@@ -114,7 +119,8 @@ class Dispatcher:
             debug=debug,
         )
         self._pump_call: IDelayedCall | None = None
-        self._pump_at = math.inf  # when it is; never: there is none
+        self._pump_at = math.inf  # when it is, or was to be; never: there is none
+        self._caught_up = -math.inf  # when everything had gone out last that could
         self._all_answered: Deferred[None] | None = None
 
     def start(self) -> Deferred[int]:
@@ -249,13 +255,23 @@ class Dispatcher:
         now = self._clock.seconds()
         probed = self.holds.probe(lambda key: self.flags.get(key) is not None, now)
         self.flags.hasten(probed, now)
-        if not self.holds.stopping:
-            self._push_due(now)
+        if not self.holds.stopping and self._push_due(now):
+            self._caught_up = now
         self._arm()
 
-    def _push_due(self, now: float) -> None:
+    @property
+    def lag(self) -> float:
+        """Seconds for which the oldest push that could go out has waited for the processor: what
+        is held back, or waits for APNs, does not count."""
+        return max(0.0, self._clock.seconds() - max(self._pump_at, self._caught_up))
+
+    def is_late(self) -> bool:
+        """Whether the IMAP servers are to wait, so that pushes go out in time."""
+        return self.lag > LATE
+
+    def _push_due(self, now: float) -> bool:
         """Start a slice, with one flag of each lane after the other; what cannot change meanwhile
-        is asked once."""
+        is asked once. Returns whether that was all that can go out."""
         ways = [(lane, way) for lane in self.flags.lanes() if (way := self.holds.way(lane))]
         room = {route: route.sender.room() for _, (_, route) in ways}
         left = SLICE
@@ -277,7 +293,8 @@ class Dispatcher:
                     ways.remove(each)
                 left -= 1
                 if not left:
-                    return
+                    return False
+        return True
 
     def _push_ended(self) -> None:
         self._arm()
