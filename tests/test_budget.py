@@ -49,15 +49,15 @@ WALL = 1_800_000_000.0
 
 BUDGET: dict[str, tuple[float, str]] = {
     "intake": (33, "a known head, a plain body, an answer made before"),
-    "push": (45, "a callback for each push; lanes and their routes looked up once a slice"),
+    "push": (42, "a callback for each push; lanes and their routes looked up once a slice"),
     "registry": (17, "as it was, less what explains an error that is not there"),
     "apns": (49, "frames and header blocks of our own, in place of those libraries' 254 calls"),
     "admin": (6, "counters, without Deferreds; the delays of new mail apart"),
     "xaps": (
-        31,
+        28,
         "mostly xaps.mailboxes, and what xaps.model has for keys; no coroutine, a digest once",
     ),
-    "libraries": (24, "h2 sees no stream; no debug events, no Deferred for a notice or a push"),
+    "libraries": (17, "h2 sees no stream; no debug events, no Deferred, no UUID that is made alone"),
     "writes to IMAP servers": (1, "an answer each"),
     "writes to APNs": (0.1, "what is due goes out together"),
     "bytes to IMAP servers": (39, "a status line and a length; now and then the connection's end"),

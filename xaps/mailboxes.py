@@ -74,7 +74,7 @@ def pushable(registration: Registration) -> dict[str, str | None]:
 
 def hashes(names: Iterable[str | None]) -> tuple[str, ...]:
     """What to put into the payload's ``m`` for mailboxes that the phone knows by these names."""
-    return tuple(sorted(digest(name) for name in names if name is not None))
+    return tuple(sorted([digest(name) for name in names if name is not None]))
 
 
 def _decoded(match: re.Match[str]) -> str:
