@@ -63,6 +63,9 @@ class Turns:
 class Closed:
     """A sender to an APNs that is out of reach."""
 
+    def busy(self) -> bool:
+        return False
+
     def room(self) -> int:
         """None."""
         return 0

@@ -57,7 +57,10 @@ BUDGET: dict[str, tuple[float, str]] = {
         28,
         "mostly xaps.mailboxes, and what xaps.model has for keys; no coroutine, a digest once",
     ),
-    "libraries": (17, "h2 sees no stream; no debug events, no Deferred, no UUID that is made alone"),
+    "libraries": (
+        17,
+        "h2 sees no stream; no debug events, no Deferred; UUIDs made by the dozen",
+    ),
     "writes to IMAP servers": (1, "an answer each"),
     "writes to APNs": (0.1, "what is due goes out together"),
     "bytes to IMAP servers": (39, "a status line and a length; now and then the connection's end"),

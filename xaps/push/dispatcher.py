@@ -129,7 +129,7 @@ class Dispatcher:
         )
         self._pump_call: IDelayedCall | None = None
         self._pump_at = math.inf  # when it is, or was to be; never: there is none
-        self._caught_up = -math.inf  # when everything had gone out last that could
+        self._behind_since: float | None = None  # not everything has gone out that could
         self._all_answered: Deferred[None] | None = None
 
     def start(self) -> Deferred[int]:
@@ -264,15 +264,25 @@ class Dispatcher:
         now = self._clock.seconds()
         probed = self.holds.probe(lambda key: self.flags.get(key) is not None, now)
         self.flags.hasten(probed, now)
-        if not self.holds.stopping and self._push_due(now):
-            self._caught_up = now
+        if not self.holds.stopping:
+            if self._push_due(now):
+                self._behind_since = None
+            elif self._behind_since is None:
+                self._behind_since = now
         self._arm()
 
     @property
     def lag(self) -> float:
         """Seconds for which the oldest push that could go out has waited for the processor: what
-        is held back, or waits for APNs, does not count."""
-        return max(0.0, self._clock.seconds() - max(self._pump_at, self._caught_up))
+        is held back, or waits for APNs, does not count. What APNs has answered and we have not read
+        does."""
+        now, since = self._clock.seconds(), self._behind_since
+        if since is None or (
+            self._pump_at > now and not any(route.sender.busy() for route in self._routes)
+        ):
+            self._behind_since = None
+            return 0.0
+        return now - since
 
     def is_late(self) -> bool:
         """Whether the IMAP servers are to wait, so that pushes go out in time."""
@@ -280,15 +290,16 @@ class Dispatcher:
 
     def _push_due(self, now: float) -> bool:
         """Start a slice, with one flag of each lane after the other; what cannot change meanwhile
-        is asked once. Returns whether that was all that can go out."""
+        is asked once. Returns whether that was all that is due and not held back."""
         ways = [(lane, way) for lane in self.flags.lanes() if (way := self.holds.way(lane))]
         room = {route: route.sender.room() for _, (_, route) in ways}
-        left = SLICE
+        left, done = SLICE, True
         while ways:
             for each in ways[:]:
                 lane, (holds, route) = each
-                flag = self.flags.first(lane, now) if room[route] > 0 else None
-                if flag is None or flag.due > now:
+                flag = self.flags.first(lane, now)
+                if flag is None or flag.due > now or room[route] <= 0:
+                    done &= flag is None or flag.due > now
                     ways.remove(each)
                     continue
                 hold = holds.on(flag.key, now)
@@ -303,7 +314,7 @@ class Dispatcher:
                 left -= 1
                 if not left:
                     return False
-        return True
+        return done
 
     def _push_ended(self) -> None:
         self._arm()
