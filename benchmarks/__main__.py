@@ -57,6 +57,7 @@ def go(title: str, unit: str, bar: float, reference: str, *, most: bool = True) 
 
 ROWS = {
     "cpu-64": go("CPU a notice and push, 64 connections", "us", 0.65 * 65e-6, "cpu-64"),
+    "first": Row("the same, of users who had no notice before", "us", None, "cpu-64"),
     "cpu-1": go("the same, 1 connection", "us", 0.65 * 177e-6, "cpu-1"),
     "token": go("the same with a token key, 64 connections", "us", 0.65 * 65e-6, "cpu-64"),
     "unknown": go("CPU a notice for an unknown user", "us", 0.65 * 24.6e-6, "cpu-64"),
