@@ -1,8 +1,8 @@
 # make try    shows a notice become a push          make test   runs the test suite
 #             (TESTS=tests.push for a part of it, JOBS=1 for one test after the other)
 # make check  ruff, mypy and the suite on both sets of dependencies (Debian 12's and PyPI's newest)
-# make bench  measures (wrk, gcc, libnghttp2-dev)   make clean  removes what these made
-#             (python -m benchmarks --rows cpu-64,unknown --runs 1 for a part of its last table)
+# make bench  measures, beside bars to be held     make clean  removes what these made
+#             (python -m benchmarks --rows cpu-64,unknown --runs 1 for a part of its table)
 # make soak   ten minutes of faults and SIGKILL     make soak-short  the same in one minute
 # make soak-cluster   five minutes of three daemons on one PostgreSQL, each of which dies now and then,
 #             and so does the network between them (soak-cluster-short: one minute)
@@ -55,14 +55,9 @@ test-debian:
 check: lint types test test-debian
 
 bench: $(VENV)/ready
-	$(BIN)/python -m benchmarks.replace
-	$(BIN)/python -m benchmarks.registry
-	$(BIN)/python -m benchmarks.delays
-	$(BIN)/python -m benchmarks.hostile
-	$(BIN)/python -m benchmarks.registrations
-	$(BIN)/python -m benchmarks.calm
-	$(BIN)/python -m benchmarks.cluster
-	$(BIN)/python -m benchmarks
+	failed=; for part in "" .delays .hostile .registrations .cluster; do \
+		$(BIN)/python -m benchmarks$$part || failed=yes; \
+	done; test -z "$$failed"
 
 soak: $(VENV)/ready
 	$(BIN)/python -m benchmarks.soak --seconds 600

@@ -1,10 +1,17 @@
 -- For wrk: the requests of the Dovecot plugin, byte for byte as in tests/captures/dovecot, each for
--- the next of the users. It ends wrk after so many, and prints what it has seen as JSON.
+-- another of the users, in no order that a database has. It ends wrk after so many, and prints what
+-- it has seen as JSON.
 --
 --     wrk -t 1 -c CONNECTIONS -d 600 --latency -s requests.lua URL -- KIND USERS FIRST COUNT [AGENT]
 
 local ffi = require("ffi")
-ffi.cdef("int getpid(void); int kill(int pid, int signal);")
+ffi.cdef([[
+  int getpid(void);
+  int kill(int pid, int signal);
+  int clock_gettime(int clock, long *time);
+]])
+local MONOTONIC, SIGINT = 1, 2
+local STEP = 7919  -- a prime that divides no number of users
 
 local HEAD = "POST %s HTTP/1.1\r\nHost: 127.0.0.1:11619\r\nDate: Tue, 24 Nov 2026 03:19:20 GMT\r\n"
   .. "%sContent-Length: %d\r\nConnection: Keep-Alive\r\n"
@@ -32,8 +39,12 @@ local KINDS = {
   end,
 }
 
-local make, users, first, count, agent
+local make, users, first, count, agent, worker
 local sent = 0
+
+function setup(thread)
+  worker = thread
+end
 
 function init(arguments)
   make = KINDS[arguments[1]]
@@ -44,18 +55,21 @@ end
 
 function request()
   if sent == count then  -- wrk would wait for the end of its time
+    local time = ffi.new("long[2]")
+    ffi.C.clock_gettime(MONOTONIC, time)
+    ended = tonumber(time[0]) + tonumber(time[1]) / 1e9
     wrk.thread:stop()
-    ffi.C.kill(ffi.C.getpid(), 2)
+    ffi.C.kill(ffi.C.getpid(), SIGINT)
   end
-  local path, body = make((first + sent) % users)
+  local path, body = make((first + sent) * STEP % users)
   sent = sent + 1
   return HEAD:format(path, agent, #body, body)
 end
 
 function done(summary, latency)
   local errors = summary.errors
-  io.write(('{"answered": %d, "seconds": %f, "failed": %d, "p50": %f, "p99": %f}\n'):format(
-    summary.requests, summary.duration / 1e6,
+  local told = '{"answered": %d, "seconds": %f, "ended": %f, "failed": %d, "p50": %f, "p99": %f}\n'
+  io.write(told:format(summary.requests, summary.duration / 1e6, worker:get("ended"),
     errors.connect + errors.read + errors.write + errors.status + errors.timeout,
     latency:percentile(50) / 1e6, latency:percentile(99) / 1e6))
 end

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import resource
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from benchmarks.stage import (
@@ -17,12 +18,13 @@ from benchmarks.stage import (
     Standin,
     cpu,
     flags_on_disk,
+    most,
     reference,
+    running,
     send,
     settled,
     wait_until,
 )
-from tests.peers.daemon import Daemon
 
 Figures = Mapping[str, float]
 """By row. Times are in seconds, memory in bytes."""
@@ -50,6 +52,7 @@ def push_all(
     port: int,
     *,
     count: int,
+    users: int = PHONES,
     first: int = 0,
     connections: int = 64,
     each: int = 1,
@@ -57,7 +60,7 @@ def push_all(
     """Notices of mail for `count` users with `each` phones, each a push: the processor's time for a
     push, notices a second, and the answers' p50 and p99."""
     before, pushed = cpu(pid), standin.counted()[0]
-    load = send(port, "mail", users=PHONES * 10, first=first, count=count, connections=connections)
+    load = send(port, "mail", users=users, first=first, count=count, connections=connections)
     pushes = settled(standin, pushed + load.answered * each) - pushed
     return (cpu(pid) - before) / pushes, load.answered / load.seconds, load.p50, load.p99
 
@@ -78,15 +81,29 @@ def plain(stage: Stage) -> Figures:
     }
 
 
+def limit(stage: Stage) -> Figures:
+    """The least, which ``limit.c`` has: also the most that wrk can send."""
+    figures = {}
+    with running(stage.built("limit.c")) as (pid, port):
+        for name, connections in (("64", 64), ("1", 1)):
+            before = cpu(pid)
+            load = send(port, "mail", users=PHONES, count=5 * NOTICES, connections=connections)
+            figures[f"limit-{name}"] = (cpu(pid) - before) / load.answered
+            figures[f"limit-rate-{name}"] = load.answered / load.seconds
+    return figures
+
+
 def many(stage: Stage) -> Figures:
     with stage.daemon() as (standin, daemon):
-        names = ("cpu-64", "rate-64", "p50", "p99")
-        figures = push_all(standin, daemon.pid, daemon.port, count=NOTICES)
-        return dict(zip(names, figures, strict=True))
+        first, *_ = push_all(standin, daemon.pid, daemon.port, count=NOTICES)
+        # From now on their phones are in memory.
+        cost, rate, p50, p99 = push_all(standin, daemon.pid, daemon.port, count=NOTICES)
+        return {"first": first, "cpu-64": cost, "rate-64": rate, "p50": p50, "p99": p99}
 
 
 def one(stage: Stage) -> Figures:
     with stage.daemon() as (standin, daemon):
+        push_all(standin, daemon.pid, daemon.port, count=NOTICES // 2)
         cost, rate, _, _ = push_all(
             standin, daemon.pid, daemon.port, count=NOTICES // 2, connections=1
         )
@@ -95,6 +112,7 @@ def one(stage: Stage) -> Figures:
 
 def token(stage: Stage) -> Figures:
     with stage.daemon(token_key=True) as (standin, daemon):
+        push_all(standin, daemon.pid, daemon.port, count=NOTICES)
         return {"token": push_all(standin, daemon.pid, daemon.port, count=NOTICES)[0]}
 
 
@@ -109,9 +127,14 @@ def register(stage: Stage) -> Figures:
     figures = {}
     for name, agent in (("register", "bench"), ("register-plugin", None)):
         with stage.daemon() as (_, daemon):
-            before = cpu(daemon.pid)
+            before, began = cpu(daemon.pid), time.time()
             load = send(daemon.port, "register", users=PHONES, count=NOTICES, agent=agent)
             figures[name] = (cpu(daemon.pid) - before) / load.answered
+            with contextlib.closing(sqlite3.connect(daemon.settings["databaseFile"])) as database:
+                durable = "SELECT count(*) FROM registrations WHERE registered_at >= ?"
+                (found,) = database.execute(durable, (began,)).fetchone()
+            if found < load.answered:
+                raise SystemExit(f"{load.answered} registrations were answered, {found} written")
             figures.setdefault("register-rate", load.answered / load.seconds)
     return figures
 
@@ -136,29 +159,49 @@ def several(each: int) -> Callable[[Stage], Figures]:
     """Users with so many phones."""
 
     def measure(stage: Stage) -> Figures:
-        count = NOTICES // each
+        users, count = PHONES // each, NOTICES // each
         with stage.daemon(PHONES, each) as (standin, daemon):
-            cost = push_all(standin, daemon.pid, daemon.port, count=count, each=each)[0]
+            for _ in range(2):
+                cost, *_ = push_all(
+                    standin, daemon.pid, daemon.port, users=users, count=count, each=each
+                )
             return {f"phones-{each}": cost}
 
     return measure
 
 
+def storm(stage: Stage) -> Figures:
+    """More than one processor can push. The lag only grows meanwhile: the last push shows it."""
+    each = 100
+    with stage.daemon(PHONES, each) as (standin, daemon):
+        with most(lambda: flags_on_disk(daemon), 0.05) as flags:
+            users = PHONES // each
+            load = send(daemon.port, "mail", users=users, count=users, connections=16)
+            settled(standin, load.answered * each)
+        return {"lag": standin.counted()[3] - load.ended, "lag-disk": flags[0]}
+
+
 def thousand(stage: Stage) -> Figures:
     with stage.daemon(1000) as (standin, daemon):
-        costs = [
-            push_all(standin, daemon.pid, daemon.port, count=1000)[0]
-            for _ in range(NOTICES // 1000)
-        ]
-        return {"thousand": sum(costs) / len(costs)}
+        return {"thousand": _by_the_thousand(standin, daemon.pid, daemon.port, 1000)}
 
 
 def million(stage: Stage) -> Figures:
-    with stage.daemon(1_000_000) as (standin, daemon):
-        cost = push_all(standin, daemon.pid, daemon.port, count=NOTICES)[0]
+    phones = 1_000_000
+    with stage.daemon(phones) as (standin, daemon):
+        cost = _by_the_thousand(standin, daemon.pid, daemon.port, phones)
         # As many more as may be kept in memory.
-        push_all(standin, daemon.pid, daemon.port, first=NOTICES, count=PHONES)
+        push_all(standin, daemon.pid, daemon.port, users=phones, first=NOTICES, count=PHONES)
         return {"million": cost, "memory": daemon.memory}
+
+
+def _by_the_thousand(standin: Standin, pid: int, port: int, phones: int) -> float:
+    """What a push costs, where no phone is pushed twice at a time."""
+    costs = [
+        push_all(standin, pid, port, users=phones, first=first, count=1000, connections=16)[0]
+        for first in range(0, NOTICES, 1000)
+    ]
+    return sum(costs) / len(costs)
 
 
 def outage(stage: Stage) -> Figures:
@@ -168,19 +211,34 @@ def outage(stage: Stage) -> Figures:
         load = send(daemon.port, "mail", users=PHONES, count=PHONES)
         wait_until(lambda: flags_on_disk(daemon) >= load.answered)
         time.sleep(max(0.0, began + OUTAGE - time.monotonic()))
-        mark = len(daemon.log)
-        back = time.monotonic()
-        standin.start()
-        settled(standin, load.answered)
+        with probe(daemon.pid, daemon.port) as look, most(look, 0.005) as longest:
+            back = time.monotonic()
+            standin.start()
+            settled(standin, load.answered)
         _, _, first, last = standin.counted()
-        return {"back": first - back, "drain": last - first, "stall": stall(daemon, mark)}
+        return {"back": first - back, "drain": last - first, "stall": longest[0]}
 
 
-def stall(daemon: Daemon, mark: int) -> float:
-    """The longest that its log tells of from that line on, of its own making; 0: none."""
-    lines = [line for line in daemon.log[mark:] if line in daemon.stalls]
-    found = re.findall(r"blocked for (\d+) ms", "\n".join(lines))
-    return max(map(int, found), default=0) / 1000
+@contextlib.contextmanager
+def probe(pid: int, port: int) -> Iterator[Callable[[], float]]:
+    """A function that sends a notice and returns the seconds until its answer, without those for
+    which the daemon had no processor."""
+    notice = _NOTICE.replace(b"\r\n", b"\r\nUser-Agent: bench\r\n", 1)
+
+    def without_processor() -> float:
+        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+
+        def look() -> float:
+            without, began = without_processor(), time.perf_counter()
+            connection.sendall(notice)
+            answer = connection.recv(1000)
+            took = time.perf_counter() - began
+            assert answer.startswith(b"HTTP/1.1 204"), answer
+            return took - (without_processor() - without)
+
+        yield look
 
 
 def idle(stage: Stage) -> Figures:
@@ -207,7 +265,8 @@ def start(stage: Stage) -> Figures:
 
 
 GROUPS: Mapping[Callable[[Stage], Figures], tuple[str, ...]] = {
-    many: ("cpu-64", "rate-64", "p50", "p99"),
+    limit: ("limit-64", "limit-1", "limit-rate-64", "limit-rate-1"),
+    many: ("cpu-64", "first", "rate-64", "p50", "p99"),
     one: ("cpu-1", "rate-1"),
     token: ("token",),
     unknown: ("unknown",),
@@ -215,6 +274,7 @@ GROUPS: Mapping[Callable[[Stage], Figures], tuple[str, ...]] = {
     delayed: ("save", "later"),
     several(10): ("phones-10",),
     several(100): ("phones-100",),
+    storm: ("lag", "lag-disk"),
     thousand: ("thousand", "flat"),
     million: ("million", "flat", "memory"),
     outage: ("drain", "stall", "back"),

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from tests.peers.daemon import Daemon
 from xaps.registry.database import open_writer
 
 HERE = Path(__file__).parent
-PACKAGES = "apt-get install gcc wrk libnghttp2-dev libssl-dev"
+PACKAGES = "sh tests/debian-packages | xargs apt-get install -y"
 PATIENCE = 300.0
 """Seconds to wait for what takes some."""
 
@@ -85,6 +86,8 @@ class Load:
 
     answered: int
     seconds: float
+    ended: float
+    """When the last was sent (`time.monotonic`)."""
     failed: int
     p50: float
     """Seconds, and so is the next."""
@@ -98,19 +101,24 @@ class Stage:
         self.folder = folder
         for program in ("wrk", "gcc"):
             if shutil.which(program) is None:
-                raise SystemExit(f"{program} is missing; the benchmarks need: {PACKAGES}")
+                raise SystemExit(
+                    f"{program} is missing; what the benchmarks need comes by: {PACKAGES}"
+                )
         self.authority = pki.Authority.create()
         self.started_in = 0.0
         """Seconds from the start of the last daemon until it was ready."""
         self._places = 0
-        self._program = folder / "standin"
-        source = str(HERE / "standin.c")
-        libraries = ("-lnghttp2", "-lssl", "-lcrypto")
-        built = subprocess.run(
-            ["gcc", "-O2", "-Wall", "-o", str(self._program), source, *libraries], check=False
-        )
-        if built.returncode:
-            raise SystemExit(f"{source} cannot be built; the benchmarks need: {PACKAGES}")
+        self._program = self.built("standin.c", "-lnghttp2", "-lssl", "-lcrypto")
+
+    def built(self, source: str, *libraries: str) -> Path:
+        """The program of that file in C."""
+        program = self.folder / source.removesuffix(".c")
+        command = ["gcc", "-O2", "-Wall", "-o", str(program), str(HERE / source), *libraries]
+        if subprocess.run(command, check=False).returncode:
+            raise SystemExit(
+                f"{source} cannot be built; what the benchmarks need comes by: {PACKAGES}"
+            )
+        return program
 
     def place(self) -> Path:
         """A new folder."""
@@ -195,9 +203,8 @@ def send(
     arguments = ["-t", "1", "-c", str(connections), "-d", "600", "--timeout", "60", "--latency"]
     script = ["-s", str(HERE / "requests.lua"), f"http://127.0.0.1:{port}"]
     what = [kind, str(users), str(first), str(count), *([agent] if agent else [])]
-    told = subprocess.run(
-        ["wrk", *arguments, *script, "--", *what], check=True, capture_output=True, text=True
-    )
+    command = ["wrk", *arguments, *script, "--", *what]
+    told = subprocess.run(command, check=True, capture_output=True, text=True, timeout=PATIENCE)
     load = Load(**json.loads(told.stdout.splitlines()[-1]))
     if load.failed or load.answered < count - connections:
         raise SystemExit(f"wrk: {told.stdout}")
@@ -231,9 +238,44 @@ def flags_on_disk(daemon: Daemon) -> int:
 
 
 def cpu(pid: int) -> float:
-    """Seconds of user and system time that a process has used."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    """Seconds of user and system time that a process has used: clock_getcpuclockid(3), whose ticks
+    are nanoseconds; those of ``/proc/PID/stat`` are 10 ms."""
+    return time.clock_gettime((~pid << 3) | 2)
+
+
+@contextlib.contextmanager
+def most(look: Callable[[], float], every: float) -> Iterator[list[float]]:
+    """Look again and again meanwhile; the list has the most that was seen, at the end.
+
+    :param every: seconds from one look to the next.
+    """
+    seen, ended = [0.0], threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(every):
+            seen[0] = max(seen[0], look())
+
+    with ThreadPoolExecutor(1) as threads:
+        watching = threads.submit(watch)
+        try:
+            yield seen
+        finally:
+            ended.set()
+        watching.result()
+
+
+@contextlib.contextmanager
+def running(*command: str | Path) -> Iterator[tuple[int, int]]:
+    """A program that prints its port when it is ready: its process, and that port."""
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT
+    )
+    try:
+        assert process.stdout is not None
+        yield process.pid, int(process.stdout.readline())
+    finally:
+        process.kill()
+        process.communicate()
 
 
 @contextlib.contextmanager
@@ -241,15 +283,6 @@ def reference(stage: Stage) -> Iterator[tuple[Standin, int, int]]:
     """The plain reference before a stand-in; also its process and its port."""
     with stage.standin() as standin:
         roots = stage.authority.write(stage.place() / "roots.pem")
-        process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.reference", standin.url, str(roots)],
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-        )
-        try:
-            assert process.stdout is not None
-            yield standin, process.pid, int(process.stdout.readline())
-        finally:
-            process.kill()
-            process.communicate()
+        command = (sys.executable, "-m", "benchmarks.reference", standin.url, roots)
+        with running(*command) as (pid, port):
+            yield standin, pid, port

@@ -63,6 +63,7 @@ def listen_to_imap_servers(
     max_connections: int,
     *,
     refusing: Callable[[str], Callable[[int], None]] = lambda key: lambda status: None,
+    late: Callable[[], bool] = lambda: False,
 ) -> list[Intake]:
     """Open the listeners that the configuration asks for; returns what holds the connections.
 
@@ -70,8 +71,9 @@ def listen_to_imap_servers(
         listener.
     :param max_connections: for each listener.
     :param refusing: makes what is told the status of each refusal, for that setting too.
+    :param late: whether pushes are, for want of the processor.
     """
-    turns = Turns(reactor)
+    turns = Turns(reactor, late)
     opened: list[Intake] = []
 
     def connections(key: str) -> Connections:

@@ -27,6 +27,8 @@ def from_utf7(raw: str) -> str:
     Use it once, and only on names that are known to be in modified UTF-7: in text, ``&-`` means
     just these two characters.
     """
+    if "&" not in raw:
+        return raw
     try:
         text = _ENCODED.sub(_decoded, raw)
     except ValueError:
@@ -74,7 +76,7 @@ def pushable(registration: Registration) -> dict[str, str | None]:
 
 def hashes(names: Iterable[str | None]) -> tuple[str, ...]:
     """What to put into the payload's ``m`` for mailboxes that the phone knows by these names."""
-    return tuple(sorted(digest(name) for name in names if name is not None))
+    return tuple(sorted([digest(name) for name in names if name is not None]))
 
 
 def _decoded(match: re.Match[str]) -> str:

@@ -188,6 +188,7 @@ class StatusTests(ControlTestCase):
             ("phones", 1),
             ("waiting", 0),
             ("in_flight", 0),
+            ("push_lag", 0),
             ("started_at", NOW),
             ("now", NOW + 60),
             ("reactor_stalls", 0),

@@ -235,8 +235,12 @@ class RegistryTests(HealthTestCase):
         self.assertIn("disk full", self.health()[1])
         refused = self.assertRaises(Refused, self.intake.notify, Notice("alice", "INBOX", True))
         self.assertTrue(refused.temporary)
+        self.registry.registrations = lambda user: succeed([])  # type: ignore[method-assign]
+        self.look(2)
+        self.assertEqual(self.causes(), ["saving", "notices"], "the next would be refused, too")
         self.registry.failure = None
         self.clock.advance(1)
+        self.look(2)
         self.assertEqual(self.causes(), [])
         self.intake.notify(Notice("alice", "INBOX", True))
 

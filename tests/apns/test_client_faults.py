@@ -33,9 +33,19 @@ class ReconnectTests(WireTestCase):
     def ending(self) -> None:
         self.wires[-1].refuse(ConnectionRefusedError())
 
-    def test_delays_grow_while_nobody_is_there(self) -> None:
+    def test_delays_grow_with_the_time_for_which_nobody_has_been_there(self) -> None:
         self.start()
-        self.assertEqual(self.delays(7), self.GROWING)
+        self.ending()
+        began = self.clock.seconds()
+        delays = [self.delay_until_next()]
+        while (away := self.clock.seconds() - began) < 900:
+            self.ending()
+            delays.append(self.delay_until_next())
+            self.assertLessEqual(delays[-1], max(2.5, away / 23))
+            self.assertGreaterEqual(delays[-1], min(1.0, away / 25))
+        self.assertEqual(delays[:4], [1.0, 2.0, 2.5, 2.5])
+        self.assertEqual(delays[-3:], [30.0, 30.0, 30.0])
+        self.assertLess(len(delays), 100)
         self.ending()
         status = self.client.status()
         self.assertIs(status.state, ConnectionState.WAITING)
@@ -45,9 +55,24 @@ class ReconnectTests(WireTestCase):
     def test_chance_adds_as_much_again_and_never_more_than_a_minute(self) -> None:
         self.client = self.make_client(random=0.9999)
         self.start()
-        delays = self.delays(7)
-        self.assertEqual([round(delay) for delay in delays], [2, 4, 8, 16, 32, 60, 60])
-        self.assertLessEqual(max(delays), 60.0)
+        delays = self.delays(50)
+        self.assertEqual([round(delay) for delay in delays[:4]], [2, 4, 5, 5])
+        self.assertTrue(59.0 < max(delays) <= 60.0, "after a long time")
+
+    def test_a_minute_after_the_last_good_connection_it_is_noticed_within_five_seconds(
+        self,
+    ) -> None:
+        self.client = self.make_client(random=0.9999)
+        self.start()
+        self.wires[-1].accept()
+        self.pass_time(3600)
+        self.wires[-1].drop()
+        began = self.clock.seconds()
+        self.delay_until_next()
+        while self.clock.seconds() - began < 60:
+            self.assertLessEqual(self.delays(1)[0], 5.125)
+        self.wires[-1].accept()
+        self.assertGreater(self.client.room(), 0)
 
     def test_a_server_that_accepts_and_drops_is_not_hammered(self) -> None:
         def ending() -> None:

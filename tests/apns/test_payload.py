@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 from hpack import Decoder
@@ -99,6 +100,18 @@ class HeaderTests(SynchronousTestCase):
     def test_the_token_is_sent_if_there_is_one(self) -> None:
         headers = self.headers(authorization=b"bearer x")
         self.assertEqual(headers[b"authorization"], b"bearer x")
+
+    def test_what_was_prepared_is_never_stale(self) -> None:
+        """A builder says at any time what a new one would."""
+        for priority in (None, 5):
+            kept = RequestBuilder("api.push.apple.com", "topic", priority)
+            for now, authorization in itertools.product((0.0, 0.9, 1.0, 7.5), (None, b"a", b"b")):
+                for token in ("ab", "cd" * 100):
+                    new = RequestBuilder("api.push.apple.com", "topic", priority)
+                    self.assertEqual(
+                        kept.block(push(token=token), now, authorization),
+                        new.block(push(token=token), now, authorization),
+                    )
 
     def test_a_device_token_that_is_none_gets_nowhere_near_a_header(self) -> None:
         builder = RequestBuilder("api.push.apple.com", "topic")

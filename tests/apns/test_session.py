@@ -15,7 +15,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.apns.peer import Peer, connected, exchange
 from tests.apns.session_case import BODY, BUILDER, PUSH, only_close, send, tags
 from xaps.apns.events import Answered, GivenBack, Lost, Proved, Stuck
-from xaps.apns.session import Session, SessionState
+from xaps.apns.session import MAX_STREAMS, Session, SessionState
 from xaps.apns.streams import MAX_STREAM_ID
 
 
@@ -138,10 +138,11 @@ class RequestTests(SynchronousTestCase):
             peer.h2.send_headers(1, [(b":status", status)], end_stream=True)
             self.assertEqual(exchange(session, peer), [Answered(1, 0, b"")], status)
 
-    def test_stream_ids_that_are_used_up_retire_the_session(self) -> None:
+    def test_stream_ids_that_are_nearly_used_up_retire_the_session(self) -> None:
+        """There are more of them than requests that it has room for."""
         peer = Peer()
-        session = connected(peer, first_stream_id=MAX_STREAM_ID - 2)
-        self.assertEqual(session.room, 2)
+        session = connected(peer, first_stream_id=MAX_STREAM_ID - 2 * MAX_STREAMS - 2)
+        self.assertEqual(session.room, 1000)
         send(session, 1, 2)
         self.assertEqual(session.room, 0)
         self.assertIs(session.state, SessionState.RETIRED)

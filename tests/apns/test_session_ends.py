@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 from h2.errors import ErrorCodes
-from hpack import Encoder
 from hyperframe.frame import (
-    ContinuationFrame,
-    DataFrame,
-    Frame,
     GoAwayFrame,
-    HeadersFrame,
-    PingFrame,
-    PushPromiseFrame,
     RstStreamFrame,
     SettingsFrame,
-    WindowUpdateFrame,
 )
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.apns.peer import Peer, connected, cut, exchange, take_backlog
+from tests.apns.peer import Peer, connected, cut, exchange
 from tests.apns.session_case import ended, only_close, send, tags
 from xaps.apns.events import Answered, Closed, GivenBack, Lost, Retired, SessionEvent
 from xaps.apns.session import Session, SessionState
@@ -84,22 +76,6 @@ class GoAwayTests(SynchronousTestCase):
             session = connected(peer)
             peer.goaway(0, debug, code=0xDEADBEEF)
             self.assertEqual(exchange(session, peer), [Retired(0xDEADBEEF, debug)])
-
-    def test_a_malformed_one_ends_the_connection(self) -> None:
-        short = b"\x00\x00\x07\x07\x00\x00\x00\x00\x00" + b"\x00" * 7
-        on_a_stream = b"\x00\x00\x08\x07\x00\x00\x00\x00\x01" + b"\x00" * 8
-        for frame in (short, on_a_stream):
-            session = connected(Peer())
-            self.assertIn("GOAWAY", only_close(session.receive(frame, 0.0)))
-
-    def test_one_in_the_middle_of_headers_ends_the_connection(self) -> None:
-        send(self.session, 1)
-        exchange(self.session, self.peer)
-        self.peer.frame(HeadersFrame(1, Encoder().encode([(b":status", b"200")])))
-        self.peer.goaway(1)
-        events = exchange(self.session, self.peer)
-        self.assertEqual(tags(events, Lost), [1])
-        self.assertIs(self.session.state, SessionState.CLOSED)
 
 
 class ResetTests(SynchronousTestCase):
@@ -195,117 +171,6 @@ class EndTests(SynchronousTestCase):
         self.assertEqual(self.session.room, 0)
         self.peer.answer(1)
         self.assertEqual(tags(exchange(self.session, self.peer), Answered), [1])
-
-
-class BrokenPeerTests(SynchronousTestCase):
-    """A peer that breaks the protocol costs the connection, and nothing else."""
-
-    def broken(self, *frames: Frame | bytes) -> list[SessionEvent[int]]:
-        peer = Peer()
-        session = connected(peer)
-        send(session, 1, 2)
-        exchange(session, peer)
-        peer.answer(1)
-        peer.frame(*frames)
-        events = session.receive(peer.take(), 0.0) + take_backlog(session)
-        self.assertEqual(events[0], Answered(1, 200, b""))  # what came before it counts
-        self.assertIsInstance(events[-1], Closed)
-        self.assertEqual(len(events), 3)
-        self.assertIs(session.state, SessionState.CLOSED)
-        peer.receive(session.data_to_send())
-        assert peer.terminated is not None
-        self.assertNotEqual(peer.terminated.error_code, ErrorCodes.NO_ERROR)
-        return events
-
-    def test_an_oversized_frame_is_not_waited_for(self) -> None:
-        self.broken(b"\x00\x40\x01\x00\x00\x00\x00\x00\x03")
-
-    def test_headers_that_do_not_decode(self) -> None:
-        self.broken(HeadersFrame(3, b"\xff" * 20, flags=["END_HEADERS"]))
-
-    def test_headers_too_large(self) -> None:
-        big = Encoder().encode([(b":status", b"200"), (b"x", b"y" * 4000)])
-        bomb = big + b"\xbe" * 12000  # the same 4000 bytes, many times
-        self.broken(HeadersFrame(3, bomb, flags=["END_HEADERS"]))
-
-    def test_headers_without_end(self) -> None:
-        flood = [ContinuationFrame(3, b"\x88") for _ in range(100)]
-        self.broken(HeadersFrame(3, b"\x88"), *flood)
-
-    def test_a_frame_in_the_middle_of_headers(self) -> None:
-        self.broken(HeadersFrame(3, b"\x88"), PingFrame(0))
-
-    def test_an_extension_frame_in_the_middle_of_headers(self) -> None:
-        """RFC 9113, section 5.5: where an unknown frame is not ignored."""
-        unknown = b"\x00\x00\x03\xee\xff\x00\x00\x00\x03abc"
-        end = ContinuationFrame(3, b"", flags=["END_HEADERS"])
-        self.broken(HeadersFrame(3, b"\x88"), unknown, end)
-
-    def test_a_pushed_stream(self) -> None:
-        headers = Encoder().encode([(b":method", b"GET"), (b":path", b"/")])
-        frame = PushPromiseFrame(3, 2, headers, flags=["END_HEADERS"])
-        self.broken(frame)
-
-    def test_a_request_from_the_server(self) -> None:
-        headers = Encoder().encode(
-            [(b":method", b"GET"), (b":scheme", b"https"), (b":path", b"/"), (b":authority", b"x")]
-        )
-        self.broken(HeadersFrame(2, headers, flags=["END_HEADERS", "END_STREAM"]))
-
-    def test_an_answer_to_nothing(self) -> None:
-        headers = Encoder().encode([(b":status", b"200")])
-        self.broken(HeadersFrame(99, headers, flags=["END_HEADERS", "END_STREAM"]))
-
-    def test_data_before_headers(self) -> None:
-        self.broken(DataFrame(3, b"x", flags=["END_STREAM"]))
-
-    def test_data_on_no_stream(self) -> None:
-        self.broken(b"\x00\x00\x01\x00\x00\x00\x00\x00\x00x")
-
-    def test_bad_padding(self) -> None:
-        self.broken(b"\x00\x00\x02\x00\x08\x00\x00\x00\x03\xff\x00")
-
-    def test_settings_that_cannot_be(self) -> None:
-        self.broken(SettingsFrame(0, settings={SettingsFrame.INITIAL_WINDOW_SIZE: 2**31}))
-        self.broken(b"\x00\x00\x05\x04\x00\x00\x00\x00\x00hello")
-
-    def test_a_connection_window_beyond_all_bounds(self) -> None:
-        self.broken(WindowUpdateFrame(0, window_increment=2**31 - 1))
-
-    def test_a_window_increment_of_nothing(self) -> None:
-        self.broken(b"\x00\x00\x04\x08\x00\x00\x00\x00\x00\x00\x00\x00\x00")
-
-    def test_rfc_9113_5_1_a_reset_of_a_stream_that_is_idle(self) -> None:
-        """h2 alone would pass over it."""
-        self.broken(RstStreamFrame(99, error_code=0))
-
-    def test_rfc_9113_5_1_headers_after_the_end_of_an_answer(self) -> None:
-        self.broken(HeadersFrame(1, b"\x88", flags=["END_HEADERS", "END_STREAM"]))
-
-    def test_rfc_9113_6_9_2_settings_that_open_a_window_too_far(self) -> None:
-        wide = WindowUpdateFrame(3, window_increment=2**31 - 1 - 65535)
-        settings = SettingsFrame(0, settings={SettingsFrame.INITIAL_WINDOW_SIZE: 2**31 - 1})
-        self.broken(wide, settings)
-
-    def test_rfc_9113_6_10_continuation_of_the_headers_of_another_stream(self) -> None:
-        end = ContinuationFrame(1, b"", flags=["END_HEADERS"])
-        self.broken(HeadersFrame(3, b"\x88"), end)
-
-    def test_rfc_9113_8_1_trailers_that_do_not_end_the_answer(self) -> None:
-        first = HeadersFrame(3, b"\x88", flags=["END_HEADERS"])
-        self.broken(first, HeadersFrame(3, b"\0\1a\1b", flags=["END_HEADERS"]))
-
-    def test_rfc_9113_8_3_2_an_answer_without_status(self) -> None:
-        self.broken(HeadersFrame(3, b"\0\1a\1b", flags=["END_HEADERS", "END_STREAM"]))
-
-    def test_an_unknown_frame_is_no_break_of_it(self) -> None:
-        peer = Peer()
-        session = connected(peer)
-        peer.frame(
-            b"\x00\x00\x03\xee\xff\x00\x00\x00\x09abc", b"\x00\x00\x00\x0a\x00\x00\x00\x00\x00"
-        )
-        self.assertEqual(exchange(session, peer), [])
-        self.assertEqual(session.room, 1000)
 
 
 class SliceTests(SynchronousTestCase):

@@ -3,6 +3,7 @@ same."""
 
 from __future__ import annotations
 
+from collections import Counter
 from random import Random
 
 import attrs
@@ -50,8 +51,8 @@ class Reading:
     goodbye: bool = False
     tables: list[int | None] = attrs.field(factory=list)
     """HEADER_TABLE_SIZE of each SETTINGS that awaits its acknowledgement."""
-    credit: int = 0
-    """Of the connection's window."""
+    windows: Counter[int] = attrs.field(factory=Counter)
+    """What each was opened by; 0 is the connection's."""
 
     def read(self, data: bytes) -> None:
         data = data.removeprefix(PREFACE)
@@ -84,8 +85,8 @@ class Reading:
                     self.pings.append(frame.opaque_data)
                 case GoAwayFrame():
                     self.goodbye = True
-                case WindowUpdateFrame(stream_id=0):
-                    self.credit += frame.window_increment
+                case WindowUpdateFrame():
+                    self.windows[stream_id] += frame.window_increment
                 case _:
                     pass
 
@@ -122,7 +123,8 @@ class Both:
         self.huge_window = False  # whether it has opened one as far as it goes
         self.last = 2**31 - 1  # the last stream that it has called processed
         self.dead: set[int] = set()  # streams that the peer has reset
-        self.sent = self.received = 0
+        self.sent = 0
+        self.used: Counter[int] = Counter()  # of the client's windows
         self.first_settings = chance.random() < 0.97
         if self.first_settings:
             self.change_settings()
@@ -241,18 +243,36 @@ class Both:
         self.put(first, *rest)
 
     def body(self, stream_id: int) -> None:
-        for _ in range(self.chance.randint(0, 2)):
-            data = DataFrame(stream_id, b"d" * self.chance.choice([0, 10, 3000]))
+        size = self.chance.choice([0, 10, 3000, 16000])
+        for _ in range(self.chance.choice([0, 0, 1, 1, 2, 6])):
+            data = DataFrame(stream_id, b"d" * size)
             if self.chance.random() < 0.2:
                 data.flags.add("PADDED")
-                data.pad_length = self.chance.randint(0, 9)
-            if self.received + 4000 < 65535 + self.h2_said.credit:
-                self.received += data.flow_controlled_length
+                data.pad_length = self.chance.randint(0, 255)
+            if all(self.window_left(each) > 17000 for each in (0, stream_id)):
+                for each in (0, stream_id):
+                    self.used[each] += data.flow_controlled_length
                 self.put(data)
+        if self.chance.random() < 0.3:
+            self.deliver_all()
+            self.check_window(0)
+            self.check_window(stream_id)
         if self.chance.random() < 0.2:
             self.headers(stream_id, None, end=True)
         else:
             self.put(DataFrame(stream_id, b"", flags=["END_STREAM"]))
+
+    def window_left(self, stream_id: int) -> int:
+        """What both would take."""
+        opened = min(said.windows[stream_id] for said in (self.we_said, self.h2_said))
+        return 65535 + opened - self.used[stream_id]
+
+    def check_window(self, stream_id: int) -> None:
+        """After everything was delivered."""
+        ended = stream_id != 0 and stream_id not in self.plain.open
+        if self.ours.state is not SessionState.CLOSED and not ended:
+            left = 65535 + self.we_said.windows[stream_id] - self.used[stream_id]
+            assert left >= 2**14, "a window is not opened"
 
     def late(self) -> None:
         """Something for a stream that was given up, or has ended, or is not there."""
@@ -363,8 +383,7 @@ class Both:
 
     def finish(self) -> None:
         self.deliver_all()
-        if self.ours.state is not SessionState.CLOSED:
-            assert 65535 + self.we_said.credit - self.received >= 2**14, "a window is not credited"
+        self.check_window(0)
 
 
 def blurred(event: SessionEvent[int]) -> SessionEvent[int]:

@@ -133,7 +133,7 @@ LIMITS = {
     "Wait of a phone that was told another topic than any credential is for": period(
         waiting.LIFETIME
     ),
-    "Phones that are kept in memory, once for each folder that notices are about": (
+    "Phones that are kept in memory for notices about INBOX": (
         f"{int(table.KEYS['registryCache'].default):,} (``registryCache``)"
     ),
     "Writes that wait for the disk": number(sqlite.MAX_PENDING),

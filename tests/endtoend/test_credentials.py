@@ -163,7 +163,6 @@ class LackTests(EndToEndTestCase):
 
 class ReplacementTests(EndToEndTestCase):
     def test_no_push_is_lost_or_refused_while_the_certificate_is_replaced(self) -> None:
-        """``python -m benchmarks.replace`` does the same with 20,000 phones."""
         apns = self.make_apns()
         daemon = self.make_daemon(apns.url, loglevel="info")
         result = replace_while_pushing(apns, daemon, 1500)

@@ -36,7 +36,7 @@ from xaps.ctl.main import main
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + SettingsFrame(0).serialize()
 TOLD = re.compile(r"\[(info|warn|error|critical)\]")
-NONE = b"HTTP/1.1 204 No Content\r\n\r\n"
+NONE = b"HTTP/1.1 204 OK\r\n\r\n"
 FRAMES = 40_000
 SLOTS = 100
 """Connections of each listener in a process that may open few files."""

@@ -180,7 +180,7 @@ REGISTER = post("/register", registration())
 REGISTER_BARE = post("/register", registration(), "Accept: */*")
 """As other programs do it, whose connection stays open."""
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
-NONE = b"HTTP/1.1 204 No Content\r\n\r\n"
+NONE = b"HTTP/1.1 204 OK\r\n\r\n"
 GO_ON = b"HTTP/1.1 100 Continue\r\n\r\n"
 BAD = post("/register", registration(ApsDeviceToken="xyz"))
 LINE = b'NOTIFY dovecot-username="stefan"\tdovecot-mailbox="INBOX"\r\n'

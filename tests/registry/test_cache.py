@@ -11,9 +11,10 @@ from twisted.internet.defer import Deferred
 from tests.conditions import files_no_larger_than
 from tests.registry.contract import ALICE, ALICE_2, ALICE_OTHER_ACCOUNT, BOB, registration
 from tests.registry.test_sqlite import HeldWorker, InFolder
-from xaps.model import Registration
+from xaps.model import Registration, RegistrationKey
 from xaps.registry.sqlite import SQLiteRegistry
 
+CAROL = RegistrationKey("carol", "A1", "aa01")
 BOTH = Registration(ALICE, ("INBOX", "Notes"), 1000.0, frozenset({"Notes"}))
 
 
@@ -40,6 +41,7 @@ class CacheTests(InFolder):
 
     def test_what_a_notice_has_asked_for_is_kept(self) -> None:
         registry = self.filled()
+        registry.addressees("alice", "Notes")
         found = self.kept(registry, "alice", "bob", "alice/Notes")
         self.assertEqual(found, [True, True, False])
         self.assertEqual(self.kept(registry, "alice"), [True])
@@ -50,7 +52,7 @@ class CacheTests(InFolder):
         registry.addressees("ALICE", "Inbox")
         self.assertEqual(self.kept(registry, "alice"), [True])
         self.successResultOf(registry.remove(ALICE))
-        self.assertEqual(registry.addressees("ALICE", "Inbox"), ())
+        self.assertEqual(registry.addressees("ALICE", "Inbox"), [])
 
     def test_nothing_is_kept_if_nothing_is_to_be(self) -> None:
         self.assertEqual(self.kept(self.filled(cache=0), "alice", "bob"), [False, False])
@@ -95,30 +97,28 @@ class CacheTests(InFolder):
 
     def test_it_is_bounded_and_what_is_dropped_makes_room(self) -> None:
         registry = self.filled(cache=3)
-        self.successResultOf(registry.register(attrs.evolve(BOTH, key=ALICE_2)))
+        two = registration(CAROL)
+        for each in two, attrs.evolve(two, key=RegistrationKey("carol", "A1", "aa02")):
+            self.successResultOf(registry.register(each))
         for _ in range(2):
-            registry.addressees("alice", "INBOX")
-            registry.addressees("alice", "Notes")
-            self.assertEqual(
-                self.kept(registry, "bob", "alice", "alice/Notes"), [True, True, False]
-            )
+            registry.addressees("carol", "INBOX")
+            found = self.kept(registry, "alice", "bob", "carol")
+            self.assertEqual(found, [True, True, False], "there is room for one")
             self.successResultOf(registry.remove(BOB))
-            registry.addressees("alice", "Notes")
-            self.assertEqual(self.kept(registry, "alice/Notes"), [False], "there is room for one")
-            self.successResultOf(registry.remove(ALICE))
-            registry.addressees("alice", "INBOX")
-            registry.addressees("alice", "Notes")
-            self.assertEqual(self.kept(registry, "alice", "alice/Notes"), [True, True])
-            for each in registration(BOB), BOTH:
+            registry.addressees("carol", "INBOX")
+            self.assertEqual(self.kept(registry, "alice", "carol"), [True, True])
+            for each in registration(BOB), two:
                 self.successResultOf(registry.register(each))
             registry.addressees("bob", "INBOX")
 
     def test_what_is_asked_for_in_several_spellings_takes_room_once(self) -> None:
         registry = self.filled(cache=3)
-        for _ in range(3):
-            registry.addressees("ALICE", "inbox")
-        registry.addressees("alice", "Notes")
-        self.assertEqual(self.kept(registry, "alice", "alice/Notes"), [True, True])
+        self.successResultOf(registry.register(BOTH))
+        for spelling in "inbox", "Inbox", "INBOX":
+            registry.addressees("ALICE", spelling)
+        self.successResultOf(registry.register(registration(CAROL)))
+        registry.addressees("carol", "INBOX")
+        self.assertEqual(self.kept(registry, "alice", "bob", "carol"), [True, True, True])
 
     def test_what_is_read_before_the_answer_is_not_kept(self) -> None:
         worker = HeldWorker()

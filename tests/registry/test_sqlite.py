@@ -156,6 +156,7 @@ class LookupTests(InFolder):
             sqlite.NEWEST,
             sqlite.OF_USER,
             sqlite.ONE,
+            sqlite.OF_ITS_USER,
             *PAGES,
             sqlite.REGISTER,
             sqlite.ADD_IF_NEWER,

@@ -184,7 +184,7 @@ class Health:
         try:
             for work, attempt in (
                 (self._registrations, self._registry.probe),
-                (self._notices, lambda: self._registry.registrations("")),
+                (self._notices, self._try_notice),
             ):
                 if work.since is not None:
                     try:
@@ -195,3 +195,8 @@ class Health:
                         work.done += 1
         finally:
             self._trying = False
+
+    async def _try_notice(self) -> None:
+        if (error := self._dispatcher.unsaved) is not None:
+            raise RegistryError(error)  # for which notices are refused, too
+        await self._registry.registrations("")

@@ -9,6 +9,7 @@ import re
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable
+from functools import cache
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -93,13 +94,14 @@ class PushLog:
 
     def __init__(self, seconds: Callable[[], float], metrics: CollectorRegistry) -> None:
         self._seconds = seconds
-        self._answers = Counter(
+        answers = Counter(
             "xapsd_pushes",
             "Answers about pushes, by what they led to and what APNs said",
             ["outcome", "reason"],
             registry=metrics,
         )
-        self._answers.labels("delivered", "")  # 0 is told, too
+        self._answers = cache(answers.labels)  # which takes as long as all the rest here
+        self._answers("delivered", "")  # 0 is told, too
         durations = Histogram(
             "xapsd_push_duration_seconds",
             "From the first notice that a push was for, of new mail if any was, until APNs had it",
@@ -139,7 +141,7 @@ class PushLog:
         if short not in self._reasons and len(self._reasons) >= MAX_REASONS:
             short = "other"
         self._reasons.add(short)
-        self._answers.labels(name, short).inc()
+        self._answers(name, short).inc()
         self._minutes.add(name)
         if not isinstance(outcome, Delivered):
             told = {"at": self._seconds(), "user": key.user, "outcome": name, "reason": reason}

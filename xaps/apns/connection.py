@@ -109,7 +109,8 @@ class Connection(BaseProtocol):
         self._events: deque[SessionEvent[OnEnd]] = deque()  # not acted on
         self._arrived = bytearray()  # not given to the session
         self._held = bytearray()  # not given to the transport
-        self._paused = False
+        self._paused = False  # the peer does not read
+        self._reading = True  # we do
         self._changed = False  # whether there may be more room than when it was told
         self.ready_at: float | None = None
         """When the peer proved itself; ``None`` if it has not."""
@@ -123,6 +124,11 @@ class Connection(BaseProtocol):
     def room(self) -> int:
         """How many pushes can be sent now."""
         return self.session.room if self._state is TransportState.UP and not self._paused else 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether something has come from the peer that is not dealt with yet."""
+        return bool(self._events or self._arrived or self.session.backlog)
 
     @property
     def peer(self) -> str:
@@ -236,8 +242,29 @@ class Connection(BaseProtocol):
             self._turn = self._clock.callLater(0, self._work)
 
     def _work(self) -> None:
+        try:
+            self._work_off()
+        finally:
+            self._turn = None
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """See to what is left, or was begun in this turn, in the next one."""
+        session = self.session
+        if self._events or self._arrived or session.backlog:
+            self._read(False)
+            self._take_a_turn()
+        elif session.state is SessionState.CLOSED:
+            self._hang_up()
+        elif self._state is TransportState.LOST:  # what came in time has counted
+            assert self._reason is not None
+            reason = self._reason.text
+            self._step(lambda: session.lost(reason))
+        else:
+            self._read(True)
+
+    def _work_off(self) -> None:
         """Do what there is to do, as far as others can wait for it."""
-        self._turn = None
         session = self.session
         if self._arrived or session.backlog:
             data, self._arrived = bytes(self._arrived), bytearray()
@@ -251,20 +278,6 @@ class Connection(BaseProtocol):
             self.close(EndReason("retired"))
         self._write()
         self._set_timer()
-        # What was begun here goes on in the next turn of the reactor, and not in this one.
-        _cancel(self._turn)
-        self._turn = None
-        if self._events or self._arrived or session.backlog:
-            self._read(False)
-            self._take_a_turn()
-        elif session.state is SessionState.CLOSED:
-            self._hang_up()
-        elif self._state is TransportState.LOST:  # what came in time has counted
-            assert self._reason is not None
-            reason = self._reason.text
-            self._step(lambda: session.lost(reason))
-        else:
-            self._read(True)
 
     def _tell(self, do: Callable[[Any], None], what: Any) -> None:
         try:
@@ -274,12 +287,12 @@ class Connection(BaseProtocol):
 
     def _act_on(self, event: SessionEvent[OnEnd]) -> None:
         match event:
+            case Answered() | GivenBack() | Lost():
+                event.tag(event)
             case Proved():
                 _cancel(self._deadline)
                 self.ready_at = self._clock.seconds()
                 self._owner.on_ready(self)
-            case Answered() | GivenBack() | Lost():
-                event.tag(event)
             case Retired():
                 told = goaway_reason(event.error_code, event.debug_data)
                 if told.refused:
@@ -314,7 +327,8 @@ class Connection(BaseProtocol):
 
     def _read(self, reading: bool) -> None:
         """Whether the transport is to bring more."""
-        if self._state is TransportState.UP:
+        if reading is not self._reading and self._state is TransportState.UP:
+            self._reading = reading
             transport = cast(IPushProducer, self.transport)
             if reading:
                 transport.resumeProducing()

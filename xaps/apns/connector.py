@@ -23,6 +23,9 @@ from xaps.system.console import counted
 SHORTEST_DELAY = 1.0
 LONGEST_DELAY = 60.0
 """Seconds between two attempts."""
+AWAY = 24
+"""While nobody is there, an attempt is made each so-manieth of that time, or twice that, so that it
+is noticed soon when somebody is; in the first minute all 5 seconds at the latest."""
 REFUSED_DELAY = 300.0
 """Seconds before the next attempt when APNs does not accept the credential."""
 SETTLED_AFTER = 60.0
@@ -36,7 +39,8 @@ class Connector:
     :class:`~xaps.apns.connection.Owner`.
 
     After a failure or a loss there is a delay, which doubles until a connection has been of use:
-    APNs takes quick reconnecting for an attack.
+    APNs takes quick reconnecting for an attack. Where nothing takes a connection, there is nobody
+    whom that could annoy, and it grows slowly, with the time for which that has been so.
 
     :param server: what it connects to, for people.
     :param connect: makes an endpoint, anew for each attempt; may raise :exc:`ValueError`.
@@ -69,6 +73,7 @@ class Connector:
         """For the next attempt, for a connection that allows no push, or for the end of stopping:
         never two of them at a time."""
         self._delay = SHORTEST_DELAY
+        self._bad_since: float | None = None  # when the first attempt failed, or the last good end
         self._made = 0
         self._last_error = ""
         self._refused = False
@@ -87,7 +92,7 @@ class Connector:
         if credential != self._credential:
             self._credential = credential
             self._refused = False
-            self._delay = SHORTEST_DELAY
+            self._delay, self._bad_since = SHORTEST_DELAY, None
             self._leave()
             self._look()
 
@@ -157,16 +162,19 @@ class Connector:
             return
         self._current = None
         self._cancel_timer()
-        made = connection.ready_at
-        good = connection.useful or (
-            made is not None and self._clock.seconds() - made >= SETTLED_AFTER
-        )
+        made, now = connection.ready_at, self._clock.seconds()
+        good = connection.useful or (made is not None and now - made >= SETTLED_AFTER)
         if good:
             self._delay = SHORTEST_DELAY
+        if good or self._bad_since is None:
+            self._bad_since = now
         delay = REFUSED_DELAY
         if not reason.refused:
             delay = self._delay + self._delay * self._random()
-            self._delay = min(LONGEST_DELAY / 2, self._delay * 2)
+            longest = LONGEST_DELAY / 2
+            if connection.transport is None:  # nobody was there
+                longest = min(longest, max(60.0, now - self._bad_since) / AWAY)
+            self._delay = min(longest, self._delay * 2)
         self._timer = self._clock.callLater(delay, self._try_again)
         self._last_error, self._refused = reason.text, reason.refused
         self._complain(reason, good, made is not None, delay)

@@ -44,6 +44,7 @@ class HeadersError(Exception):
     """A block is none, or not that of an answer."""
 
 
+@functools.lru_cache(maxsize=512)
 def integer(number: int, bits: int, first: int = 0) -> bytes:
     """A number that begins in the last `bits` of the byte `first` (section 5.1)."""
     most = (1 << bits) - 1
@@ -102,6 +103,7 @@ class Decoder:
             if byte & 0x80:
                 index, at = _integer(block, at, 0x7F)
                 name, value, _ = self._entry(index)
+                kept = 0
             elif byte & 0xE0 == 0x20:
                 if fields:
                     raise HeadersError("a size of the table after a header")
@@ -116,13 +118,14 @@ class Decoder:
                 else:
                     name, at = _string(block, at)
                 value, at = _string(block, at)
-                if kept:
-                    self._table.appendleft((name, value, self._added))
-                    self._added += _most(name, value)
+            counted = _OVERHEAD + (len(name) + len(value)) * 8 // 5  # at the most
+            if kept:
+                self._table.appendleft((name, value, self._added))
+                self._added += counted
             if not fields and _text(name) == b":status":
                 status = _text(value)
             fields += 1
-            size += _most(name, value)
+            size += counted
             if size > MAX_HEADER_LIST * 8 // 5:
                 raise HeadersError("headers that are too large")
         return status
@@ -164,11 +167,6 @@ class Decoder:
 _Entry = tuple[bytes, bytes, int]
 """Name and value as they came, each with its length before it, and the bytes that had been added
 to the table before."""
-
-
-def _most(name: bytes, value: bytes) -> int:
-    """What an entry counts at the most (section 4.1)."""
-    return _OVERHEAD + (len(name) + len(value)) * 8 // 5
 
 
 def _integer(block: bytes, at: int, most: int) -> tuple[int, int]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
+from json.encoder import encode_basestring_ascii as _quoted
 
 from xaps.apns.headers import field_name, string
 from xaps.model import Push
@@ -15,7 +15,6 @@ LIFETIME = 24 * 3600
 """Seconds that APNs keeps a push for a phone that is off."""
 
 _HEX = re.compile(r"[0-9a-f]+")
-_quoted = json.JSONEncoder().encode
 _PATH = field_name(b":path", never_indexed=True)
 _EXPIRATION = field_name(b"apns-expiration", never_indexed=True)
 _ID = field_name(b"apns-id", never_indexed=True)
@@ -25,8 +24,8 @@ _AUTHORIZATION = field_name(b"authorization", never_indexed=True)
 class RequestBuilder:
     """Makes the headers of pushes for one topic.
 
-    What is the same in each push is prepared: with a topic, a priority and a token, all of them of
-    this object; another token is prepared anew. What differs must never be indexed, nor must the
+    What is the same in each push is prepared: with a topic and a priority, both of this object,
+    and anew for another token or another second. What differs must never be indexed, nor must the
     token, says Apple. The rest is not indexed either: some 120 bytes a push would be spared, for a
     state that each connection had to have of its own, and that the peer could change.
 
@@ -50,8 +49,8 @@ class RequestBuilder:
         )
         if priority is not None:
             self._constant += _constant(b"apns-priority", b"%d" % priority)
-        self._authorization: bytes | None = None
-        self._middle = self._constant + _EXPIRATION
+        self._differing: tuple[int, bytes | None] | None = None
+        self._middle = b""
 
     def block(self, push: Push, now: float, authorization: bytes | None) -> bytes:
         """The headers of one push, as :mod:`xaps.apns.headers` writes them.
@@ -61,21 +60,13 @@ class RequestBuilder:
         token = push.key.device_token
         if not _HEX.fullmatch(token):
             raise ValueError("the device token is not hexadecimal")
-        if authorization is not self._authorization:
-            self._authorization = authorization
-            self._middle = self._constant + _EXPIRATION
-            if authorization is not None:
-                self._middle = _AUTHORIZATION + string(authorization) + self._middle
-        return b"".join(
-            (
-                self._start,
-                string(b"/3/device/" + token.encode()),
-                self._middle,
-                string(b"%d" % (now + LIFETIME)),
-                _ID,
-                string(push.apns_id.encode()),
-            )
-        )
+        differing = (int(now), authorization)
+        if differing != self._differing:
+            self._differing = differing
+            self._middle = b"" if authorization is None else _AUTHORIZATION + string(authorization)
+            self._middle += self._constant + _EXPIRATION + string(b"%d" % (now + LIFETIME)) + _ID
+        path = string(b"/3/device/" + token.encode())
+        return b"".join((self._start, path, self._middle, string(push.apns_id.encode())))
 
 
 def _constant(name: bytes, value: bytes) -> bytes:

@@ -95,6 +95,7 @@ _BY_REASON: dict[str, Verdict] = {
     "Shutdown": Verdict(RetryAfter("Shutdown"), ConnectionAction.RETIRE),
 }
 
+_DELIVERED = Verdict(Delivered())
 _WORD = re.compile(r"[A-Za-z0-9_]{1,64}")
 
 
@@ -108,7 +109,7 @@ def classify(status: int, reason_body: bytes, now: float) -> Verdict:
         after it, so that a timestamp from the future cannot take a registration that is made later.
     """
     if 200 <= status <= 299:
-        return Verdict(Delivered())
+        return _DELIVERED
     answer = _json_object(reason_body)
     reason = answer.get("reason")
     known = _BY_REASON.get(reason) if isinstance(reason, str) else None

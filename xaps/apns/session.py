@@ -103,8 +103,7 @@ class Session(Generic[T]):
         """How many requests can be sent now."""
         if self.state is not SessionState.READY:
             return 0
-        streams = self._streams
-        return max(0, min(self.stream_limit - len(streams.open), streams.ids_left))
+        return max(0, self.stream_limit - len(self._streams.open))
 
     def next_deadline(self) -> float | None:
         """When :meth:`tick` has something to do, if nothing happens before."""
@@ -124,7 +123,7 @@ class Session(Generic[T]):
         if self.room <= 0:
             raise RuntimeError("there is no room for a request")
         self._streams.send(block, body, tag, now + PUSH_TIMEOUT)
-        if not self._streams.ids_left:
+        if self._streams.next_id > MAX_STREAM_ID - 2 * MAX_STREAMS:  # there is still room
             self.state = SessionState.RETIRED
 
     def ping(self, now: float) -> None:
@@ -242,8 +241,10 @@ class Session(Generic[T]):
         # All others are extensions, of no use to us.
 
     def _receive_goaway(self, stream_id: int, payload: bytes) -> None:
-        if len(payload) < 8 or stream_id != 0:
-            raise Breach("a malformed GOAWAY")
+        if stream_id != 0:
+            raise Breach("a GOAWAY for a stream")
+        if len(payload) < 8:
+            raise Breach("a GOAWAY of the wrong size", ErrorCodes.FRAME_SIZE_ERROR)
         last = int.from_bytes(payload[:4], "big") & MAX_STREAM_ID
         self.state = SessionState.RETIRED
         self._streams.events.append(Retired(int.from_bytes(payload[4:8], "big"), payload[8:]))

@@ -12,7 +12,8 @@ reads frames with padding or a priority. What holds:
 * Every block of headers goes through the one decoder, whatever becomes of its stream. h2 neither
   reads nor writes headers, so there is no second table that could differ. Ours uses no table.
 * We send by the windows :attr:`Stream.window` and `outbound_flow_control_window` of h2, which is
-  lowered here and raised there. Those of the peer are opened again when half of one is used.
+  lowered here and raised there. Those of the peer are opened again when half of one is used, which
+  is more than a frame: so it cannot go beyond one.
 * A breach of the protocol (:exc:`Breach`, and the exceptions of hyperframe and the decoder) is the
   end of the connection. That is allowed where RFC 9113 speaks of the stream alone (5.4.2). The one
   exception is a stream's window that is opened too far.
@@ -87,7 +88,7 @@ class Streams(Generic[T]):
 
     def __init__(self, h2: H2Connection, first_stream_id: int) -> None:
         self._h2 = h2
-        self._next_id = first_stream_id
+        self.next_id = first_stream_id
         self.open: dict[int, Stream[T]] = {}
         """In the order of their deadlines."""
         self.out = bytearray()
@@ -106,29 +107,23 @@ class Streams(Generic[T]):
         self._uncredited = 0  # bytes that the peer has used of the connection's window
 
     @property
-    def ids_left(self) -> int:
-        """How many streams can be opened."""
-        return (MAX_STREAM_ID - self._next_id) // 2 + 1
-
-    @property
     def in_headers(self) -> bool:
         """Whether CONTINUATION must come next."""
         return bool(self._block)
 
     def send(self, block: bytes, body: bytes, tag: T, deadline: float) -> None:
         """Send a request; see :meth:`xaps.apns.session.Session.send`."""
-        stream_id = self._next_id
-        self._next_id += 2
+        stream_id = self.next_id
+        self.next_id += 2
         if self._table_change:
             block, self._table_change = self._table_change + block, b""
         self._write(HEADERS, _END_HEADERS, stream_id, block)
-        self.open[stream_id] = Stream(tag, deadline, self._window)
-        self._unsent[stream_id] = body
-        self._send_body(stream_id)
+        self.open[stream_id] = stream = Stream(tag, deadline, self._window)
+        self._send_body(stream_id, stream, body)
 
     def receive(self, kind: int, flags: int, stream_id: int, frame: bytes, now: float) -> None:
         """Take a whole frame; while :attr:`in_headers`, only CONTINUATION."""
-        if stream_id % 2 == 0 or stream_id >= self._next_id:
+        if stream_id % 2 == 0 or stream_id >= self.next_id:
             raise Breach(f"a frame for stream {stream_id}, on which nothing was asked")
         if kind == HEADERS:
             block = _unpadded(frame) if flags & (_PADDED | _PRIORITY) else frame[HEAD.size :]
@@ -220,7 +215,7 @@ class Streams(Generic[T]):
             reason = "the peer broke the protocol (FLOW_CONTROL_ERROR)"
             self.events.append(Lost(stream.tag, reason))
         elif stream_id in self._unsent:
-            self._send_body(stream_id)
+            self._send_body(stream_id, stream, self._unsent[stream_id])
 
     def settings_changed(self) -> None:
         """The peer has other settings than before."""
@@ -241,14 +236,13 @@ class Streams(Generic[T]):
 
     def send_bodies(self) -> None:
         """The windows may have been opened."""
-        for stream_id in list(self._unsent):
+        for stream_id, body in list(self._unsent.items()):
             if self._h2.outbound_flow_control_window <= 0:
                 break
-            self._send_body(stream_id)
+            self._send_body(stream_id, self.open[stream_id], body)
 
-    def _send_body(self, stream_id: int) -> None:
+    def _send_body(self, stream_id: int, stream: Stream[T], body: bytes) -> None:
         """As much of it as the windows allow."""
-        stream, body = self.open[stream_id], self._unsent[stream_id]
         while body:
             size = min(len(body), stream.window, self._h2.outbound_flow_control_window, MAX_FRAME)
             if size <= 0:
@@ -258,7 +252,7 @@ class Streams(Generic[T]):
             self._write(DATA, 0 if body else _END_STREAM, stream_id, data)
             stream.window -= size
             self._h2.outbound_flow_control_window -= size
-        del self._unsent[stream_id]
+        self._unsent.pop(stream_id, None)
 
     def _answered(self, stream_id: int, stream: Stream[T], now: float) -> None:
         if stream_id in self._unsent:

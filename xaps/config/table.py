@@ -133,8 +133,8 @@ class Config:
         default="/var/lib/xapsd/database.json",
     )
     registry_cache: int = kinds.whole_number(0, 10_000_000, "a number").key(
-        "How many phones are kept in memory, once for each folder that notices are about, so that "
-        "the next notice does not read the file. 100000 take 50 MB. 0: none.",
+        "How many phones are kept in memory, so that the next notice about INBOX does not read "
+        "the file. 100000 take up to 50 MB. 0: none.",
         default="100000",
     )
 

@@ -8,6 +8,7 @@ from typing import Protocol
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger, LogLevel
+from twisted.python.failure import Failure
 
 from xaps.intake.dialect import NOBODY, TAKEN, Answer, Request
 from xaps.intake.imap import untagged
@@ -16,7 +17,6 @@ from xaps.mailboxes import INBOX, canonical
 from xaps.model import DAY, Notice, Refused, Registration
 from xaps.system.complaints import Complaints
 from xaps.system.console import counted
-from xaps.system.coroutines import run
 
 MIN_PLUGIN_BODY = 51
 """The plugin aborts the imap process when there is less."""
@@ -75,26 +75,21 @@ class Responder:
         """The answer to a notice at once; that to a registration when it is on disk. It may be a
         refusal; what is returned never fails."""
         content = request.content
-        if not isinstance(content, Notice):
-            return run(self._registered(request, content))
         try:
-            return TAKEN if self._handler.notify(content) else NOBODY
-        except Exception as error:
-            return self._refusal(error)
+            if isinstance(content, Notice):
+                return TAKEN if self._handler.notify(content) else NOBODY
+            return self._register(request, content)
+        except Exception:
+            return self._refusal(Failure())
 
-    async def _registered(self, client: Request, request: RegisterRequest) -> Answer:
-        try:
-            return Answer(200, body=await self._register(client, request))
-        except Exception as error:
-            return self._refusal(error)
-
-    def _refusal(self, error: Exception) -> Answer:
+    def _refusal(self, failure: Failure) -> Answer:
+        error = failure.value
         if isinstance(error, Refused):
             return Answer(503 if error.temporary else 400, error.reason)
-        self._log.failure("A request from an IMAP server could not be dealt with")
+        self._log.failure("A request from an IMAP server could not be dealt with", failure)
         return Answer(500, "internal error, see the log of xapsd")
 
-    async def _register(self, client: Request, request: RegisterRequest) -> bytes:
+    def _register(self, client: Request, request: RegisterRequest) -> Deferred[Answer]:
         # What is confirmed is part of what is stored, so the answer is made first.
         topic = self._handler.topic(request.key.user)
         body, confirmed = topic.encode("ascii", "replace"), frozenset[str]()
@@ -105,11 +100,18 @@ class Responder:
         elif client.for_plugin:
             body, confirmed = confirm(body, request, folder_push=self._folder_push)
         now = self._wall()
-        await self._handler.register(
-            Registration(request.key, request.mailboxes, now, confirmed, topic)
-        )
-        left_out = len(request.as_sent) - len(confirmed)
-        if left_out and for_phone and self._folder_push:
+        registration = Registration(request.key, request.mailboxes, now, confirmed, topic)
+
+        def stored(_: None) -> Answer:
+            if for_phone and self._folder_push:
+                self._tell_left_out(request, len(confirmed))
+            return Answer(200, body=body)
+
+        done = self._handler.register(registration)
+        return done.addCallback(stored).addErrback(self._refusal)
+
+    def _tell_left_out(self, request: RegisterRequest, confirmed: int) -> None:
+        if left_out := len(request.as_sent) - confirmed:
             # One is told a day: the phone asks again daily, and `xapsctl devices` marks them all.
             self.complaints.tell(
                 LogLevel.info,
@@ -120,7 +122,6 @@ class Responder:
                 count=left_out,
                 all=counted(len(request.mailboxes), "mailbox"),
             )
-        return body
 
     def tell_refusal(self, peer: str, answer: Answer) -> None:
         """Log why a request was refused; 5xx is for the administrator to put right."""

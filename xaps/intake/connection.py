@@ -45,6 +45,9 @@ class _State(Enum):
     CLOSED = auto()
 
 
+_SERVED = (_State.OPEN, _State.ENDING)
+
+
 @implementer(IPushProducer, IHalfCloseableProtocol)
 class ClientConnection(Protocol):
     """One connection of an IMAP server.
@@ -71,6 +74,7 @@ class ClientConnection(Protocol):
         self._start = b""  # what has not sufficed to tell the dialect
         self._queue: list[Request | Answer | bytes] = []
         self._queued = 0  # bytes that it was made of
+        self._held = 0  # what the others were told that this one has of the memory
         self._owner: Hashable = None
         self._current: Request | None = None
         self._sends_ahead = False
@@ -94,8 +98,9 @@ class ClientConnection(Protocol):
             if self._input:
                 self._pause_reading(pause=True)
             self._input += data
-            self._hold()
-            self._connections.turns.join(self)
+            self._connections.turns.serve(self)
+            if self._queue or self._input:
+                self._hold()
 
     def readConnectionLost(self) -> None:
         """The client has closed its sending direction, or both."""
@@ -129,7 +134,7 @@ class ClientConnection(Protocol):
         """`connectionLost` sees to that."""
 
     def stop(self) -> None:
-        if self._state in (_State.OPEN, _State.ENDING):
+        if self._state in _SERVED:
             if self._current is None:
                 self._close()
             else:
@@ -140,7 +145,7 @@ class ClientConnection(Protocol):
         """The user of the next request, or else of the last one: what is not parsed yet will be
         about the same. A connection that has told none is for itself."""
         if self._queue and isinstance(event := self._queue[0], Request):
-            self._owner = event.user
+            self._owner = event.content.user
         return self._owner or self
 
     @property
@@ -165,10 +170,10 @@ class ClientConnection(Protocol):
 
     def _has_work(self) -> bool:
         return (
-            self._state in (_State.OPEN, _State.ENDING)
+            bool(self._queue or self._input)
+            and self._state in _SERVED
             and self._current is None
             and not self._output_paused
-            and bool(self._queue or self._input)
         )
 
     def _parse(self) -> None:
@@ -203,32 +208,28 @@ class ClientConnection(Protocol):
             self._expect(WRITE_DEADLINE, self._unread)
         elif unfinished and not waiting:
             self._expect(REQUEST_DEADLINE, self._overdue, unfinished)
-        else:
+        elif self._timer is not None:
             self._expect()
 
     def _respond(self, request: Request) -> None:
-        self._owner = request.user
+        self._owner = request.content.user
         self._connections.served(self)
         answer = self._connections.responder.respond(request)
         if isinstance(answer, Answer):
-            self._finish(answer, request)
+            self._answer(answer, last=request.close)
         else:
             self._current = request
             answer.addCallback(self._answered, request).addErrback(self._broken)
 
     def _answered(self, answer: Answer, request: Request) -> None:
         self._current = None
-        self._finish(answer, request)
+        stopping = self._state is _State.STOPPING
+        if stopping or self._state in _SERVED:
+            self._answer(answer, last=stopping or request.close)
         if self._has_work() or self._state is _State.ENDING:
             self._connections.turns.join(self)
 
-    def _finish(self, answer: Answer, request: Request) -> None:
-        if request.close or self._state is _State.STOPPING:
-            answer = attrs.evolve(answer, close=True)
-        if self._state not in (_State.CLOSING, _State.CLOSED):
-            self._answer(answer)
-
-    def _answer(self, answer: Answer) -> None:
+    def _answer(self, answer: Answer, *, last: bool = False) -> None:
         refused = answer.status >= 400
         if refused:
             self._connections.responder.tell_refusal(self._peer_name(), answer)
@@ -237,7 +238,7 @@ class ClientConnection(Protocol):
         if answer.status != 100:
             # What a client sends ahead of answers would be lost; the Dovecot plugin never does.
             self._sends_ahead |= bool(self._queue or self._input or dialect.unfinished)
-            if dialect.spent and not self._sends_ahead:
+            if last or (dialect.spent and not self._sends_ahead):
                 answer = attrs.evolve(answer, close=True)
         self.transport.write(dialect.answer(answer))
         if answer.close:
@@ -296,16 +297,18 @@ class ClientConnection(Protocol):
         self._state = state
         self._queue.clear()
         self._input = self._start = b""
-        self._connections.turns.hold(self, 0)
+        self._hold()
 
     def _hold(self) -> None:
         """Tell how much of the memory this connection has."""
         size = len(self._input) + len(self._start)
-        if self._dialect:
+        if self._dialect and self._state in _SERVED:
             size += self._dialect.held
         if self._queue:
             size += self._queued
-        self._connections.turns.hold(self, size)
+        if size != self._held:
+            self._held = size
+            self._connections.turns.hold(self, size)
 
     def _expect(
         self,

@@ -22,11 +22,6 @@ class Request:
     close: bool = False
     """The client asked for the connection to be closed after the answer."""
 
-    @property
-    def user(self) -> str:
-        content = self.content
-        return content.user if isinstance(content, Notice) else content.key.user
-
 
 @attrs.frozen
 class Answer:

@@ -10,6 +10,7 @@ import binascii
 import hmac
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import NoReturn
 
 import attrs
@@ -55,7 +56,8 @@ _HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\x00-\x08\x0a-\x1
 _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,8})([ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?)")
 _LENGTH = re.compile(rb"[0-9]{1,19}")
 
-_PHRASES = {100: b"Continue", 200: b"OK", 204: b"No Content"}
+# Short: of answers to users without a phone, the most frequent ones, more fit in `MAX_SENT`.
+_PHRASES = {100: b"Continue", 200: b"OK", 204: b"OK"}
 
 
 def judge(
@@ -157,6 +159,7 @@ class _Head:
 
     decoder: Decoder
     length: int
+    registers: bool
     for_dovecot: bool
     for_plugin: bool
 
@@ -182,12 +185,12 @@ class HttpDialect:
     """
 
     unread = False
+    unfinished = held = 0
 
     def __init__(self, secret: str | None = None) -> None:
         self._secret = secret
         self._number = 0
         self._rest = bytearray()
-        self._events: list[Request | Answer] = []
         self._dead = False  # nothing more is taken
         self._keep_alive = False  # the client wants to be told of it
         self._for_dovecot = self._registers = False
@@ -204,28 +207,24 @@ class HttpDialect:
         self._headers: dict[bytes, bytes] = {}
         self._body = bytearray()
 
-    @property
-    def unfinished(self) -> int:
-        return self._number if self._begun or self._rest else 0
-
-    @property
-    def held(self) -> int:
-        return len(self._rest) + len(self._body) + len(self._head)
-
     def feed(self, data: bytes) -> list[Request | Answer]:
-        events = self._events = []
-        if not (self._dead or self._begun or self._rest):
-            data = self._take_known(data)
-        if data and not self._dead:
+        events: list[Request | Answer] = []
+        if self._dead:
+            return events
+        if not self.unfinished:
+            data = self._take_known(data, events)
+        if data:
             self._rest += data
-            try:
+            self._events = events
+            with suppress(_Stop):
                 while self._rest and self._take():
                     pass
-            except _Stop:
-                pass
+            del self._events  # an idle connection needs no memory for what it has asked
+            self.unfinished = self._number if self._begun or self._rest else 0
+            self.held = len(self._rest) + len(self._body) + len(self._head)
         return events
 
-    def _take_known(self, data: bytes) -> bytes:
+    def _take_known(self, data: bytes, events: list[Request | Answer]) -> bytes:
         """Take requests that are there as a whole and whose heads are known; returns the rest."""
         while True:
             start = data.find(b"\r\n\r\n") + 4
@@ -233,12 +232,9 @@ class HttpDialect:
             if head is None or len(data) < (end := start + head.length):
                 return data
             self._number += 1
-            self._for_dovecot, self._registers = (
-                head.for_dovecot,
-                head.decoder is register_from_json,
-            )
+            self._for_dovecot, self._registers = head.for_dovecot, head.registers
             body, data = data[start:end], data[end:]
-            self._events.append(understand(head.decoder, body, for_plugin=head.for_plugin))
+            events.append(understand(head.decoder, body, for_plugin=head.for_plugin))
 
     def overdue(self) -> Answer:
         self._die()
@@ -260,6 +256,7 @@ class HttpDialect:
 
     def _die(self) -> None:
         self._dead = True
+        self.unfinished = self.held = 0
         self._rest.clear()
         self._expect_request()
 
@@ -357,7 +354,8 @@ class HttpDialect:
         expects = not old and headers.get(b"expect", b"").lower() == b"100-continue"
         if not (old or self._close or expects or encoding or isinstance(judgement, Answer)):
             plugin = by_plugin(self._target, headers)
-            self._remember(_Head(judgement, int(length), self._for_dovecot, plugin))
+            head = _Head(judgement, int(length), self._registers, self._for_dovecot, plugin)
+            self._remember(head)
         if expects:
             if isinstance(judgement, Answer):
                 self._end(judgement)

@@ -46,6 +46,10 @@ class RegisterRequest:
     """The spelling in the request (modified UTF-7) of each of `mailboxes`; empty when the request
     named none: such a phone (version 1 of the extension) knows no mailbox lines."""
 
+    @property
+    def user(self) -> str:
+        return self.key.user
+
 
 @attrs.frozen
 class FieldNames:
@@ -81,8 +85,8 @@ def notice_from_json(body: bytes) -> Notice:
     """Mailbox names are UTF-8 in it."""
     # Only quicker: what is read here is read the same by what follows.
     if plain := _PLAIN_NOTICE.fullmatch(body):
-        user, mailbox, events = plain[1].decode(), plain[2].decode(), plain[3]
-        return Notice(user, canonical(mailbox), _NEW_MAIL in events)
+        user, mailbox, events = plain.groups()
+        return Notice(user.decode(), canonical(mailbox.decode()), _NEW_MAIL in events)
     return notice(json_object(body), JSON_NAMES)
 
 
@@ -172,7 +176,7 @@ def _mailboxes(value: object, name: str) -> tuple[tuple[str, ...], tuple[str, ..
     for index, sent in enumerate(entries):
         _check_size(sent, f"{name}[{index}]")
         decoded = from_utf7(sent)
-        if sent and not NOT_TEXT.search(sent) and not NOT_TEXT.search(decoded):
+        if sent and _is_text(sent) and _is_text(decoded):
             key = canonical(decoded)
             # Of two spellings the one is kept that can be confirmed to the phone.
             if key not in found or (sent.isascii() and not found[key][1].isascii()):
@@ -210,6 +214,11 @@ def _strings(value: object, name: str) -> list[str]:
         if type(entry) is not str:
             raise Refused(f"{name}[{index}] is not a string")
     return value
+
+
+def _is_text(value: str) -> bool:
+    # What is printable needs no search, which takes longer.
+    return value.isprintable() or not NOT_TEXT.search(value)
 
 
 def _check_size(mailbox: str, name: str) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import random
-import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Never
 
 from twisted.internet.defer import Deferred, fail
@@ -53,6 +53,20 @@ SLICE = 64
 """Pushes that are started in one go, or put off since something holds them back; between two
 slices the IMAP servers are served."""
 
+LATE = 0.1
+"""Seconds that pushes may wait for the processor before the IMAP servers are to wait. What is taken
+from them meanwhile goes out within about four times as long: a push takes three times what it takes
+to accept it."""
+
+
+def _ids() -> Iterator[str]:
+    """Random UUIDs (RFC 9562, version 4); one by one they would take ten times as long."""
+    while True:
+        digits = os.urandom(1024).hex()
+        for at in range(0, len(digits), 32):
+            each = digits[at : at + 32]
+            yield f"{each[:8]}-{each[8:12]}-4{each[13:16]}-a{each[17:20]}-{each[20:]}"
+
 
 class Dispatcher:
     """Takes registrations and notices, and pushes.
@@ -80,7 +94,7 @@ class Dispatcher:
         delay: float,
         check_interval: float,
         push_interval: float,
-        new_id: Callable[[], str] = lambda: str(uuid.uuid4()),
+        new_id: Callable[[], str] | None = None,
         jitter: Callable[[], float] = lambda: random.uniform(0.8, 1.2),  # noqa: S311 - no secret
         on_outcome: Callable[[RegistrationKey, Outcome, float, bool], None] = lambda *_: None,
         debug: bool = True,
@@ -89,7 +103,7 @@ class Dispatcher:
         self._registry = registry
         self.routes = routes
         self._debug = debug
-        self._new_id = new_id
+        self._new_id = new_id = new_id or _ids().__next__
         self.flags = Flags(
             delay=delay, check_interval=check_interval, new_id=new_id, lane=routes.lane
         )
@@ -115,7 +129,8 @@ class Dispatcher:
             debug=debug,
         )
         self._pump_call: IDelayedCall | None = None
-        self._pump_at = math.inf  # when it is; never: there is none
+        self._pump_at = math.inf  # when it is, or was to be; never: there is none
+        self._behind_since: float | None = None  # not everything has gone out that could
         self._all_answered: Deferred[None] | None = None
 
     def start(self) -> Deferred[int]:
@@ -254,7 +269,7 @@ class Dispatcher:
         :raises Refused: temporarily, when the registry cannot be read, or what is owed already
             cannot be written to disk.
         """
-        if (error := self.unsaved) is not None:
+        if (error := self._saver.trouble) is not None:
             reason = f"pushes that wait cannot be written to disk, no more are taken: {error}"
             raise Refused(reason, temporary=True)
         try:
@@ -287,20 +302,41 @@ class Dispatcher:
         probed = self.holds.probe(lambda key: self.flags.get(key) is not None, now)
         self.flags.hasten(probed, now)
         if not self.holds.stopping:
-            self._push_due(now)
+            if self._push_due(now):
+                self._behind_since = None
+            elif self._behind_since is None:
+                self._behind_since = now
         self._arm()
 
-    def _push_due(self, now: float) -> None:
+    @property
+    def lag(self) -> float:
+        """Seconds for which the oldest push that could go out has waited for the processor: what
+        is held back, or waits for APNs, does not count. What APNs has answered and we have not read
+        does."""
+        now, since = self._clock.seconds(), self._behind_since
+        if since is None or (
+            self._pump_at > now and not any(route.sender.busy() for route in self.routes)
+        ):
+            self._behind_since = None
+            return 0.0
+        return now - since
+
+    def is_late(self) -> bool:
+        """Whether the IMAP servers are to wait, so that pushes go out in time."""
+        return self._behind_since is not None and self.lag > LATE
+
+    def _push_due(self, now: float) -> bool:
         """Start a slice, with one flag of each lane after the other; what cannot change meanwhile
-        is asked once."""
+        is asked once. Returns whether that was all that is due and not held back."""
         ways = [(lane, way) for lane in self.flags.lanes() if (way := self.holds.way(lane))]
         room = {route: route.sender.room() for _, (_, route) in ways}
-        left = SLICE
+        left, done = SLICE, True
         while ways:
             for each in ways[:]:
                 lane, (holds, route) = each
-                flag = self.flags.first(lane, now) if room[route] > 0 else None
-                if flag is None or flag.due > now:
+                flag = self.flags.first(lane, now)
+                if flag is None or flag.due > now or room[route] <= 0:
+                    done &= flag is None or flag.due > now
                     ways.remove(each)
                     continue
                 hold = holds.on(flag.key, now)
@@ -314,7 +350,8 @@ class Dispatcher:
                     ways.remove(each)
                 left -= 1
                 if not left:
-                    return
+                    return False
+        return done
 
     def _push_ended(self) -> None:
         self._arm()
@@ -361,7 +398,7 @@ class Dispatcher:
 
     def _arm(self) -> None:
         """Call `pump` when the next push may go out."""
-        if self.holds.stopping:
+        if self.holds.stopping or not self.flags.waiting:
             return
         now = self._clock.seconds()
         if self._pump_at <= now:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 
 import attrs
@@ -50,7 +50,8 @@ class Flag:
     registered_at: float
     lane: Lane
     due: float = math.inf
-    """When to push; in flight: when to push again, ``inf`` when nothing has happened since."""
+    """When to push; in flight: when to push again, ``inf`` when nothing has happened since, as when
+    the registration is clean again."""
     not_before: float = -math.inf
     """APNs asked for patience until then; new mail does not shorten it."""
     noticed_at: float = 0.0
@@ -113,7 +114,7 @@ class Flags:
         self._unsaved: dict[RegistrationKey, float] = {}  # since when, the oldest first
         self._cleared: set[RegistrationKey] = set()
         self.in_flight = 0
-        self.waiting: Counter[Lane] = Counter()
+        self.waiting: dict[Lane, int] = defaultdict(int)
         self.expired = 0
 
     def __len__(self) -> int:
@@ -228,9 +229,12 @@ class Flags:
 
     def take(self, flag: Flag, now: float) -> None:
         """Its push goes out: what it owes moves from `mailboxes` to `sent`."""
-        flag.sent = _first(flag.mailboxes)
-        for mailbox in flag.sent:
-            del flag.mailboxes[mailbox]
+        if len(flag.mailboxes) <= MAX_NAMED:
+            flag.sent, flag.mailboxes = flag.mailboxes, {}
+        else:
+            flag.sent = _first(flag.mailboxes)
+            for mailbox in flag.sent:
+                del flag.mailboxes[mailbox]
         flag.renewed = False
         flag.sent_since = flag.waiting_since
         flag.sent_new_mail_since = flag.new_mail_since
@@ -358,12 +362,7 @@ class Flags:
             heapq.heapify(heap)
 
     def _is_stale(self, lane: Lane, due: float, flag: Flag) -> bool:
-        return (
-            bool(flag.sent)
-            or flag.due != due
-            or flag.lane != lane
-            or self._flags.get(flag.key) is not flag
-        )
+        return flag.due != due or bool(flag.sent) or flag.lane != lane
 
     def _no_longer_in_flight(self, flag: Flag) -> None:
         flag.sent = {}
@@ -379,6 +378,7 @@ class Flags:
     def _forget(self, flag: Flag) -> None:
         """It has no push in flight."""
         del self._flags[flag.key]
+        flag.due = math.inf
         self._waits_no_more(flag)
         self._unsaved.pop(flag.key, None)
         if flag.saved:

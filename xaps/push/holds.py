@@ -196,8 +196,8 @@ class TopicHolds:
             if probe and general is not None and not self.doubts_tokens:
                 self.general = attrs.evolve(general, until=now + REPROBE_AFTER)
             return []
-        freed = []
-        bad = isinstance(outcome, Gone | Rejected) and outcome.reason in (BAD_DEVICE, *GONE)
+        freed: list[RegistrationKey] = []
+        bad = isinstance(outcome, (Gone, Rejected)) and outcome.reason in (BAD_DEVICE, *GONE)
         if not bad or key not in self._suspended:  # otherwise it is no news
             self._latest[key.device_token] = _Answer(now, key.user, bad)
             if len(self._latest) > MAX_PHONES:

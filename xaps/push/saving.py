@@ -3,6 +3,8 @@ and in time."""
 
 from __future__ import annotations
 
+import math
+
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger, LogLevel
@@ -40,6 +42,7 @@ class FlagSaver:
         self._history = history
         self._complaints = Complaints(self._log, clock.seconds)
         self._call: IDelayedCall | None = None
+        self._at = math.inf  # when it is; never: there is none
         self._saving: Deferred[None] | None = None
         self._everything = False  # also what has changed within the last second
         self._finished: Deferred[None] | None = None
@@ -57,26 +60,29 @@ class FlagSaver:
 
     def arm(self) -> None:
         """There may be something to write: do so when the oldest of it has waited long enough."""
-        now, call = self._clock.seconds(), self._call
-        if self._saving is not None or (call is not None and call.getTime() <= now + SAVE_AFTER):
+        now = self._clock.seconds()
+        if self._saving is not None or self._at <= now + SAVE_AFTER:
             return
         times = (self._flags.next_save(now), self._history.next_save())
         at = min((each for each in times if each is not None), default=None)
         if at is None:
             return
-        seconds = max(SHORTEST, at - now)
-        if call is None:
-            self._call = self._clock.callLater(seconds, self._due)
-        elif now + seconds < call.getTime():  # which is when what has happened is due
-            call.reset(seconds)
+        at = max(now + SHORTEST, at)
+        if at < self._at:  # which may be when what has happened is due
+            self._cancel()
+            self._at, self._call = at, self._clock.callLater(at - now, self._due)
 
     def hasten(self) -> None:
         """Write from now on what waits, however short that has been, and begin at once."""
         self._everything = True
         if self._saving is None:
-            if self._call is not None:
-                self._call.cancel()
+            self._cancel()
             self._due()
+
+    def _cancel(self) -> None:
+        if self._call is not None:
+            self._call.cancel()
+        self._at, self._call = math.inf, None
 
     def finish(self) -> Deferred[None]:
         """Write everything; fires when it is on disk. If that is cancelled, it is told as lost."""
@@ -93,7 +99,7 @@ class FlagSaver:
             )
 
     def _due(self) -> None:
-        self._call = None
+        self._at, self._call = math.inf, None
         self._saving = Deferred.fromCoroutine(self._save())
         self._saving.addErrback(lambda failure: self._log.failure("Saving failed", failure))
         self._saving.addCallback(self._saved)

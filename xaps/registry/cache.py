@@ -1,24 +1,27 @@
-"""Keeps whom notices concern in memory, until a write changes it."""
+"""Keeps whom most notices concern in memory, until a write changes it."""
 
 from __future__ import annotations
 
 import sqlite3
-import sys
 from collections.abc import Sequence
 
-from xaps.model import Addressee
+from xaps.model import Addressee, RegistrationKey
 
-# Of one connection alone, and gone with it. A damaged name may be NULL, or no UTF-8, which is not
-# for a Python function.
+_Row = tuple[str, str, float, str | None, str | None]
+"""A phone, without its user. Searches for garbage skip plain tuples; with 100,000 values they would
+take long enough to be felt."""
+
+# Of one connection alone, and gone with it. A damaged name may be no UTF-8, which is no text for a
+# Python function.
 _TRIGGER = """
     CREATE TEMP TRIGGER cache_{0} AFTER {0} ON registrations BEGIN
-        SELECT changed(CAST(ifnull({1}.user, '') AS BLOB));
+        SELECT changed(CAST({1}.user AS BLOB));
     END
 """
 
 
 class Cache:
-    """What was found for notices, by user and mailbox.
+    """Who was found for notices about INBOX, by user; most are about that.
 
     It says what the file said when all writes had been made that were answered by then. So what a
     write changes is dropped after the commit, whether that succeeded or not, and before the answer:
@@ -29,13 +32,13 @@ class Cache:
     that is soon, and then the users who get the most mail come first.
 
     :param connection: the only one that writes; not used by another thread yet.
-    :param limit: how many addressees are kept; 0: none, and nothing is asked of the database.
+    :param limit: how many phones are kept; 0: none, and nothing is asked of the database.
     """
 
     def __init__(self, connection: sqlite3.Connection, limit: int) -> None:
         self._limit = limit
         self._size = 0
-        self._users: dict[str, dict[str, Sequence[Addressee]]] = {}
+        self._users: dict[str, tuple[_Row, ...]] = {}
         self._changed: set[bytes] = set()
         if not limit:
             return
@@ -43,20 +46,24 @@ class Cache:
         for event, row in ("INSERT", "new"), ("UPDATE", "new"), ("DELETE", "old"):
             connection.execute(_TRIGGER.format(event, row))
 
-    def get(self, user: str, mailbox: str) -> Sequence[Addressee] | None:
-        """``None``: it is not kept, by names that are as they are compared."""
-        found = self._users.get(user)
-        return None if found is None else found.get(mailbox)
+    def get(self, user: str) -> Sequence[Addressee] | None:
+        """``None``: it is not kept, by a name that is as they are compared."""
+        if (rows := self._users.get(user)) is None:
+            return None
+        return [
+            Addressee(RegistrationKey(user, account_id, token), at, name, topic)
+            for account_id, token, at, name, topic in rows
+        ]
 
-    def add(self, mailbox: str, found: Sequence[Addressee]) -> None:
+    def add(self, user: str, found: Sequence[Addressee]) -> None:
         """Keep what was just read, if there is room.
 
         That nobody is concerned is not kept: there is no end of such names."""
         if found and self._size + len(found) <= self._limit:
-            # Names are the same objects wherever they are kept.
-            of_user = self._users.setdefault(found[0].key.user, {})
-            self._size += len(found) - len(of_user.get(mailbox, ()))
-            of_user[sys.intern(mailbox)] = found
+            self._size += len(found) - len(self._users.get(user, ()))
+            self._users[found[0].key.user] = tuple(
+                [(*each.key[1:], each.registered_at, each.name, each.topic) for each in found]
+            )
 
     def clear(self) -> None:
         self._users.clear()
@@ -65,6 +72,5 @@ class Cache:
     def written(self) -> None:
         """Drop what the last commit changed, or would have. No other may have begun."""
         for user in self._changed:
-            for found in self._users.pop(user.decode(errors="replace"), {}).values():
-                self._size -= len(found)
+            self._size -= len(self._users.pop(user.decode(errors="replace"), ()))
         self._changed.clear()

@@ -6,7 +6,7 @@ import json
 import re
 import sqlite3
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -165,7 +165,7 @@ ADDRESSEES = Table(
     lambda user, account_id, token, registered_at, name, topic: Addressee(
         key(user, account_id, token),
         time(registered_at, "registered_at"),
-        None if name is None else _text(name, "name"),
+        None if name is None else sys.intern(_text(name, "name")),
         _topic(topic),
     ),
 )
@@ -176,6 +176,10 @@ FLAGS = Table(
         key(user, account_id, token), _names(mailboxes, "mailboxes")[1]
     ),
 )
+
+
+# Not escaped: what is not valid Unicode is refused when it is to be stored.
+_array = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def registration_columns(registration: Registration) -> tuple[str | float | None, ...]:
@@ -191,8 +195,3 @@ def registration_columns(registration: Registration) -> tuple[str | float | None
 def flag_columns(flag: WaitingFlag) -> tuple[str, ...]:
     """The columns of a flag, those of its key last."""
     return _array(sorted(flag.mailboxes)), *flag.key
-
-
-def _array(names: Iterable[str]) -> str:
-    # Not escaped: what is not valid Unicode is refused when it is to be stored.
-    return json.dumps(list(names), ensure_ascii=False)

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import attrs
 from twisted.internet.defer import Deferred, execute
 
-from xaps.mailboxes import canonical
+from xaps.mailboxes import INBOX, canonical
 from xaps.model import (
     EXPIRED,
     FORGOTTEN,
@@ -69,6 +69,15 @@ _ADD = f"""
         registered_at = excluded.registered_at,
         topic = excluded.topic
 """
+# Names of others, as those of this one are about to change.
+OF_ITS_USER = """
+    SELECT max(itself), max(stale), count(*), total(iif(itself, 0, names)) FROM (
+        SELECT account_id = ?2 AND device_token = ?3 AS itself,
+            account_id <> ?2 AND device_token = ?3 AND registered_at < ?4 AS stale,
+            iif(json_valid(mailboxes), json_array_length(mailboxes), 0) AS names
+        FROM registrations WHERE user = ?1
+    )
+"""
 # Not "earlier or in the future": the time of a damaged row can be NULL.
 REGISTER = f"""
     {_ADD} WHERE (registrations.registered_at > excluded.registered_at
@@ -97,7 +106,6 @@ TRIM = """
     )
     RETURNING user, account_id, device_token
 """
-IS_KNOWN = f"SELECT EXISTS (SELECT 1 FROM registrations WHERE {_KEY})"
 REMOVE = f"DELETE FROM registrations WHERE {_KEY} AND registered_at <= ?"
 EXPIRE = f"""
     DELETE FROM registrations WHERE (user, account_id, device_token) IN (
@@ -134,7 +142,7 @@ class SQLiteRegistry:
     ) -> None:
         """
         :param connection: what :func:`.open_writer` gave for `path`.
-        :param cache: how many phones are kept in memory, for each mailbox that notices name.
+        :param cache: how many phones are kept in memory.
         """
         self._path = path
         self._wall = wall
@@ -170,11 +178,12 @@ class SQLiteRegistry:
         return attrs.evolve(registration, registered_at=self._latest)
 
     def addressees(self, user: str, mailbox: str) -> Sequence[Addressee]:
-        found = self._cache.get(user, mailbox)
+        found = self._cache.get(user) if mailbox == INBOX else None
         if found is None:
             user, mailbox = lower(user), canonical(mailbox)
-            found = tuple(self._select(ADDRESSEES, CONCERNED, user, mailbox))
-            self._cache.add(mailbox, found)
+            found = self._select(ADDRESSEES, CONCERNED, user, mailbox)
+            if mailbox == INBOX:
+                self._cache.add(user, found)
         return found
 
     def registrations(self, user: str) -> Deferred[Sequence[Registration]]:
@@ -216,16 +225,22 @@ class SQLiteRegistry:
         values = (*rows.registration_columns(self._dated(registration)), self._wall())
 
         def register(connection: sqlite3.Connection) -> Registered | None:
-            (known,) = connection.execute(IS_KNOWN, key).fetchone()
+            # In one go, as mostly there is nothing to be dropped.
+            known, stale, phones, names = connection.execute(
+                OF_ITS_USER, (*key, replace_before)
+            ).fetchone()
             if not connection.execute(REGISTER, values).rowcount:
                 return None
             replaced: list[RegistrationKey] = []
-            if replace_before is not None:
+            if stale:
                 parameters = (*key, replace_before)
                 replaced = _keys(connection.execute(REPLACE, parameters).fetchall())
-            trimmed = _trim(connection, key, self._bounds)
-            history.dropped(connection, replaced, REPLACED, self._wall())
-            history.dropped(connection, trimmed, TRIMMED, self._wall())
+                history.dropped(connection, replaced, REPLACED, self._wall())
+            trimmed: list[RegistrationKey] = []
+            names += len(registration.mailboxes)
+            if phones + (not known) > self._bounds[0] or names > self._bounds[1]:
+                trimmed = _trim(connection, key, self._bounds)
+                history.dropped(connection, trimmed, TRIMMED, self._wall())
             return Registered(not known, tuple(replaced), tuple(trimmed))
 
         return self._writer.write(register)

@@ -19,6 +19,7 @@ from twisted.logger import LogLevel, capturedLogs, formatEvent
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
+from xaps.intake.connections import REST
 from xaps.intake.cyrus.drain import DATAGRAM, FOREIGN, HEADER, LOST
 from xaps.intake.cyrus.listener import (
     HIGH_WATER,
@@ -365,6 +366,29 @@ class CyrusListenerTests(SynchronousTestCase):
         for expected in (SLICE, 2 * SLICE, 2 * SLICE + 1):
             self.reactor.turn()
             self.assertEqual(len(self.handler.got), expected)
+
+    def test_while_pushes_are_late_it_is_a_tenth_of_the_time(self) -> None:
+        listener, notify = self.listener(), self.handler.notify
+
+        def slowly(notice: Notice) -> int:
+            self.reactor.rightNow += 0.001
+            return notify(notice)
+
+        self.patch(self.handler, "notify", slowly)
+        listener.start()
+        late = [True]
+        listener.begin(self.handler, lambda: late[0])
+        self.addCleanup(self.stop, listener)
+        self.drain.hand_on(*[mail()] * (4 * SLICE))
+        began = self.reactor.seconds()
+        while len(self.handler.got) < 3 * SLICE:
+            self.reactor.rightNow += 0.001
+            self.reactor.turn()
+        spent = self.reactor.seconds() - began
+        self.assertEqual(round(spent / (0.001 * SLICE)), 3 + 2 * REST)
+        late[0] = False
+        self.reactor.turn()
+        self.assertEqual(len(self.handler.got), 4 * SLICE)
 
     def test_no_more_is_taken_over_than_can_be_worked_off_soon(self) -> None:
         self.start()

@@ -24,6 +24,7 @@ from twisted.protocols.basic import Int32StringReceiver
 from twisted.python.failure import Failure
 
 from xaps.intake.answers import Handler
+from xaps.intake.connections import REST
 from xaps.intake.cyrus import drain
 from xaps.intake.cyrus.events import Followers, Skipped, read
 from xaps.intake.cyrus.names import CyrusSettings
@@ -107,6 +108,8 @@ class CyrusListener:
         self._restart_call: IDelayedCall | None = None
         self._datagrams: deque[bytes] = deque()
         self._work_call: IDelayedCall | None = None
+        self._late: Callable[[], bool] = lambda: False
+        self._rests_until = 0.0
         self._open = 0
         self._registering: dict[str, Deferred[None]] = {}
         self._refused: dict[RegistrationKey | Notice, _Event] = {}  # for now
@@ -138,9 +141,12 @@ class CyrusListener:
         for registration in registrations:
             self._followers.remember(registration)
 
-    def begin(self, handler: Handler) -> None:
-        """Work off what comes in and what has come in."""
-        self._handler = handler
+    def begin(self, handler: Handler, late: Callable[[], bool] = lambda: False) -> None:
+        """Work off what comes in and what has come in.
+
+        :param late: see :class:`~xaps.intake.connections.Turns`.
+        """
+        self._handler, self._late = handler, late
         self._work_soon()
 
     def stop(self) -> Deferred[None]:
@@ -149,6 +155,7 @@ class CyrusListener:
         if self._socket is None:
             return succeed(None)
         stopped = self._stopped = Deferred[None]()
+        self._late = lambda: False  # there is little time
         with contextlib.suppress(OSError):
             # If it is not ours any more, the next start tells what is in its place.
             self._path.unlink()
@@ -233,6 +240,10 @@ class CyrusListener:
 
     def _work(self) -> None:
         self._work_call = None
+        began = self._reactor.seconds()
+        if began < self._rests_until and self._late():
+            self._work_soon()  # what comes in waits in the draining process
+            return
         if self._handler is None:
             self._datagrams.clear()  # it is stopped before it has begun: nobody takes these
         for _ in range(SLICE):
@@ -241,6 +252,8 @@ class CyrusListener:
                 run(self._hand_over(self._again.popleft()))
             if self._datagrams and self._open < WINDOW:
                 self._handle(self._datagrams.popleft())
+        now = self._reactor.seconds()
+        self._rests_until = now + REST * (now - began)
         if self._drain is not None and self._drain.frames.paused and not self._datagrams:
             self._drain.frames.resumeProducing()
         if self._datagrams or self._again:

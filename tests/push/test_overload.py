@@ -1,0 +1,183 @@
+"""More notices than the processor has time for: pushes go out in time all the same."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+
+from twisted.internet.defer import Deferred, succeed
+
+from tests.push.test_dispatcher import NOW, DispatcherTestCase
+from xaps.intake.connections import Turns
+from xaps.model import (
+    Addressee,
+    Delivered,
+    Notice,
+    Outcome,
+    Push,
+    RegistrationKey,
+    WaitingFlag,
+)
+
+PHONES = 100
+"""Of each user."""
+NOTICE = 0.5e-3
+ACCEPTING = 10e-6
+PUSHING = 15e-6
+ANSWERED = 15e-6
+TURN = 50e-6
+"""Seconds of the processor's: for a notice, and for each phone then; for a push, and its answer;
+for the rest."""
+AT_ONCE = 64
+"""Answers that are dealt with in one turn of the reactor, as by the client of APNs."""
+BOUND = 0.5
+"""Seconds from a notice to its last push, at the most."""
+
+
+class Flood:
+    """A connection that has the next request as soon as one is answered."""
+
+    place = "here"
+    waits = False
+    idle = False
+
+    def __init__(self, request: Callable[[], object]) -> None:
+        self._request = request
+        self.answered = 0
+
+    @property
+    def owner(self) -> Hashable:
+        return self
+
+    def work(self) -> bool:
+        self._request()
+        self.answered += 1
+        return True
+
+    def stop(self) -> None:
+        raise AssertionError
+
+    cut_off = crowd_out = stop
+
+
+class OverloadTests(DispatcherTestCase):
+    """Time is the processor's: it passes where something takes it."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.latest = 0.0  # push, in seconds after its notice
+        self.sent = self.noticed = self.saved = 0
+        self.answers: deque[tuple[float, Callable[[Outcome], None]]] = deque()
+        self.apns_takes = 0.01
+        self.room = 1000
+        self.patch(self.registry, "addressees", self.phones)
+        self.patch(self.registry, "save_flags", self.save_flags)
+        self.patch(self.sender, "send", self.send)
+        self.patch(self.sender, "busy", self.busy)
+        self.patch(self.sender, "room", lambda: self.room - len(self.answers))
+
+    def phones(self, user: str, mailbox: str) -> Sequence[Addressee]:
+        self.clock.rightNow += NOTICE + PHONES * ACCEPTING
+        keys = [RegistrationKey(user, "ACCOUNT", f"{number:064x}") for number in range(PHONES)]
+        return [Addressee(key, NOW, None) for key in keys]
+
+    def send(self, push: Push, on_outcome: Callable[[Outcome], None]) -> None:
+        self.clock.rightNow += PUSHING
+        flag = self.dispatcher.flags.get(push.key)
+        assert flag is not None
+        self.latest = max(self.latest, self.clock.seconds() - flag.sent_since)
+        self.sent += 1
+        self.answers.append((self.clock.seconds() + self.apns_takes, on_outcome))
+
+    def busy(self) -> bool:
+        return bool(self.answers) and self.answers[0][0] <= self.clock.seconds()
+
+    def answer(self) -> None:
+        """Some of what has come."""
+        for _ in range(AT_ONCE):
+            if not self.busy():
+                break
+            self.clock.rightNow += ANSWERED
+            self.answers.popleft()[1](Delivered())
+        self.dispatcher.pump()
+
+    def save_flags(self, changed: Sequence[WaitingFlag], *rest: object) -> Deferred[None]:
+        self.saved += len(changed)
+        return succeed(None)
+
+    def notice(self) -> None:
+        self.noticed += 1
+        self.notify(user=f"user{self.noticed}")
+
+    def flood(self) -> list[Flood]:
+        turns = Turns(self.clock, self.dispatcher.is_late)
+        floods = [Flood(self.notice) for _ in range(16)]
+        for each in floods:
+            turns.join(each)
+        return floods
+
+    def run_for(self, seconds: float) -> None:
+        """As a reactor does: what comes up in one turn is for the next."""
+        end = self.clock.seconds() + seconds
+        while self.clock.seconds() < end:
+            self.clock.rightNow += TURN
+            now = self.clock.seconds()
+            for call in [each for each in self.clock.calls if each.getTime() <= now]:
+                if call.active():
+                    self.clock.calls.remove(call)
+                    call.called = 1
+                    call.func(*call.args, **call.kw)
+            self.answer()
+
+    def test_no_push_is_late_by_more_than_half_a_second_whatever_comes_in(self) -> None:
+        self.flood()
+        self.run_for(1)
+        self.room, self.apns_takes = 10**9, 0.5  # from here on nothing waits for answers
+        self.run_for(1)
+        self.assertLess(self.latest, BOUND)
+        self.assertEqual(self.saved, 0)
+        all_the_time = 2 / (PUSHING + ANSWERED + ACCEPTING + NOTICE / PHONES)
+        self.assertGreater(self.sent, 0.9 * all_the_time, "nothing waits for nothing")
+
+    def test_intake_goes_on_while_pushes_are_late_if_slowly(self) -> None:
+        """Such as after an outage."""
+        self.room = 0
+        for _ in range(400):
+            self.notice()
+        self.room = 1000
+        self.dispatcher.pump()
+        (flood, *_) = self.flood()
+        self.run_for(0.2)
+        self.noticed = 0
+        self.run_for(0.5)
+        self.assertTrue(self.dispatcher.is_late())
+        share = self.noticed * (NOTICE + PHONES * ACCEPTING) / 0.5
+        self.assertTrue(0.08 < share < 0.12, "a tenth of the time")
+        self.assertGreater(flood.answered, 2, "all have their share")
+
+    def test_apns_that_is_slow_or_away_slows_nobody(self) -> None:
+        for room, takes in ((0, 0.01), (1000, 1.0), (20, 0.01)):
+            self.room, self.apns_takes = room, takes
+            self.flood()
+            before = self.noticed
+            self.run_for(0.5)
+            share = (self.noticed - before) * (NOTICE + PHONES * ACCEPTING) / 0.5
+            self.assertGreater(share, 0.8, (room, takes))
+
+    def test_the_time_for_which_apns_was_awaited_does_not_count(self) -> None:
+        self.room, self.apns_takes = 10, 60.0
+        self.notice()
+        self.dispatcher.pump()
+        self.run_for(5)
+        self.assertEqual(self.dispatcher.lag, 0)
+        self.room = 80
+        self.dispatcher.pump()
+        self.assertTrue(0 < self.dispatcher.lag < 0.1)
+
+    def test_what_is_held_back_or_due_later_is_not_late(self) -> None:
+        self.dispatcher.notify(Notice("alice", "INBOX", False))
+        self.run_for(20)
+        self.assertEqual(self.dispatcher.lag, 0)
+        self.dispatcher.stop()
+        self.run_for(20)
+        self.assertEqual(self.dispatcher.lag, 0)
