@@ -107,7 +107,7 @@ class ServiceTests(TestCase):
             arrives, begun = a.next(), time.monotonic()
             await b.registry.remove(ALICE)
             took.append(await arrives - begun)
-        self.assertEqual([*a.registry.addressees("alice", "INBOX")], [])
+            self.assertEqual([*a.registry.addressees("alice", "INBOX")], [])
             self.assertLess(sorted(took)[1], 1.0, took)
         finally:
             await a.stop()
