@@ -25,9 +25,9 @@ from xaps.ctl.main import main
 from xaps.system.console import moment
 
 QUICK = """
-from xaps.admin import health, history
+from xaps.admin import health, pushlog
 from xaps.push import saving
-health.LOOK, history.PUSHES_FAIL, saving.PATIENCE = 0.1, 0.5, 0.5
+health.LOOK, pushlog.PUSHES_FAIL, saving.PATIENCE = 0.1, 0.5, 0.5
 """
 """What takes minutes takes moments."""
 SLOW_DISK = """
