@@ -184,6 +184,14 @@ class AdoptionTests(NodesCase):
         self.b.live(2 * BEAT)
         self.assertEqual(self.pushed(self.b), ["alice"])
 
+    def test_with_each_connection_it_begins_anew(self) -> None:
+        self.owe(self.a, "alice")
+        self.b.database.stop()
+        self.b.reconnect()
+        self.silence(self.a)
+        self.b.live(SILENT)
+        self.assertEqual(self.pushed(self.b), [])
+
     def test_while_it_takes_over_time_passes_for_all(self) -> None:
         beating: list[float] = []
 
