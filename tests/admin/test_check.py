@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import attrs
 from twisted.trial.unittest import SynchronousTestCase
@@ -387,6 +388,13 @@ class CheckTests(SynchronousTestCase):
         with without_root():
             text = self.refusal()
         self.assertIn(f"databaseFile: {database} belongs to another user: chown", text)
+
+    def test_a_cluster_without_psycopg_is_told(self) -> None:
+        self.assertFalse(self.check(database_url="postgresql:///xapsd")[0])
+        with mock.patch.dict(sys.modules, {"psycopg": None}):
+            text = self.refusal(database_url="postgresql:///xapsd")
+            self.assertFalse(self.check()[0])
+        self.assertIn("databaseUrl: psycopg 3 is needed for it: install python3-psycopg", text)
 
     def test_an_imapd_conf_that_is_missing_is_named(self) -> None:
         text = self.refusal(

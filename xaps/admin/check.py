@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -65,7 +66,16 @@ def check(
     entries = sources_from_config(config)
     findings = [None if each.source is None else each.source.load(time.time()) for each in entries]
     found = [*_credentials(config, entries, findings), *_cyrus(config, findings)]
-    checks = (_tls, _trust_roots, _addresses, _status_password, _groups, _database, _sockets)
+    checks = (
+        _tls,
+        _trust_roots,
+        _addresses,
+        _status_password,
+        _groups,
+        _database,
+        _cluster,
+        _sockets,
+    )
     found += [text for each in checks for text in each(config)]
     found += _sandbox(config, ask_systemd())
     found += map(_warning, careless_secrets(path, config))
@@ -259,6 +269,14 @@ def _cyrus(config: Config, findings: Sequence[LoadResult | None]) -> Iterator[st
         ours = [each.credential for each in findings if each and each.credential]
         if wrong := other_topic(found.aps_topic, ours):
             yield f"cyrus.imapdConf: {wrong}"
+
+
+def _cluster(config: Config) -> Iterator[str]:
+    if config.database_url is not None:
+        try:
+            importlib.import_module("psycopg")
+        except ImportError as error:
+            yield f"databaseUrl: psycopg 3 is needed for it: install python3-psycopg ({error})"
 
 
 def _sockets(config: Config) -> Iterator[str]:
