@@ -163,10 +163,14 @@ class Heartbeat:
         Raises :class:`~xaps.model.Refused`.
         """
         forget = partial(nodes.forget, node=self._name, name=name, covers=self._routes.covers)
+        number, rest = 0, True
         try:
-            return await self._take(forget)
+            while rest:
+                taken = await self._take(forget)
+                number, rest = number + len(taken.flags), taken.rest
         except (DatabaseError, RegistryError) as error:
             raise Refused(str(error), temporary=True) from error
+        return number
 
     async def _turn(self) -> None:
         self._count()
@@ -194,11 +198,14 @@ class Heartbeat:
         dead = any(not node.alive for node in self._nodes)
         # Whom it has not heard of yet it cannot push.
         if dead and (since := self._since) is not None and not self._exchange.behind:
-            await self._take(
-                lambda connection: nodes.adopt(
-                    connection, self._name, self._clock.seconds() - since, self._routes.covers
+            begun, rest = self._clock.seconds(), True
+            while rest and self._clock.seconds() - begun < BEAT:
+                taken = await self._take(
+                    lambda connection: nodes.adopt(
+                        connection, self._name, self._clock.seconds() - since, self._routes.covers
+                    )
                 )
-            )
+                rest = taken.rest
 
     async def _beat(self) -> bool:
         """Gives whether the name is this node's."""
@@ -229,25 +236,20 @@ class Heartbeat:
         self._complaints.tell(LogLevel.error, "{error}", kind="name", every=HOUR, error=self.error)
         return False
 
-    async def _take(self, take: Callable[[Any], nodes.Taken]) -> int:
-        number, rest = 0, True
-        while rest:
-            taken = await self._database.run(take)
-            rest = taken.rest
-            if not taken.flags:
-                continue
+    async def _take(self, take: Callable[[Any], nodes.Taken]) -> nodes.Taken:
+        taken = await self._database.run(take)
+        if taken.flags:
             try:
                 await self._pushes.adopt(taken.flags)
             except RegistryError:
                 self._settled = False  # PostgreSQL knows that this node owes it
                 raise
-            number += len(taken.flags)
             self._adopted += len(taken.flags)
-        if number:
             self._log.info(
-                "Took over {pushes} that dead nodes owed", pushes=counted(number, "push")
+                "Took over {pushes} that dead nodes owed",
+                pushes=counted(len(taken.flags), "push"),
             )
-        return number
+        return taken
 
     def _count(self) -> None:
         if not self._counting:  # the disk may hang, and this node is alive
