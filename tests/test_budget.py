@@ -54,7 +54,7 @@ BUDGET: dict[str, tuple[float, str]] = {
     "apns": (49, "frames and header blocks of our own, in place of those libraries' 254 calls"),
     "admin": (6, "counters, without Deferreds; the delays of new mail apart"),
     "xaps": (
-        14,
+        13,
         "mostly xaps.mailboxes; keys are tuples; no coroutine, a digest once",
     ),
     "libraries": (24, "h2 sees no stream; no debug events, no Deferred for a notice or a push"),
