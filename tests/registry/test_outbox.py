@@ -12,7 +12,7 @@ from twisted.internet.defer import Deferred, execute
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.registry.contract import ALICE, ALICE_2, ALICE_OTHER_ACCOUNT, BOB, flag, registration
-from xaps.model import Registration, RegistrationKey, WaitingFlag
+from xaps.model import LastNotice, Registration, RegistrationKey, WaitingFlag
 from xaps.registry.database import MIGRATIONS
 from xaps.registry.interface import RegistryError
 from xaps.registry.opening import open_registry
@@ -286,6 +286,61 @@ class ApplyTests(OutboxCase):
         self.assertEqual(self.phones(), [registration(BOB)])
         self.assertEqual(self.out().ids, sent)
         self.assertIsNone(self.done(self.outbox.replica()))
+
+
+class SettleTests(OutboxCase):
+    """What others have taken over, at `NOW`."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.register(registration(ALICE), registration(BOB))
+        self.save(flag(ALICE), flag(BOB))
+
+    def save(self, *flags: WaitingFlag, noticed: float = NOW - 1) -> None:
+        notices = {each.key.user: LastNotice(noticed, "INBOX", True, 1) for each in flags}
+        self.done(self.registry.save_flags(flags, (), notices=notices))
+
+    def taken(self, *flags: WaitingFlag) -> list[RegistrationKey]:
+        over, unknown = self.done(self.outbox.settle([(each, NOW) for each in flags], ()))
+        self.assertEqual(unknown, [])
+        return list(over)
+
+    def owed(self) -> list[RegistrationKey]:
+        return [each.key for each in self.done(self.registry.flags())]
+
+    def test_it_is_owed_no_more_and_that_is_told(self) -> None:
+        for told in (False, True):
+            if told:
+                self.save(flag(ALICE))
+                self.send()
+            self.assertEqual(self.taken(flag(ALICE)), [ALICE])
+            self.assertEqual(self.owed(), [BOB])
+            self.assertIn(ALICE, self.send().cleared)
+
+    def test_what_the_user_had_a_notice_for_later_is_owed_and_that_is_told(self) -> None:
+        self.save(flag(ALICE), noticed=NOW)
+        self.send()
+        self.assertEqual(self.taken(flag(ALICE)), [])
+        self.assertEqual(self.owed(), [ALICE, BOB])
+        self.assertEqual([each.key for each, _ in self.send().flags], [ALICE])
+
+    def test_more_than_was_taken_over_is_owed(self) -> None:
+        more = WaitingFlag(ALICE, flag(ALICE).mailboxes | {"More"})
+        self.save(more)
+        self.assertEqual(self.taken(flag(ALICE)), [])
+        self.assertEqual(self.taken(more), [ALICE])
+
+    def test_what_is_not_owed_here_is_not_owed(self) -> None:
+        self.assertEqual(self.taken(flag(ALICE_2)), [ALICE_2])
+
+    def test_what_nothing_is_known_of_is_neither_owed_nor_to_be_told(self) -> None:
+        self.send()
+        self.done(self.registry.save_flags((), [BOB]))
+        _, unknown = self.done(self.outbox.settle((), [ALICE, ALICE_2, BOB]))
+        self.assertEqual(unknown, [ALICE_2])
+        self.send()
+        _, unknown = self.done(self.outbox.settle((), [ALICE, ALICE_2, BOB]))
+        self.assertEqual(unknown, [ALICE_2, BOB])
 
 
 class ReplicaTests(OutboxCase):
