@@ -53,7 +53,7 @@ BUDGET: dict[str, tuple[float, str]] = {
         "a known head, a plain body, an answer made before, mostly without a turn; "
         "what is unfinished and held is told where it changes",
     ),
-    "push": (42, "a callback for each push; lanes and their routes looked up once a slice"),
+    "push": (41, "a callback for each push; lanes and their routes looked up once a slice"),
     "registry": (2, "phones are in memory since the last notice; one that is not costs 19"),
     "apns": (38, "frames and header blocks of our own; what a second's pushes share made once"),
     "admin": (4, "plain numbers, of which counters are made when they are asked for"),
@@ -63,7 +63,7 @@ BUDGET: dict[str, tuple[float, str]] = {
     ),
     "libraries": (
         1.7,
-        "values are tuples; h2 sees no stream; no debug events, no Deferred; UUIDs made by the dozen",
+        "values are tuples; h2 sees no stream; no debug events, no Deferred",
     ),
     "writes to IMAP servers": (1, "an answer each"),
     "writes to APNs": (0.1, "what is due goes out together"),
