@@ -55,7 +55,7 @@ BUDGET: dict[str, tuple[float, str]] = {
     ),
     "push": (41, "a callback for each push; lanes and their routes looked up once a slice"),
     "registry": (2, "phones are in memory since the last notice; one that is not costs 19"),
-    "apns": (38, "frames and header blocks of our own; what a second's pushes share made once"),
+    "apns": (37, "frames and header blocks of our own; what a second's pushes share made once"),
     "admin": (4, "plain numbers, of which counters are made when they are asked for"),
     "xaps": (
         6,
