@@ -145,8 +145,9 @@ class Dispatcher:
                 if registration is not None:
                     self.flags.restore(saved, registration, now)
             page = await self._registry.flags(page[-1].key)
-        self._arm()
-        self._saver.arm()
+        now = self._clock.seconds()
+        self._arm(now)
+        self._saver.arm(now)
         return len(self.flags)
 
     def stop(self) -> Deferred[None]:
@@ -211,7 +212,7 @@ class Dispatcher:
         self.flags.registered(registration)
         if self.holds.forget(key):
             self.flags.hasten([key], self._clock.seconds())
-        self._arm()
+        self._arm(self._clock.seconds())
         # Phones do so daily: an administrator wants to hear of those that are new.
         self._log.emit(
             LogLevel.info if found.new else LogLevel.debug,
@@ -241,13 +242,13 @@ class Dispatcher:
             text = "A notice could not be taken: {error}"
             self._complaints.tell(LogLevel.error, text, error=failed)
             raise Refused(str(failed), temporary=True) from failed
-        now = self._clock.seconds()
+        now, mailbox = self._clock.seconds(), canonical(notice.mailbox)
         for phone in phones:
-            self.flags.notice(phone, notice.mailbox, new_mail=notice.new_mail, now=now)
+            self.flags.notice(phone, mailbox, new_mail=notice.new_mail, now=now)
         self.history.noticed(notice, len(phones), now)
         if phones:
-            self._arm()
-        self._saver.arm()
+            self._arm(now)
+        self._saver.arm(now)
         if self._debug:
             self._log.debug(
                 "Notice for {user}, {what} in {mailbox}: {phones}",
@@ -269,7 +270,7 @@ class Dispatcher:
                 self._behind_since = None
             elif self._behind_since is None:
                 self._behind_since = now
-        self._arm()
+        self._arm(now)
 
     @property
     def lag(self) -> float:
@@ -316,9 +317,9 @@ class Dispatcher:
                     return False
         return done
 
-    def _push_ended(self) -> None:
-        self._arm()
-        self._saver.arm()
+    def _push_ended(self, now: float) -> None:
+        self._arm(now)
+        self._saver.arm(now)
         if self._all_answered and not self._all_answered.called and not self.flags.in_flight:
             self._all_answered.callback(None)
 
@@ -348,10 +349,10 @@ class Dispatcher:
     def _pushed_now(self, outcome: Outcome, key: RegistrationKey, holds: TopicHolds) -> Outcome:
         now = self._clock.seconds()
         self.history.pushed(key, outcome, None, now)
-        self._saver.arm()
+        self._saver.arm(now)
         if isinstance(outcome, Delivered):
             self.flags.hasten(holds.answered(key, outcome, now, probe=True), now)
-        self._arm()  # there may be room again
+        self._arm(now)  # there may be room again
         return outcome
 
     def credential_changed(self, route: Route) -> None:
@@ -359,12 +360,9 @@ class Dispatcher:
         self.flags.hasten(self.holds.credential_changed(route), self._clock.seconds())
         self.pump()
 
-    def _arm(self) -> None:
+    def _arm(self, now: float) -> None:
         """Call `pump` when the next push may go out."""
-        if self.holds.stopping or not self.flags.waiting:
-            return
-        now = self._clock.seconds()
-        if self._pump_at <= now:
+        if self._pump_at <= now or self.holds.stopping or not self.flags.waiting:
             return
         at = min([self._next_at(lane, now) for lane in self.flags.lanes()], default=math.inf)
         if at < self._pump_at:
