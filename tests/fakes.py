@@ -243,10 +243,10 @@ class MemoryRegistry:
                 self._flags[flag.key] = flag
         for key, push in pushes.items():
             if key in self._registrations:
-                self._pushes[key] = attrs.evolve(push, reason=push.reason[:MAX_NAME])
+                self._pushes[key] = push._replace(reason=push.reason[:MAX_NAME])
         for user, notice in notices.items():
             stranger = not notice.phones and not self._of_user(user)
-            self._notices[user] = attrs.evolve(notice, mailbox=notice.mailbox[:MAX_NAME]), stranger
+            self._notices[user] = notice._replace(mailbox=notice.mailbox[:MAX_NAME]), stranger
         times = sorted((each.at for each, stranger in self._notices.values() if stranger))
         for user, (notice, stranger) in list(self._notices.items()):
             if stranger and len(times) > MAX_STRANGERS and notice.at < times[-MAX_STRANGERS]:

@@ -71,7 +71,7 @@ SUSPENDED = hold(Reason.SUSPENDED)
 
 TABLE: list[tuple[str, Facts, Cause, tuple[str, ...]]] = [
     ("all is well", FACTS, Cause.DELIVERED, ("1 minute ago", "0.25 seconds after the notice")),
-    ("a test push", phone(push=attrs.evolve(DELIVERED, seconds=None)), Cause.DELIVERED,
+    ("a test push", phone(push=DELIVERED._replace(seconds=None)), Cause.DELIVERED,
      ("as a test",)),
     ("no credential", facts(topic=None, problem="a.pem: it has expired"), Cause.NO_CREDENTIAL,
      ("No mail can be pushed for alice: a.pem: it has expired",)),
@@ -96,7 +96,7 @@ TABLE: list[tuple[str, Facts, Cause, tuple[str, ...]]] = [
     ("other name, the other way", attrs.evolve(phone(push=None), near=(HEARD,), notice=None),
      Cause.OTHER_NAME, ("Notices come for alice@example.org, but the phone is alice",)),
     ("other name, a test push", attrs.evolve(
-        phone(push=attrs.evolve(DELIVERED, seconds=None)), near=(HEARD,), notice=None),
+        phone(push=DELIVERED._replace(seconds=None)), near=(HEARD,), notice=None),
      Cause.OTHER_NAME, ()),
     ("dropped", nobody(dropped=(DROPPED,)), Cause.DROPPED,
      ("the last one, aabbcc..., was dropped at ", "2 hours ago", "Apple says Unregistered: ")),
@@ -138,11 +138,11 @@ TABLE: list[tuple[str, Facts, Cause, tuple[str, ...]]] = [
     ("no notice", phone(push=None, way=WAY), Cause.NOTHING_YET, ()),
     ("no notice while others have them", attrs.evolve(phone(push=None), notice=None),
      Cause.NO_NOTICE, ("no notice for alice since its start at ", "but for others, the last at ")),
-    ("no notice for more than a day", facts(notice=attrs.evolve(NOTICE, at=NOW - 2 * DAY)),
+    ("no notice for more than a day", facts(notice=NOTICE._replace(at=NOW - 2 * DAY)),
      Cause.NO_NOTICE, ("the last one before came at ",)),
     ("a notice just before the start", attrs.evolve(
-        facts(notice=attrs.evolve(NOTICE, at=START - 60)),
-        phones=(attrs.evolve(PHONE, push=attrs.evolve(DELIVERED, at=START - 59)),)),
+        facts(notice=NOTICE._replace(at=START - 60)),
+        phones=(attrs.evolve(PHONE, push=DELIVERED._replace(at=START - 59)),)),
      Cause.DELIVERED, ()),
     ("no notices", attrs.evolve(phone(push=None), notice=None, heard_at=None), Cause.NO_NOTICES,
      ("xapsd has had no notice at all since its start at ",)),

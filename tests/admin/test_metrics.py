@@ -193,15 +193,17 @@ class MetricsTests(MetricsTestCase):
         self.assertEqual(self.value(retried), 1)
 
     def test_the_time_from_notice_to_answer_is_a_histogram(self) -> None:
-        for seconds in (0.03, 0.3, 100_000.0):
+        for seconds in (0.05, 0.3, 100_000.0):
             self.pushes.record(KEY, Delivered(), seconds, True)
         self.pushes.record(KEY, Delivered(), 30.2)
         name, kind = "xapsd_push_duration_seconds", 'kind="new_mail"'
-        self.assertEqual(self.value(f'{name}_bucket{{{kind},le="0.05"}}'), 1)
-        self.assertEqual(self.value(f'{name}_bucket{{{kind},le="0.5"}}'), 2)
-        self.assertEqual(self.value(f'{name}_bucket{{{kind},le="+Inf"}}'), 3)
+        for bound, number in (
+            *(("0.025", 0), ("0.05", 1), ("0.25", 1), ("0.5", 2), ("1.0", 2)),
+            *(("86400.0", 2), ("+Inf", 3)),
+        ):
+            self.assertEqual(self.value(f'{name}_bucket{{{kind},le="{bound}"}}'), number)
         self.assertEqual(self.value(f"{name}_count{{{kind}}}"), 3)
-        self.assertAlmostEqual(self.value(f"{name}_sum{{{kind}}}"), 100_000.33)
+        self.assertAlmostEqual(self.value(f"{name}_sum{{{kind}}}"), 100_000.35)
         self.assertAlmostEqual(self.value(f'{name}_sum{{kind="other"}}'), 30.2)
 
     def test_two_daemons_in_one_process_do_not_share_metrics(self) -> None:

@@ -245,7 +245,7 @@ class HostileTests(PageTestCase):
                 FACTS,
                 user=HOSTILE,
                 phones=(phone, phone),
-                notice=attrs.evolve(NOTICE, mailbox=HOSTILE, phones=0),
+                notice=NOTICE._replace(mailbox=HOSTILE, phones=0),
             )
         )
         page = self.page(HOSTILE)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-import attrs
 from h2.errors import ErrorCodes
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionLost, ConnectionRefusedError
@@ -74,7 +73,7 @@ class LifeTests(WireTestCase):
         wire = self.begin()
         other = "com.apple.mail.XServer.other"
         for number, topic in ((1, TOPIC), (2, other), (3, TOPIC)):
-            sent(self.client, attrs.evolve(push(number), topic=topic))
+            sent(self.client, push(number)._replace(topic=topic))
         self.pump()
         topics = [wire.peer.requests[stream].header("apns-topic") for stream in (1, 3, 5)]
         self.assertEqual(topics, [TOPIC, other, TOPIC])

@@ -251,8 +251,11 @@ class NoticeTests(DispatcherTestCase):
     def test_inbox_is_compared_in_any_case_and_only_where_registered(self) -> None:
         self.register(mailboxes=("Notes",), confirmed=frozenset(["Notes"]))
         self.assertEqual(self.notify(mailbox="INBOX"), 0)
-        self.register(mailboxes=("Inbox",))
+        self.register(mailboxes=("Inbox",), confirmed=frozenset(["Inbox"]))
         self.assertEqual(self.notify(mailbox="iNBOX"), 1)
+        self.assertEqual(self.notify(mailbox="INBOX"), 1)
+        self.turn()
+        self.assertEqual(self.sender.pushes[0].hashes, (digest("Inbox"),))
 
     def test_a_folder_that_was_not_confirmed_is_never_pushed(self) -> None:
         self.register(mailboxes=("INBOX", "Notes"), confirmed=frozenset(["INBOX"]))

@@ -527,8 +527,8 @@ class RegistryContract(_Base):
         self.assertEqual(self.past(), Past(NOTICE, {ALICE: PUSH}))
 
     def test_a_push_to_nobody_is_not_remembered_and_a_notice_for_nobody_is(self) -> None:
-        self.remember({ALICE: PUSH}, {"alice": attrs.evolve(NOTICE, phones=0)})
-        self.assertEqual(self.past(), Past(attrs.evolve(NOTICE, phones=0)))
+        self.remember({ALICE: PUSH}, {"alice": NOTICE._replace(phones=0)})
+        self.assertEqual(self.past(), Past(NOTICE._replace(phones=0)))
 
     def test_a_push_survives_a_renewal_and_goes_with_its_phone(self) -> None:
         self.register(registration(ALICE, 1.0))
@@ -583,7 +583,7 @@ class RegistryContract(_Base):
 
     def test_of_those_without_a_phone_the_latest_are_remembered(self) -> None:
         self.register(registration(BOB))
-        self.remember(notices={"bob": attrs.evolve(NOTICE, at=1.0, phones=0)})
+        self.remember(notices={"bob": NOTICE._replace(at=1.0, phones=0)})
         for start in range(0, MAX_STRANGERS + 1000, 1000):
             self.remember(
                 notices={
@@ -598,7 +598,7 @@ class RegistryContract(_Base):
     def test_long_names_are_cut_off_and_odd_ones_do_no_harm(self) -> None:
         self.register(registration(ALICE))
         odd = LastNotice(5.0, "\ud800" + "x" * 1000, True, 1)
-        push = attrs.evolve(PUSH, reason="y" * 1000)
+        push = PUSH._replace(reason="y" * 1000)
         self.remember({ALICE: push}, {"alice": odd})
         past = self.past()
         assert past.notice is not None
@@ -607,7 +607,7 @@ class RegistryContract(_Base):
 
     def test_what_is_too_old_is_forgotten(self) -> None:
         self.register(registration(ALICE))
-        self.remember(notices={"alice": NOTICE, "bob": attrs.evolve(NOTICE, at=999.0)})
+        self.remember(notices={"alice": NOTICE, "bob": NOTICE._replace(at=999.0)})
         self.done(self.registry.remove(ALICE))
         self.expire(1000.0)
         self.assertEqual(self.past().notice, NOTICE)

@@ -208,7 +208,7 @@ class Control:
             "registered_at": registration.registered_at,
             "waiting": waiting,
             "held": hold and {"why": hold.text, "until": self._time_of_day(hold.until)},
-            "last_push": last and attrs.asdict(last),
+            "last_push": last and last._asdict(),
         }
 
     def forget(self, user: str, token: str | None) -> Deferred[list[Value]]:

@@ -173,7 +173,7 @@ def as_json(facts: Facts, verdict: Verdict) -> Mapping[str, Any]:
                 "topic": phone.topic,
                 "mailboxes": list(phone.registration.mailboxes),
                 "confirmed": sorted(phone.registration.confirmed),
-                "last_push": phone.push and attrs.asdict(phone.push),
+                "last_push": phone.push and phone.push._asdict(),
                 "waiting": phone.owed is not None,
             }
             for phone, finding in zip(facts.phones, verdict.phones, strict=True)
@@ -188,6 +188,6 @@ def as_json(facts: Facts, verdict: Verdict) -> Mapping[str, Any]:
             }
             for each in facts.dropped
         ],
-        "last_notice": facts.notice and attrs.asdict(facts.notice),
+        "last_notice": facts.notice and facts.notice._asdict(),
         "near": [attrs.asdict(each) for each in facts.near],
     }

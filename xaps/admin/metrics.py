@@ -5,6 +5,7 @@ What happens is counted where it happens; how things are is asked when a page is
 
 from __future__ import annotations
 
+import collections
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -42,7 +43,7 @@ Status = Mapping[str, Any]
 """How the daemon is: what :meth:`xaps.admin.control.Control.status` tells."""
 
 
-class Metrics:
+class Metrics(Collector):
     """Counts what IMAP servers say and what they are answered, and puts pages together.
 
     :ivar registry: where other parts put their counters.
@@ -55,21 +56,13 @@ class Metrics:
         ProcessCollector(registry=self.registry)
         self.registrations = Work("registrations", "phones cannot register")
         self.notices = Work("notices", "notices of new mail are refused")
+        # Plain numbers: a counter takes some of the time that a notice has.
+        self._heard = collections.Counter[tuple[str, str]]()  # by intake and kind
+        self._unmatched = collections.Counter[str]()  # by intake
+        self.registry.register(self)
         self._registrations = Counter(
             "xapsd_registrations_received",
             "Registrations and renewals that IMAP servers sent",
-            ["intake"],
-            registry=self.registry,
-        )
-        self._notices = Counter(
-            "xapsd_notices",
-            "Notices that IMAP servers sent",
-            ["intake", "kind"],
-            registry=self.registry,
-        )
-        self._unmatched = Counter(
-            "xapsd_notices_unmatched",
-            "Notices that no phone could be told of",
             ["intake"],
             registry=self.registry,
         )
@@ -82,12 +75,16 @@ class Metrics:
 
     def counting(self, intake: str, handler: Handler) -> Handler:
         """Count what is handed on to the handler by the intake that the setting `intake` opens."""
+        registrations = self._registrations.labels(intake)
+        for kind in ("new_mail", "other"):  # 0 is told, too
+            self._heard[intake, kind] += 0
+        self._unmatched[intake] += 0
         return _CountingHandler(
             handler,
-            self._registrations.labels(intake),
-            self._notices.labels(intake, "new_mail"),
-            self._notices.labels(intake, "other"),
-            self._unmatched.labels(intake),
+            intake,
+            registrations,
+            self._heard,
+            self._unmatched,
             self.registrations,
             self.notices,
         )
@@ -102,8 +99,19 @@ class Metrics:
 
     def heard(self) -> int:
         """How many notices came since the start."""
-        samples = (sample for metric in self._notices.collect() for sample in metric.samples)
-        return int(sum(each.value for each in samples if each.name.endswith("_total")))
+        return self._heard.total()
+
+    def collect(self) -> Iterator[Metric]:
+        text = "Notices that IMAP servers sent"
+        heard = CounterMetricFamily("xapsd_notices", text, labels=["intake", "kind"])
+        for labels, number in self._heard.items():
+            heard.add_metric(labels, number)
+        yield heard
+        text = "Notices that no phone could be told of"
+        unmatched = CounterMetricFamily("xapsd_notices_unmatched", text, labels=["intake"])
+        for intake, number in self._unmatched.items():
+            unmatched.add_metric([intake], number)
+        yield unmatched
 
     def page(self, status: Status) -> bytes:
         """All metrics in Prometheus' text format."""
@@ -121,10 +129,10 @@ def _failed(work: Work, error: BaseException | None) -> None:
 @attrs.frozen
 class _CountingHandler:
     _handler: Handler
+    _intake: str
     _registrations: Counter
-    _new_mail: Counter
-    _other: Counter
-    _unmatched: Counter
+    _heard: collections.Counter[tuple[str, str]]
+    _unmatched: collections.Counter[str]
     _registering: Work
     _noticing: Work
 
@@ -143,7 +151,7 @@ class _CountingHandler:
         return failure
 
     def notify(self, notice: Notice) -> int:
-        (self._new_mail if notice.new_mail else self._other).inc()
+        self._heard[self._intake, "new_mail" if notice.new_mail else "other"] += 1
         try:
             phones = self._handler.notify(notice)
         except Exception as error:
@@ -151,7 +159,7 @@ class _CountingHandler:
             raise
         self._noticing.done += 1
         if not phones:
-            self._unmatched.inc()
+            self._unmatched[self._intake] += 1
         return phones
 
 

@@ -7,26 +7,23 @@ from __future__ import annotations
 
 import re
 from array import array
-from collections import deque
-from collections.abc import Callable, Iterable
-from functools import cache
+from bisect import bisect_left
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from itertools import accumulate
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry
+from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
 
-from xaps.model import (
-    NAMES,
-    Delivered,
-    Gone,
-    Outcome,
-    RegistrationKey,
-    Rejected,
-    reason_of,
-    short_token,
-)
+from xaps.model import NAMES, Delivered, Gone, Outcome, RegistrationKey, Rejected, short_token
 from xaps.system.work import Work
 
-BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 90, 300, 1800, 7200, 86400)
+BUCKETS = (
+    *(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0),
+    *(10.0, 30.0, 60.0, 90.0, 300.0, 1800.0, 7200.0, 86400.0),
+)
 """Upper bounds in seconds, for how long pushes took. Events other than new mail wait for half a
 minute on purpose, and all of them for a phone that has just been pushed."""
 PUSHES_FAIL = 120.0
@@ -42,6 +39,7 @@ TIMED = 1000
 TOLD = 10
 """The latest failures that are told, and the latest phones that are gone."""
 NOTICES = "notices"
+_DELIVERED = (NAMES[Delivered], "")
 
 _WORD = re.compile(r"[A-Z][A-Za-z]{1,63}")
 _STATUS = re.compile(r"\bstatus \d{3}\b")
@@ -85,31 +83,19 @@ class Minutes:
         return minute
 
 
-class PushLog:
+class PushLog(Collector):
     """Remembers what :meth:`record` is told.
 
-    :param metrics: gets the counters.
+    :param metrics: gets the numbers, when it asks for them.
     :ivar work: how pushing fares.
     """
 
     def __init__(self, seconds: Callable[[], float], metrics: CollectorRegistry) -> None:
         self._seconds = seconds
-        answers = Counter(
-            "xapsd_pushes",
-            "Answers about pushes, by what they led to and what APNs said",
-            ["outcome", "reason"],
-            registry=metrics,
-        )
-        self._answers = cache(answers.labels)  # which takes as long as all the rest here
-        self._answers("delivered", "")  # 0 is told, too
-        durations = Histogram(
-            "xapsd_push_duration_seconds",
-            "From the first notice that a push was for, of new mail if any was, until APNs had it",
-            ["kind"],
-            buckets=BUCKETS,
-            registry=metrics,
-        )
-        self._durations = {True: durations.labels("new_mail"), False: durations.labels("other")}
+        metrics.register(self)
+        self._answers = Counter({_DELIVERED: 0})
+        self._durations = {kind: [0] * (len(BUCKETS) + 1) for kind in ("new_mail", "other")}
+        self._in_all = dict.fromkeys(self._durations, 0.0)  # seconds
         self.work = Work(
             "pushes", "no push succeeds, they are tried again; the last", patience=PUSHES_FAIL
         )
@@ -132,22 +118,34 @@ class PushLog:
         :param seconds: since the first of the events that the push was for, if it was for any.
         :param new_mail: whether these were new mail.
         """
-        if isinstance(outcome, Delivered) and seconds is not None:
-            self._durations[new_mail].observe(seconds)
-            if new_mail:
-                self._times.append(seconds)
-        name, reason = NAMES[type(outcome)], reason_of(outcome)
-        short = _short_reason(name, reason)
+        name = NAMES[type(outcome)]
+        self._minutes.add(name)
+        if isinstance(outcome, Delivered):
+            self._answers[_DELIVERED] += 1
+            self.work.done += 1
+            self._refused_to.clear()
+            if seconds is not None:
+                kind = "new_mail" if new_mail else "other"
+                self._durations[kind][bisect_left(BUCKETS, seconds)] += 1
+                self._in_all[kind] += seconds
+                if new_mail:
+                    self._times.append(seconds)
+            return
+        short = _short_reason(name, outcome.reason)
         if short not in self._reasons and len(self._reasons) >= MAX_REASONS:
             short = "other"
         self._reasons.add(short)
-        self._answers(name, short).inc()
-        self._minutes.add(name)
-        if not isinstance(outcome, Delivered):
-            told = {"at": self._seconds(), "user": key.user, "outcome": name, "reason": reason}
-            told["device_token"] = short_token(key.device_token)
-            self._told[isinstance(outcome, Gone)].append(told)
-        self._judge(key.user, outcome)
+        self._answers[name, short] += 1
+        told = {"at": self._seconds(), "user": key.user, "outcome": name, "reason": outcome.reason}
+        told["device_token"] = short_token(key.device_token)
+        self._told[isinstance(outcome, Gone)].append(told)
+        if isinstance(outcome, Rejected) and outcome.until_registered:
+            if len(self._refused_to) < SEVERAL:
+                self._refused_to.add(key.user)
+            if len(self._refused_to) < SEVERAL:
+                return
+        if not isinstance(outcome, Gone):
+            self.work.fail(outcome.reason)
 
     def hear(self, notices: int) -> None:
         """So many notices have come since the start; called every few seconds, which costs less
@@ -155,19 +153,20 @@ class PushLog:
         self._minutes.add(NOTICES, notices - self._heard)
         self._heard = notices
 
-    def _judge(self, user: str, outcome: Outcome) -> None:
-        if isinstance(outcome, Delivered):
-            self.work.done += 1
-            self._refused_to.clear()
-            return
-        if isinstance(outcome, Gone):
-            return
-        if isinstance(outcome, Rejected) and outcome.until_registered:
-            if len(self._refused_to) < SEVERAL:
-                self._refused_to.add(user)
-            if len(self._refused_to) < SEVERAL:
-                return
-        self.work.fail(outcome.reason)
+    def collect(self) -> Iterator[Metric]:
+        text = "Answers about pushes, by what they led to and what APNs said"
+        answers = CounterMetricFamily("xapsd_pushes", text, labels=["outcome", "reason"])
+        for labels, number in self._answers.items():
+            answers.add_metric(labels, number)
+        yield answers
+        text = (
+            "From the first notice that a push was for, of new mail if any was, until APNs had it"
+        )
+        durations = HistogramMetricFamily("xapsd_push_duration_seconds", text, labels=["kind"])
+        for kind, counts in self._durations.items():
+            buckets = list(zip((*map(str, BUCKETS), "+Inf"), accumulate(counts), strict=True))
+            durations.add_metric([kind], buckets, self._in_all[kind])
+        yield durations
 
     def last_hour(self) -> dict[str, int]:
         """Answers in the last 60 minutes by outcome; all outcomes are in it."""

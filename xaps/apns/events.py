@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import attrs
 
@@ -15,8 +15,7 @@ class Proved:
     """The peer's first SETTINGS: it speaks HTTP/2, and requests can be sent."""
 
 
-@attrs.frozen
-class Answered(Generic[T]):
+class Answered(NamedTuple, Generic[T]):
     """A whole answer. `status` is 0 if it was no number."""
 
     tag: T

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from functools import lru_cache
 from json.encoder import encode_basestring_ascii as _quoted
 
 from xaps.apns.headers import field_name, string
@@ -89,7 +89,8 @@ def payload(push: Push) -> bytes:
     return f"{text}}}}}".encode()
 
 
-def _mailboxes(hashes: Sequence[str], room: int) -> str:
+@lru_cache  # it is INBOX alone nearly always
+def _mailboxes(hashes: tuple[str, ...], room: int) -> str:
     """Those of them that fit into so many bytes."""
     if room < 0:
         return ""

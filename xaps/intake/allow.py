@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
 from twisted.internet.address import IPv4Address, IPv6Address
@@ -27,12 +28,13 @@ def peer_name(peer: IAddress | None) -> str:
 def place(peer: IAddress | None) -> str:
     """Where a peer comes from, as far as its address tells: a machine, or with IPv6 its network,
     in which it can have any number of addresses. All of the UNIX socket is one place."""
-    if not isinstance(peer, TCP_ADDRESSES):
-        return ""
-    network = _network(peer)
-    if network.subnet_of(_IPV4):
-        return peer.host
-    return str(network.supernet(new_prefix=64))
+    return _place(peer.host) if isinstance(peer, TCP_ADDRESSES) else ""
+
+
+@lru_cache  # it takes as long as several requests
+def _place(host: str) -> str:
+    network = _network(host)
+    return host if network.subnet_of(_IPV4) else str(network.supernet(new_prefix=64))
 
 
 class AllowFrom:
@@ -51,7 +53,7 @@ class AllowFrom:
     def admits(self, peer: IAddress | None) -> bool:
         if not self._networks or not isinstance(peer, TCP_ADDRESSES):
             return True
-        address = _network(peer).network_address
+        address = _network(peer.host).network_address
         if any(address in network for network in self._networks):
             return True
         self._complaints.tell(
@@ -62,8 +64,8 @@ class AllowFrom:
         return False
 
 
-def _network(peer: IPv4Address | IPv6Address) -> IPv6Network:
-    return _mapped(ip_network(peer.host.partition("%")[0]))
+def _network(host: str) -> IPv6Network:
+    return _mapped(ip_network(host.partition("%")[0]))
 
 
 def _mapped(network: Network) -> IPv6Network:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import attrs
 
@@ -11,8 +11,7 @@ from xaps.intake.messages import RegisterRequest, one_line
 from xaps.model import Notice
 
 
-@attrs.frozen
-class Request:
+class Request(NamedTuple):
     content: RegisterRequest | Notice
     for_plugin: bool = False
     """The client is the Dovecot plugin, which needs its answer in a form of its own."""

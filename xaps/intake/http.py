@@ -226,15 +226,16 @@ class HttpDialect:
 
     def _take_known(self, data: bytes, events: list[Request | Answer]) -> bytes:
         """Take requests that are there as a whole and whose heads are known; returns the rest."""
-        while True:
+        while data:
             start = data.find(b"\r\n\r\n") + 4
             head = _known.get((data[:start], self._secret))
             if head is None or len(data) < (end := start + head.length):
-                return data
+                break
             self._number += 1
             self._for_dovecot, self._registers = head.for_dovecot, head.registers
             body, data = data[start:end], data[end:]
             events.append(understand(head.decoder, body, for_plugin=head.for_plugin))
+        return data
 
     def overdue(self) -> Answer:
         self._die()

@@ -142,8 +142,9 @@ class Dispatcher:
         while page:
             await self._take_up(page)
             page = await self._registry.flags(page[-1].key)
-        self._arm()
-        self._saver.arm()
+        now = self._clock.seconds()
+        self._arm(now)
+        self._saver.arm(now)
         return len(self.flags)
 
     async def _take_up(self, page: Sequence[WaitingFlag]) -> None:
@@ -164,14 +165,16 @@ class Dispatcher:
         # On disk first: that it was pushed is told to the other nodes when it goes from there.
         await self._registry.save_flags(map(self.flags.with_own, flags), ())
         await self._take_up(flags)
-        self._arm()
-        self._saver.arm()
+        now = self._clock.seconds()
+        self._arm(now)
+        self._saver.arm(now)
 
     def taken(self, key: RegistrationKey, at: float) -> None:
         """Another node has taken over, at that time by the reactor's clock, what this phone was
         owed; on disk it is owed no more."""
-        self.flags.taken(key, at, self._clock.seconds())
-        self._saver.arm()
+        now = self._clock.seconds()
+        self.flags.taken(key, at, now)
+        self._saver.arm(now)
 
     def stop(self) -> Deferred[None]:
         """Start no more pushes and begin to write what is owed; fires when those in flight have
@@ -233,7 +236,7 @@ class Dispatcher:
                 mailboxes=MAX_MAILBOXES,
             )
         self._renewed(registration)
-        self._arm()
+        self._arm(self._clock.seconds())
         # Phones do so daily: an administrator wants to hear of those that are new.
         self._log.emit(
             LogLevel.info if found.new else LogLevel.debug,
@@ -255,7 +258,7 @@ class Dispatcher:
             self._renewed(registration)
         for key in dropped:
             self._forget(key)
-        self._arm()
+        self._arm(self._clock.seconds())
 
     def _refuse_registration(self, failure: Failure, key: RegistrationKey) -> Never:
         failure.trap(RegistryError)
@@ -278,13 +281,13 @@ class Dispatcher:
             text = "A notice could not be taken: {error}"
             self._complaints.tell(LogLevel.error, text, error=failed)
             raise Refused(str(failed), temporary=True) from failed
-        now = self._clock.seconds()
+        now, mailbox = self._clock.seconds(), canonical(notice.mailbox)
         for phone in phones:
-            self.flags.notice(phone, notice.mailbox, new_mail=notice.new_mail, now=now)
+            self.flags.notice(phone, mailbox, new_mail=notice.new_mail, now=now)
         self.history.noticed(notice, len(phones), now)
         if phones:
-            self._arm()
-        self._saver.arm()
+            self._arm(now)
+        self._saver.arm(now)
         if self._debug:
             self._log.debug(
                 "Notice for {user}, {what} in {mailbox}: {phones}",
@@ -306,7 +309,7 @@ class Dispatcher:
                 self._behind_since = None
             elif self._behind_since is None:
                 self._behind_since = now
-        self._arm()
+        self._arm(now)
 
     @property
     def lag(self) -> float:
@@ -353,9 +356,9 @@ class Dispatcher:
                     return False
         return done
 
-    def _push_ended(self) -> None:
-        self._arm()
-        self._saver.arm()
+    def _push_ended(self, now: float) -> None:
+        self._arm(now)
+        self._saver.arm(now)
         if self._all_answered and not self._all_answered.called and not self.flags.in_flight:
             self._all_answered.callback(None)
 
@@ -385,10 +388,10 @@ class Dispatcher:
     def _pushed_now(self, outcome: Outcome, key: RegistrationKey, holds: TopicHolds) -> Outcome:
         now = self._clock.seconds()
         self.history.pushed(key, outcome, None, now)
-        self._saver.arm()
+        self._saver.arm(now)
         if isinstance(outcome, Delivered):
             self.flags.hasten(holds.answered(key, outcome, now, probe=True), now)
-        self._arm()  # there may be room again
+        self._arm(now)  # there may be room again
         return outcome
 
     def credential_changed(self, route: Route) -> None:
@@ -396,12 +399,9 @@ class Dispatcher:
         self.flags.hasten(self.holds.credential_changed(route), self._clock.seconds())
         self.pump()
 
-    def _arm(self) -> None:
+    def _arm(self, now: float) -> None:
         """Call `pump` when the next push may go out."""
-        if self.holds.stopping or not self.flags.waiting:
-            return
-        now = self._clock.seconds()
-        if self._pump_at <= now:
+        if self._pump_at <= now or self.holds.stopping or not self.flags.waiting:
             return
         at = min([self._next_at(lane, now) for lane in self.flags.lanes()], default=math.inf)
         if at < self._pump_at:

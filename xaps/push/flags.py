@@ -129,14 +129,13 @@ class Flags:
         return self._flags.get(key)
 
     def notice(self, phone: Addressee, mailbox: str, *, new_mail: bool, now: float) -> None:
-        """Something happened in `mailbox`, which the phone can be told of."""
+        """Something happened in `mailbox`, as they are compared, which the phone can be told of."""
         flag = self._flags.get(phone.key)
         if flag is None:
             lane = self._lane(phone.key.user, phone.topic)
             flag = Flag(phone.key, self._new_id(), phone.registered_at, lane)
             self._flags[phone.key] = flag
             self.waiting[lane] += 1
-        mailbox = canonical(mailbox)
         changed = mailbox not in flag.mailboxes
         if not flag.mailboxes:
             flag.waiting_since = now

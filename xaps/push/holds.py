@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import Enum, auto
+from typing import NamedTuple
 
 import attrs
 from twisted.logger import Logger, LogLevel
@@ -93,8 +94,7 @@ class _Suspension:
     """``-inf``: it is to be asked again, since a push was taken, to whatever phone."""
 
 
-@attrs.frozen
-class _Answer:
+class _Answer(NamedTuple):
     """What APNs said last of a device token."""
 
     at: float

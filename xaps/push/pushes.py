@@ -56,8 +56,8 @@ class Pushes:
 
     :param on_outcome: see :class:`~xaps.push.dispatcher.Dispatcher`; `debug` as well.
     :param forget: called with a registration that APNs says is gone.
-    :param on_end: called when a push may have ended: there may be room for another one, something
-        to push again, or to write to disk.
+    :param on_end: called, with the time, when a push may have ended: there may be room for another
+        one, something to push again, or to write to disk.
     :param dropped: counts registrations that were dropped, by the reason.
     """
 
@@ -75,7 +75,7 @@ class Pushes:
         jitter: Callable[[], float],
         on_outcome: Callable[[RegistrationKey, Outcome, float, bool], None],
         forget: Callable[[RegistrationKey], None],
-        on_end: Callable[[], None],
+        on_end: Callable[[float], None],
         dropped: Counter[str],
         debug: bool,
     ) -> None:
@@ -109,16 +109,16 @@ class Pushes:
             )
         except Exception:
             self._failed(push)
-            self._on_end()
+            self._on_end(now)
 
     def _answered(self, push: _InFlight, outcome: Outcome) -> None:
         flag, holds, key = push.flag, push.holds, push.flag.key
         if flag.sent is not push.named:
             return  # it was over before: it had failed, though the sender has sent it
+        now = self._clock.seconds()
         try:
             if isinstance(outcome, (Misconfigured, Rejected)) and self._is_of_before(push):
                 outcome = RetryAfter(f"{outcome.reason}, for the credential before", 0.0)
-            now = self._clock.seconds()
             self._history.pushed(key, outcome, now - flag.sent_since, now)
             new_mail = flag.sent_new_mail_since < math.inf
             since = flag.sent_new_mail_since if new_mail else flag.sent_since
@@ -129,7 +129,7 @@ class Pushes:
             self._follow(push, outcome, now)
         except Exception:
             self._failed(push)
-        self._on_end()
+        self._on_end(now)
 
     def _is_of_before(self, push: _InFlight) -> bool:
         """Whether another credential is used now than the one that was refused."""
@@ -217,7 +217,7 @@ class Pushes:
                 self._retry(push.flag, RetryAfter(outcome.reason))
         except Exception:
             self._failed(push)
-        self._on_end()
+        self._on_end(self._clock.seconds())
 
     async def _drop(self, push: _InFlight, outcome: Gone) -> bool:
         """Whether nothing is owed to the phone any more: it is back otherwise, as it registered

@@ -58,9 +58,8 @@ class FlagSaver:
             since = self._flags.next_save(now)
         return None if since is None or now - since <= PATIENCE else self._error
 
-    def arm(self) -> None:
+    def arm(self, now: float) -> None:
         """There may be something to write: do so when the oldest of it has waited long enough."""
-        now = self._clock.seconds()
         if self._saving is not None or self._at <= now + SAVE_AFTER:
             return
         times = (self._flags.next_save(now), self._history.next_save())
@@ -106,7 +105,7 @@ class FlagSaver:
 
     def _saved(self, result: None) -> None:
         self._saving = None
-        self.arm()
+        self.arm(self._clock.seconds())
         if self._finished is not None and self._call is None:
             finished, self._finished = self._finished, None
             finished.callback(None)

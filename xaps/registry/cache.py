@@ -51,7 +51,8 @@ class Cache:
         if (rows := self._users.get(user)) is None:
             return None
         return [
-            Addressee(RegistrationKey(user, account_id, token), at, name, topic)
+            # Not anew in lower case, which takes as long as all the rest.
+            Addressee(RegistrationKey._make((user, account_id, token)), at, name, topic)
             for account_id, token, at, name, topic in rows
         ]
 
