@@ -178,7 +178,7 @@ FLAGS = Table(
 
 
 # Not escaped: what is not valid Unicode is refused when it is to be stored.
-_array = json.JSONEncoder(ensure_ascii=False).encode
+_array = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 def registration_columns(registration: Registration) -> tuple[str | float | None, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from operator import attrgetter
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -263,8 +264,9 @@ class SQLiteRegistry:
         flags, keys = list(changed), list(cleared)
 
         def save(connection: sqlite3.Connection) -> None:
-            connection.executemany(CLEAR_FLAG, keys)
-            connection.executemany(SAVE_FLAG, map(rows.flag_columns, flags))
+            # In the order of the tables: no page is written twice.
+            connection.executemany(CLEAR_FLAG, sorted(keys))
+            connection.executemany(SAVE_FLAG, map(rows.flag_columns, sorted(flags, key=attrgetter("key"))))
             history.save(connection, pushes, notices)
 
         return self._writer.write(save)
