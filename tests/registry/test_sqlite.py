@@ -163,7 +163,6 @@ class LookupTests(InFolder):
             sqlite.REPLACE,
             sqlite.TRIM,
             sqlite.REMOVE,
-            sqlite.EXPIRE,
             sqlite.SAVE_FLAG,
             sqlite.CLEAR_FLAG,
             history.SAVE_PUSH,
@@ -183,7 +182,11 @@ class LookupTests(InFolder):
         for statement in (sqlite.CONCERNED, sqlite.OF_USER, *PAGES, sqlite.EXPIRE):
             self.assertNotIn("TEMP B-TREE", self.plan(statement), statement)
         self.assertIn("USING PRIMARY KEY (user=?)", self.plan(sqlite.OF_USER))
-        self.assertIn("INDEX registrations_by_age (registered_at<?)", self.plan(sqlite.EXPIRE))
+
+    def test_what_is_asked_once_an_hour_looks_at_all_but_at_no_list_of_mailboxes(self) -> None:
+        for statement in (sqlite.NEWEST, sqlite.EXPIRE):
+            plan = self.plan(statement)
+            self.assertIn("registrations USING COVERING INDEX registration_times", plan)
 
     def test_a_notice_reads_what_it_concerns_and_no_list_of_mailboxes(self) -> None:
         plan = self.plan(sqlite.CONCERNED)

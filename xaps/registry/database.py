@@ -111,6 +111,7 @@ MIGRATIONS = (
         ON registrations (user, account_id, device_token, registered_at, topic);
     """,
     history.TABLES,
+    "DROP INDEX registrations_by_age;",
 )
 """What makes each version of the schema out of the one before; ``PRAGMA user_version`` counts
 them. What was released is never changed: a later version is one more entry."""

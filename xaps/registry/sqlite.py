@@ -58,7 +58,10 @@ OF_USER = f"""
 """
 ONE = f"SELECT {_COLUMNS} FROM registrations WHERE {_KEY}"
 COUNT = "SELECT count(*) FROM registrations"
-NEWEST = f"SELECT max(registered_at) FROM registrations WHERE registered_at < {END_OF_TIME}"
+NEWEST = f"""
+    SELECT max(registered_at) FROM registrations INDEXED BY registration_times
+    WHERE registered_at < {END_OF_TIME}
+"""
 _ADD = f"""
     INSERT INTO registrations ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)
     ON CONFLICT (user, account_id, device_token) DO UPDATE SET
@@ -105,10 +108,12 @@ TRIM = """
     RETURNING user, account_id, device_token
 """
 REMOVE = f"DELETE FROM registrations WHERE {_KEY} AND registered_at <= ?"
+# Looks at all of them until a page is found, once an hour: an index by age would have to be changed
+# with each renewal.
 EXPIRE = f"""
     DELETE FROM registrations WHERE (user, account_id, device_token) IN (
-        SELECT user, account_id, device_token FROM registrations WHERE registered_at < ?
-        ORDER BY registered_at LIMIT {PAGE}
+        SELECT user, account_id, device_token FROM registrations INDEXED BY registration_times
+        WHERE registered_at < ? LIMIT {PAGE}
     )
     RETURNING user, account_id, device_token
 """
