@@ -343,6 +343,9 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
         )
     # NORMAL, the usual choice with a log, can forget the last commits when the power fails.
     connection.execute("PRAGMA synchronous = FULL")
+    # Pages; with four times as many as usual there are fewer waits for the disk, and a page that
+    # was changed more than once is copied once. The log takes 16 MB.
+    connection.execute("PRAGMA wal_autocheckpoint = 4000")
     connection.execute("PRAGMA foreign_keys = ON")
     # Begun even if there is nothing to change: it shows that the file can be written.
     with transaction(connection):
