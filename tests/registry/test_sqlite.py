@@ -329,10 +329,26 @@ class GroupCommitTests(InFolder):
         self.worker.work()
         self.worker.work()
         self.assertIn("not valid Unicode", self.why(failing))
-        self.successResultOf(gatherResults([head, before, after]))
+        self.successResultOf(gatherResults([head, after]))
+        self.assertEqual(self.successResultOf(before), Registered(new=True))
         flags = self.registry.flags()
         self.worker.work()
         self.assertEqual(self.results(flags), [])
+
+    def test_when_sqlite_gives_up_the_whole_transaction_each_write_fails(self) -> None:
+        with contextlib.closing(sqlite3.connect(self.path)) as other:
+            other.execute(
+                "CREATE TRIGGER full BEFORE INSERT ON registrations WHEN new.user = 'bob'"
+                " BEGIN SELECT raise(ROLLBACK, 'it is full'); END"
+            )
+        head = self.registry.probe()
+        answers = [self.registry.register(registration(key)) for key in (ALICE, BOB)]
+        self.worker.work()
+        self.worker.work()
+        self.successResultOf(head)
+        for answer in answers:
+            self.assertIn("it is full", self.why(answer))
+        self.assertEqual(self.results(self.registry.registrations("alice")), [])
 
     def test_flags_are_taken_as_they_were_when_asked(self) -> None:
         self.registry.register(registration(ALICE))
