@@ -35,8 +35,8 @@ SAVE_AFTER = 0.9
 promised is for the commit. What is delivered sooner costs no write at all."""
 
 SAVE_SLICE = 2000
-"""Flags that are written in one transaction: the more, the fewer pages are written twice. Twice as
-many would hold up everything for 10 ms while they are listed."""
+"""Flags that are written in one transaction: the more, the fewer pages are written twice. But they
+are listed in one go, for which a thousand take a millisecond."""
 
 EXPIRE_SLICE = 5000
 """Flags that are looked at in one go for whether they have expired."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-from operator import attrgetter
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -271,7 +271,9 @@ class SQLiteRegistry:
         def save(connection: sqlite3.Connection) -> None:
             # In the order of the tables: no page is written twice.
             connection.executemany(CLEAR_FLAG, sorted(keys))
-            connection.executemany(SAVE_FLAG, map(rows.flag_columns, sorted(flags, key=attrgetter("key"))))
+            connection.executemany(
+                SAVE_FLAG, map(rows.flag_columns, sorted(flags, key=attrgetter("key")))
+            )
             history.save(connection, pushes, notices)
 
         return self._writer.write(save)
