@@ -201,7 +201,7 @@ class FlagTests(ExchangeCase):
         result(self.b.registry.save_flags([flag(ALICE, "Sent")], []))
         result(self.a.registry.save_flags([flag(ALICE, "INBOX", "Sent")], []))
         self.look()
-        self.assertEqual([row[2] for row in self.flags()], ['["INBOX", "Sent"]', '["Sent"]'])
+        self.assertEqual([row[2] for row in self.flags()], ['["INBOX","Sent"]', '["Sent"]'])
         result(self.a.registry.save_flags([], [ALICE]))
         self.b.remove(ALICE)
         self.look()

@@ -268,7 +268,7 @@ class AdoptionTests(NodesCase):
         (push,) = self.b.sender.pushes
         self.assertEqual(set(push.hashes), set(hashes(["INBOX", "Sent"])))
         self.assertEqual(
-            self.sql("SELECT mailboxes FROM flags WHERE node = 'b'"), [('["INBOX", "Sent"]',)]
+            self.sql("SELECT mailboxes FROM flags WHERE node = 'b'"), [('["INBOX","Sent"]',)]
         )
         (saved,) = result(self.b.registry.flags())
         self.assertEqual(saved.mailboxes, {"INBOX", "Sent"})
@@ -335,7 +335,7 @@ class InTheMidstTests(NodesCase):
         with psycopg.connect(self.url) as connection:
             self.take(connection, "b")
         self.assertEqual(
-            self.sql("SELECT mailboxes FROM flags WHERE node = 'b'"), [('["INBOX", "Sent"]',)]
+            self.sql("SELECT mailboxes FROM flags WHERE node = 'b'"), [('["INBOX","Sent"]',)]
         )
 
     def test_who_dies_between_postgresql_and_its_own_disk_takes_it_up_when_back(self) -> None:

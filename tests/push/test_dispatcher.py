@@ -215,17 +215,19 @@ class DispatcherTestCase(SynchronousTestCase):
 
 
 class DebugTests(DispatcherTestCase):
-    def test_each_notice_and_push_is_told_at_debug_if_anybody_reads_that(self) -> None:
+    def test_each_renewal_notice_and_push_is_told_at_debug_if_anybody_reads_that(self) -> None:
         for debug in (True, False):
             self.dispatcher = self.started(debug=debug)
             self.register()
             self.logged.clear()
+            self.register()
             self.notify()
             self.turn(1)
             self.sender.answer(Delivered())
             self.turn(1)
             told = [text.split()[0] for level, text in self.logged if level is LogLevel.debug]
-            self.assertEqual(told, ["Notice", "Pushing", "Pushed"] if debug else [])
+            expected = ["Renewed", "Notice", "Pushing", "Pushed"]
+            self.assertEqual(told, expected if debug else [])
 
 
 class NoticeTests(DispatcherTestCase):

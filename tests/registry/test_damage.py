@@ -213,13 +213,14 @@ class DamagedRowTests(DamageTestCase):
 
     def test_rows_with_damaged_keys_expire_without_a_word(self) -> None:
         keys = [RegistrationKey(f"u{number:04}", "A1", "aa01") for number in range(2 * PAGE)]
-        self.make(*keys, BOB)
+        last = RegistrationKey("v", "A1", "aa01")
+        self.make(*keys, last)
         self.execute(
             "UPDATE registrations SET device_token = 'AA01', registered_at = 900.0"
-            " WHERE user <> 'bob'"
+            " WHERE user <> 'v'"
         )
         registry = self.open()
-        self.assertEqual(self.dropped(registry, 1001.0), {BOB})
+        self.assertEqual(self.dropped(registry, 1001.0), {last})
         self.assertEqual(self.successResultOf(registry.count()), 0)
 
     def test_a_user_with_too_many_phones_loses_damaged_ones_too(self) -> None:

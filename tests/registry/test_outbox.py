@@ -391,6 +391,7 @@ class ReplicaTests(OutboxCase):
         self.done(self.registry.close())
         self.execute("DROP TABLE outbox")
         self.execute("DROP TABLE replica")
+        self.execute("CREATE INDEX registrations_by_age ON registrations (registered_at)")
         self.execute(f"PRAGMA user_version = {len(MIGRATIONS) - 1}")
         self.registry = self.open()
         self.register(registration(BOB))

@@ -163,7 +163,6 @@ class LookupTests(InFolder):
             sqlite.REPLACE,
             sqlite.TRIM,
             sqlite.REMOVE,
-            sqlite.EXPIRE,
             sqlite.SAVE_FLAG,
             sqlite.CLEAR_FLAG,
             history.SAVE_PUSH,
@@ -183,7 +182,11 @@ class LookupTests(InFolder):
         for statement in (sqlite.CONCERNED, sqlite.OF_USER, *PAGES, sqlite.EXPIRE):
             self.assertNotIn("TEMP B-TREE", self.plan(statement), statement)
         self.assertIn("USING PRIMARY KEY (user=?)", self.plan(sqlite.OF_USER))
-        self.assertIn("INDEX registrations_by_age (registered_at<?)", self.plan(sqlite.EXPIRE))
+
+    def test_what_is_asked_once_an_hour_looks_at_all_but_at_no_list_of_mailboxes(self) -> None:
+        for statement in (sqlite.NEWEST, sqlite.EXPIRE):
+            plan = self.plan(statement)
+            self.assertIn("registrations USING COVERING INDEX registration_times", plan)
 
     def test_a_notice_reads_what_it_concerns_and_no_list_of_mailboxes(self) -> None:
         plan = self.plan(sqlite.CONCERNED)
@@ -326,10 +329,26 @@ class GroupCommitTests(InFolder):
         self.worker.work()
         self.worker.work()
         self.assertIn("not valid Unicode", self.why(failing))
-        self.successResultOf(gatherResults([head, before, after]))
+        self.successResultOf(gatherResults([head, after]))
+        self.assertEqual(self.successResultOf(before), Registered(new=True))
         flags = self.registry.flags()
         self.worker.work()
         self.assertEqual(self.results(flags), [])
+
+    def test_when_sqlite_gives_up_the_whole_transaction_each_write_fails(self) -> None:
+        with contextlib.closing(sqlite3.connect(self.path)) as other:
+            other.execute(
+                "CREATE TRIGGER full BEFORE INSERT ON registrations WHEN new.user = 'bob'"
+                " BEGIN SELECT raise(ROLLBACK, 'it is full'); END"
+            )
+        head = self.registry.probe()
+        answers = [self.registry.register(registration(key)) for key in (ALICE, BOB)]
+        self.worker.work()
+        self.worker.work()
+        self.successResultOf(head)
+        for answer in answers:
+            self.assertIn("it is full", self.why(answer))
+        self.assertEqual(self.results(self.registry.registrations("alice")), [])
 
     def test_flags_are_taken_as_they_were_when_asked(self) -> None:
         self.registry.register(registration(ALICE))

@@ -238,12 +238,15 @@ class Dispatcher:
         self._renewed(registration)
         self._arm(self._clock.seconds())
         # Phones do so daily: an administrator wants to hear of those that are new.
-        self._log.emit(
-            LogLevel.info if found.new else LogLevel.debug,
-            "Registered {key} for {mailboxes}" if found.new else "Renewed {key} for {mailboxes}",
-            key=key,
-            mailboxes=counted(len(registration.mailboxes), "mailbox"),
-        )
+        if found.new or self._debug:
+            self._log.emit(
+                LogLevel.info if found.new else LogLevel.debug,
+                "Registered {key} for {mailboxes}"
+                if found.new
+                else "Renewed {key} for {mailboxes}",
+                key=key,
+                mailboxes=counted(len(registration.mailboxes), "mailbox"),
+            )
 
     def _renewed(self, registration: Registration) -> None:
         self.flags.registered(registration)

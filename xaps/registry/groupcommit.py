@@ -111,7 +111,16 @@ class GroupCommit:
                 f"the registry {self._path}: it or its -wal file was moved, removed or replaced"
                 " while in use, and what is written now would be lost; restart the daemon"
             )
-        with explaining(self._path), transaction(self._connection):
+        connection = self._connection
+        with explaining(self._path), transaction(connection):
+            try:
+                return [partial(answer.callback, work(connection)) for work, answer in batch]
+            except Exception:
+                if not connection.in_transaction:
+                    raise  # SQLite gave up everything: the disk is full or broken
+            # A savepoint for each has SQLite copy every page once more: only now, for the others.
+            connection.execute("ROLLBACK")
+            connection.execute("BEGIN IMMEDIATE")
             return [self._attempt(work, answer) for work, answer in batch]
 
     def _attempt(self, work: Work[T], answer: Deferred[T]) -> Callable[[], None]:
@@ -120,7 +129,7 @@ class GroupCommit:
             fire: Callable[[], None] = partial(answer.callback, self._read(work))
         except Exception as error:
             if not self._connection.in_transaction:
-                raise  # SQLite gave up everything: the disk is full or broken
+                raise
             self._connection.execute("ROLLBACK TO attempt")
             fire = partial(answer.errback, error)
         self._connection.execute("RELEASE attempt")

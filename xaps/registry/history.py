@@ -116,14 +116,14 @@ def save(
         SAVE_PUSH,
         (
             (push.at, push.outcome, _short(push.reason), push.seconds, *key)
-            for key, push in pushes.items()
+            for key, push in sorted(pushes.items())
         ),
     )
     connection.executemany(
         SAVE_NOTICE,
         (
             (_unicode(user), each.at, _short(each.mailbox), each.new_mail, each.phones)
-            for user, each in notices.items()
+            for user, each in sorted(notices.items())
         ),
     )
     if any(not notice.phones for notice in notices.values()):

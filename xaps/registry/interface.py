@@ -118,8 +118,8 @@ class IRegistry(Protocol):
     ) -> Deferred[None]:
         """Forget `cleared` and keep `changed`, in one transaction, and remember phones' last pushes
         and users' last notices; fires when it is on disk. Flags and pushes of registrations that do
-        not exist (any more) are ignored. Registrations wait meanwhile: give it some hundreds at a
-        time."""
+        not exist (any more) are ignored. Registrations wait meanwhile: give it two thousand at a
+        time, at most."""
 
     def past(self, user: str) -> Deferred[Past]:
         """What is remembered of a user (compared lower-cased): the last notice, the last push to
