@@ -6,6 +6,7 @@ import time
 
 import attrs
 import psycopg
+from twisted.internet.defer import Deferred
 from twisted.logger import LogLevel, capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -13,7 +14,7 @@ from tests.cluster.nodes import Node, new_url, result
 from tests.registry.contract import ALICE, ALICE_2, BOB, flag
 from xaps.cluster.exchange import POLL, SOON, STALE
 from xaps.model import Registration, RegistrationKey
-from xaps.registry.outbox import BATCH
+from xaps.registry.outbox import BATCH, Outgoing
 
 DAY = 86400.0
 
@@ -123,6 +124,24 @@ class ChangeTests(ExchangeCase):
         self.look()
         self.assertEqual([each.key for each in self.b.content()], keys)
         self.assertEqual(result(self.a.registry.outbox.count()), 0)
+
+    def test_others_are_heard_however_much_changes_here(self) -> None:
+        self.b.register(registration(BOB, self.now))
+        self.b.look()
+        outgoing = self.a.registry.outbox.outgoing
+        told: list[float] = []
+
+        def one_more() -> Deferred[Outgoing]:
+            if not self.a.renewed and len(told) < 50:
+                told.append(self.now + len(told))
+                self.a.register(registration(ALICE, told[-1]))
+            return outgoing()
+
+        self.a.registry.outbox.outgoing = one_more  # type: ignore[method-assign]
+        self.a.look()
+        self.a.catch_up()
+        self.assertEqual(self.a.renewed, [registration(BOB, self.now)])
+        self.assertLess(len(told), 50)
 
     def test_changes_are_heard_in_the_order_of_their_numbers(self) -> None:
         """They are numbers, though they are sent as texts."""
