@@ -7,6 +7,7 @@ import time
 import attrs
 import psycopg
 from twisted.internet.defer import Deferred
+from twisted.internet.defer import TimeoutError as DeferTimeout
 from twisted.logger import LogLevel, capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -417,3 +418,13 @@ class OutageTests(ExchangeCase):
         self.a.look()
         self.assertEqual(self.sql("SELECT username FROM registrations"), [("alice",)])
         self.assertEqual(self.a.reactor.getDelayedCalls(), [])
+
+    def test_who_stops_and_is_not_answered_gives_up_without_a_traceback(self) -> None:
+        self.a.register(registration(ALICE, self.now))
+        hangs: Deferred[object] = Deferred()
+        self.a.database.run = lambda work: hangs  # type: ignore[method-assign,assignment,return-value]
+        with capturedLogs() as events:
+            stopped = self.a.exchange.finish().addTimeout(2.0, self.a.reactor)
+            self.a.reactor.advance(2.0)
+            self.failureResultOf(stopped, DeferTimeout)
+        self.assertEqual(events, [])

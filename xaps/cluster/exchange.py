@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import attrs
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger, LogLevel
 
@@ -127,6 +127,8 @@ class Exchange:
                     error=error,
                 )
             return False
+        except CancelledError:
+            raise  # the stop waits no longer
         except Exception:
             self._log.failure("Nothing is exchanged with the other nodes")
             return False
