@@ -476,6 +476,17 @@ class ReturnTests(NodesCase):
         self.assertEqual(self.begin(self.a), 3)
 
 
+    def test_who_has_lost_its_file_takes_up_what_it_owes_when_it_knows_the_phones(self) -> None:
+        self.owe(self.a, *USERS)
+        self.a.close()
+        self.a.path.unlink()
+        self.a.open()
+        self.begin(self.a)
+        self.meet(self.a)
+        self.a.live()
+        self.assertEqual(self.pushed(self.a), list(USERS))
+
+
 class NameTests(NodesCase):
     def test_whose_name_another_has_taken_says_so_and_has_it_again_when_that_has_ended(
         self,
@@ -510,6 +521,7 @@ class NameTests(NodesCase):
         # Although it would not take over anything by itself now.
         self.b.reopen()
         self.begin(self.b)
+        self.b.catch_up()
         self.assertEqual(self.forget(self.b, "a"), 3)
         self.b.live(10)
         self.assertEqual(self.pushed(self.b), list(USERS))
@@ -520,6 +532,16 @@ class NameTests(NodesCase):
         self.begin(self.a)
         self.b.live()
         self.assertEqual([node["name"] for node in self.b.heartbeat.status()["nodes"]], ["a", "b"])
+
+    def test_who_does_not_know_all_phones_yet_forgets_no_node(self) -> None:
+        self.owe(self.a, "alice")
+        self.kill(self.a)
+        self.b.exchange.behind = True
+        with self.assertRaisesRegex(Refused, "try again") as caught:
+            self.forget(self.b, "a")
+        self.assertTrue(caught.exception.temporary)
+        self.b.exchange.behind = False
+        self.assertEqual(self.forget(self.b, "a"), 1)
 
     def forget(self, node: Node, name: str) -> int:
         return result(Deferred.fromCoroutine(node.heartbeat.forget(name)))
