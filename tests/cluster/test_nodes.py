@@ -300,10 +300,37 @@ class AdoptionTests(NodesCase):
         self.assertEqual(self.pushed(self.b), ["alice"])
 
 
+class Counting:
+    """A connection, and how many rows have come by it."""
+
+    def __init__(self, connection: psycopg.Connection[Any]) -> None:
+        self.connection = connection
+        self.rows = 0
+
+    def execute(self, query: Any, parameters: Any = ()) -> psycopg.Cursor[Any]:
+        cursor = self.connection.execute(query, parameters)
+        self.rows += cursor.rowcount if cursor.description else 0
+        return cursor
+
+
 class InTheMidstTests(NodesCase):
     def take(self, connection: psycopg.Connection[Any], node: str) -> set[str]:
         taken = nodes.adopt(connection, node, 60.0, lambda _: True)
         return {flag.key.user for flag in taken.flags}
+
+    def test_what_else_it_owes_itself_is_not_read(self) -> None:
+        self.owe(self.a, "alice")
+        self.owe(self.b, "alice", mailbox="Sent")
+        self.sql(
+            "INSERT INTO flags SELECT 'b', 'u' || i, 'A', 'aa', '[]' FROM generate_series(1, 99) i"
+        )
+        self.kill(self.a)
+        with psycopg.connect(self.url) as connection:
+            counting: Any = Counting(connection)
+            taken = nodes.adopt(counting, "b", 60.0, lambda _: True)
+        (found,) = taken.flags
+        self.assertEqual(found.mailboxes, {"INBOX", "Sent"})
+        self.assertLess(counting.rows, 10)
 
     def test_two_at_once_never_take_the_same(self) -> None:
         number = BATCH + 100
@@ -474,7 +501,6 @@ class ReturnTests(NodesCase):
         self.meet(self.a)
         self.a.reopen()
         self.assertEqual(self.begin(self.a), 3)
-
 
     def test_who_has_lost_its_file_takes_up_what_it_owes_when_it_knows_the_phones(self) -> None:
         self.owe(self.a, *USERS)
