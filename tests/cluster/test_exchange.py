@@ -243,7 +243,11 @@ class OddTests(ExchangeCase):
         self.assertEqual(result(self.a.registry.outbox.count()), 0)
         self.assertEqual(self.sql("SELECT username FROM flags"), [("alice",)])
         self.a.register(registration(odd, self.now + 1.0))
+        result(self.a.registry.save_flags([], [odd, ALICE]))
+        self.a.remove(odd)
         self.assertEqual(self.warnings(self.look), [])
+        self.assertEqual(result(self.a.registry.outbox.count()), 0)
+        self.assertEqual(self.sql("SELECT username FROM flags"), [])
 
     def test_rows_that_are_no_registrations_are_left_out_and_hold_up_nothing(self) -> None:
         bad = [

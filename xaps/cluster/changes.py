@@ -12,7 +12,7 @@ import attrs
 import psycopg
 
 from xaps.cluster.database import CHANNEL, Connection
-from xaps.model import Registration, WaitingFlag, short_token
+from xaps.model import Registration, RegistrationKey, WaitingFlag, short_token
 from xaps.registry import rows
 from xaps.registry.interface import AHEAD
 from xaps.registry.outbox import BATCH, Change, Dropped, Outgoing, Position
@@ -123,11 +123,13 @@ def tell(connection: Connection, node: str, out: Outgoing) -> Told:
         save_flags(connection, node, some)
         return []
 
+    def cleared(some: Sequence[RegistrationKey]) -> list[_Row]:
+        connection.execute(_CLEAR_FLAGS, (node, *columns(some, 3)))
+        return []
+
     kept = _as_far_as_taken(connection, changes, out.changes, refused)
     _as_far_as_taken(connection, flags, out.flags, refused)
-    if out.cleared:
-        keys = columns(out.cleared, 3)
-        connection.execute(_CLEAR_FLAGS, (node, *keys))
+    _as_far_as_taken(connection, cleared, out.cleared, refused)
     return Told(_found(kept), refused)
 
 
@@ -182,8 +184,9 @@ def _as_far_as_taken(
                 *_as_far_as_taken(connection, work, values[half:], refused),
             ]
         value: Any = values[0]
-        key = value[0].key if isinstance(value, tuple) else value.key
-        refused.append(f"{str(key)!r:.200}: {' '.join(str(error).split()):.100}")
+        if not isinstance(value, RegistrationKey):
+            value = (value[0] if isinstance(value, tuple) else value).key
+        refused.append(f"{str(value)!r:.200}: {' '.join(str(error).split()):.100}")
         return []
 
 
