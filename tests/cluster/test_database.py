@@ -12,6 +12,7 @@ import psycopg
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, execute
 from twisted.internet.interfaces import IReactorFromThreads
+from twisted.internet.task import deferLater
 from twisted.internet.testing import MemoryReactorClock
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import capturedLogs
@@ -211,18 +212,22 @@ class HangingTests(TestCase):
         self.pool = ThreadPool(1, 1, "postgresql")
         self.pool.start()
         self.addCleanup(self.pool.stop)
+        self.url = self.server.new_database()
         self.ready: Deferred[None] = Deferred()
-        self.database = Database(
+        self.database = self.make(lambda _: None)
+        self.database.start()
+        return self.ready.addTimeout(GUARD, reactor)  # type: ignore[return-value]
+
+    def make(self, prepare: Callable[[Connection], None]) -> Database:
+        return Database(
             reactor,
-            self.server.new_database(),
+            self.url,
             run=partial(deferToThreadPool, cast(IReactorFromThreads, reactor), self.pool),
-            prepare=lambda _: None,
+            prepare=prepare,
             on_connect=lambda _: self.ready.callback(None),
             on_notice=lambda: None,
             jitter=lambda: 0.1,
         )
-        self.database.start()
-        return self.ready.addTimeout(GUARD, reactor)  # type: ignore[return-value]
 
     @as_deferred
     async def test_what_hangs_fails_and_is_connected_again(self) -> None:
@@ -253,3 +258,20 @@ class HangingTests(TestCase):
             self.fail("it has answered")
         except DatabaseError:
             pass
+
+    @as_deferred
+    async def test_a_server_that_stands_still_after_it_let_it_in_is_given_up(self) -> None:
+        def hangs(connection: Connection) -> None:
+            self.server.freeze()
+            connection.execute("SELECT 1")
+
+        await self.database.stop()
+        self.database = self.make(hangs)
+        self.database.start()
+        begun = time.monotonic()
+        while self.database.error == "not connected yet" and time.monotonic() < begun + 5.0:
+            await deferLater(reactor, 0.05)
+        error = self.database.error
+        self.server.thaw()
+        await self.database.stop()
+        self.assertIn("PostgreSQL at", str(error))

@@ -6,6 +6,8 @@ import time
 
 import attrs
 import psycopg
+from twisted.internet.defer import Deferred
+from twisted.internet.defer import TimeoutError as DeferTimeout
 from twisted.logger import LogLevel, capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -13,7 +15,7 @@ from tests.cluster.nodes import Node, new_url, result
 from tests.registry.contract import ALICE, ALICE_2, BOB, flag
 from xaps.cluster.exchange import POLL, SOON, STALE
 from xaps.model import Registration, RegistrationKey
-from xaps.registry.outbox import BATCH
+from xaps.registry.outbox import BATCH, Outgoing
 
 DAY = 86400.0
 
@@ -124,6 +126,24 @@ class ChangeTests(ExchangeCase):
         self.assertEqual([each.key for each in self.b.content()], keys)
         self.assertEqual(result(self.a.registry.outbox.count()), 0)
 
+    def test_others_are_heard_however_much_changes_here(self) -> None:
+        self.b.register(registration(BOB, self.now))
+        self.b.look()
+        outgoing = self.a.registry.outbox.outgoing
+        told: list[float] = []
+
+        def one_more() -> Deferred[Outgoing]:
+            if not self.a.renewed and len(told) < 50:
+                told.append(self.now + len(told))
+                self.a.register(registration(ALICE, told[-1]))
+            return outgoing()
+
+        self.a.registry.outbox.outgoing = one_more  # type: ignore[method-assign]
+        self.a.look()
+        self.a.catch_up()
+        self.assertEqual(self.a.renewed, [registration(BOB, self.now)])
+        self.assertLess(len(told), 50)
+
     def test_changes_are_heard_in_the_order_of_their_numbers(self) -> None:
         """They are numbers, though they are sent as texts."""
         keys = [RegistrationKey(f"u{i:05}", "A1", "aa01") for i in range(BATCH + 3)]
@@ -223,7 +243,11 @@ class OddTests(ExchangeCase):
         self.assertEqual(result(self.a.registry.outbox.count()), 0)
         self.assertEqual(self.sql("SELECT username FROM flags"), [("alice",)])
         self.a.register(registration(odd, self.now + 1.0))
+        result(self.a.registry.save_flags([], [odd, ALICE]))
+        self.a.remove(odd)
         self.assertEqual(self.warnings(self.look), [])
+        self.assertEqual(result(self.a.registry.outbox.count()), 0)
+        self.assertEqual(self.sql("SELECT username FROM flags"), [])
 
     def test_rows_that_are_no_registrations_are_left_out_and_hold_up_nothing(self) -> None:
         bad = [
@@ -398,3 +422,13 @@ class OutageTests(ExchangeCase):
         self.a.look()
         self.assertEqual(self.sql("SELECT username FROM registrations"), [("alice",)])
         self.assertEqual(self.a.reactor.getDelayedCalls(), [])
+
+    def test_who_stops_and_is_not_answered_gives_up_without_a_traceback(self) -> None:
+        self.a.register(registration(ALICE, self.now))
+        hangs: Deferred[object] = Deferred()
+        self.a.database.run = lambda work: hangs  # type: ignore[method-assign,assignment,return-value]
+        with capturedLogs() as events:
+            stopped = self.a.exchange.finish().addTimeout(2.0, self.a.reactor)
+            self.a.reactor.advance(2.0)
+            self.failureResultOf(stopped, DeferTimeout)
+        self.assertEqual(events, [])

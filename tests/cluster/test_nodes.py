@@ -300,10 +300,37 @@ class AdoptionTests(NodesCase):
         self.assertEqual(self.pushed(self.b), ["alice"])
 
 
+class Counting:
+    """A connection, and how many rows have come by it."""
+
+    def __init__(self, connection: psycopg.Connection[Any]) -> None:
+        self.connection = connection
+        self.rows = 0
+
+    def execute(self, query: Any, parameters: Any = ()) -> psycopg.Cursor[Any]:
+        cursor = self.connection.execute(query, parameters)
+        self.rows += cursor.rowcount if cursor.description else 0
+        return cursor
+
+
 class InTheMidstTests(NodesCase):
     def take(self, connection: psycopg.Connection[Any], node: str) -> set[str]:
         taken = nodes.adopt(connection, node, 60.0, lambda _: True)
         return {flag.key.user for flag in taken.flags}
+
+    def test_what_else_it_owes_itself_is_not_read(self) -> None:
+        self.owe(self.a, "alice")
+        self.owe(self.b, "alice", mailbox="Sent")
+        self.sql(
+            "INSERT INTO flags SELECT 'b', 'u' || i, 'A', 'aa', '[]' FROM generate_series(1, 99) i"
+        )
+        self.kill(self.a)
+        with psycopg.connect(self.url) as connection:
+            counting: Any = Counting(connection)
+            taken = nodes.adopt(counting, "b", 60.0, lambda _: True)
+        (found,) = taken.flags
+        self.assertEqual(found.mailboxes, {"INBOX", "Sent"})
+        self.assertLess(counting.rows, 10)
 
     def test_two_at_once_never_take_the_same(self) -> None:
         number = BATCH + 100
@@ -475,6 +502,16 @@ class ReturnTests(NodesCase):
         self.a.reopen()
         self.assertEqual(self.begin(self.a), 3)
 
+    def test_who_has_lost_its_file_takes_up_what_it_owes_when_it_knows_the_phones(self) -> None:
+        self.owe(self.a, *USERS)
+        self.a.close()
+        self.a.path.unlink()
+        self.a.open()
+        self.begin(self.a)
+        self.meet(self.a)
+        self.a.live()
+        self.assertEqual(self.pushed(self.a), list(USERS))
+
 
 class NameTests(NodesCase):
     def test_whose_name_another_has_taken_says_so_and_has_it_again_when_that_has_ended(
@@ -510,6 +547,7 @@ class NameTests(NodesCase):
         # Although it would not take over anything by itself now.
         self.b.reopen()
         self.begin(self.b)
+        self.b.catch_up()
         self.assertEqual(self.forget(self.b, "a"), 3)
         self.b.live(10)
         self.assertEqual(self.pushed(self.b), list(USERS))
@@ -520,6 +558,16 @@ class NameTests(NodesCase):
         self.begin(self.a)
         self.b.live()
         self.assertEqual([node["name"] for node in self.b.heartbeat.status()["nodes"]], ["a", "b"])
+
+    def test_who_does_not_know_all_phones_yet_forgets_no_node(self) -> None:
+        self.owe(self.a, "alice")
+        self.kill(self.a)
+        self.b.exchange.behind = True
+        with self.assertRaisesRegex(Refused, "try again") as caught:
+            self.forget(self.b, "a")
+        self.assertTrue(caught.exception.temporary)
+        self.b.exchange.behind = False
+        self.assertEqual(self.forget(self.b, "a"), 1)
 
     def forget(self, node: Node, name: str) -> int:
         return result(Deferred.fromCoroutine(node.heartbeat.forget(name)))

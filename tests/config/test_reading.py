@@ -739,6 +739,26 @@ class SecretTests(ConfigTestCase):
         self.assertIn("expected printable ASCII characters without spaces", line)
         self.assertNotIn(self.SECRET, line)
 
+    def test_a_url_that_libpq_takes_apart_within_its_password_is_refused(self) -> None:
+        """It named a part of the password as the host or the port, and so messages did."""
+        for url in (
+            "postgresql://xapsd:gehe@im@db/x",
+            "postgresql://xapsd:gehe/im@db/x",
+            "postgresql://xapsd:ge@he:im@db/x",
+            "postgresql://xapsd:ge@he/im@db/x",
+            "postgresql://xapsd:gehe%im@db/x",
+        ):
+            line = self.error(f"databaseUrl: {url}\n")
+            self.assertIn("in a password write %40 for @", line)
+            self.assertNotIn("db/x", line)
+        for url in (
+            "postgresql:///xapsd",
+            "postgres://xapsd:ge%40he?i#m@db/x",
+            "postgresql://xapsd@[::1]:5432,db:5433/x?passfile=/a@b&sslmode=require",
+            "postgresql:///x?host=/run/pg&user=a@b",
+        ):
+            self.assertEqual(self.load(f"databaseUrl: '{url}'\n").database_url, url)
+
     def test_secrets_are_not_in_the_representation(self) -> None:
         config = self.load(
             f"authToken: {self.SECRET}\ncertificatePassword: {self.SECRET}\n"

@@ -12,7 +12,7 @@ import attrs
 import psycopg
 
 from xaps.cluster.database import CHANNEL, Connection
-from xaps.model import Registration, WaitingFlag, short_token
+from xaps.model import Registration, RegistrationKey, WaitingFlag, short_token
 from xaps.registry import rows
 from xaps.registry.interface import AHEAD
 from xaps.registry.outbox import BATCH, Change, Dropped, Outgoing, Position
@@ -22,7 +22,7 @@ KEEP = 31
 
 KEY = "username, account_id, device_token"
 _COLUMNS = f"{KEY}, mailboxes, confirmed, registered_at, topic, dropped"
-_KEYS = "SELECT * FROM unnest(%s::text[], %s::text[], %s::text[])"
+KEYS = "SELECT * FROM unnest(%s::text[], %s::text[], %s::text[])"
 # In the order of their keys, so that no two nodes wait for each other.
 _TELL = f"""
     INSERT INTO registrations AS kept ({_COLUMNS})
@@ -43,7 +43,7 @@ _TELL = f"""
         OR kept.registered_at > extract(epoch FROM clock_timestamp()) + {AHEAD}
     RETURNING {KEY}
 """
-_KEPT = f"SELECT {_COLUMNS} FROM registrations WHERE ({KEY}) IN ({_KEYS})"
+_KEPT = f"SELECT {_COLUMNS} FROM registrations WHERE ({KEY}) IN ({KEYS})"
 _SAVE_FLAGS = f"""
     INSERT INTO flags (node, {KEY}, mailboxes, topic)
     SELECT %s, * FROM unnest(%s::text[], %s::text[], %s::text[], %s::text[], %s::text[])
@@ -53,7 +53,7 @@ _SAVE_FLAGS = f"""
         owner = NULL,
         saved_at = clock_timestamp()
 """
-_CLEAR_FLAGS = f"DELETE FROM flags WHERE node = %s AND ({KEY}) IN ({_KEYS})"
+_CLEAR_FLAGS = f"DELETE FROM flags WHERE node = %s AND ({KEY}) IN ({KEYS})"
 _AFTER = f"(changed, {KEY}) > (%s::text::xid8, %s, %s, %s)"
 # What is not below xmin is in a transaction that is still open, or behind one.
 _NEXT = f"""
@@ -111,23 +111,25 @@ def tell(connection: Connection, node: str, out: Outgoing) -> Told:
     refused: list[str] = []
 
     def changes(some: Sequence[Change]) -> list[_Row]:
-        parameters = _columns(map(_row, some), 8)
+        parameters = columns(map(_row, some), 8)
         taken = set(connection.execute(_TELL, parameters).fetchall())
         if taken:
             connection.execute(f"NOTIFY {CHANNEL}")
         others = [each for each in some if each.key not in taken]
-        keys = _columns((each.key for each in others), 3)
+        keys = columns((each.key for each in others), 3)
         return connection.execute(_KEPT, keys).fetchall() if others else []
 
     def flags(some: Sequence[tuple[WaitingFlag, str | None]]) -> list[_Row]:
         save_flags(connection, node, some)
         return []
 
+    def cleared(some: Sequence[RegistrationKey]) -> list[_Row]:
+        connection.execute(_CLEAR_FLAGS, (node, *columns(some, 3)))
+        return []
+
     kept = _as_far_as_taken(connection, changes, out.changes, refused)
     _as_far_as_taken(connection, flags, out.flags, refused)
-    if out.cleared:
-        keys = _columns(out.cleared, 3)
-        connection.execute(_CLEAR_FLAGS, (node, *keys))
+    _as_far_as_taken(connection, cleared, out.cleared, refused)
     return Told(_found(kept), refused)
 
 
@@ -139,7 +141,7 @@ def save_flags(
     for flag, topic in flags:
         mailboxes, *key = rows.flag_columns(flag)
         values.append((*key, mailboxes, topic))
-    connection.execute(_SAVE_FLAGS, (node, *_columns(values, 5)))
+    connection.execute(_SAVE_FLAGS, (node, *columns(values, 5)))
 
 
 def hear(connection: Connection, position: Position) -> Heard:
@@ -182,8 +184,9 @@ def _as_far_as_taken(
                 *_as_far_as_taken(connection, work, values[half:], refused),
             ]
         value: Any = values[0]
-        key = value[0].key if isinstance(value, tuple) else value.key
-        refused.append(f"{str(key)!r:.200}: {' '.join(str(error).split()):.100}")
+        if not isinstance(value, RegistrationKey):
+            value = (value[0] if isinstance(value, tuple) else value).key
+        refused.append(f"{str(value)!r:.200}: {' '.join(str(error).split()):.100}")
         return []
 
 
@@ -193,7 +196,7 @@ def _row(change: Change) -> _Row:
     return (*change.key, "[]", "[]", change.registered_at, None, change.reason)
 
 
-def _columns(values: Iterable[Sequence[Any]], number: int) -> list[list[Any]]:
+def columns(values: Iterable[Sequence[Any]], number: int) -> list[list[Any]]:
     return [list(column) for column in zip(*values, strict=True)] or [[]] * number
 
 

@@ -148,7 +148,7 @@ class Database:
     def start(self) -> None:
         """Connect, and go on trying."""
         self._retry = None
-        trying: Deferred[Any] = self._one_by_one.run(self._run, self._connect)
+        trying: Deferred[Any] = self._one_by_one.run(self._open)
         trying.addCallbacks(self._connected, self._failed).addErrback(self._broken)
 
     def run(self, work: Callable[[Connection], T]) -> Deferred[T]:
@@ -179,7 +179,12 @@ class Database:
 
     # ------------------------------------------------------------ connecting
 
-    def _connect(self) -> tuple[_Link, Any]:
+    def _open(self) -> Deferred[tuple[_Link, Any]]:
+        return self._run(self._connect).addCallback(
+            lambda link: self._watched(link, partial(self._begin, link))
+        )
+
+    def _connect(self) -> _Link:
         """Worker thread."""
         with contextlib.ExitStack() as if_it_fails:
             connections: list[Connection] = []
@@ -188,7 +193,6 @@ class Database:
                     self._conninfo, autocommit=True, prepare_threshold=None
                 )
                 if_it_fails.callback(connection.close)
-                connection.execute(_SESSION)
                 connections.append(connection)
             link = _Link(
                 connections[0],
@@ -196,12 +200,30 @@ class Database:
                 tuple(socket.socket(fileno=os.dup(each.fileno())) for each in connections),
                 connections[0].info.backend_pid,
             )
-            if_it_fails.callback(link.close)
-            link.listener.execute(f"LISTEN {CHANNEL}")
-            with link.connection.transaction():
-                found = self._prepare(link.connection)
             if_it_fails.pop_all()
-            return link, found
+            return link
+
+    def _begin(self, link: _Link) -> tuple[_Link, Any]:
+        """Worker thread."""
+        try:
+            for each in (link.connection, link.listener):
+                each.execute(_SESSION)
+            link.listener.execute(f"LISTEN {CHANNEL}")
+            return link, _within(link.connection, self._prepare)
+        except BaseException:
+            link.close()
+            raise
+
+    def _watched(self, link: _Link, work: Callable[[], T]) -> Deferred[T]:
+        """Do it in the thread, which by itself waits for ever for a server that stands still."""
+        watch = self._reactor.callLater(ANSWER, link.hang_up)
+
+        def ended(result: T | Failure) -> T | Failure:
+            if watch.active():
+                watch.cancel()
+            return result
+
+        return self._run(work).addBoth(ended)
 
     def _connected(self, made: tuple[_Link, Any]) -> None:
         link, found = made
@@ -274,13 +296,8 @@ class Database:
         link = self._link
         if link is None:
             raise DatabaseError(self.error)
-        # By itself a thread waits for ever for a server that stands still.
-        watch = self._reactor.callLater(ANSWER, link.hang_up)
-        done = self._run(partial(_within, link.connection, work))
 
         def ended(result: T | Failure) -> T | Failure:
-            if watch.active():
-                watch.cancel()
             if not isinstance(result, Failure):
                 self._failures = 0
                 return result
@@ -292,7 +309,7 @@ class Database:
                 self._lost(error)
             return Failure(self._explained(error))
 
-        return done.addBoth(ended)
+        return self._watched(link, partial(_within, link.connection, work)).addBoth(ended)
 
     def _heard(self, pids: set[int]) -> None:
         # What this node has changed itself it hears of at the next look.

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import attrs
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger, LogLevel
 
@@ -16,7 +16,7 @@ from xaps.cluster.database import Database, DatabaseError
 from xaps.cluster.schema import Central
 from xaps.model import DAY, Registration, RegistrationKey
 from xaps.registry.interface import RegistryError
-from xaps.registry.outbox import Outbox, Position, Replica
+from xaps.registry.outbox import BATCH, Outbox, Position, Replica
 from xaps.system.complaints import HOUR, Complaints
 
 POLL = 5.0
@@ -89,7 +89,7 @@ class Exchange:
         self._stopping = True
         self._cancel()
         before: Deferred[None] = succeed(None) if self._working is None else self._working
-        return before.addCallback(lambda _: Deferred.fromCoroutine(self._attempt(self._tell)))
+        return before.addCallback(lambda _: Deferred.fromCoroutine(self._attempt(self._tell_all)))
 
     def _cancel(self) -> None:
         if self._call is not None and self._call.active():
@@ -127,6 +127,8 @@ class Exchange:
                     error=error,
                 )
             return False
+        except CancelledError:
+            raise  # the stop waits no longer
         except Exception:
             self._log.failure("Nothing is exchanged with the other nodes")
             return False
@@ -136,9 +138,11 @@ class Exchange:
     async def _turns(self) -> None:
         await self._settle()
         await self._compare()
-        await self._tell()
-        while await self._hear() and not self._stopping:
-            await self._tell()
+        # However much changes here: that the others are heard does not wait for its end.
+        more = True
+        while more and not self._stopping:
+            untold = await self._tell()
+            more = await self._hear() or untold
         if self._clock.seconds() - self._expired_at > HOUR:
             self._expired_at = self._clock.seconds()
             await self._database.run(changes.expire)
@@ -161,12 +165,19 @@ class Exchange:
         if self._central is central:
             self._central = None
 
-    async def _tell(self) -> None:
-        while self._database.connected and (out := await self._outbox.outgoing()).ids:
+    async def _tell_all(self) -> None:
+        while await self._tell():
+            pass
+
+    async def _tell(self) -> bool:
+        """Gives whether there may be more."""
+        out = await self._outbox.outgoing()
+        if out.ids:
             told = await self._database.run(partial(changes.tell, node=self._node, out=out))
             for refused in told.refused:
                 self._complain("Others are not told of what PostgreSQL does not take", refused)
             await self._keep(told.kept, sent=out.ids)
+        return len(out.ids) == BATCH
 
     async def _hear(self) -> bool:
         """Gives whether there is more."""

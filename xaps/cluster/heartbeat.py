@@ -136,6 +136,7 @@ class Heartbeat:
         """
         if self._settled:
             return
+        early = False
         if mine := await self._beat():
             asked = self._clock.seconds()
             owed = await self._database.run(partial(nodes.owed, node=self._name))
@@ -154,8 +155,10 @@ class Heartbeat:
             for flags in _slices(owed.flags):
                 _, unknown = await self._outbox.settle((), [flag.key for flag in flags])
                 if unknown:
+                    # Whom it has not heard of yet it cannot push.
+                    early = self._exchange.behind
                     await self._pushes.adopt([each for each in flags if each.key in set(unknown)])
-        self._settled = mine
+        self._settled = mine and not early
 
     async def forget(self, name: str) -> int:
         """Take over what a dead node owes, and forget it; gives how many pushes it was.
@@ -163,6 +166,8 @@ class Heartbeat:
         Raises :class:`~xaps.model.Refused`.
         """
         forget = partial(nodes.forget, node=self._name, name=name, covers=self._routes.covers)
+        if self._database.connected and self._exchange.behind:
+            raise Refused("this node does not know all phones yet: try again soon", temporary=True)
         number, rest = 0, True
         try:
             while rest:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import attrs
 
-from xaps.cluster.changes import KEY, save_flags
+from xaps.cluster.changes import KEY, KEYS, columns, save_flags
 from xaps.cluster.database import CONNECT, LONGEST, Connection
 from xaps.model import Refused, RegistrationKey, WaitingFlag
 from xaps.registry import rows
@@ -72,6 +72,7 @@ _TAKE = f"""
     )
 """
 _OWES = f"SELECT {KEY}, mailboxes, topic FROM flags WHERE node = %s AND owner IS NULL"
+_MINE = f"{_OWES} AND ({KEY}) IN ({KEYS})"
 _TAKEN = f"""
     SELECT {KEY}, mailboxes, extract(epoch FROM clock_timestamp() - saved_at)::float8 FROM flags
     WHERE node = %s AND owner IS NOT NULL
@@ -206,16 +207,16 @@ def _take(
     keys = {row[:3] for row in live}
     topic_of = {row[:3]: row[-1] for row in live}
     # It may owe some of these phones a push itself, and so may two dead nodes.
-    mine = [row for row in connection.execute(_OWES, (node,)) if row[:3] in keys] if keys else []
+    mine = connection.execute(_MINE, (node, *columns(keys, 3))).fetchall()
     merged: dict[RegistrationKey, WaitingFlag] = {}
     for flag in _flags([*live, *mine]):
         before = merged.get(flag.key, flag)
         merged[flag.key] = attrs.evolve(flag, mailboxes=before.mailboxes | flag.mailboxes)
     save_flags(connection, node, [(flag, topic_of[tuple(flag.key)]) for flag in merged.values()])
-    return Taken(list(merged.values()), rest=len(found) == BATCH)
+    return Taken(list(merged.values()), rest=len(found) >= BATCH)
 
 
 def _flags(found: Sequence[tuple[object, ...]]) -> Iterator[WaitingFlag]:
-    for *columns, _ in found:
+    for *flag, _ in found:
         with contextlib.suppress(ValueError):  # a damaged row owes nobody anything
-            yield rows.FLAGS.value(*columns)
+            yield rows.FLAGS.value(*flag)

@@ -159,11 +159,13 @@ PASSWORD_HASH = matching(
     advice="xapsd -pass makes it from the password",
     secret=True,
 )
+# What libpq takes for the host, and so goes into messages, has nothing of a password in it.
 POSTGRESQL = matching(
-    "|postgres(ql)?://.*",
+    r"|(?!.*%(?![0-9A-Fa-f]{2}))postgres(ql)?://([^@/]*@)?[^@?]*(\?.*)?",
     "a URL that begins with postgresql://",
     _or_none,
-    advice="for the local PostgreSQL it is postgresql:///xapsd",
+    advice="for the local PostgreSQL it is postgresql:///xapsd; in a password write %40 for @, %2F "
+    "for / and %25 for %",
     secret=True,
 )
 TOKEN = matching(
