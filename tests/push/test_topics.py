@@ -69,6 +69,20 @@ class TopicsTestCase(DispatcherTestCase):
         return [(push.key.user, push.topic) for each in self.senders for push in each.pushes]
 
 
+class LagTests(TopicsTestCase):
+    def test_what_waits_for_one_credential_is_not_late_while_answers_come_by_another(self) -> None:
+        away, other = self.senders
+        away.capacity = 0
+        for user in ("alice", "zoe@z.org"):
+            self.phone(user)
+            self.notify(user)
+        self.turn()
+        self.assertEqual(self.pushed(), [("zoe@z.org", Z)])
+        self.clock.advance(3600)
+        self.patch(other, "busy", lambda: True)  # with the answer
+        self.assertEqual(self.dispatcher.lag, 0)
+
+
 class TopicTests(TopicsTestCase):
     def test_a_push_goes_out_with_the_topic_that_its_phone_was_told(self) -> None:
         for user in ("alice", "zoe@z.org"):

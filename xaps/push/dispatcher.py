@@ -333,7 +333,7 @@ class Dispatcher:
 
     def _push_due(self, now: float) -> bool:
         """Start a slice, with one flag of each lane after the other; what cannot change meanwhile
-        is asked once. Returns whether that was all that is due and not held back."""
+        is asked once. Returns whether that was all that is due and waits for nothing else."""
         ways = [(lane, way) for lane in self.flags.lanes() if (way := self.holds.way(lane))]
         room = {route: route.sender.room() for _, (_, route) in ways}
         left, done = SLICE, True
@@ -342,7 +342,7 @@ class Dispatcher:
                 lane, (holds, route) = each
                 flag = self.flags.first(lane, now)
                 if flag is None or flag.due > now or room[route] <= 0:
-                    done &= flag is None or flag.due > now
+                    done &= flag is None or flag.due > now or not route.sender.busy()
                     ways.remove(each)
                     continue
                 hold = holds.on(flag.key, now)
