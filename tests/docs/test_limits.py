@@ -10,12 +10,14 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.peers.cyrus import LARGEST as CYRUS_LARGEST
 from xaps import daemon, intakes, model
 from xaps.admin import backlog, control, entries, health, inquiry, page, pushlog
+from xaps.admin import cluster as admin_cluster
 from xaps.admin import web as controlweb
 from xaps.apns import connection as apns_connection
 from xaps.apns import connector, payload, reasons
 from xaps.apns import session as apns_session
 from xaps.apns import streams as apns_streams
 from xaps.apns import tls as apns_tls
+from xaps.cluster import changes, database, nodes, service
 from xaps.config import kinds, table
 from xaps.config import reading as configuration
 from xaps.credentials import reading
@@ -28,7 +30,7 @@ from xaps.push import calm, expiry, holds, pushes, saving
 from xaps.push import flags as waiting
 from xaps.push import history as latest
 from xaps.registry import history as past
-from xaps.registry import interface, opening, sqlite
+from xaps.registry import interface, opening, outbox, sqlite
 from xaps.system import complaints, log, logwriter, stalls, tls
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -46,8 +48,8 @@ def characters(number: int) -> str:
 
 
 def period(seconds: float) -> str:
-    if seconds == 3600:
-        return "1 hour"
+    if seconds in (1, 3600):
+        return "1 second" if seconds == 1 else "1 hour"
     for unit, factor in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds % factor == 0 and seconds // factor > 1:
             return f"{seconds // factor:.0f} {unit}"
@@ -174,6 +176,21 @@ LIMITS = {
     "Time at the stop in which it is tried to write to disk what is owed": period(daemon.SAVING),
     "Time from SIGTERM to the end": period(daemon.STOP),
     "Time of that for clients to read their last answers": period(daemon.CLOSING),
+    "Time without a sign of life of a node": period(nodes.SILENT),
+    "Time for a connection to PostgreSQL to be made, and for TCP to hear of what was sent": period(
+        database.CONNECT
+    ),
+    "Time for a statement": period(database.STATEMENT),
+    "Time for a transaction": period(database.ANSWER),
+    "Longest delay between two tries to reach PostgreSQL": period(database.LONGEST),
+    "Time for which the start waits for PostgreSQL": period(service.PATIENCE),
+    "Time at the stop to tell the others the last changes": period(service.LAST_WORDS),
+    "Registrations, or pushes that are taken over, in one transaction": number(outbox.BATCH),
+    "Changes of others that a node does not know, and that are counted": number(nodes.MANY),
+    "Time for which it is remembered that a phone was dropped": f"{changes.KEEP} days",
+    "Time in the future of a registration": period(interface.AHEAD),
+    "Difference between the clocks of nodes, or from PostgreSQL's": period(admin_cluster.CLOCKS),
+    "Time for which a transaction of others may hide changes": period(admin_cluster.HIDDEN),
     "``xapsd.yaml``": size(configuration._SIZE_MAX),
     "Entries of ``credentials:``": number(configuration._MOST_ENTRIES),
     "Problems of ``xapsd.yaml`` that are told": number(configuration._MOST_TOLD),

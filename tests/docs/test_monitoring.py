@@ -97,6 +97,7 @@ _USABLE = 'xapsd_credential_usable{instance="a",credential="b"}'
 _FILE_REFUSED = 'xapsd_credential_file_refused{instance="a",credential="b"}'
 _HELD = 'xapsd_pushes_held{instance="a",credential="b"}'
 _UNHEALTHY = 'xapsd_unhealthy{instance="a",cause="slots"}'
+_ALONE = 'xapsd_unhealthy{instance="a",cause="postgresql"}'
 _CONNECTIONS = 'xapsd_apns_connections{instance="a",credential="b"}'
 _EXPIRY = 'xapsd_credential_expiry_timestamp_seconds{instance="a",credential="b"}'
 _DELIVERED = 'xapsd_pushes_total{instance="a",outcome="delivered",reason=""}'
@@ -117,6 +118,7 @@ SOUND = {
     _FILE_REFUSED: "0x330",
     _HELD: "0x330",
     _UNHEALTHY: "0x330",
+    _ALONE: "0x330",
     _CONNECTIONS: "1x330",
     _EXPIRY: "8640000x330",
     _DELIVERED: "0+10x330",
@@ -137,6 +139,7 @@ FAULTS = {
     "XapsdCredentialFileRefused": {_FILE_REFUSED: "1x330"},
     "XapsdRefusedByApple": {_HELD: "1x330"},
     "XapsdFails": {_UNHEALTHY: "1x330"},
+    "XapsdCluster": {_ALONE: "1x330"},
     "XapsdNotConnected": {_CONNECTIONS: "0x330"},
     "XapsdCertificateExpiresSoon": {_EXPIRY: "864000x330"},
     "XapsdPushesFail": {_RETRIED: "0+10x330"},
