@@ -198,5 +198,6 @@ class Health:
 
     async def _try_notice(self) -> None:
         if (error := self._dispatcher.unsaved) is not None:
-            raise RegistryError(error)  # for which notices are refused, too
+            # For which notices are refused, too.
+            raise RegistryError(f"pushes that wait cannot be written to disk: {error}")
         await self._registry.registrations("")
