@@ -90,7 +90,6 @@ class MeetingTests(ClusterTestCase):
             mapped = Path(f"/proc/{daemon.pid}/maps").read_text()
             self.assertEqual("libpq" in mapped, expected)
 
-
     def test_signals_are_left_to_the_thread_that_bounds_the_stop(self) -> None:
         node = self.node("a", self.make_apns())
         self.start(node)
