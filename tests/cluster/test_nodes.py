@@ -295,6 +295,7 @@ class AdoptionTests(NodesCase):
             self.b.live(10)
         self.assertEqual(self.pushed(self.b), [])
         self.assertIn("the disk is full", str(events))
+        self.assertNotIn("think that this one is dead", str(events))
         failing = False
         self.b.live(10)
         self.assertEqual(self.pushed(self.b), ["alice"])

@@ -4,6 +4,7 @@ know, and what a dead one owes the others push."""
 from __future__ import annotations
 
 import json
+import signal
 import time
 from pathlib import Path
 
@@ -88,6 +89,19 @@ class MeetingTests(ClusterTestCase):
         for daemon, expected in (alone, False), (clustered, True):
             mapped = Path(f"/proc/{daemon.pid}/maps").read_text()
             self.assertEqual("libpq" in mapped, expected)
+
+    def test_signals_are_left_to_the_thread_that_bounds_the_stop(self) -> None:
+        node = self.node("a", self.make_apns())
+        self.start(node)
+        blocked = [
+            int(line.split()[1], 16)
+            for path in Path(f"/proc/{node.pid}/task").glob("*/status")
+            for line in path.read_text().splitlines()
+            if line.startswith("SigBlk:")
+        ]
+        able = [mask for mask in blocked if not mask >> (signal.SIGTERM - 1) & 1]
+        self.assertGreater(len(blocked), 2)
+        self.assertEqual(len(able), 1, "it waits for them")
 
 
 class OutageTests(ClusterTestCase):

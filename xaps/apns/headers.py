@@ -37,7 +37,6 @@ NO_TABLE = b"\x20"
 TABLE_SIZE = 4096
 """Bytes of both tables, unless one is made smaller; HTTP/2's default."""
 _OVERHEAD = 32  # what an entry counts beside its strings
-_STATUS = b"\x07:status"
 
 
 class HeadersError(Exception):

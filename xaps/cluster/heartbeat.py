@@ -184,20 +184,19 @@ class Heartbeat:
         try:
             if self._database.connected and await self._beat() and self._settled:
                 await self._adopt()
-        except (DatabaseError, RegistryError) as error:
+        except DatabaseError as error:
             self._since = None
             if self._database.connected:  # else this has been told
-                self._complaints.tell(
-                    LogLevel.error,
-                    "The other nodes may think that this one is dead: {error}",
-                    kind="turn",
-                    every=HOUR,
-                    error=error,
-                )
+                self._complain("The other nodes may think that this one is dead: {error}", error)
+        except RegistryError as error:
+            self._complain("What dead nodes owe is not taken over: {error}", error)
         except Exception:
             self._log.failure("The other nodes may think that this one is dead")
         else:
             self._complaints.over("turn")
+
+    def _complain(self, text: str, error: Exception) -> None:
+        self._complaints.tell(LogLevel.error, text, kind="turn", every=HOUR, error=error)
 
     async def _adopt(self) -> None:
         dead = any(not node.alive for node in self._nodes)

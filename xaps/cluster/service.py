@@ -105,7 +105,8 @@ class Cluster:
     def start(self) -> Deferred[None]:
         """Connect, and take part from then on; fires when that is done, and after some seconds if
         PostgreSQL is away."""
-        self._thread.start()
+        # Not before the signals are left to the daemon's own thread.
+        self._reactor.callWhenRunning(self._thread.start)
         self.database.start()
         self.heartbeat.start()
         return self._begun.addTimeout(PATIENCE, self._reactor).addErrback(

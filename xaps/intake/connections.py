@@ -87,7 +87,7 @@ class Turns:
         """Something has come in: let the connection work once, unless others wait, pushes are late
         or such work has taken half a `TURN` since the last turn. That spares the reactor a timer
         for each request."""
-        if self._next is None and 0.0 <= self._spent < TURN / 2 and not self._late():
+        if self._next is None and self._spent < TURN / 2 and not self._late():
             began = self._clock.seconds()
             self._work(connection)
             self._spent += self._clock.seconds() - began
