@@ -492,6 +492,14 @@ class TakenTests(SynchronousTestCase):
         bob = WaitingFlag(registration("bob").key, frozenset({"Notes"}))
         self.assertEqual(self.table.with_own(bob), bob)
 
+    def test_what_is_taken_over_while_a_push_is_answered_stays_on_disk(self) -> None:
+        flag = take(self.table, START + 100)
+        assert flag
+        given = self.table.with_own(WaitingFlag(self.key, frozenset({"INBOX"})))
+        self.table.answered(flag, START + 101)
+        self.table.restore(given, registration(), START + 102)
+        self.assertEqual(self.table.to_save(START + 200), ([], []))
+
 
 class WaitingMachine(RuleBasedStateMachine):
     """Against a plain account of what each phone is owed."""

@@ -80,7 +80,7 @@ class Cluster:
             run=partial(deferToThreadPool, reactor, self._thread),
             prepare=schema.prepare,
             on_connect=self._connected,
-            on_notice=self._noticed,
+            on_notice=lambda: self.exchange.look(),
         )
         self.exchange = Exchange(
             reactor,
@@ -121,9 +121,6 @@ class Cluster:
         await self.heartbeat.settle()
         if not self._begun.called:
             self._begun.callback(None)
-
-    def _noticed(self) -> None:
-        self.exchange.look()
 
     def status(self) -> dict[str, Any]:
         """How it is, for administrators and programs."""

@@ -165,6 +165,7 @@ class Flags:
             self._flags[saved.key] = flag
             self.waiting[lane] += 1
             flag.noticed_at = flag.waiting_since = now
+            self._cleared.discard(saved.key)  # what is taken over was written since then
         else:
             self._unsaved.setdefault(saved.key, now)
         flag.saved = True
