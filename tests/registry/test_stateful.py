@@ -23,7 +23,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.fakes import MemoryRegistry
 from xaps.model import LastNotice, LastPush, Registration, RegistrationKey, WaitingFlag
 from xaps.registry.database import open_writer
-from xaps.registry.interface import IRegistry
+from xaps.registry.interface import IRegistry, RegistryError
 from xaps.registry.rows import PAGE
 from xaps.registry.sqlite import SQLiteRegistry
 
@@ -117,6 +117,15 @@ class Registries(RuleBasedStateMachine):
     @precondition(lambda self: not self.worker.held)
     def hold_writes(self) -> None:
         self.worker.held = True
+        self.real.probe()  # the rest waits for this
+
+    @rule()
+    @precondition(lambda self: self.worker.held)
+    def spoil(self) -> None:
+        """A write that fails: those that wait before it are made twice."""
+        bad = WaitingFlag(RegistrationKey("spoilt", "A1", "aa"), frozenset({"\ud800"}))
+        self.real.save_flags([bad], []).addErrback(lambda failure: failure.trap(RegistryError))
+        self.catch_up()
 
     @rule()
     @precondition(lambda self: self.worker.held)
