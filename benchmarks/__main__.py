@@ -56,7 +56,9 @@ def go(title: str, unit: str, bar: float, reference: str, *, most: bool = True) 
 
 
 ROWS = {
-    "cpu-64": go("CPU a notice and push, 64 connections", "us", 0.65 * 65e-6, "cpu-64"),
+    "cpu-64": go(
+        "CPU a notice and push, phones in memory, 64 connections", "us", 0.65 * 65e-6, "cpu-64"
+    ),
     "first": Row("the same, of users who had no notice before", "us", None, "cpu-64"),
     "cpu-1": go("the same, 1 connection", "us", 0.65 * 177e-6, "cpu-1"),
     "token": go("the same with a token key, 64 connections", "us", 0.65 * 65e-6, "cpu-64"),

@@ -97,6 +97,12 @@ class FakeSender:
         on_outcome(outcome)
         on_outcome(outcome)
 
+    def answer_and_break(self, push: Push, on_outcome: Callable[[Outcome], None]) -> None:
+        """It never does this either."""
+        self.pushes.append(push)
+        on_outcome(Delivered())
+        raise RuntimeError("broken sender")
+
     @property
     def in_flight(self) -> int:
         return len(self._open)
@@ -599,6 +605,15 @@ class OutcomeTests(DispatcherTestCase):
         self.turn(10)
         self.assertEqual(len(self.sender.pushes), 1)
         self.sender.answer(Delivered())
+        self.successResultOf(self.stop())
+
+    def test_a_sender_that_has_answered_and_raises_has_sent_it_once(self) -> None:
+        self.sender.send = self.sender.answer_and_break  # type: ignore[method-assign]
+        self.notify()
+        self.turn(100)
+        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
+        self.assertEqual(len(self.sender.pushes), 1)
+        self.assertEqual(self.dispatcher.flags.in_flight, 0)
         self.successResultOf(self.stop())
 
     def test_what_blames_the_credential_before_is_tried_with_the_new_one(self) -> None:

@@ -24,8 +24,8 @@ SHORTEST_DELAY = 1.0
 LONGEST_DELAY = 60.0
 """Seconds between two attempts."""
 AWAY = 24
-"""While nobody is there, an attempt is made each so-manieth of that time, or twice that, so that it
-is noticed soon when somebody is; in the first minute all 5 seconds at the latest."""
+"""While nobody is there, the next attempt is made after a part of the time for which nobody has
+been: between this part of it and twice that, and within the first minute every 5 seconds."""
 REFUSED_DELAY = 300.0
 """Seconds before the next attempt when APNs does not accept the credential."""
 SETTLED_AFTER = 60.0

@@ -80,7 +80,7 @@ class Cluster:
             run=partial(deferToThreadPool, reactor, self._thread),
             prepare=schema.prepare,
             on_connect=self._connected,
-            on_notice=lambda: self.exchange.look(),
+            on_notice=lambda: self.exchange.look(),  # noqa: PLW0108 - it is made below
         )
         self.exchange = Exchange(
             reactor,

@@ -143,6 +143,8 @@ class Pushes:
         """An exception was raised."""
         key, now = push.flag.key, self._clock.seconds()
         self._log.failure("Handling the answer for {key} failed", key=key)
+        if push.flag.sent is not push.named:
+            return  # it was over before
         error = RetryAfter("internal error")
         self._flags.hasten(push.holds.answered(key, error, now, probe=push.probe), now)
         self._retry(push.flag, error)

@@ -98,9 +98,11 @@ class GroupCommit:
             answers: Sequence[Callable[[], None]] = await self._run(partial(self._commit, batch))
         except Exception as error:
             answers = [partial(answer.errback, error) for _, answer in batch]
-        self._written()
-        for answer in answers:
-            answer()
+        try:
+            self._written()
+        finally:  # somebody waits for each
+            for answer in answers:
+                answer()
 
     def _commit(
         self, batch: Sequence[tuple[Work[Any], Deferred[Any]]]
