@@ -739,6 +739,24 @@ class SecretTests(ConfigTestCase):
         self.assertIn("expected printable ASCII characters without spaces", line)
         self.assertNotIn(self.SECRET, line)
 
+    def test_a_password_that_would_be_taken_for_the_host_of_a_database_is_refused(self) -> None:
+        for url in (
+            "postgresql:///xapsd",
+            "postgresql://xapsd@db1.example.org,db2.example.org:5433/xapsd?sslmode=verify-full",
+            "postgres://xapsd:pa%40ss@[::1]/xapsd?user=a@b",
+        ):
+            self.assertEqual(self.load(f"databaseUrl: {url}\n").database_url, url)
+        for url in (
+            f"postgressql://xapsd:{self.SECRET}@db/xapsd",
+            f"postgresql:xapsd:{self.SECRET}@db/xapsd",
+            f"postgresql://xapsd:p@{self.SECRET}@db/xapsd",
+            f"postgresql://xapsd:p/{self.SECRET}@db/xapsd",
+            f"postgresql://xapsd:{self.SECRET}/p@db/xapsd",
+        ):
+            line = self.error(f"databaseUrl: {url}\n")
+            self.assertIn("expected postgresql://USER:PASSWORD@HOST/DATABASE", line)
+            self.assertNotIn(self.SECRET, line)
+
     def test_secrets_are_not_in_the_representation(self) -> None:
         config = self.load(
             f"authToken: {self.SECRET}\ncertificatePassword: {self.SECRET}\n"

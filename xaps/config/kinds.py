@@ -159,11 +159,13 @@ PASSWORD_HASH = matching(
     advice="xapsd -pass makes it from the password",
     secret=True,
 )
+# A password with @ or / in it would be taken for a part of the host, and told as such.
 POSTGRESQL = matching(
-    "|postgres(ql)?://.*",
-    "a URL that begins with postgresql://",
+    r"|postgres(ql)?://([^@/?]*@)?[^@?]*(\?.*)?",
+    "postgresql://USER:PASSWORD@HOST/DATABASE",
     _or_none,
-    advice="for the local PostgreSQL it is postgresql:///xapsd",
+    advice="for the local PostgreSQL it is postgresql:///xapsd; in a password write %40 for @ and "
+    "%2F for /",
     secret=True,
 )
 TOKEN = matching(
