@@ -22,6 +22,7 @@ from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
 import xaps
+from xaps.admin.cluster import no_psycopg
 from xaps.admin.control import Control
 from xaps.admin.entries import Entry, other_topic
 from xaps.admin.health import Health
@@ -204,9 +205,7 @@ class Daemon(Service):
         try:
             from xaps.cluster.service import Cluster, DatabaseError  # noqa: PLC0415 - seldom there
         except ImportError as error:
-            raise StartError(
-                f"databaseUrl: psycopg 3 is needed for it: install python3-psycopg ({error})"
-            ) from error
+            raise StartError(no_psycopg(error)) from error
         try:
             return Cluster(
                 self._reactor,
@@ -219,7 +218,7 @@ class Daemon(Service):
                 wall=time.time,
             )
         except DatabaseError as error:
-            raise StartError(f"databaseUrl: {error}") from error
+            raise StartError(str(error)) from error
 
     def _replicated(
         self, registrations: Sequence[Registration], dropped: Sequence[RegistrationKey]

@@ -392,9 +392,15 @@ class CheckTests(SynchronousTestCase):
     def test_a_cluster_without_psycopg_is_told(self) -> None:
         self.assertFalse(self.check(database_url="postgresql:///xapsd")[0])
         with mock.patch.dict(sys.modules, {"psycopg": None}):
+            sys.modules.pop("xaps.cluster.database", None)
             text = self.refusal(database_url="postgresql:///xapsd")
             self.assertFalse(self.check()[0])
-        self.assertIn("databaseUrl: psycopg 3 is needed for it: install python3-psycopg", text)
+        self.assertIn("databaseUrl: psycopg 3 and libpq are needed for it: install python3-", text)
+
+    def test_a_database_url_that_libpq_does_not_understand_is_told_without_it(self) -> None:
+        text = self.refusal(database_url="postgresql://xapsd:geheim@db/xapsd?sslmod=require")
+        self.assertIn("databaseUrl cannot be read; it is like postgresql://USER", text)
+        self.assertNotIn("geheim", text)
 
     def test_an_imapd_conf_that_is_missing_is_named(self) -> None:
         text = self.refusal(

@@ -191,6 +191,13 @@ class DatabaseTests(SynchronousTestCase):
             self.assertFalse(made.connected)
             self.assertNotIn("geheim", f"{made.error} {events} {vars(made)['_where']}")
 
+    def test_what_each_of_two_tries_has_told_is_told_once(self) -> None:
+        failed = 'connection to server at "::1", port 5432 failed: FATAL:  password of "xapsd"'
+        text = f"connection failed: {failed}\n{failed}\n\tIs the server running there?"
+        told = self.make("postgresql://db/x")._explained(psycopg.OperationalError(text))
+        expected = f"PostgreSQL at db, database x: {' '.join(failed.split())}"
+        self.assertEqual(str(told), expected)
+
     def test_stopped_it_connects_no_more(self) -> None:
         made = self.connected()
         self.successResultOf(made.stop())

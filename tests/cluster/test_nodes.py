@@ -541,7 +541,11 @@ class NameTests(NodesCase):
 
     def test_a_node_can_be_forgotten_when_it_is_dead_and_what_it_owes_is_pushed(self) -> None:
         self.owe(self.a, *USERS)
-        for name, reason in (("a", "a is alive"), ("b", "b is alive"), ("x", "no node is named x")):
+        for name, reason in (
+            ("a", "a is alive"),
+            ("b", "b is this node"),
+            ("x", "no node is named x"),
+        ):
             with self.assertRaisesRegex(Refused, reason):
                 self.forget(self.b, name)
         self.kill(self.a)

@@ -747,8 +747,11 @@ class SecretTests(ConfigTestCase):
             "postgresql://xapsd:ge@he:im@db/x",
             "postgresql://xapsd:ge@he/im@db/x",
             "postgresql://xapsd:gehe%im@db/x",
+            "postgressql://xapsd:geheim@db/x",
+            "postgresql:xapsd:geheim@db/x",
         ):
             line = self.error(f"databaseUrl: {url}\n")
+            self.assertIn("expected postgresql://USER:PASSWORD@HOST/DATABASE", line)
             self.assertIn("in a password write %40 for @", line)
             self.assertNotIn("db/x", line)
         for url in (

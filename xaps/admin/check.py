@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +10,7 @@ from typing import TextIO
 
 import attrs
 
+from xaps.admin.cluster import no_psycopg
 from xaps.admin.entries import other_topic
 from xaps.admin.running import daemon_pid, listens
 from xaps.admin.sandbox import UNIT, Sandbox, ask
@@ -274,9 +274,14 @@ def _cyrus(config: Config, findings: Sequence[LoadResult | None]) -> Iterator[st
 def _cluster(config: Config) -> Iterator[str]:
     if config.database_url is not None:
         try:
-            importlib.import_module("psycopg")
+            from xaps.cluster.database import DatabaseError, parsed  # noqa: PLC0415 - seldom there
         except ImportError as error:
-            yield f"databaseUrl: psycopg 3 is needed for it: install python3-psycopg ({error})"
+            yield no_psycopg(error)
+            return
+        try:
+            parsed(config.database_url)
+        except DatabaseError as error:
+            yield str(error)
 
 
 def _sockets(config: Config) -> Iterator[str]:

@@ -19,6 +19,15 @@ HIDDEN = 60.0
 """Seconds for which others' changes may be hidden by a transaction."""
 
 
+def no_psycopg(error: ImportError) -> str:
+    """What to say where it cannot be imported."""
+    why = str(error).partition("\n")[0]  # without libpq5 more lines follow
+    return (
+        "databaseUrl: psycopg 3 and libpq are needed for it: install python3-psycopg; from source, "
+        f"psycopg with pip, and libpq5 ({why})"
+    )
+
+
 class Cluster(Protocol):
     """See :class:`xaps.cluster.service.Cluster`."""
 

@@ -243,7 +243,8 @@ class Control:
         """Take over what a dead node owes, and forget it; fires with how many pushes it was. Fails
         with :class:`~xaps.model.Refused`."""
         if self._cluster is None:
-            return fail(Refused("databaseUrl is not set, so there are no other nodes"))
+            text = "databaseUrl is not set, so there are no other nodes: see docs/cluster.rst"
+            return fail(Refused(text))
         return self._cluster.forget(name).addCallback(lambda pushes: {"adopted": pushes})
 
     def push(self, user: str, mailbox: str | None = None) -> Deferred[list[Value]]:

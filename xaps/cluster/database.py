@@ -52,6 +52,8 @@ _PARAMETERS: dict[str, Any] = {
 }
 """What the URL does not say itself."""
 
+_NO_NEWS = r"\Aconnection (failed|is bad): |\n[\t ].*"
+
 T = TypeVar("T")
 
 Connection = psycopg.Connection[tuple[Any, ...]]
@@ -65,6 +67,21 @@ class Run(Protocol):
     """As :class:`xaps.registry.groupcommit.Run`, with a thread of its own."""
 
     def __call__(self, work: Callable[[], T], /) -> Deferred[T]: ...
+
+
+def parsed(url: str) -> dict[str, Any]:
+    """The parameters that a URL has.
+
+    :raises DatabaseError: it is none.
+    """
+    try:
+        return conninfo_to_dict(url)
+    except psycopg.Error:  # its text can have the password in it
+        raise DatabaseError(
+            "databaseUrl cannot be read; it is like postgresql://USER:PASSWORD@HOST/DATABASE: is"
+            " what follows a ? spelled right, and special characters of the password as % and two"
+            " digits?"
+        ) from None
 
 
 @attrs.frozen
@@ -114,13 +131,7 @@ class Database:
         on_notice: Callable[[], None],
         jitter: Callable[[], float] = lambda: random.uniform(0.8, 1.2),  # noqa: S311 - no secret
     ) -> None:
-        try:
-            given = conninfo_to_dict(url)
-        except psycopg.Error:  # its text can have the password in it
-            raise DatabaseError(
-                "databaseUrl cannot be read; it is like postgresql://USER:PASSWORD@HOST/DATABASE,"
-                " with % and two digits for special characters in the password"
-            ) from None
+        given = parsed(url)
         self._conninfo = make_conninfo("", **{**_PARAMETERS, **given})
         self._where = "PostgreSQL at {host}, database {dbname}".format(
             host=given.get("host") or given.get("hostaddr") or "the local socket",
@@ -283,8 +294,10 @@ class Database:
     def _explained(self, error: BaseException | None) -> DatabaseError:
         text = str(error)
         if isinstance(error, psycopg.Error):
-            # The rest can have values of columns in it, and guesses.
-            text = error.diag.message_primary or re.sub(r"\n[\t ].*", "", text)
+            # The rest can have values of columns in it, and guesses. Without TLS the same is tried,
+            # and told, once more.
+            text = error.diag.message_primary or re.sub(_NO_NEWS, "", text)
+            text = " ".join(dict.fromkeys(text.splitlines()))
         return DatabaseError(f"{self._where}: {' '.join(text.split()):.300}")
 
     def _broken(self, failure: Failure) -> None:

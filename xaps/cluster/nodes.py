@@ -178,14 +178,16 @@ def adopt(
 def forget(connection: Connection, node: str, name: str, covers: Callable[[str], bool]) -> Taken:
     """Take over what this node owes; if that is all, it is forgotten.
 
-    :raises Refused: it is alive, or not known.
+    :raises Refused: it is alive, this node, or not known.
     """
     found = connection.execute(
         f"SELECT {_IS_SILENT} FROM nodes WHERE name = %s FOR UPDATE", (name,)
     ).fetchone()
     if found is None:
-        raise Refused(f"no node is named {name}")
-    if name == node or not found[0]:
+        raise Refused(f"no node is named {name}: xapsctl nodes lists them")
+    if name == node:
+        raise Refused(f"{name} is this node itself: stop xapsd here, and ask another node")
+    if not found[0]:
         raise Refused(f"{name} is alive: stop xapsd there, and wait for {SILENT:.0f} seconds")
     taken = _take(connection, node, [name], covers)
     if not taken.rest:

@@ -162,7 +162,7 @@ PASSWORD_HASH = matching(
 # What libpq takes for the host, and so goes into messages, has nothing of a password in it.
 POSTGRESQL = matching(
     r"|(?!.*%(?![0-9A-Fa-f]{2}))postgres(ql)?://([^@/]*@)?[^@?]*(\?.*)?",
-    "a URL that begins with postgresql://",
+    "postgresql://USER:PASSWORD@HOST/DATABASE",
     _or_none,
     advice="for the local PostgreSQL it is postgresql:///xapsd; in a password write %40 for @, %2F "
     "for / and %25 for %",

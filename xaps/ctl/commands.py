@@ -69,7 +69,8 @@ class Commands:
     def do_nodes(self) -> int:
         answer = self._daemon().get("/status")
         if "cluster" not in answer:
-            raise CtlError("databaseUrl is not set, so there are no other nodes", BAD)
+            text = "databaseUrl is not set, so there are no other nodes: see docs/cluster.rst"
+            raise CtlError(text, BAD)
         cluster = answer["cluster"]
         self._tell(cluster["nodes"], answers.nodes(answer))
         alone = cluster["away"] or cluster["error"]
