@@ -197,7 +197,7 @@ class _Page(Collector):
         yield dropped
         yield Gauge("xapsd_pushes_waiting", "Phones that are owed a push", status["waiting"])
         yield Gauge("xapsd_pushes_in_flight", "Pushes without an answer", status["in_flight"])
-        text = "How long the oldest push that could go out has waited for the processor"
+        text = "How long pushes that could go out have waited for the processor, at most"
         yield Gauge("xapsd_push_lag_seconds", text, status["push_lag"])
         text = "Pushes that had to wait since their phone had just had one"
         yield CounterMetricFamily("xapsd_pushes_held_for_calm", text, status["held_for_calm"])

@@ -316,9 +316,9 @@ class Dispatcher:
 
     @property
     def lag(self) -> float:
-        """Seconds for which the oldest push that could go out has waited for the processor: what
-        is held back, or waits for APNs, does not count. What APNs has answered and we have not read
-        does."""
+        """Seconds since all that could go out had done so: no push has waited longer for the
+        processor. What is held back, or waits for APNs, does not count; what APNs has answered and
+        we have not read does."""
         now, since = self._clock.seconds(), self._behind_since
         if since is None or (
             self._pump_at > now and not any(route.sender.busy() for route in self.routes)
