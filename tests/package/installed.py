@@ -359,12 +359,13 @@ def check_installation(said: str) -> None:
 
 
 def check_dependencies() -> None:
-    """A machine that has nothing else on it has to have all that is imported."""
+    """A machine that has nothing else on it has to have all that is imported; what ``databaseUrl``
+    needs is suggested only."""
     program = (
         "import sys; before = set(sys.modules)\n"
         "import importlib, pkgutil, twisted.internet.reactor, twisted.plugins.xapsd_plugin, xaps\n"
-        "for module in pkgutil.walk_packages(xaps.__path__, 'xaps.'): "
-        "importlib.import_module(module.name)\n"
+        "for module in pkgutil.walk_packages(xaps.__path__, 'xaps.'):\n"
+        "    if not module.name.startswith('xaps.cluster.'): importlib.import_module(module.name)\n"
         "for name in set(sys.modules) - before: "
         "print(getattr(sys.modules[name], '__file__', None) or '')"
     )
