@@ -409,9 +409,6 @@ class CalmMachine(RuleBasedStateMachine):
             self.dispatcher.register(Registration(key, names, UPTIME, frozenset(names)))
             self.taken[key] = []
 
-    def busy(self) -> bool:
-        return False
-
     def room(self) -> int:
         return 100
 

@@ -35,9 +35,6 @@ class FakeApns:
         self.gone: set[str] = set()
         self.pushes = 0
 
-    def busy(self) -> bool:
-        return False
-
     def room(self) -> int:
         return 1000
 

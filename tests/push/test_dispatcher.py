@@ -74,9 +74,6 @@ class FakeSender:
         self.pushes: list[Push] = []
         self._open: list[Callable[[Outcome], None]] = []
 
-    def busy(self) -> bool:
-        return False
-
     def room(self) -> int:
         return self.capacity - len(self._open)
 

@@ -73,7 +73,6 @@ class OverloadTests(DispatcherTestCase):
         self.patch(self.registry, "addressees", self.phones)
         self.patch(self.registry, "save_flags", self.save_flags)
         self.patch(self.sender, "send", self.send)
-        self.patch(self.sender, "busy", self.busy)
         self.patch(self.sender, "room", lambda: self.room - len(self.answers))
 
     def phones(self, user: str, mailbox: str) -> Sequence[Addressee]:
@@ -89,13 +88,13 @@ class OverloadTests(DispatcherTestCase):
         self.sent += 1
         self.answers.append((self.clock.seconds() + self.apns_takes, on_outcome))
 
-    def busy(self) -> bool:
+    def answered(self) -> bool:
         return bool(self.answers) and self.answers[0][0] <= self.clock.seconds()
 
     def answer(self) -> None:
         """Some of what has come."""
         for _ in range(AT_ONCE):
-            if not self.busy():
+            if not self.answered():
                 break
             self.clock.rightNow += ANSWERED
             self.answers.popleft()[1](Delivered())

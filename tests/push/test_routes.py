@@ -21,9 +21,6 @@ X, Y, Z = (f"com.apple.mobilemail.push.{name}" for name in "xyz")
 
 
 class NoSender:
-    def busy(self) -> bool:
-        return False
-
     def room(self) -> int:
         raise AssertionError
 

@@ -79,7 +79,7 @@ class LagTests(TopicsTestCase):
         self.turn()
         self.assertEqual(self.pushed(), [("zoe@z.org", Z)])
         self.clock.advance(3600)
-        self.patch(other, "busy", lambda: True)  # with the answer
+        other.answer(Delivered())
         self.assertEqual(self.dispatcher.lag, 0)
 
 

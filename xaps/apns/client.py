@@ -94,11 +94,6 @@ class Client:
         connection = self._connector.ready()
         return 0 if connection is None else connection.room
 
-    def busy(self) -> bool:
-        """Whether answers have come that are not dealt with yet: there will be more room."""
-        connection = self._connector.ready()
-        return connection is not None and connection.busy
-
     def send(self, push: Push, on_outcome: Callable[[Outcome], None]) -> None:
         """Send a push while there is :meth:`room`.
 

@@ -126,11 +126,6 @@ class Connection(BaseProtocol):
         return self.session.room if self._state is TransportState.UP and not self._paused else 0
 
     @property
-    def busy(self) -> bool:
-        """Whether something has come from the peer that is not dealt with yet."""
-        return bool(self._events or self._arrived or self.session.backlog)
-
-    @property
     def peer(self) -> str:
         """The peer's address, for people."""
         if self.transport is None:

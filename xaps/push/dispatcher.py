@@ -131,6 +131,7 @@ class Dispatcher:
         self._pump_call: IDelayedCall | None = None
         self._pump_at = math.inf  # when it is, or was to be; never: there is none
         self._behind_since: float | None = None  # not everything has gone out that could
+        self._awaiting_since: float | None = None  # APNs, for room
         self._all_answered: Deferred[None] | None = None
 
     def start(self) -> Deferred[int]:
@@ -308,41 +309,47 @@ class Dispatcher:
         probed = self.holds.probe(lambda key: self.flags.get(key) is not None, now)
         self.flags.hasten(probed, now)
         if not self.holds.stopping:
-            if self._push_due(now):
+            self._behind_since = self._behind(now)
+            waits, room = self._push_due(now)
+            if not waits:
                 self._behind_since = None
             elif self._behind_since is None:
                 self._behind_since = now
+            self._awaiting_since = None if room else now
         self._arm(now)
 
     @property
     def lag(self) -> float:
         """Seconds since all that could go out had done so: no push has waited longer for the
-        processor. What is held back, or waits for APNs, does not count; what APNs has answered and
-        we have not read does."""
-        now, since = self._clock.seconds(), self._behind_since
-        if since is None or (
-            self._pump_at > now and not any(route.sender.busy() for route in self.routes)
-        ):
-            self._behind_since = None
-            return 0.0
-        return now - since
+        processor. What is held back does not count. The time for which APNs was awaited counts
+        against it: as long as that is a third of the time, it is APNs that is slow."""
+        now = self._clock.seconds()
+        since = self._behind(now)
+        return 0.0 if since is None else now - since
+
+    def _behind(self, now: float) -> float | None:
+        """Since when pushes have waited for the processor, less what it has waited for APNs."""
+        if self._behind_since is None or self._awaiting_since is None:
+            return self._behind_since
+        return min(now, self._behind_since + 2 * (now - self._awaiting_since))
 
     def is_late(self) -> bool:
         """Whether the IMAP servers are to wait, so that pushes go out in time."""
         return self._behind_since is not None and self.lag > LATE
 
-    def _push_due(self, now: float) -> bool:
+    def _push_due(self, now: float) -> tuple[bool, bool]:
         """Start a slice, with one flag of each lane after the other; what cannot change meanwhile
-        is asked once. Returns whether that was all that is due and waits for nothing else."""
+        is asked once. Returns whether some that are due and not held back still wait, and whether
+        there is room for them."""
         ways = [(lane, way) for lane in self.flags.lanes() if (way := self.holds.way(lane))]
         room = {route: route.sender.room() for _, (_, route) in ways}
-        left, done = SLICE, True
+        left, waits = SLICE, False
         while ways:
             for each in ways[:]:
                 lane, (holds, route) = each
                 flag = self.flags.first(lane, now)
                 if flag is None or flag.due > now or room[route] <= 0:
-                    done &= flag is None or flag.due > now or not route.sender.busy()
+                    waits |= flag is not None and flag.due <= now
                     ways.remove(each)
                     continue
                 hold = holds.on(flag.key, now)
@@ -356,8 +363,8 @@ class Dispatcher:
                     ways.remove(each)
                 left -= 1
                 if not left:
-                    return False
-        return done
+                    return True, True
+        return waits, not waits
 
     def _push_ended(self, now: float) -> None:
         self._arm(now)

@@ -14,9 +14,6 @@ class Sender(Protocol):
     def room(self) -> int:
         """How many pushes may be handed over now."""
 
-    def busy(self) -> bool:
-        """Whether answers have come that are not dealt with yet: there will be more room."""
-
     def send(self, push: Push, on_outcome: Callable[[Outcome], None]) -> None:
         """Push; `on_outcome` is called once with the outcome, always, perhaps at once."""
 
