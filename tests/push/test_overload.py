@@ -138,6 +138,14 @@ class OverloadTests(DispatcherTestCase):
         all_the_time = 2 / (PUSHING + ANSWERED + ACCEPTING + NOTICE / PHONES)
         self.assertGreater(self.sent, 0.9 * all_the_time, "nothing waits for nothing")
 
+    def test_streams_that_are_all_taken_for_a_moment_are_no_excuse(self) -> None:
+        for room, takes in ((1000, 0.001), (100, 0.001)):
+            self.room, self.apns_takes, self.latest = room, takes, 0.0
+            self.flood()
+            self.run_for(3)
+            self.assertLess(self.latest, BOUND, room)
+            self.assertEqual(self.saved, 0)
+
     def test_intake_goes_on_while_pushes_are_late_if_slowly(self) -> None:
         """Such as after an outage."""
         self.room = 0
