@@ -32,9 +32,12 @@ class CalmTests(EndToEndTestCase):
         return apns, daemon
 
     def mails(self, daemon: Daemon, number: int, seconds: float) -> list[float]:
-        """So many, over so many seconds; when each was told of."""
+        """So many, over so many seconds, or fewer where the machine is too busy for them; when each
+        was told of."""
         began, times = time.time(), []
         for n in range(number):
+            if time.time() > began + seconds + 1:
+                break
             time.sleep(max(0.0, began + n * seconds / number - time.time()))
             times.append(time.time())
             self.assertEqual(daemon.http_notify("alice")[0], 200)
