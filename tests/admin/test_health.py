@@ -214,7 +214,7 @@ class RegistryTests(HealthTestCase):
             return addressees(user, mailbox)
 
         addressees = self.registry.addressees
-        self.registry.addressees = damaged  # type: ignore[method-assign]
+        self.registry.addressees = damaged  # type: ignore[method-assign]  # a page that is
 
     def after(self, error: Exception) -> str:
         """The health when notices end so."""
@@ -235,7 +235,7 @@ class RegistryTests(HealthTestCase):
         self.assertIn("disk full", self.health()[1])
         refused = self.assertRaises(Refused, self.intake.notify, Notice("alice", "INBOX", True))
         self.assertTrue(refused.temporary)
-        self.registry.registrations = lambda user: succeed([])  # type: ignore[method-assign]
+        self.registry.registrations = lambda user: succeed([])  # type: ignore[method-assign]  # reads work
         self.look(2)
         self.assertEqual(self.causes(), ["saving", "notices"], "the next would be refused, too")
         self.registry.failure = None
