@@ -36,7 +36,7 @@ from tests.registry.contract import (
     registration,
 )
 from xaps.model import LastNotice, Registration, RegistrationKey
-from xaps.registry import history, sqlite
+from xaps.registry import history, outbox, sqlite
 from xaps.registry.database import open_reader, open_writer
 from xaps.registry.groupcommit import Run
 from xaps.registry.interface import Registered, RegistryError
@@ -130,6 +130,15 @@ class SQLiteRegistryContractTests(RegistryContract, InFolder):
         return self.open(
             max_per_user=max_per_user, max_mailboxes=max_mailboxes, wall=lambda: self.now
         )
+
+
+class ClusteredContractTests(SQLiteRegistryContractTests):
+    """The same where all changes are noted for other nodes."""
+
+    def make_registry(self, max_per_user: int = 100, max_mailboxes: int = 10_000) -> SQLiteRegistry:
+        registry = super().make_registry(max_per_user, max_mailboxes)
+        outbox.watch(self.writer)
+        return registry
 
 
 PAGES = [AFTER.format(table) for table in (FLAGS, REGISTRATIONS)]
