@@ -57,7 +57,7 @@ class Flood:
     def stop(self) -> None:
         raise AssertionError
 
-    cut_off = crowd_out = stop
+    flush = cut_off = crowd_out = stop
 
 
 class OverloadTests(DispatcherTestCase):

@@ -6,6 +6,7 @@ Pure, and quick: it is told of every notice and every answer.
 from __future__ import annotations
 
 import itertools
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -31,8 +32,9 @@ MAX_UNWRITTEN = 20_000
 K = TypeVar("K")
 V = TypeVar("V")
 
-Pushes = dict[RegistrationKey, LastPush]
-Notices = dict[str, LastNotice]
+# From whose front a plain one is long in deleting: it passes all the holes each time.
+Pushes = OrderedDict[RegistrationKey, LastPush]
+Notices = OrderedDict[str, LastNotice]
 
 
 class History:
@@ -44,9 +46,10 @@ class History:
 
     def __init__(self, wall: Callable[[], float]) -> None:
         self._wall = wall
-        self._pushes: Pushes = {}
-        self._notices: Notices = {}
-        self._written: tuple[Pushes, Notices] = {}, {}  # as far as they can be at the moment
+        self._pushes: Pushes = OrderedDict()
+        self._notices: Notices = OrderedDict()
+        # As far as they can be at the moment.
+        self._written: tuple[Pushes, Notices] = OrderedDict(), OrderedDict()
         self._since: float | None = None  # by the reactor's clock
         self.heard_at: float | None = None
 
@@ -67,11 +70,11 @@ class History:
         self._pushes[key] = LastPush(self._wall(), name, reason, seconds)
         self._grown(self._pushes, now)
 
-    def _grown(self, latest: dict[K, V], now: float) -> None:
+    def _grown(self, latest: OrderedDict[K, V], now: float) -> None:
         if self._since is None:
             self._since = now
         if len(latest) > MAX_UNWRITTEN:
-            del latest[next(iter(latest))]
+            latest.popitem(last=False)
 
     def forget(self, key: RegistrationKey) -> None:
         """That phone is gone."""
@@ -102,7 +105,7 @@ class History:
 
     def saved(self) -> None:
         """It is on disk."""
-        self._written = {}, {}
+        self._written = OrderedDict(), OrderedDict()
 
     def save_failed(self, now: float, *, final: bool) -> None:
         """It is not.
@@ -110,23 +113,25 @@ class History:
         :param final: nor will it ever be: the daemon stops.
         """
         if final:
-            self._pushes, self._notices, self._since = {}, {}, None
+            self._pushes.clear()
+            self._notices.clear()
+            self._since = None
         else:
             # What came meanwhile is newer.
             self._pushes = _newest(self._written[0], self._pushes)
             self._notices = _newest(self._written[1], self._notices)
             self._since = now if self._pushes or self._notices else None
-        self._written = {}, {}
+        self._written = OrderedDict(), OrderedDict()
 
 
-def _taken(latest: dict[K, V], limit: int) -> dict[K, V]:
-    taken = dict(itertools.islice(latest.items(), limit))
+def _taken(latest: OrderedDict[K, V], limit: int) -> OrderedDict[K, V]:
+    taken = OrderedDict(itertools.islice(latest.items(), limit))
     for key in taken:
         del latest[key]
     return taken
 
 
-def _newest(older: dict[K, V], newer: dict[K, V]) -> dict[K, V]:
-    merged = {**older, **newer}
+def _newest(older: OrderedDict[K, V], newer: OrderedDict[K, V]) -> OrderedDict[K, V]:
+    merged = older | newer
     surplus = len(merged) - MAX_UNWRITTEN
-    return dict(itertools.islice(merged.items(), max(0, surplus), None))
+    return OrderedDict(itertools.islice(merged.items(), max(0, surplus), None))
