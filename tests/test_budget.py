@@ -157,7 +157,7 @@ class BudgetTests(SynchronousTestCase):
         self.factory = ClientConnectionFactory(
             Connections(self.clock, Turns(self.clock), responder, limit=100)
         )
-        client.start(self.dispatcher.pump)
+        client.start(self.dispatcher.scheduler.pump)
         route.credential = certificate()
         client.use(route.credential)
         self.dispatcher.credential_changed(route)
