@@ -165,7 +165,7 @@ class ClientConnection(Protocol):
                 self._answer(event)
             elif event is not None:
                 self._write(event)
-        if self._has_work():
+        if (self._queue or self._input) and self._has_work():
             return True
         self._settle()
         return False
