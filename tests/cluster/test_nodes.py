@@ -21,6 +21,7 @@ from xaps.model import Delivered, Notice, Refused, Registration, RegistrationKey
 from xaps.push.flags import SAVE_AFTER
 from xaps.registry.interface import RegistryError
 from xaps.registry.outbox import BATCH
+from xaps.system.complaints import HOUR
 
 SOON = SAVE_AFTER + 0.1
 """Seconds after which what waits is on disk."""
@@ -563,6 +564,39 @@ class NameTests(NodesCase):
         self.begin(self.a)
         self.b.live()
         self.assertEqual([node["name"] for node in self.b.heartbeat.status()["nodes"]], ["a", "b"])
+
+    def expire(self, node: Node) -> None:
+        node.reactor.rightNow += HOUR + 1
+        node.look()
+
+    def test_a_node_that_is_silent_for_a_month_is_forgotten_with_what_it_owed(self) -> None:
+        self.owe(self.a, "alice")
+        self.kill(self.a)
+        self.b.live()
+        self.answer(self.b)
+        self.save(self.b)
+        self.sql("UPDATE flags SET saved_at = saved_at - interval '2 days'")
+        for days, known in (30, ["a", "b"]), (1.1, ["b"]):
+            self.sql("UPDATE nodes SET beat = beat - %s * interval '1 day' WHERE name = 'a'", days)
+            self.expire(self.b)
+            self.b.live()
+            seen = [node["name"] for node in self.b.heartbeat.status()["nodes"]]
+            self.assertEqual(seen, known)
+            # As long as it is known, it is told when it returns that this was pushed.
+            self.assertEqual(self.flags(), [("a", "alice", "b")] if "a" in known else [])
+
+    def test_what_a_node_owes_is_good_for_a_day_after_its_last_sign_of_life(self) -> None:
+        self.owe(self.a, "alice")
+        # It has been written for long, and renewed since.
+        self.sql("UPDATE flags SET saved_at = saved_at - interval '3 days'")
+        self.expire(self.b)
+        self.assertEqual(self.flags(), [("a", "alice", None)])
+        for hours, left in (23, 1), (2, 0):
+            self.sql(
+                "UPDATE nodes SET beat = beat - %s * interval '1 hour' WHERE name = 'a'", hours
+            )
+            self.expire(self.b)
+            self.assertEqual(len(self.flags()), left)
 
     def test_who_does_not_know_all_phones_yet_forgets_no_node(self) -> None:
         self.owe(self.a, "alice")
