@@ -526,8 +526,9 @@ class NameTests(NodesCase):
         self.assertEqual(len(errors), 1)
         said = self.a.heartbeat.error
         self.assertIn("another xapsd has the name a", str(said))
+        # So does who has it now, and works.
         other.live(10)
-        self.assertIsNone(other.heartbeat.error)
+        self.assertEqual(other.heartbeat.error, said)
         # Not even by a new connection.
         self.a.database.stop()
         self.a.reconnect()
@@ -536,8 +537,16 @@ class NameTests(NodesCase):
         self.silence(self.b)
         self.a.live(10)
         self.assertEqual(self.pushed(self.a), [])
+        # Who is asked no longer whether the name is free.
+        self.sql("UPDATE nodes SET contested = contested - interval '31 s'")
+        other.live()
+        self.assertIsNone(other.heartbeat.error)
+        self.a.live()
         self.kill(other)
         self.a.live(10)
+        self.assertIsNotNone(self.a.heartbeat.error)
+        self.sql("UPDATE nodes SET contested = contested - interval '31 s'")
+        self.a.live()
         self.assertIsNone(self.a.heartbeat.error)
 
     def test_a_node_can_be_forgotten_when_it_is_dead_and_what_it_owes_is_pushed(self) -> None:
