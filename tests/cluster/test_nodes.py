@@ -646,6 +646,16 @@ class StatusTests(NodesCase):
         self.assertEqual(seen, {**expected, "waiting": 0, "behind": 0, "adopted": 0})
         self.assertLess(abs(self.seen(self.b, "b")["ahead"]), 1)
 
+    def test_who_is_alive_is_not_known_without_postgresql(self) -> None:
+        self.b.database.stop()
+        for name in "ab":
+            self.assertIsNone(self.seen(self.b, name)["alive"])
+        self.b.reconnect()
+        self.assertTrue(self.seen(self.b, "a")["alive"])
+        self.sql("ALTER TABLE nodes RENAME TO others")
+        self.b.live(SILENT + BEAT)
+        self.assertIsNone(self.seen(self.b, "a")["alive"])
+
     def test_what_waits_and_what_is_missed_is_counted(self) -> None:
         self.a.live()
         self.a.close()

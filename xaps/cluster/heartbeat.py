@@ -104,6 +104,7 @@ class Heartbeat:
         """How it and the others are, for administrators and programs."""
         difference = self._wall() - self._clock.seconds()
         behind = self._behind_since
+        known = self._database.connected and self._clock.seconds() - self._last <= nodes.SILENT
         return {
             "waiting": self._waiting,
             "behind_since": None if behind is None else behind + difference,
@@ -111,7 +112,7 @@ class Heartbeat:
             "nodes": [
                 {
                     "name": node.name,
-                    "alive": node.alive,
+                    "alive": node.alive if known else None,
                     "last_beat": self._last - node.silent + difference,
                     "version": node.version,
                     "topics": list(node.topics),
