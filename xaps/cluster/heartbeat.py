@@ -229,8 +229,7 @@ class Heartbeat:
         if self._since is None or asked - self._last > PAUSE:
             self._since = asked
         self._last = asked
-        if mine:
-            self._starts = False
+        self._starts = False
         if not contested:
             self.error = None
             self._complaints.over("name")
