@@ -109,8 +109,8 @@ def _explained(where: str, error: BaseException | None) -> DatabaseError:
 
 
 def try_once(url: str, work: Callable[[Connection], object]) -> None:
-    """Connect, do it, and take back all that it has done. Blocks, at most for `CONNECT` and
-    `ANSWER` seconds.
+    """Connect, do it, and take back all that it has done. Blocks, at most for `CONNECT` seconds
+    for each server, and then `ANSWER`.
 
     :raises DatabaseError: why it cannot be done.
     """
