@@ -254,7 +254,8 @@ class Commands:
         return BAD
 
     def _tell(self, answer: Any, lines: Iterable[str]) -> None:
-        for line in [json.dumps(answer, indent=2)] if self._options.json else lines:
+        # All of it, or nothing where the answer lacks something.
+        for line in [json.dumps(answer, indent=2)] if self._options.json else list(lines):
             print(line)
 
     def _print_utf8(self, text: str) -> None:
