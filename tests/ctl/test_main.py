@@ -186,6 +186,16 @@ class AnswerTests(CtlTestCase):
         self.assertEqual(self.ctl("status"), BAD)
         self.assertIn("404; is it of the same version", self.err)
 
+    def test_an_answer_that_lacks_something_is_of_another_version(self) -> None:
+        # As xapsd 2.0.0 answers, which goes on to run while apt asks about its xapsd.yaml.
+        known = {"health": "good", "troubles": [], "waiting": 0, "version": "2.0.0", "pid": 1}
+        self.served(answered({**known, "now": 2.0, "started_at": 1.0, "credential": None}))
+        for command in ("status", "reload"):
+            self.assertEqual(self.ctl(command), BAD)
+            self.assertEqual(self.out, "")
+            self.assertRegex(self.err, r"^xapsctl: xapsd's answer has no 'credentials'; is .*\n$")
+            self.assertIn("systemctl restart xapsd", self.err)
+
     def test_what_was_said_is_what_the_daemon_is_asked(self) -> None:
         daemon = self.served(answered([]))
         self.ctl("push", "alice@example.org", "--mailbox", "Gelöscht")

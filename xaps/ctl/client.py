@@ -23,6 +23,9 @@ UNUSABLE = 2
 TIMEOUT = 60.0
 """Seconds to wait for an answer; a push that nobody answers is given up in half of it."""
 
+OTHER_VERSION = "is it of the same version as xapsctl? If not: systemctl restart xapsd"
+"""About an answer that is not understood. While it is upgraded, the old xapsd goes on to run."""
+
 
 class CtlError(Exception):
     """The command has failed; the message is one line and says what to do.
@@ -118,7 +121,7 @@ def _error(status: int, content: bytes) -> str:
     try:
         return str(json.loads(content)["error"])
     except (ValueError, LookupError, TypeError):
-        return f"xapsd answered with status {status}; is it of the same version as xapsctl?"
+        return f"xapsd answered with status {status}; {OTHER_VERSION}"
 
 
 def _why(path: Path, error: Exception) -> str:

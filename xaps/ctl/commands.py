@@ -16,7 +16,7 @@ from xaps.admin.words import credential
 from xaps.config import DEFAULT_PATH
 from xaps.config.reading import Config, ConfigError, load
 from xaps.ctl import answers
-from xaps.ctl.client import BAD, UNUSABLE, CtlError, DaemonClient, notify
+from xaps.ctl.client import BAD, OTHER_VERSION, UNUSABLE, CtlError, DaemonClient, notify
 from xaps.system.console import confirmed, counted
 from xaps.system.files import replace_file
 
@@ -31,6 +31,9 @@ def run(options: argparse.Namespace) -> int:
     except CtlError as error:
         print(f"xapsctl: {error}", file=sys.stderr)
         return error.status
+    except KeyError as error:
+        print(f"xapsctl: xapsd's answer has no {error}; {OTHER_VERSION}", file=sys.stderr)
+        return BAD
     except ConfigError as error:
         print(error, file=sys.stderr)
         return UNUSABLE
@@ -251,7 +254,8 @@ class Commands:
         return BAD
 
     def _tell(self, answer: Any, lines: Iterable[str]) -> None:
-        for line in [json.dumps(answer, indent=2)] if self._options.json else lines:
+        # All of it, or nothing where the answer lacks something.
+        for line in [json.dumps(answer, indent=2)] if self._options.json else list(lines):
             print(line)
 
     def _print_utf8(self, text: str) -> None:
