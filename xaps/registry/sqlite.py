@@ -192,7 +192,11 @@ class SQLiteRegistry:
             found = self._select(ADDRESSEES, CONCERNED, user, mailbox)
             if mailbox == INBOX:
                 self._cache.add(user, found)
-        return found
+        return [
+            # Not anew in lower case, which takes as long as all the rest.
+            Addressee(RegistrationKey._make((user, account_id, token)), at, name, topic)
+            for account_id, token, at, name, topic in found
+        ]
 
     def registrations(self, user: str) -> Deferred[Sequence[Registration]]:
         return execute(self._select, REGISTRATIONS, OF_USER, lower(user))
