@@ -400,6 +400,18 @@ class GroupCommitTests(InFolder):
         self.worker.work()
         self.successResultOf(gatherResults([*answers, late]))
 
+    def test_the_log_does_not_grow_with_what_is_read_between_and_during_writes(self) -> None:
+        self.writer.execute("PRAGMA wal_autocheckpoint = 10")
+        log, sizes = Path(f"{self.path}-wal"), set[int]()
+        for number in range(100):
+            self.registry.addressees("alice", "INBOX")
+            answer = self.registry.register(registration(ALICE, float(number)))
+            self.registry.addressees("alice", "INBOX")
+            self.worker.work()
+            self.successResultOf(answer)
+            sizes.add(log.stat().st_size)
+        self.assertLess(max(sizes), 60 * 4096)
+
     def test_closing_waits_for_what_was_asked_for(self) -> None:
         answers = [self.registry.register(registration(key)) for key in (ALICE, ALICE_2, BOB)]
         closing = self.registry.close()
