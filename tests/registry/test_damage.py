@@ -186,7 +186,8 @@ class DamagedRowTests(DamageTestCase):
     def test_so_it_is_where_a_notice_asks_whom_it_concerns(self) -> None:
         """From the file or from memory; of the user it asks by name."""
         both = "registrations, addressees"
-        damage = {"addressees": {"name": ("x'494e424f58'", "CAST(x'ff' AS TEXT)")}}
+        names: dict[str, tuple[str, ...]] = {"name": ("x'494e424f58'", "CAST(x'ff' AS TEXT)")}
+        damage = {"addressees": names}
         for table, column in (
             ("registrations", "registered_at"),
             ("registrations", "topic"),
