@@ -314,6 +314,18 @@ class FileTests(InFolder):
         self.assertEqual(len(self.results(registry.expire(2000.0))), 1)
 
 
+class ReadingTests(InFolder):
+    def test_what_is_read_between_two_writes_is_of_one_time(self) -> None:
+        registry = self.open(cache=0)
+        self.successResultOf(registry.register(registration(ALICE)))
+        self.assertEqual(len(registry.addressees("alice", "INBOX")), 1)
+        with contextlib.closing(sqlite3.connect(self.path, isolation_level=None)) as other:
+            other.execute("DELETE FROM registrations")
+        self.assertEqual(len(registry.addressees("alice", "INBOX")), 1)
+        self.successResultOf(registry.probe())
+        self.assertEqual(len(registry.addressees("alice", "INBOX")), 0)
+
+
 class GroupCommitTests(InFolder):
     def setUp(self) -> None:
         super().setUp()
