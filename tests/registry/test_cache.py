@@ -24,9 +24,11 @@ class CacheTests(InFolder):
         which another program hides all meanwhile."""
         with contextlib.closing(sqlite3.connect(self.path, isolation_level=None)) as other:
             other.execute("UPDATE addressees SET mailbox = '?' || mailbox")
+            self.successResultOf(registry.probe())  # after each write the file is looked at anew
             asked = [f"{name}/INBOX".split("/")[:2] for name in names]
             found = [bool(registry.addressees(user, mailbox)) for user, mailbox in asked]
             other.execute("UPDATE addressees SET mailbox = substr(mailbox, 2)")
+        self.successResultOf(registry.probe())
         return found
 
     def filled(self, *, cache: int = 100) -> SQLiteRegistry:

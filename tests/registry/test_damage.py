@@ -183,6 +183,40 @@ class DamagedRowTests(DamageTestCase):
                     connection.commit()
             self.check(table, column, value)
 
+    def test_so_it_is_where_a_notice_asks_whom_it_concerns(self) -> None:
+        """From the file or from memory; of the user it asks by name."""
+        both = "registrations, addressees"
+        names: dict[str, tuple[str, ...]] = {"name": ("x'494e424f58'", "CAST(x'ff' AS TEXT)")}
+        damage = {"addressees": names}
+        for table, column in (
+            ("registrations", "registered_at"),
+            ("registrations", "topic"),
+            (both, "account_id"),
+            (both, "device_token"),
+        ):
+            values = DAMAGE["registrations"][column] + LOOSE["registrations"].get(
+                column, ("x'41'",)
+            )
+            damage.setdefault(table, {})[column] = values
+        for table, column, value in each(damage):
+            self.check_addressees(table, column, value)
+
+    def check_addressees(self, tables: str, column: str, value: str) -> None:
+        self.make(ALICE, ALICE_2)
+        self.loosen()
+        self.execute("DROP TRIGGER registration_changed")
+        for table in tables.split(", "):
+            self.damage(table, column, value)
+        with capturedLogs() as events:
+            registry = self.open()
+            found = [registry.addressees("alice", name) for name in ("INBOX", "INBOX", "inbox")]
+        what = f"{tables}.{column} = {value}"
+        self.assertEqual([[phone.key for phone in each] for each in found], 3 * [[ALICE_2]], what)
+        (warning,) = self.warnings(events)
+        self.assertIn("a row of the table addressees is damaged", warning)
+        self.assertIn(column, warning)
+        self.successResultOf(registry.close())
+
     def test_neither_tokens_nor_what_could_forge_a_line_is_logged(self) -> None:
         key = RegistrationKey("eve\n[critical] all is lost\x1b[2J" + "x" * 5000, "A1", "ab" * 32)
         self.make(key)

@@ -314,6 +314,18 @@ class FileTests(InFolder):
         self.assertEqual(len(self.results(registry.expire(2000.0))), 1)
 
 
+class ReadingTests(InFolder):
+    def test_what_is_read_between_two_writes_is_of_one_time(self) -> None:
+        registry = self.open(cache=0)
+        self.successResultOf(registry.register(registration(ALICE)))
+        self.assertEqual(len(registry.addressees("alice", "INBOX")), 1)
+        with contextlib.closing(sqlite3.connect(self.path, isolation_level=None)) as other:
+            other.execute("DELETE FROM registrations")
+        self.assertEqual(len(registry.addressees("alice", "INBOX")), 1)
+        self.successResultOf(registry.probe())
+        self.assertEqual(len(registry.addressees("alice", "INBOX")), 0)
+
+
 class GroupCommitTests(InFolder):
     def setUp(self) -> None:
         super().setUp()
@@ -399,6 +411,18 @@ class GroupCommitTests(InFolder):
         self.worker.work()
         self.worker.work()
         self.successResultOf(gatherResults([*answers, late]))
+
+    def test_the_log_does_not_grow_with_what_is_read_between_and_during_writes(self) -> None:
+        self.writer.execute("PRAGMA wal_autocheckpoint = 10")
+        log, sizes = Path(f"{self.path}-wal"), set[int]()
+        for number in range(100):
+            self.registry.addressees("alice", "INBOX")
+            answer = self.registry.register(registration(ALICE, float(number)))
+            self.registry.addressees("alice", "INBOX")
+            self.worker.work()
+            self.successResultOf(answer)
+            sizes.add(log.stat().st_size)
+        self.assertLess(max(sizes), 60 * 4096)
 
     def test_closing_waits_for_what_was_asked_for(self) -> None:
         answers = [self.registry.register(registration(key)) for key in (ALICE, ALICE_2, BOB)]

@@ -5,11 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 
-from xaps.model import Addressee, RegistrationKey
-
-_Row = tuple[str, str, float, str | None, str | None]
-"""A phone, without its user. Searches for garbage skip plain tuples; with 100,000 values they would
-take long enough to be felt."""
+from xaps.registry.rows import Phone
 
 # Of one connection alone, and gone with it. A damaged name may be no UTF-8, which is no text for a
 # Python function.
@@ -38,7 +34,7 @@ class Cache:
     def __init__(self, connection: sqlite3.Connection, limit: int) -> None:
         self._limit = limit
         self._size = 0
-        self._users: dict[str, tuple[_Row, ...]] = {}
+        self._users: dict[str, tuple[Phone, ...]] = {}
         self._changed: set[bytes] = set()
         if not limit:
             return
@@ -46,25 +42,17 @@ class Cache:
         for event, row in ("INSERT", "new"), ("UPDATE", "new"), ("DELETE", "old"):
             connection.execute(_TRIGGER.format(event, row))
 
-    def get(self, user: str) -> Sequence[Addressee] | None:
+    def get(self, user: str) -> Sequence[Phone] | None:
         """``None``: it is not kept, by a name that is as they are compared."""
-        if (rows := self._users.get(user)) is None:
-            return None
-        return [
-            # Not anew in lower case, which takes as long as all the rest.
-            Addressee(RegistrationKey._make((user, account_id, token)), at, name, topic)
-            for account_id, token, at, name, topic in rows
-        ]
+        return self._users.get(user)
 
-    def add(self, user: str, found: Sequence[Addressee]) -> None:
+    def add(self, user: str, found: Sequence[Phone]) -> None:
         """Keep what was just read, if there is room.
 
         That nobody is concerned is not kept: there is no end of such names."""
         if found and self._size + len(found) <= self._limit:
             self._size += len(found) - len(self._users.get(user, ()))
-            self._users[found[0].key.user] = tuple(
-                [(*each.key[1:], each.registered_at, each.name, each.topic) for each in found]
-            )
+            self._users[user] = tuple(found)
 
     def clear(self) -> None:
         self._users.clear()

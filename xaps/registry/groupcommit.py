@@ -35,7 +35,8 @@ class GroupCommit:
 
     :param connection: used by the worker thread alone from now on.
     :param max_pending: the bound on writes that wait; over it a write fails at once.
-    :param written: called after each transaction, made or not, before any write in it is answered.
+    :param writing: called before each transaction.
+    :param written: called after each, made or not, before any write in it is answered.
     """
 
     _log = Logger()
@@ -47,6 +48,7 @@ class GroupCommit:
         *,
         run: Run,
         max_pending: int,
+        writing: Callable[[], None],
         written: Callable[[], None],
     ) -> None:
         self._connection = connection
@@ -54,6 +56,7 @@ class GroupCommit:
         self._identity = _identity(path)
         self._run = run
         self._max_pending = max_pending
+        self._writing = writing
         self._written = written
         self._queue: list[tuple[Work[Any], Deferred[Any]]] = []
         self._one_by_one = DeferredLock()
@@ -95,6 +98,7 @@ class GroupCommit:
     async def _commit_queue(self) -> None:
         batch, self._queue = self._queue, []
         try:
+            self._writing()
             answers: Sequence[Callable[[], None]] = await self._run(partial(self._commit, batch))
         except Exception as error:
             answers = [partial(answer.errback, error) for _, answer in batch]

@@ -133,6 +133,10 @@ class SQLiteRegistry:
 
     What a notice needs is read in the calling thread, by a connection that waits for nobody;
     what writes, and what reads every row, is done in the worker thread.
+
+    Between two writes all that is read is one transaction: to begin and to end one takes half as
+    long as a lookup. During a write there is none, as the log could never be begun anew: it would
+    grow for ever. So what other programs change is seen after the next write only.
     """
 
     def __init__(
@@ -157,8 +161,14 @@ class SQLiteRegistry:
         self._reader = open_reader(path)
         self._rows = RowReader(path)
         self._cache = Cache(connection, cache)
+        self._may_begin = True  # the reader: it has not, and nothing is being written
         self._writer = GroupCommit(
-            connection, path, run=run, max_pending=max_pending, written=self._written
+            connection,
+            path,
+            run=run,
+            max_pending=max_pending,
+            writing=self._writing,
+            written=self._written,
         )
         with explaining(path):
             (latest,) = connection.execute(LATEST, (wall() + AHEAD,)).fetchone()
@@ -166,7 +176,14 @@ class SQLiteRegistry:
         self._expired = NOBODY  # the last of the page before
         self.outbox = Outbox(self._writer, self._rows, wall, self._saw)
 
+    def _writing(self) -> None:
+        if self._may_begin:
+            self._may_begin = False
+        else:
+            self._reader.commit()
+
     def _written(self) -> None:
+        self._may_begin = True
         self._cache.written()
         self.outbox.written()
 
@@ -192,7 +209,11 @@ class SQLiteRegistry:
             found = self._select(ADDRESSEES, CONCERNED, user, mailbox)
             if mailbox == INBOX:
                 self._cache.add(user, found)
-        return found
+        return [
+            # Not anew in lower case, which takes as long as all the rest.
+            Addressee(RegistrationKey._make((user, account_id, token)), at, name, topic)
+            for account_id, token, at, name, topic in found
+        ]
 
     def registrations(self, user: str) -> Deferred[Sequence[Registration]]:
         return execute(self._select, REGISTRATIONS, OF_USER, lower(user))
@@ -203,6 +224,9 @@ class SQLiteRegistry:
 
     def _select(self, table: Table[T], statement: str, *parameters: str) -> Sequence[T]:
         try:  # not `explaining`, which takes half as long as the lookup itself
+            if self._may_begin:
+                self._may_begin = False
+                self._reader.execute("BEGIN")
             return self._rows.good(table, self._reader.execute(statement, parameters))
         except (UnicodeError, sqlite3.Error) as error:
             raise explained(self._path, error) from error
@@ -339,6 +363,7 @@ class SQLiteRegistry:
     def close(self) -> Deferred[None]:
         self._cache.clear()
         self._reader.close()
+        self._may_begin = True
         return self._writer.close()
 
 
