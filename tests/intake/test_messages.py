@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from hypothesis import given, settings
@@ -19,6 +20,7 @@ from xaps.intake.messages import (
     one_line,
     quoted,
     register_from_json,
+    register_request,
 )
 from xaps.model import Notice, Refused, RegistrationKey
 
@@ -325,6 +327,14 @@ def mostly(usual: bytes, *others: bytes) -> st.SearchStrategy[bytes]:
     )
 
 
+def told(decoder: Callable[[bytes], object], body: bytes) -> object:
+    """What it makes of the body, or why it refuses it."""
+    try:
+        return decoder(body)
+    except Refused as refused:
+        return refused.reason
+
+
 class PropertyTests(SynchronousTestCase):
     """Nothing that a client can send makes these functions fail in any other way."""
 
@@ -377,12 +387,40 @@ class PropertyTests(SynchronousTestCase):
     )
     @settings(max_examples=500)
     def test_a_plain_notice_is_read_as_any_other(self, body: bytes) -> None:
-        try:
-            expected: object = notice(json_object(body), JSON_NAMES)
-        except Refused as refused:
-            expected = refused.reason
-        try:
-            found: object = notice_from_json(body)
-        except Refused as refused:
-            found = refused.reason
-        self.assertEqual(found, expected)
+        self.assertEqual(
+            told(notice_from_json, body),
+            told(lambda body: notice(json_object(body), JSON_NAMES), body),
+        )
+
+    @given(
+        st.tuples(
+            mostly(b'{"ApsAccountId":', b'{"ApsAccountId": ', b'{"ApsAccount":', b""),
+            mostly(b'"0715A26B-CA09"', b'""', b'"a b"', '"\u00e4"'.encode(), b'"\\n"')
+            | st.integers(127, 130).map(lambda size: b'"%s"' % (b"A" * size)),
+            mostly(b',"ApsDeviceToken":', b',"ApsAccountId":', b', "ApsDeviceToken": '),
+            mostly(b'"ABcd0123"', b'"a"', b'"ax"', b'"ab "', b"5")
+            | st.integers(255, 258).map(lambda size: b'"%s"' % (b"0" * size)),
+            mostly(
+                b',"ApsSubtopic":"com.apple.mobilemail"', b',"ApsSubtopic":"com_apple.mobilemail"'
+            ),
+            mostly(b',"Username":', b',"Mailboxes":'),
+            st.from_regex(rb'"[ -~]{0,20}"', fullmatch=True)
+            | st.integers(254, 257).map(lambda size: b'"%s"' % (b"U" * size)),
+            mostly(b',"Mailboxes": ', b',"Mailboxes":', b',"Mailboxes":  '),
+            st.lists(
+                st.sampled_from([b'"INBOX"', b'"inBox"', b'"Sent Messages"', b'"&AOQ-"', b'"]},["'])
+                | mostly(
+                    b'"Notes"', b'""', b'"\\u00e9"', '"\u00e4"'.encode(), b"1", b'"', b'"\x7f"'
+                )
+                | st.integers(500, 1002).map(lambda size: b'"%s"' % (b"m" * size))
+            ).map(lambda names: b"[%s]" % b",".join(names)),
+            mostly(
+                b"}", b"} ", b"}}", b"", b',"Username":"b"}', b',"Mailboxes": ["Notes"]}', b"}\n"
+            ),
+        ).map(b"".join)
+    )
+    @settings(max_examples=500)
+    def test_a_plain_registration_is_read_as_any_other(self, body: bytes) -> None:
+        expected = told(lambda body: register_request(json_object(body), JSON_NAMES), body)
+        for _ in range(2):  # the second time its mailboxes are known
+            self.assertEqual(told(register_from_json, body), expected)
