@@ -286,11 +286,11 @@ class Dispatcher:
             self._complaints.tell(LogLevel.error, text, error=failed)
             raise Refused(str(failed), temporary=True) from failed
         now, mailbox = self._clock.seconds(), canonical(notice.mailbox)
-        new_mail = notice.new_mail
-        due = [self.flags.notice(phone, mailbox, new_mail=new_mail, now=now) for phone in phones]
+        for phone in phones:
+            self.flags.notice(phone, mailbox, new_mail=notice.new_mail, now=now)
         self.history.noticed(notice, len(phones), now)
         if phones:
-            self._arm(now, min(due))
+            self._arm(now)
         self._saver.arm(now)
         if self._debug:
             self._log.debug(
@@ -409,12 +409,9 @@ class Dispatcher:
         self.flags.hasten(self.holds.credential_changed(route), self._clock.seconds())
         self.pump()
 
-    def _arm(self, now: float, due: float = -math.inf) -> None:
-        """Call `pump` when the next push may go out.
-
-        :param due: nothing has changed but what is due then or later.
-        """
-        if self._pump_at <= max(now, due) or self.holds.stopping or not self.flags.waiting:
+    def _arm(self, now: float) -> None:
+        """Call `pump` when the next push may go out."""
+        if self._pump_at <= now or self.holds.stopping or not self.flags.waiting:
             return
         at = min([self._next_at(lane, now) for lane in self.flags.lanes()], default=math.inf)
         if at < self._pump_at:

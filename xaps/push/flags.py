@@ -129,9 +129,8 @@ class Flags:
         """The flag of that registration, if it is not clean."""
         return self._flags.get(key)
 
-    def notice(self, phone: Addressee, mailbox: str, *, new_mail: bool, now: float) -> float:
-        """Something happened in `mailbox`, as they are compared, which the phone can be told of;
-        gives when its push is due."""
+    def notice(self, phone: Addressee, mailbox: str, *, new_mail: bool, now: float) -> None:
+        """Something happened in `mailbox`, as they are compared, which the phone can be told of."""
         flag = self._flags.get(phone.key)
         if flag is None:
             lane = self._lane(phone.key.user, phone.topic)
@@ -151,7 +150,6 @@ class Flags:
             changed = True
         if changed or not flag.saved:
             self._unsaved.setdefault(phone.key, now)
-        return flag.due
 
     def restore(self, saved: WaitingFlag, registration: Registration, now: float) -> None:
         """Take up a flag that was kept on disk; what was noticed since the start is owed too."""
