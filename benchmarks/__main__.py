@@ -180,7 +180,8 @@ def main() -> None:
     table = [head, *(cells for cells, _ in lines)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     print(
-        f"{os.cpu_count()} processors, load {' '.join(f'{each:.1f}' for each in os.getloadavg())}"
+        f"{os.cpu_count()} processors, load {' '.join(f'{each:.1f}' for each in os.getloadavg())}, "
+        f"{sys.executable}, {' '.join(sys.version.split())}"
     )
     for cells in table:
         first, *rest = (

@@ -41,6 +41,7 @@ def to_utf7(text: str) -> str:
     return _NOT_PRINTABLE.sub(_encoded, text.replace("&", "&-"))
 
 
+@lru_cache(4096)
 def canonical(name: str) -> str:
     """The key to compare mailbox names by: two decoded names are the same mailbox if, and only
     if, this is equal.

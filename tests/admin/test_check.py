@@ -16,12 +16,15 @@ from typing import Any
 from unittest import mock
 
 import attrs
+import psycopg
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests import pki
+from tests.cluster import nodes
 from tests.conditions import NOBODY, without_ipv6, without_root
 from xaps.admin.check import check
 from xaps.admin.sandbox import PACKAGED, Sandbox, sandbox
+from xaps.cluster import schema
 from xaps.config.kinds import HostPort
 from xaps.config.table import Config, CredentialSettings
 
@@ -401,6 +404,40 @@ class CheckTests(SynchronousTestCase):
         text = self.refusal(database_url="postgresql://xapsd:geheim@db/xapsd?sslmod=require")
         self.assertIn("databaseUrl cannot be read; it is like postgresql://USER", text)
         self.assertNotIn("geheim", text)
+
+    def test_a_postgresql_that_cannot_be_used_is_a_warning_that_says_why(self) -> None:
+        server, url = nodes.server(), nodes.new_url()
+        name = psycopg.conninfo.conninfo_to_dict(url)["dbname"]
+        strangers = server.url("postgres")  # whose owner the role is not
+        for wrong, why in (
+            ("postgresql://127.0.0.1:1/xapsd", "at 127.0.0.1, database xapsd: .*refused"),
+            ("postgresql:///xapsd?host=/nonexistent", "at /nonexistent, .*No such file"),
+            (url.replace(f"/{name}?", "/nothing?"), 'database nothing: .*"nothing" does not exist'),
+            (url.replace("user=xapsd", "user=nobody"), 'role "nobody" does not exist'),
+            (strangers, "database postgres: permission denied for schema public"),
+        ):
+            bad, text = self.check(database_url=wrong)
+            self.assertFalse(bad, text)
+            self.assertRegex(
+                text, rf"(?m)^Warning: databaseUrl: PostgreSQL .*{why}.*\. Until that is mended"
+            )
+
+    def test_tables_that_are_too_new_are_told(self) -> None:
+        url = nodes.new_url()
+        with psycopg.connect(url) as connection:
+            schema.prepare(connection)
+            connection.execute("UPDATE xaps SET version = version + 2")
+        text = self.check(database_url=url)[1]
+        self.assertRegex(text, r"Warning: databaseUrl: .*made by a newer xaps .*upgrade this node")
+
+    def test_a_postgresql_that_can_be_used_is_left_as_it_is(self) -> None:
+        url = nodes.new_url()
+        bad, text = self.check(database_url=url)
+        self.assertFalse(bad, text)
+        self.assertNotIn("databaseUrl", text)
+        with psycopg.connect(url) as connection:
+            found = connection.execute("SELECT to_regclass('xaps')").fetchone()
+        self.assertEqual(found, (None,))
 
     def test_an_imapd_conf_that_is_missing_is_named(self) -> None:
         text = self.refusal(

@@ -132,6 +132,13 @@ class StatusTests(ClusterTestCase):
             " clock 0.2 s ahead, topics topic mail2 alive"
         )
 
+    def test_nothing_is_told_to_be_alive_that_cannot_be_seen(self) -> None:
+        self.fake.answer["nodes"] = [node("mail1"), node("mail2", alive=None, last_beat=NOW - 300)]
+        ((cause, text),) = troubles(self.fake.answer, NOW)
+        self.assertEqual(cause, "nodes")
+        self.assertIn("who is alive is unknown: see the log", text)
+        self.assertIn("mail2 alive unknown for 5 minutes 2 seconds, version", self.page().text)
+
     def test_metrics(self) -> None:
         self.fake.answer["nodes"].append(node("mail3", alive=False))
         page = self.successResultOf(self.control.metrics()).decode()
@@ -148,8 +155,15 @@ class StatusTests(ClusterTestCase):
         ):
             self.assertIn(f"\n{series} {value}\n", page)
         self.fake.answer["away"] = "away"
+        for each in self.fake.answer["nodes"]:
+            each["alive"] = None
         page = self.successResultOf(self.control.metrics()).decode()
         self.assertIn("\nxapsd_cluster_connected 0.0\n", page)
+        for state, number in ("alive", 0), ("silent", 0), ("unknown", 3):
+            self.assertIn(f'\nxapsd_cluster_nodes{{state="{state}"}} {number}.0\n', page)
+        # What was true when it was last seen.
+        self.assertNotIn("changes_missing", page)
+        self.assertNotIn("clock_ahead", page)
 
     def test_a_node_is_forgotten(self) -> None:
         answer = self.ask("POST", "/forget-node", b'{"node": "mail2"}', site=self.socket)

@@ -23,7 +23,14 @@ from tests.cluster.nodes import new_url, server
 from tests.coroutines import as_deferred
 from tests.peers.postgresql import PostgreSQL
 from xaps.cluster import database
-from xaps.cluster.database import CHANNEL, LONGEST, Connection, Database, DatabaseError
+from xaps.cluster.database import (
+    CHANNEL,
+    LONGEST,
+    Connection,
+    Database,
+    DatabaseError,
+    try_once,
+)
 
 T = TypeVar("T")
 
@@ -194,7 +201,8 @@ class DatabaseTests(SynchronousTestCase):
     def test_what_each_of_two_tries_has_told_is_told_once(self) -> None:
         failed = 'connection to server at "::1", port 5432 failed: FATAL:  password of "xapsd"'
         text = f"connection failed: {failed}\n{failed}\n\tIs the server running there?"
-        told = self.make("postgresql://db/x")._explained(psycopg.OperationalError(text))
+        where = self.make("postgresql://db/x")._where
+        told = database._explained(where, psycopg.OperationalError(text))
         expected = f"PostgreSQL at db, database x: {' '.join(failed.split())}"
         self.assertEqual(str(told), expected)
 
@@ -282,3 +290,26 @@ class HangingTests(TestCase):
         self.server.thaw()
         await self.database.stop()
         self.assertIn("PostgreSQL at", str(error))
+
+
+class OnceTests(SynchronousTestCase):
+    """For ``--check``."""
+
+    def test_what_was_done_is_taken_back(self) -> None:
+        url = new_url()
+        try_once(url, lambda connection: connection.execute("CREATE TABLE made ()"))
+        with psycopg.connect(url) as connection:
+            self.assertIsNone(one(connection, "SELECT to_regclass('made')"))
+
+    def test_a_server_that_stands_still_is_given_up(self) -> None:
+        self.patch(database, "ANSWER", 0.5)
+        stands_still = PostgreSQL()
+        self.addCleanup(stands_still.close)
+
+        def hangs(connection: Connection) -> None:
+            stands_still.freeze()
+            connection.execute("SELECT 1")
+
+        with self.assertRaisesRegex(DatabaseError, "PostgreSQL at .*, database xapsd: "):
+            try_once(stands_still.new_database(), hangs)
+        stands_still.thaw()

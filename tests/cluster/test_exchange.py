@@ -312,6 +312,7 @@ class OddTests(ExchangeCase):
             " WHERE device_token = 'aa02'"
         )
         self.sql("UPDATE flags SET saved_at = now() - interval '25 hours'")
+        self.sql("UPDATE nodes SET beat = now() - interval '25 hours'")
         self.a.reactor.advance(3601.0)
         self.assertEqual(
             self.sql("SELECT username, device_token FROM registrations ORDER BY 1, 2"),

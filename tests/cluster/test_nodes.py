@@ -21,6 +21,7 @@ from xaps.model import Delivered, Notice, Refused, Registration, RegistrationKey
 from xaps.push.flags import SAVE_AFTER
 from xaps.registry.interface import RegistryError
 from xaps.registry.outbox import BATCH
+from xaps.system.complaints import HOUR
 
 SOON = SAVE_AFTER + 0.1
 """Seconds after which what waits is on disk."""
@@ -525,8 +526,9 @@ class NameTests(NodesCase):
         self.assertEqual(len(errors), 1)
         said = self.a.heartbeat.error
         self.assertIn("another xapsd has the name a", str(said))
+        # So does who has it now, and works.
         other.live(10)
-        self.assertIsNone(other.heartbeat.error)
+        self.assertEqual(other.heartbeat.error, said)
         # Not even by a new connection.
         self.a.database.stop()
         self.a.reconnect()
@@ -535,8 +537,16 @@ class NameTests(NodesCase):
         self.silence(self.b)
         self.a.live(10)
         self.assertEqual(self.pushed(self.a), [])
+        # Who is asked no longer whether the name is free.
+        self.sql("UPDATE nodes SET contested = contested - interval '31 s'")
+        other.live()
+        self.assertIsNone(other.heartbeat.error)
+        self.a.live()
         self.kill(other)
         self.a.live(10)
+        self.assertIsNotNone(self.a.heartbeat.error)
+        self.sql("UPDATE nodes SET contested = contested - interval '31 s'")
+        self.a.live()
         self.assertIsNone(self.a.heartbeat.error)
 
     def test_a_node_can_be_forgotten_when_it_is_dead_and_what_it_owes_is_pushed(self) -> None:
@@ -563,6 +573,39 @@ class NameTests(NodesCase):
         self.begin(self.a)
         self.b.live()
         self.assertEqual([node["name"] for node in self.b.heartbeat.status()["nodes"]], ["a", "b"])
+
+    def expire(self, node: Node) -> None:
+        node.reactor.rightNow += HOUR + 1
+        node.look()
+
+    def test_a_node_that_is_silent_for_a_month_is_forgotten_with_what_it_owed(self) -> None:
+        self.owe(self.a, "alice")
+        self.kill(self.a)
+        self.b.live()
+        self.answer(self.b)
+        self.save(self.b)
+        self.sql("UPDATE flags SET saved_at = saved_at - interval '2 days'")
+        for days, known in (30, ["a", "b"]), (1.1, ["b"]):
+            self.sql("UPDATE nodes SET beat = beat - %s * interval '1 day' WHERE name = 'a'", days)
+            self.expire(self.b)
+            self.b.live()
+            seen = [node["name"] for node in self.b.heartbeat.status()["nodes"]]
+            self.assertEqual(seen, known)
+            # As long as it is known, it is told when it returns that this was pushed.
+            self.assertEqual(self.flags(), [("a", "alice", "b")] if "a" in known else [])
+
+    def test_what_a_node_owes_is_good_for_a_day_after_its_last_sign_of_life(self) -> None:
+        self.owe(self.a, "alice")
+        # It has been written for long, and renewed since.
+        self.sql("UPDATE flags SET saved_at = saved_at - interval '3 days'")
+        self.expire(self.b)
+        self.assertEqual(self.flags(), [("a", "alice", None)])
+        for hours, left in (23, 1), (2, 0):
+            self.sql(
+                "UPDATE nodes SET beat = beat - %s * interval '1 hour' WHERE name = 'a'", hours
+            )
+            self.expire(self.b)
+            self.assertEqual(len(self.flags()), left)
 
     def test_who_does_not_know_all_phones_yet_forgets_no_node(self) -> None:
         self.owe(self.a, "alice")
@@ -602,6 +645,16 @@ class StatusTests(NodesCase):
         expected = {"name": "c", "alive": True, "version": __version__, "topics": ["other"]}
         self.assertEqual(seen, {**expected, "waiting": 0, "behind": 0, "adopted": 0})
         self.assertLess(abs(self.seen(self.b, "b")["ahead"]), 1)
+
+    def test_who_is_alive_is_not_known_without_postgresql(self) -> None:
+        self.b.database.stop()
+        for name in "ab":
+            self.assertIsNone(self.seen(self.b, name)["alive"])
+        self.b.reconnect()
+        self.assertTrue(self.seen(self.b, "a")["alive"])
+        self.sql("ALTER TABLE nodes RENAME TO others")
+        self.b.live(SILENT + BEAT)
+        self.assertIsNone(self.seen(self.b, "a")["alive"])
 
     def test_what_waits_and_what_is_missed_is_counted(self) -> None:
         self.a.live()

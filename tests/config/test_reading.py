@@ -762,6 +762,21 @@ class SecretTests(ConfigTestCase):
         ):
             self.assertEqual(self.load(f"databaseUrl: '{url}'\n").database_url, url)
 
+    def test_of_a_url_only_one_with_a_password_is_to_be_kept_from_others(self) -> None:
+        for url, secret in (
+            ("postgresql:///xapsd", False),
+            ("postgresql://xapsd@[::1]:5432,db:5433/x?passfile=/a@b&sslmode=require", False),
+            ("postgres://db:5432/x?user=a@b&require_auth=password", False),
+            ("postgresql://xapsd:geheim@db/x", True),
+            ("postgresql://xapsd:ge?heim@db/x?sslmode=require", True),
+            ("postgresql:///x?user=xapsd&password=geheim", True),
+            ("postgresql:///x?sslpassword=geheim", True),
+        ):
+            config = self.load(f"databaseUrl: '{url}'\n")
+            self.path.chmod(0o644)
+            told = any("databaseUrl" in each for each in careless_secrets(self.path, config))
+            self.assertEqual(told, secret, url)
+
     def test_secrets_are_not_in_the_representation(self) -> None:
         config = self.load(
             f"authToken: {self.SECRET}\ncertificatePassword: {self.SECRET}\n"

@@ -591,6 +591,7 @@ class NodesTests(CtlTestCase):
     def test_it_is_not_good_where_one_is_silent_or_this_one_is_alone(self) -> None:
         for changes, begins in (
             ({"nodes": [node("mail1", alive=False)]}, "NODE"),
+            ({"nodes": [node("mail1", alive=None)]}, "NODE"),
             ({"away": "PostgreSQL: refused", "nodes": []}, "! PostgreSQL: refused"),
             ({"error": "it is taken"}, "! it is taken"),
         ):
@@ -616,6 +617,8 @@ class NodesTests(CtlTestCase):
         self.assertIn("  Node        mail1, 2 nodes of 2 alive; 3 changes to be told", text)
         text = "\n".join(answers.status(self.status(away="refused")))
         self.assertIn("  Node        mail1, without PostgreSQL; 3 changes to be told", text)
+        text = "\n".join(answers.status(self.status(nodes=[node("mail1", alive=None)])))
+        self.assertIn("mail1, 0 nodes of 1 alive", text)
         self.assertNotIn("Node", "\n".join(answers.status(STATUS)))
 
 

@@ -188,6 +188,7 @@ LIMITS = {
     "Registrations, or pushes that are taken over, in one transaction": number(outbox.BATCH),
     "Changes of others that a node does not know, and that are counted": number(nodes.MANY),
     "Time for which it is remembered that a phone was dropped": f"{changes.KEEP} days",
+    "Time without a sign of life after which a node is forgotten": f"{changes.KEEP} days",
     "Time in the future of a registration": period(interface.AHEAD),
     "Difference between the clocks of nodes, or from PostgreSQL's": period(admin_cluster.CLOCKS),
     "Time for which a transaction of others may hide changes": period(admin_cluster.HIDDEN),

@@ -11,6 +11,7 @@ from ruamel.yaml import YAML
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.admin import test_metrics
+from tests.admin.test_cluster import FakeCluster
 from xaps.admin.health import CAUSES
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -18,6 +19,10 @@ _METRIC = re.compile(r"\b(?:xapsd|process)_\w+")
 
 
 class MonitoringTests(test_metrics.MetricsTestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.status["cluster"] = FakeCluster().status()
+
     def assert_exist(self, expressions: list[str]) -> None:
         """Every metric that is asked for is on the page."""
         page = self.page()
@@ -31,10 +36,16 @@ class MonitoringTests(test_metrics.MetricsTestCase):
         self.assert_exist([rule["expr"] for group in rules["groups"] for rule in group["rules"]])
 
     def test_panels_ask_for_metrics_that_exist(self) -> None:
+        self.assert_exist(self.asked())
+
+    def asked(self) -> list[str]:
         dashboard = json.loads((DOCS / "grafana.json").read_text())
-        self.assert_exist(
-            [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
-        )
+        return [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+
+    def test_panels_show_all_that_is_told_of_nodes_and_the_lag(self) -> None:
+        exposed = set(re.findall(r"^(xapsd_cluster_\w+|\w+_lag\w+)", self.page(), re.MULTILINE))
+        self.assertGreater(len(exposed), 5)
+        self.assertEqual(exposed - set(_METRIC.findall(" ".join(self.asked()))), set())
 
     def test_panels_do_not_cover_each_other(self) -> None:
         dashboard = json.loads((DOCS / "grafana.json").read_text())

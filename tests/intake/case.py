@@ -8,7 +8,7 @@ from pathlib import Path
 
 from twisted.internet.address import IPv4Address, UNIXAddress
 from twisted.internet.defer import Deferred, fail, succeed
-from twisted.internet.error import ConnectionDone
+from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IAddress, ITCPTransport
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
@@ -79,11 +79,21 @@ class Wire(StringTransport):
         self.aborted = False
         self.no_delay = False
         self.writes: list[bytes] = []
+        self.room: int | None = None
+        """Bytes that the socket takes at once; ``None``: all."""
 
     def write(self, data: bytes) -> None:
         assert not self.half_closed, "a write after the end"
         self.writes.append(data)
         super().write(data)
+
+    def writeSomeData(self, data: bytes) -> int | Exception:
+        """What goes to the socket at once."""
+        if self.aborted:
+            return ConnectionLost()
+        taken = data[: self.room]
+        self.write(taken)
+        return len(taken)
 
     def setTcpNoDelay(self, enabled: bool) -> None:
         self.no_delay = enabled

@@ -165,9 +165,53 @@ class BoundTests(IntakeCase):
                 client.protocol.pauseProducing()
 
         self.patch(client.wire, "write", fill_up)
-        self.assertEqual(client.send(NOTIFY * 5), OK * 2)
+        self.assertEqual(client.send(NOTIFY, NOTIFY, NOTIFY * 3), OK * 2)
         client.protocol.resumeProducing()
         self.assertEqual(client.received(), OK * 3)
+
+    def test_what_the_socket_has_no_room_for_waits_in_the_transport(self) -> None:
+        client = self.connect()
+        client.wire.room = 10
+        self.assertEqual(client.send(NOTIFY), OK)
+        self.assertEqual(client.wire.writes, [OK[:10], OK[10:]])
+        self.patch(client.wire, "writeSomeData", lambda _: self.fail("that overtakes what waits"))
+        self.assertEqual(client.send(NOTIFY), OK)
+
+    def test_answers_go_out_together_when_all_have_been_dealt_with(self) -> None:
+        clients = [self.connect() for _ in range(3)]
+        for client in clients:
+            client.protocol.dataReceived(NOTIFY)
+        self.assertEqual(len(self.handler.notices), 3)
+        self.assertEqual([client.wire.value() for client in clients], [b""] * 3)
+        self.assertEqual(len(self.clock.getDelayedCalls()), 1)
+        self.assertEqual([client.received() for client in clients], [OK] * 3)
+        self.assert_no_timers()
+
+    def test_answers_that_have_not_gone_out_do_so_before_the_end(self) -> None:
+        client = self.connect()
+        client.protocol.dataReceived(NOTIFY)
+        self.factory.close()
+        self.assertEqual((client.wire.value(), client.wire.ended), (OK, True))
+        self.clock.advance(0)
+        self.assertEqual(client.wire.writes, [OK])
+
+    def test_a_connection_that_ends_meanwhile_is_not_written_to(self) -> None:
+        lost, cut, other = self.connect(), self.connect(), self.connect()
+        for client in (lost, cut, other):
+            client.protocol.dataReceived(NOTIFY)
+        lost.lose()
+        cut.protocol.cut_off()
+        self.assertEqual(other.received(), OK)
+        self.assertEqual(lost.wire.writes + cut.wire.writes, [])
+
+    def test_that_one_cannot_be_written_to_is_its_own_matter(self) -> None:
+        broken, other = self.connect(), self.connect()
+        self.patch(broken.wire, "writeSomeData", lambda _: 1 / 0)
+        for client in (broken, other):
+            client.protocol.dataReceived(NOTIFY)
+        self.assertEqual(other.received(), OK)
+        self.assertTrue(broken.wire.aborted)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
 
     def test_a_flood_lets_others_have_their_turn(self) -> None:
         notify = self.handler.notify

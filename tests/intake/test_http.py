@@ -298,6 +298,13 @@ class PropertyTests(DialectCase):
         self.assertEqual(len(http._known), http.MAX_KNOWN)
         self.assertLess(max(len(head) for head, _ in http._known), http.MAX_KNOWN_SIZE + 1)
 
+    def test_a_known_head_that_comes_in_pieces_takes_no_others_place(self) -> None:
+        for number in range(2 * http.MAX_KNOWN):
+            self.feed(notify(b"X: %d" % number))
+        before = list(http._known)
+        self.told(bytewise(notify(b"X: %d" % number)), None)
+        self.assertEqual(list(http._known), before)
+
     @given(st.lists(st.binary(max_size=60) | st.sampled_from([NOTIFY, NOTIFY[:40], b"\r\n\r\n"])))
     @settings(max_examples=150)
     def test_no_bytes_are_too_strange(self, parts: list[bytes]) -> None:

@@ -31,8 +31,9 @@ from xaps.model import (
     RetryAfter,
 )
 from xaps.push.calm import FIRST, Calm
-from xaps.push.dispatcher import SLICE, Dispatcher
+from xaps.push.dispatcher import Dispatcher
 from xaps.push.holds import FIRST_SUSPENSION, Hold, Reason
+from xaps.push.scheduler import SLICE
 
 KEY = RegistrationKey("alice", "ACCOUNT", "aa" * 32)
 
@@ -220,9 +221,9 @@ class DispatcherTests(DispatcherTestCase):
         self.register("zoe", "ff" * 32)
         self.notify("zoe")
         calm = self.dispatcher.calm
-        self.dispatcher.pump()
+        self.dispatcher.scheduler.pump()
         self.assertEqual(calm.held, SLICE)
-        self.dispatcher.pump()
+        self.dispatcher.scheduler.pump()
         self.assertEqual(calm.held, 2 * SLICE)
         self.turn()
         self.assertEqual(calm.held, len(users))

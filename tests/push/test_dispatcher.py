@@ -32,7 +32,7 @@ from xaps.model import (
     RetryAfter,
     WaitingFlag,
 )
-from xaps.push.dispatcher import SLICE, Dispatcher
+from xaps.push.dispatcher import Dispatcher
 from xaps.push.expiry import RENEWAL
 from xaps.push.flags import LIFETIME, SAVE_SLICE
 from xaps.push.holds import (
@@ -327,47 +327,6 @@ class NoticeTests(DispatcherTestCase):
         self.assertNoResult(registering)
         self.registry.release()
         self.successResultOf(registering)
-
-
-class PumpTests(DispatcherTestCase):
-    def test_no_more_is_handed_over_than_there_is_room_for(self) -> None:
-        self.sender.capacity = 3
-        for number in range(10):
-            self.register(user=f"u{number}")
-            self.notify(user=f"u{number}")
-        self.turn()
-        self.assertEqual(len(self.sender.pushes), 3)
-        self.sender.answer(Delivered())
-        self.turn()
-        self.assertEqual(len(self.sender.pushes), 4)
-
-    def test_while_there_is_no_room_nothing_is_polled_and_pump_resumes(self) -> None:
-        self.sender.capacity = 0
-        self.register()
-        self.notify()
-        self.turn(2)
-        self.assertEqual(self.clock.getDelayedCalls(), [])
-        self.sender.capacity = 1
-        self.dispatcher.pump()
-        self.assertEqual(len(self.sender.pushes), 1)
-
-    def test_a_storm_is_pushed_in_slices_so_that_imap_servers_are_served_between(self) -> None:
-        for number in range(3 * SLICE):
-            self.register(user=f"u{number}")
-            self.notify(user=f"u{number}")
-        self.dispatcher.pump()
-        self.assertEqual(len(self.sender.pushes), SLICE)
-        self.turn()
-        self.assertEqual(len(self.sender.pushes), 3 * SLICE)
-
-    def test_a_sooner_push_is_not_kept_waiting_by_the_timer_of_a_later_one(self) -> None:
-        self.register()
-        self.register(user="bob")
-        self.notify(new_mail=False)
-        self.turn(1)
-        self.notify(user="bob")
-        self.turn()
-        self.assertEqual([push.key.user for push in self.sender.pushes], ["bob"])
 
 
 class OutcomeTests(DispatcherTestCase):
@@ -1061,7 +1020,7 @@ class BadTokensTests(TokensTestCase):
         self.turn(PROBE_AFTER)
         self.assertEqual(self.clock.getDelayedCalls(), [])
         self.sender.capacity = 1
-        self.dispatcher.pump()
+        self.dispatcher.scheduler.pump()
         self.assertEqual(self.sender.in_flight, 1)
 
     def test_another_credential_ends_it_at_once(self) -> None:
@@ -1421,14 +1380,6 @@ class DiskTests(DispatcherTestCase):
         self.successResultOf(stopping)
         self.assertEqual(self.flags(), [bob])
         self.assertEqual(self.clock.getDelayedCalls(), [])
-
-    def test_while_it_stops_no_push_is_started_though_there_is_room(self) -> None:
-        self.register()
-        self.notify()
-        self.dispatcher.stop()
-        self.dispatcher.pump()
-        self.turn()
-        self.assertEqual(self.sender.pushes, [])
 
     def test_stopping_waits_until_a_phone_that_is_gone_is_dropped(self) -> None:
         self.register()

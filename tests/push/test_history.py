@@ -17,7 +17,7 @@ from xaps.model import (
     RegistrationKey,
     Rejected,
 )
-from xaps.push.flags import SAVE_AFTER
+from xaps.push.flags import SAVE_AFTER, SAVE_SLICE
 from xaps.push.history import MAX_UNWRITTEN, WRITE_AFTER, History
 from xaps.push.saving import NO_ANSWER, PATIENCE
 
@@ -72,7 +72,7 @@ class HistoryTests(SynchronousTestCase):
         self.history.noticed(INBOX, 1, 100.0)
         self.assertEqual(self.history.past("bob", Past()), Past())
 
-    def test_what_could_not_be_written_is_written_later_unless_there_is_newer(self) -> None:
+    def test_what_could_not_be_written_is_written_before_what_is_newer(self) -> None:
         other = RegistrationKey("bob", "ACCOUNT", "bb" * 32)
         self.history.pushed(KEY, Rejected("PayloadTooLarge"), 0.5, 100.0)
         self.history.pushed(other, Delivered(), 0.5, 100.0)
@@ -80,11 +80,12 @@ class HistoryTests(SynchronousTestCase):
         self.history.pushed(KEY, Delivered(), 0.5, 101.0)
         self.history.save_failed(102.0, final=False)
         self.assertEqual(self.history.next_save(), 102.0 + WRITE_AFTER)
-        pushes, _ = self.history.to_save()
+        written = [self.history.to_save()[0] for _ in range(2)]
         self.assertEqual(
-            {key: push.outcome for key, push in pushes.items()},
-            {KEY: "delivered", other: "delivered"},
+            [{key: push.outcome for key, push in pushes.items()} for pushes in written],
+            [{KEY: "rejected", other: "delivered"}, {KEY: "delivered"}],
         )
+        self.assertIsNone(self.history.next_save())
 
     def test_at_the_stop_it_is_given_up(self) -> None:
         self.history.pushed(KEY, Delivered(), 0.5, 100.0)
@@ -100,24 +101,46 @@ class HistoryTests(SynchronousTestCase):
         self.assertEqual(self.history.to_save(), ({}, {}))
 
     def test_some_at_a_time_are_written(self) -> None:
-        for number in range(5):
-            self.history.noticed(Notice(f"u{number}", "INBOX", True), 0, 100.0)
-        self.assertEqual(list(self.history.to_save(3)[1]), ["u0", "u1", "u2"])
+        users = [f"u{number}" for number in range(SAVE_SLICE + 2)]
+        for user in users:
+            self.history.noticed(Notice(user, "INBOX", True), 0, 100.0)
+        self.assertEqual(list(self.history.to_save()[1]), users[:SAVE_SLICE])
         self.history.saved()
         self.assertIsNotNone(self.history.next_save())
-        self.assertEqual(list(self.history.to_save(3)[1]), ["u3", "u4"])
+        self.assertEqual(list(self.history.to_save()[1]), users[SAVE_SLICE:])
+        self.assertIsNone(self.history.next_save())
+
+    def test_of_several_slices_the_latest_is_told(self) -> None:
+        for number in range(2 * SAVE_SLICE + 1):
+            key = KEY if number % SAVE_SLICE == 0 else KEY._replace(account_id=str(number))
+            self.history.pushed(key, Delivered(), float(number), 100.0)
+            self.history.noticed(Notice(key.account_id, "INBOX", True), number, 100.0)
+        for _ in range(2):
+            latest = self.history.push(KEY)
+            assert latest is not None
+            self.assertEqual(latest.seconds, 2 * SAVE_SLICE)
+            past = self.history.past("alice", Past())
+            self.assertEqual(past.pushes[KEY], latest)
+            notice = self.history.past(KEY.account_id.lower(), Past()).notice
+            assert notice is not None
+            self.assertEqual(notice.phones, 2 * SAVE_SLICE)
+            self.history.to_save()
+        self.history.forget(KEY)
+        self.assertEqual(self.history.to_save()[0], {})
 
     def test_while_the_disk_takes_nothing_it_is_bounded(self) -> None:
         for number in range(MAX_UNWRITTEN + 10):
             self.history.noticed(Notice(f"u{number}", "INBOX", True), 0, 100.0)
-        self.history.to_save(MAX_UNWRITTEN)
-        for number in range(20):
-            self.history.noticed(Notice(f"v{number}", "INBOX", True), 0, 100.0)
+            if number == SAVE_SLICE:
+                self.history.to_save()
         self.history.save_failed(101.0, final=False)
-        _, notices = self.history.to_save(2 * MAX_UNWRITTEN)
-        self.assertEqual(len(notices), MAX_UNWRITTEN)
-        self.assertIn("v19", notices)
-        self.assertNotIn("u10", notices)
+        users: set[str] = set()
+        while self.history.next_save() is not None:
+            users.update(self.history.to_save()[1])
+        self.assertLessEqual(len(users), MAX_UNWRITTEN)
+        self.assertGreater(len(users), MAX_UNWRITTEN - 2 * SAVE_SLICE)
+        self.assertIn(f"u{MAX_UNWRITTEN + 9}", users)
+        self.assertNotIn("u0", users)
 
 
 class WritingTests(DispatcherTestCase):

@@ -33,9 +33,10 @@ from xaps.model import (
     TokenCredential,
     covers,
 )
-from xaps.push.dispatcher import SLICE, Dispatcher
+from xaps.push.dispatcher import Dispatcher
 from xaps.push.holds import FIRST_SUSPENSION, PROBE_AFTER, Reason
 from xaps.push.routes import Route, Routes
+from xaps.push.scheduler import SLICE
 
 X, Y, Z = (f"com.apple.mobilemail.push.{name}" for name in "xyz")
 REFUSED = Misconfigured("BadCertificate")
@@ -67,20 +68,6 @@ class TopicsTestCase(DispatcherTestCase):
     def pushed(self) -> list[tuple[str, str]]:
         """The user and the topic of each push, by all routes."""
         return [(push.key.user, push.topic) for each in self.senders for push in each.pushes]
-
-
-class LagTests(TopicsTestCase):
-    def test_what_waits_for_one_credential_is_not_late_while_answers_come_by_another(self) -> None:
-        away, other = self.senders
-        away.capacity = 0
-        for user in ("alice", "zoe@z.org"):
-            self.phone(user)
-            self.notify(user)
-        self.turn()
-        self.assertEqual(self.pushed(), [("zoe@z.org", Z)])
-        self.clock.advance(3600)
-        other.answer(Delivered())
-        self.assertEqual(self.dispatcher.lag, 0)
 
 
 class TopicTests(TopicsTestCase):
@@ -290,7 +277,7 @@ class NoneHoldsUpAnotherTests(TopicsTestCase):
 
     def test_a_storm_of_another_topic(self) -> None:
         self.owed(*(f"u{number}" for number in range(10 * SLICE)), "zoe@z.org")
-        self.dispatcher.pump()
+        self.dispatcher.scheduler.pump()
         self.assertIn(("zoe@z.org", Z), self.pushed())
         self.assertEqual(len(self.pushed()), SLICE)
 
@@ -487,7 +474,7 @@ class DispatcherMachine(RuleBasedStateMachine):
             self.refused.add(push.topic)
             self.suspended.add(push.key)
         sender.answer(outcome)
-        self.dispatcher.pump()
+        self.dispatcher.scheduler.pump()
 
     @rule(seconds=st.sampled_from([0.0, 1.0, 6.0, 301.0]))
     def wait(self, seconds: float) -> None:

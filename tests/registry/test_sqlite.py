@@ -294,6 +294,25 @@ class FileTests(InFolder):
         self.assertEqual(list(map(len, dropped)), [PAGE, PAGE, 1, 0])
         self.assertEqual(sorted(chain.from_iterable(dropped)), keys)
 
+    def test_a_page_that_expires_does_not_look_again_at_who_comes_before(self) -> None:
+        registry = self.open()
+        live = (registration(RegistrationKey(f"a{n:05}", "A", "aa"), 3000.0) for n in range(20_000))
+        old = (registration(RegistrationKey(f"b{n:05}", "A", "aa")) for n in range(3 * PAGE - 1))
+        self.successResultOf(registry.add(chain(live, old)))
+        steps: list[int] = []
+
+        def step() -> int:
+            steps[-1] += 1
+            return 0
+
+        registry._writer._connection.set_progress_handler(step, 100)
+        for rows in (PAGE, PAGE, PAGE - 1, 0):
+            steps.append(0)
+            self.assertEqual(len(self.results(registry.expire(2000.0))), rows)
+        self.assertLess(max(steps[1:3]), steps[0] / 2)
+        self.successResultOf(registry.register(registration(RegistrationKey("a", "A", "aa"))))
+        self.assertEqual(len(self.results(registry.expire(2000.0))), 1)
+
 
 class GroupCommitTests(InFolder):
     def setUp(self) -> None:

@@ -272,16 +272,24 @@ def _cyrus(config: Config, findings: Sequence[LoadResult | None]) -> Iterator[st
 
 
 def _cluster(config: Config) -> Iterator[str]:
-    if config.database_url is not None:
-        try:
-            from xaps.cluster.database import DatabaseError, parsed  # noqa: PLC0415 - seldom there
-        except ImportError as error:
-            yield no_psycopg(error)
-            return
-        try:
-            parsed(config.database_url)
-        except DatabaseError as error:
-            yield str(error)
+    if config.database_url is None:
+        return
+    try:
+        from xaps.cluster.database import DatabaseError, parsed, try_once  # noqa: PLC0415 - seldom
+        from xaps.cluster.schema import prepare  # noqa: PLC0415 - likewise
+    except ImportError as error:
+        yield no_psycopg(error)
+        return
+    try:
+        parsed(config.database_url)
+    except DatabaseError as error:
+        yield str(error)
+        return
+    try:
+        try_once(config.database_url, prepare)
+    except DatabaseError as error:
+        # The daemon starts all the same; and root can be another role there.
+        yield _warning(f"databaseUrl: {error}. Until that is mended this node works alone")
 
 
 def _sockets(config: Config) -> Iterator[str]:

@@ -57,8 +57,14 @@ def troubles(status: dict[str, Any], now: float) -> Iterator[tuple[str, str]]:
         )
     if (error := status["error"]) is not None:
         yield "nodes", error
+    if None in (node["alive"] for node in status["nodes"]):
+        yield (
+            "nodes",
+            "PostgreSQL takes no sign of life from this node, and who is alive is unknown: see the"
+            " log of xapsd",
+        )
     for node in status["nodes"]:
-        if not node["alive"]:
+        if node["alive"] is False:
             yield (
                 "nodes",
                 f"the node {node['name']} is silent since {moment(node['last_beat'])}, and others"

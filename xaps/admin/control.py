@@ -148,7 +148,7 @@ class Control:
             "waiting": len(flags) - flags.in_flight,
             "waiting_for": waiting_for(flags, holds, self._clock.seconds()),
             "in_flight": flags.in_flight,
-            "push_lag": self._dispatcher.lag,
+            "push_lag": self._dispatcher.scheduler.lag,
             "held": bool(holds.general),
             "held_for_calm": self._dispatcher.calm.held,
             "phones": phones,

@@ -266,16 +266,16 @@ def _of_cluster(cluster: Status) -> Iterator[Metric]:
     text = "1 while PostgreSQL is there"
     yield Gauge("xapsd_cluster_connected", text, cluster["away"] is None)
     count = Gauge("xapsd_cluster_nodes", "Nodes that are known, by state", labels=["state"])
-    alive = sum(node["alive"] for node in cluster["nodes"])
-    count.add_metric(["alive"], alive)
-    count.add_metric(["silent"], len(cluster["nodes"]) - alive)
+    states = [node["alive"] for node in cluster["nodes"]]
+    for state, alive in ("alive", True), ("silent", False), ("unknown", None):
+        count.add_metric([state], states.count(alive))
     yield count
     text = "Changes of this node that the others do not know yet"
     yield Gauge("xapsd_cluster_changes_waiting", text, cluster["waiting"])
     text = "Pushes that this node took over from dead ones"
     yield CounterMetricFamily("xapsd_cluster_pushes_adopted", text, cluster["adopted"])
     for node in cluster["nodes"]:
-        if node["name"] == cluster["node"]:
+        if node["name"] == cluster["node"] and node["alive"]:
             text = "Changes of others that this node does not know yet, 1000 at the most"
             yield Gauge("xapsd_cluster_changes_missing", text, node["behind"])
             text = "How far the clock is ahead of PostgreSQL's"

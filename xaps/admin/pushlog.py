@@ -102,7 +102,7 @@ class PushLog(Collector):
         self._refused_to: set[str] = set()  # users, since the last success
         self._reasons: set[str] = set()
         self._minutes = Minutes(seconds, [NOTICES, *NAMES.values()])
-        self._heard = 0
+        self._noted: Counter[str] = Counter()  # since the start, of what the minutes have
         self._times: deque[float] = deque(maxlen=TIMED)
         self._told = {gone: deque[dict[str, Any]](maxlen=TOLD) for gone in (True, False)}
 
@@ -118,8 +118,6 @@ class PushLog(Collector):
         :param seconds: since the first of the events that the push was for, if it was for any.
         :param new_mail: whether these were new mail.
         """
-        name = NAMES[type(outcome)]
-        self._minutes.add(name)
         if isinstance(outcome, Delivered):
             self._answers[_DELIVERED] += 1
             self.work.done += 1
@@ -131,6 +129,7 @@ class PushLog(Collector):
                 if new_mail:
                     self._times.append(seconds)
             return
+        name = NAMES[type(outcome)]
         short = _short_reason(name, outcome.reason)
         if short not in self._reasons and len(self._reasons) >= MAX_REASONS:
             short = "other"
@@ -149,9 +148,13 @@ class PushLog(Collector):
 
     def hear(self, notices: int) -> None:
         """So many notices have come since the start; called every few seconds, which costs less
-        than to count each by the minute."""
-        self._minutes.add(NOTICES, notices - self._heard)
-        self._heard = notices
+        than to count each, and each push, by the minute."""
+        in_all = Counter({NOTICES: notices})
+        for (name, _), number in self._answers.items():
+            in_all[name] += number
+        for name, number in in_all.items():
+            self._minutes.add(name, number - self._noted[name])
+        self._noted = in_all
 
     def collect(self) -> Iterator[Metric]:
         text = "Answers about pushes, by what they led to and what APNs said"
@@ -170,6 +173,7 @@ class PushLog(Collector):
 
     def last_hour(self) -> dict[str, int]:
         """Answers in the last 60 minutes by outcome; all outcomes are in it."""
+        self.hear(self._noted[NOTICES])
         return {name: sum(self._minutes.last(name, 60)) for name in NAMES.values()}
 
     def last_day(self) -> dict[str, list[int]]:

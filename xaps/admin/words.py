@@ -126,8 +126,9 @@ def last_notice(answer: Answer) -> str:
 
 def node(found: Answer, now: float) -> dict[str, str]:
     """What is known of a node of the cluster."""
+    since = duration(now - found["last_beat"])
     return {
-        "alive": f"{duration(now - found['last_beat'])} ago",
+        "alive": f"unknown for {since}" if found["alive"] is None else f"{since} ago",
         "version": found["version"],
         "to tell": str(found["waiting"]),
         "to hear": str(found["behind"]),

@@ -65,10 +65,16 @@ _REST = f"""
     SELECT extract(epoch FROM clock_timestamp())::float8,
         EXISTS (SELECT 1 FROM registrations WHERE {_AFTER})
 """
+_AGO = "< clock_timestamp() - interval"
 _EXPIRE = (
-    f"DELETE FROM registrations WHERE dropped IS NOT NULL"
-    f" AND changed_at < clock_timestamp() - interval '{KEEP} days'",
-    "DELETE FROM flags WHERE owner IS NULL AND saved_at < clock_timestamp() - interval '1 day'",
+    f"DELETE FROM registrations WHERE dropped IS NOT NULL AND changed_at {_AGO} '{KEEP} days'",
+    f"DELETE FROM nodes WHERE beat {_AGO} '{KEEP} days'",
+    # Those of a node that lives it clears itself: a flag that is renewed is not always saved again.
+    f"""
+    DELETE FROM flags WHERE saved_at {_AGO} '1 day' AND NOT EXISTS (
+        SELECT 1 FROM nodes WHERE name = node AND (owner IS NOT NULL OR NOT beat {_AGO} '1 day')
+    )
+    """,
 )
 
 _NOT_TAKEN = (psycopg.DataError, psycopg.errors.ProgramLimitExceeded, UnicodeError)

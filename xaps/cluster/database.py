@@ -8,6 +8,7 @@ import os
 import random
 import re
 import socket
+import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -84,6 +85,51 @@ def parsed(url: str) -> dict[str, Any]:
         ) from None
 
 
+def _target(url: str) -> tuple[str, str]:
+    """What libpq takes for a URL, and what it leads to, for people.
+
+    :raises DatabaseError: it is none.
+    """
+    given = parsed(url)
+    where = "PostgreSQL at {host}, database {dbname}".format(
+        host=given.get("host") or given.get("hostaddr") or "the local socket",
+        dbname=given.get("dbname") or "of the user's name",
+    )
+    return make_conninfo("", **{**_PARAMETERS, **given}), where
+
+
+def _explained(where: str, error: BaseException | None) -> DatabaseError:
+    text = str(error)
+    if isinstance(error, psycopg.Error):
+        # The rest can have values of columns in it, and guesses. Without TLS the same is tried,
+        # and told, once more.
+        text = error.diag.message_primary or re.sub(_NO_NEWS, "", text)
+        text = " ".join(dict.fromkeys(text.splitlines()))
+    return DatabaseError(f"{where}: {' '.join(text.split()):.300}")
+
+
+def try_once(url: str, work: Callable[[Connection], object]) -> None:
+    """Connect, do it, and take back all that it has done. Blocks, at most for `CONNECT` seconds
+    for each server, and then `ANSWER`.
+
+    :raises DatabaseError: why it cannot be done.
+    """
+    conninfo, where = _target(url)
+    try:
+        with contextlib.ExitStack() as at_the_end:
+            connection = psycopg.connect(conninfo, autocommit=True)
+            at_the_end.callback(connection.close)
+            own = at_the_end.enter_context(socket.socket(fileno=os.dup(connection.fileno())))
+            watch = threading.Timer(ANSWER, own.shutdown, (socket.SHUT_RDWR,))
+            watch.start()
+            at_the_end.callback(watch.cancel)
+            connection.execute(_SESSION)
+            with connection.transaction(force_rollback=True):
+                work(connection)
+    except (psycopg.Error, DatabaseError) as error:
+        raise _explained(where, error) from None
+
+
 @attrs.frozen
 class _Link:
     """A pair of connections that are up."""
@@ -131,12 +177,7 @@ class Database:
         on_notice: Callable[[], None],
         jitter: Callable[[], float] = lambda: random.uniform(0.8, 1.2),  # noqa: S311 - no secret
     ) -> None:
-        given = parsed(url)
-        self._conninfo = make_conninfo("", **{**_PARAMETERS, **given})
-        self._where = "PostgreSQL at {host}, database {dbname}".format(
-            host=given.get("host") or given.get("hostaddr") or "the local socket",
-            dbname=given.get("dbname") or "of the user's name",
-        )
+        self._conninfo, self._where = _target(url)
         self._reactor = reactor
         self._run = run
         self._prepare: Callable[[Connection], Any] = prepare
@@ -256,7 +297,7 @@ class Database:
         error = failure.value
         if not isinstance(error, (psycopg.Error, DatabaseError)):
             self._log.failure("Connecting to {where} failed", failure, where=self._where)
-        self._away(str(self._explained(error)))
+        self._away(str(_explained(self._where, error)))
 
     def _away(self, reason: str) -> None:
         """It is away: try again later."""
@@ -279,7 +320,7 @@ class Database:
         link = self._link
         if link is None:
             return  # both of them did
-        reason = str(self._explained(error))
+        reason = str(_explained(self._where, error))
         self._unlink(reason)
         self._run(link.close).addErrback(self._broken)
         self._away(reason)
@@ -290,15 +331,6 @@ class Database:
         if self._listener is not None:
             self._reactor.removeReader(self._listener)
             self._listener = None
-
-    def _explained(self, error: BaseException | None) -> DatabaseError:
-        text = str(error)
-        if isinstance(error, psycopg.Error):
-            # The rest can have values of columns in it, and guesses. Without TLS the same is tried,
-            # and told, once more.
-            text = error.diag.message_primary or re.sub(_NO_NEWS, "", text)
-            text = " ".join(dict.fromkeys(text.splitlines()))
-        return DatabaseError(f"{self._where}: {' '.join(text.split()):.300}")
 
     def _broken(self, failure: Failure) -> None:
         self._log.failure("The connection to PostgreSQL is not looked after", failure)
@@ -320,7 +352,7 @@ class Database:
             read_only = isinstance(error, psycopg.errors.ReadOnlySqlTransaction)
             if link is self._link and (link.connection.closed or read_only):
                 self._lost(error)
-            return Failure(self._explained(error))
+            return Failure(_explained(self._where, error))
 
         return self._watched(link, partial(_within, link.connection, work)).addBoth(ended)
 

@@ -51,7 +51,7 @@ class Heartbeat:
 
     :param name: the name of this node.
     :param wall: the time of day.
-    :ivar error: why the others may think that this node is dead.
+    :ivar error: another node has the name of this one, and one of them counts as dead.
     """
 
     _log = Logger()
@@ -104,6 +104,7 @@ class Heartbeat:
         """How it and the others are, for administrators and programs."""
         difference = self._wall() - self._clock.seconds()
         behind = self._behind_since
+        known = self._database.connected and self._clock.seconds() - self._last <= nodes.SILENT
         return {
             "waiting": self._waiting,
             "behind_since": None if behind is None else behind + difference,
@@ -111,7 +112,7 @@ class Heartbeat:
             "nodes": [
                 {
                     "name": node.name,
-                    "alive": node.alive,
+                    "alive": node.alive if known else None,
                     "last_beat": self._last - node.silent + difference,
                     "version": node.version,
                     "topics": list(node.topics),
@@ -224,21 +225,21 @@ class Heartbeat:
             self._adopted,
         )
         beat = partial(nodes.beat, sign=sign, wall=self._wall, starts=self._starts)
-        mine, self._nodes = await self._database.run(beat)
+        mine, contested, self._nodes = await self._database.run(beat)
         if self._since is None or asked - self._last > PAUSE:
             self._since = asked
         self._last = asked
-        if mine:
-            self._starts = False
+        self._starts = False
+        if not contested:
             self.error = None
             self._complaints.over("name")
-            return True
+            return mine
         self.error = (
             f"another xapsd has the name {self._name} in the cluster: give each node a nodeName of "
             "its own and restart it"
         )
         self._complaints.tell(LogLevel.error, "{error}", kind="name", every=HOUR, error=self.error)
-        return False
+        return mine
 
     async def _take(self, take: Callable[[Any], nodes.Taken]) -> nodes.Taken:
         taken = await self._database.run(take)

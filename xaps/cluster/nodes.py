@@ -39,8 +39,9 @@ _BEAT = f"""
         adopted = excluded.adopted,
         ahead = excluded.ahead
     WHERE %s OR known.session = excluded.session OR known.{_IS_SILENT}
-    RETURNING name
+    RETURNING coalesce(contested >= clock_timestamp() - interval '{SILENT} s', false)
 """
+_CONTEST = "UPDATE nodes SET contested = clock_timestamp() WHERE name = %s"
 _EVERYONE = f"""
     SELECT name, extract(epoch FROM clock_timestamp() - beat)::float8, version, topics, waiting,
         (SELECT count(*)::int FROM (
@@ -138,14 +139,18 @@ class Taken:
 
 def beat(
     connection: Connection, sign: Sign, wall: Callable[[], float], *, starts: bool
-) -> tuple[bool, Sequence[Node]]:
-    """Give a sign of life; gives whether the name is this node's, and all nodes.
+) -> tuple[bool, bool, Sequence[Node]]:
+    """Give a sign of life; gives whether the name is this node's, whether another has it as well,
+    and all nodes.
 
     :param starts: it is the first since the start, which takes the name from whoever has it.
     """
     values = (*attrs.astuple(sign, recurse=False), wall(), starts)
-    known = connection.execute(_BEAT, values).fetchone() is not None
-    return known, [Node(*row) for row in connection.execute(_EVERYONE)]
+    found = connection.execute(_BEAT, values).fetchone()
+    if found is None:  # whoever has the name is to know
+        connection.execute(_CONTEST, (sign.name,))
+    everyone = [Node(*row) for row in connection.execute(_EVERYONE)]
+    return found is not None, found is None or found[0], everyone
 
 
 def owed(connection: Connection, node: str) -> Owed:

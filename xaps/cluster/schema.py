@@ -52,6 +52,7 @@ MIGRATIONS = (
         ahead double precision NOT NULL DEFAULT 0  -- seconds, of its clock
     );
     """,
+    "ALTER TABLE nodes ADD COLUMN contested timestamptz",  # when another node had its name
 )
 """What makes each version of the schema out of the one before. What was released is never changed,
 and each only adds: nodes of the version before go on working with it."""

@@ -64,6 +64,11 @@ we say of it. The parser's own words may quote the file: perhaps a password."""
 _FURTHER_UP = ("could not find expected ':'", "end of stream", "flow")
 """The mistakes that stand further up than where the parser could not go on."""
 
+_NO_SECRET = re.compile(
+    r"file:|postgres(ql)?://(?![^@/]*:[^@/]*@)[^?]*(\?(?!(.*&)?[^&=]*(password|secret)=).*)?$"
+)
+"""The value of a secret's key where that stands elsewhere, or is none: a URL without a password."""
+
 _NEEDED = (
     ("certificateFilePemKey", "certificateFilePem", "the certificate of this key"),
     ("appleId", "appleIdHashedPassword", "xapsd -pass makes it"),
@@ -187,7 +192,7 @@ def careless_secrets(path: Path, config: Config) -> list[str]:
     for settings in everything:
         for key in keys_of(type(settings)):
             value = getattr(settings, key.attribute)
-            if key.kind.secret and value and not value.startswith("file:"):
+            if key.kind.secret and value and not _NO_SECRET.match(value):
                 given[key.name] = None
     return careless(path, f"{' and '.join(given)} in it") if given else []
 

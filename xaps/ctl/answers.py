@@ -63,7 +63,7 @@ def _credentials(answer: Answer, now: float) -> Iterator[tuple[str, str]]:
 
 def _cluster(answer: Answer) -> Iterator[tuple[str, str]]:
     if (cluster := answer.get("cluster")) is not None:
-        alive = sum(each["alive"] for each in cluster["nodes"])
+        alive = sum(bool(each["alive"]) for each in cluster["nodes"])
         text = f"{cluster['node']}, {counted(alive, 'node')} of {len(cluster['nodes'])} alive"
         if cluster["away"] is not None:
             text = f"{cluster['node']}, without PostgreSQL"

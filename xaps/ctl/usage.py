@@ -86,7 +86,8 @@ and all nodes are alive.
 Forget a node that is gone for good.
 
 It must have been silent for 30 seconds. What it still owes is pushed by this node, where it
-has a credential for that. A node that comes back is known again.
+has a credential for that. A node that comes back is known again. One that is silent for
+31 days is forgotten by itself.
 """,
     "notify": """\
 Tell of new mail, as an IMAP server does.

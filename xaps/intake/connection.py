@@ -62,7 +62,7 @@ class ClientConnection(Protocol):
     transport: Any
     place: str
     _log = Logger()
-    _closes_by_half = True
+    _over_tls = False
 
     def __init__(self, connections: Connections, dialect: Dialect | None, *, surplus: bool) -> None:
         self._connections = connections
@@ -78,6 +78,8 @@ class ClientConnection(Protocol):
         self._owner: Hashable = None
         self._current: Request | None = None
         self._sends_ahead = False
+        self._output = b""  # goes out with that of others
+        self._straight = not self._over_tls  # to the socket, until something has to wait for room
         self._input_paused = self._output_paused = False
         self._timer: IDelayedCall | None = None
         self._expected: tuple[Callable[[], None] | None, int] = (None, 0)
@@ -162,8 +164,8 @@ class ClientConnection(Protocol):
             elif isinstance(event, Answer):
                 self._answer(event)
             elif event is not None:
-                self.transport.write(event)
-        if self._has_work():
+                self._write(event)
+        if (self._queue or self._input) and self._has_work():
             return True
         self._settle()
         return False
@@ -240,9 +242,26 @@ class ClientConnection(Protocol):
             self._sends_ahead |= bool(self._queue or self._input or dialect.unfinished)
             if last or (dialect.spent and not self._sends_ahead):
                 answer = attrs.evolve(answer, close=True)
-        self.transport.write(dialect.answer(answer))
+        self._write(dialect.answer(answer))
         if answer.close:
             self._close(linger=refused)
+
+    def _write(self, data: bytes) -> None:
+        if not self._output:
+            self._connections.turns.write(self)
+        self._output += data
+
+    def flush(self) -> None:
+        data, self._output = self._output, b""
+        if data and self._straight:
+            # By way of its buffer the transport would have the reactor watch for room, and then
+            # not any more, which takes longer than to send.
+            sent = self.transport.writeSomeData(data)
+            self._straight = sent == len(data)
+            if isinstance(sent, int):  # otherwise the transport finds out that it is lost
+                data = data[sent:]
+        if data:
+            self.transport.write(data)
 
     def _overdue(self) -> None:
         self._start = b""
@@ -260,11 +279,12 @@ class ClientConnection(Protocol):
         """:param linger: the client may be sending still. Closing right away would reset the
         connection, and the client would lose the answer that tells it why."""
         linger = linger and self._state is not _State.ENDING
+        self.flush()
         self._forget_input(_State.CLOSING)
         self.transport.unregisterProducer()
-        if linger or not self._closes_by_half:
+        if linger or self._over_tls:
             self._pause_reading(pause=False)
-        if linger and self._closes_by_half:
+        if linger and not self._over_tls:
             self.transport.loseWriteConnection()
         else:
             self.transport.loseConnection()
@@ -296,7 +316,7 @@ class ClientConnection(Protocol):
     def _forget_input(self, state: _State) -> None:
         self._state = state
         self._queue.clear()
-        self._input = self._start = b""
+        self._input = self._start = self._output = b""
         self._hold()
 
     def _hold(self) -> None:

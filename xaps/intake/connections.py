@@ -48,6 +48,9 @@ class Connection(Protocol):
     def work(self) -> bool:
         """Do a little, such as one request; returns whether there is more to do at once."""
 
+    def flush(self) -> None:
+        """Send what it has to say, if there is anything."""
+
     def stop(self) -> None:
         """Take nothing more, and close as soon as what was taken is answered."""
 
@@ -82,6 +85,7 @@ class Turns:
         self._spent = 0.0  # seconds, on what came in since the last turn
         self._held: dict[Connection, int] = {}
         self._sum = 0
+        self._writing: list[Connection] = []
 
     def serve(self, connection: Connection) -> None:
         """Something has come in: let the connection work once, unless others wait, pushes are late
@@ -93,6 +97,21 @@ class Turns:
             self._spent += self._clock.seconds() - began
         else:
             self.join(connection)
+
+    def write(self, connection: Connection) -> None:
+        """Let the connection write when all that has come in has been dealt with: what is
+        answered together is sent, and asked next, together."""
+        if not self._writing:
+            self._clock.callLater(0, self._flush)
+        self._writing.append(connection)
+
+    def _flush(self) -> None:
+        writing, self._writing = self._writing, []
+        for connection in writing:
+            try:
+                connection.flush()
+            except Exception:
+                self._cut_off(connection)
 
     def join(self, connection: Connection) -> None:
         if not connection.waits:
@@ -142,8 +161,12 @@ class Turns:
             if connection.work():
                 self.join(connection)
         except Exception:
-            self._log.failure("A connection of an IMAP server is cut off")
-            connection.cut_off()
+            self._cut_off(connection)
+
+    def _cut_off(self, connection: Connection) -> None:
+        """An exception was raised."""
+        self._log.failure("A connection of an IMAP server is cut off")
+        connection.cut_off()
 
 
 class Connections:

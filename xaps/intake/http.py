@@ -369,9 +369,10 @@ class HttpDialect:
 
     def _remember(self, head: _Head) -> None:
         if len(self._head) <= MAX_KNOWN_SIZE:
-            if len(_known) == MAX_KNOWN:
+            key = bytes(self._head), self._secret
+            if len(_known) == MAX_KNOWN and key not in _known:  # it can have come in pieces
                 del _known[next(iter(_known))]
-            _known[bytes(self._head), self._secret] = head
+            _known[key] = head
 
     def _expect_body(self, size: int) -> None:
         self._missing = size

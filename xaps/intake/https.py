@@ -41,7 +41,7 @@ class HttpsFactory(TLSMemoryBIOFactory):
 
 @implementer(IHandshakeListener)
 class _Connection(ClientConnection):
-    _closes_by_half = False
+    _over_tls = True
 
     def connectionMade(self) -> None:
         super().connectionMade()

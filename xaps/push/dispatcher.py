@@ -1,8 +1,7 @@
-"""The heart: notices become flags, and flags that are due become pushes."""
+"""The heart: takes registrations and notices; what is owed then is pushed, and kept until it is."""
 
 from __future__ import annotations
 
-import math
 import os
 import random
 from collections import Counter
@@ -10,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Never
 
 from twisted.internet.defer import Deferred, fail
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
@@ -35,10 +34,11 @@ from xaps.push.calm import Calm
 from xaps.push.expiry import Expiry
 from xaps.push.flags import Flags
 from xaps.push.history import History
-from xaps.push.holds import OF_ONE_PHONE, Holds, Reason, TopicHolds
+from xaps.push.holds import Holds, TopicHolds
 from xaps.push.pushes import Pushes
-from xaps.push.routes import Lane, Route, Routes
+from xaps.push.routes import Route, Routes
 from xaps.push.saving import FlagSaver
+from xaps.push.scheduler import SLICE, Scheduler
 from xaps.registry.interface import (
     MAX_MAILBOXES,
     MAX_PER_USER,
@@ -48,15 +48,6 @@ from xaps.registry.interface import (
 )
 from xaps.system.complaints import Complaints
 from xaps.system.console import counted
-
-SLICE = 64
-"""Pushes that are started in one go, or put off since something holds them back; between two
-slices the IMAP servers are served."""
-
-LATE = 0.1
-"""Seconds that pushes may wait for the processor before the IMAP servers are to wait. What is taken
-from them meanwhile goes out within about four times as long: a push takes three times what it takes
-to accept it."""
 
 
 def _ids() -> Iterator[str]:
@@ -71,7 +62,7 @@ def _ids() -> Iterator[str]:
 class Dispatcher:
     """Takes registrations and notices, and pushes.
 
-    :param routes: when a sender of these has room again, :meth:`pump` is to be called.
+    :param routes: when a sender of these has room again, the scheduler's `pump` is to be called.
     :param wall: the time of day.
     :param push_interval: see :class:`~xaps.push.calm.Calm`.
     :param on_outcome: told of each answer: the outcome; the seconds since the first of the events
@@ -128,10 +119,7 @@ class Dispatcher:
             dropped=self.dropped,
             debug=debug,
         )
-        self._pump_call: IDelayedCall | None = None
-        self._pump_at = math.inf  # when it is, or was to be; never: there is none
-        self._behind_since: float | None = None  # not everything has gone out that could
-        self._awaiting_since: float | None = None  # APNs, for room
+        self.scheduler = Scheduler(clock, self.flags, self.holds, self.calm, self._pushes)
         self._all_answered: Deferred[None] | None = None
 
     def start(self) -> Deferred[int]:
@@ -144,7 +132,7 @@ class Dispatcher:
             await self._take_up(page)
             page = await self._registry.flags(page[-1].key)
         now = self._clock.seconds()
-        self._arm(now)
+        self.scheduler.arm(now)
         self._saver.arm(now)
         return len(self.flags)
 
@@ -167,7 +155,7 @@ class Dispatcher:
         await self._registry.save_flags(map(self.flags.with_own, flags), ())
         await self._take_up(flags)
         now = self._clock.seconds()
-        self._arm(now)
+        self.scheduler.arm(now)
         self._saver.arm(now)
 
     def taken(self, key: RegistrationKey, at: float) -> None:
@@ -180,9 +168,8 @@ class Dispatcher:
     def stop(self) -> Deferred[None]:
         """Start no more pushes and begin to write what is owed; fires when those in flight have
         been answered (the sender sees to it that they are)."""
-        self.holds.stopping = True
+        self.scheduler.stop()
         self._saver.hasten()
-        self._cancel_pump()
         self._all_answered = Deferred()
         if not self.flags.in_flight:
             self._all_answered.callback(None)
@@ -237,7 +224,7 @@ class Dispatcher:
                 mailboxes=MAX_MAILBOXES,
             )
         self._renewed(registration)
-        self._arm(self._clock.seconds())
+        self.scheduler.arm(self._clock.seconds())
         # Phones do so daily: an administrator wants to hear of those that are new.
         if found.new or self._debug:
             self._log.emit(
@@ -262,7 +249,7 @@ class Dispatcher:
             self._renewed(registration)
         for key in dropped:
             self._forget(key)
-        self._arm(self._clock.seconds())
+        self.scheduler.arm(self._clock.seconds())
 
     def _refuse_registration(self, failure: Failure, key: RegistrationKey) -> Never:
         failure.trap(RegistryError)
@@ -290,7 +277,7 @@ class Dispatcher:
             self.flags.notice(phone, mailbox, new_mail=notice.new_mail, now=now)
         self.history.noticed(notice, len(phones), now)
         if phones:
-            self._arm(now)
+            self.scheduler.arm(now)
         self._saver.arm(now)
         if self._debug:
             self._log.debug(
@@ -302,72 +289,8 @@ class Dispatcher:
             )
         return len(phones)
 
-    def pump(self) -> None:
-        """Push what is due, as far as the senders have room; come back when more is due."""
-        self._cancel_pump()
-        now = self._clock.seconds()
-        probed = self.holds.probe(lambda key: self.flags.get(key) is not None, now)
-        self.flags.hasten(probed, now)
-        if not self.holds.stopping:
-            self._behind_since = self._behind(now)
-            waits, room = self._push_due(now)
-            if not waits:
-                self._behind_since = None
-            elif self._behind_since is None:
-                self._behind_since = now
-            self._awaiting_since = None if room else now
-        self._arm(now)
-
-    @property
-    def lag(self) -> float:
-        """Seconds since all that could go out had done so: no push has waited longer for the
-        processor. What is held back does not count. The time for which APNs was awaited counts
-        against it: as long as that is a third of the time, it is APNs that is slow."""
-        now = self._clock.seconds()
-        since = self._behind(now)
-        return 0.0 if since is None else now - since
-
-    def _behind(self, now: float) -> float | None:
-        """Since when pushes have waited for the processor, less what it has waited for APNs."""
-        if self._behind_since is None or self._awaiting_since is None:
-            return self._behind_since
-        return min(now, self._behind_since + 2 * (now - self._awaiting_since))
-
-    def is_late(self) -> bool:
-        """Whether the IMAP servers are to wait, so that pushes go out in time."""
-        return self._behind_since is not None and self.lag > LATE
-
-    def _push_due(self, now: float) -> tuple[bool, bool]:
-        """Start a slice, with one flag of each lane after the other; what cannot change meanwhile
-        is asked once. Returns whether some that are due and not held back still wait, and whether
-        there is room for them."""
-        ways = [(lane, way) for lane in self.flags.lanes() if (way := self.holds.way(lane))]
-        room = {route: route.sender.room() for _, (_, route) in ways}
-        left, waits = SLICE, False
-        while ways:
-            for each in ways[:]:
-                lane, (holds, route) = each
-                flag = self.flags.first(lane, now)
-                if flag is None or flag.due > now or room[route] <= 0:
-                    waits |= flag is not None and flag.due <= now
-                    ways.remove(each)
-                    continue
-                hold = holds.on(flag.key, now)
-                if hold is None:
-                    self._pushes.send(flag, holds, route, now)
-                    room[route] -= 1
-                elif hold.reason in OF_ONE_PHONE and hold.until is not None:
-                    self.calm.held += hold.reason is Reason.CALM
-                    self.flags.push_at(flag, hold.until)
-                else:
-                    ways.remove(each)
-                left -= 1
-                if not left:
-                    return True, True
-        return waits, not waits
-
     def _push_ended(self, now: float) -> None:
-        self._arm(now)
+        self.scheduler.arm(now)
         self._saver.arm(now)
         if self._all_answered and not self._all_answered.called and not self.flags.in_flight:
             self._all_answered.callback(None)
@@ -401,45 +324,13 @@ class Dispatcher:
         self._saver.arm(now)
         if isinstance(outcome, Delivered):
             self.flags.hasten(holds.answered(key, outcome, now, probe=True), now)
-        self._arm(now)  # there may be room again
+        self.scheduler.arm(now)  # there may be room again
         return outcome
 
     def credential_changed(self, route: Route) -> None:
         """It has another credential: what was refused before may now be taken."""
         self.flags.hasten(self.holds.credential_changed(route), self._clock.seconds())
-        self.pump()
-
-    def _arm(self, now: float) -> None:
-        """Call `pump` when the next push may go out."""
-        if self._pump_at <= now or self.holds.stopping or not self.flags.waiting:
-            return
-        at = min([self._next_at(lane, now) for lane in self.flags.lanes()], default=math.inf)
-        if at < self._pump_at:
-            self._cancel_pump()
-            self._pump_at = at
-            self._pump_call = self._clock.callLater(max(0.0, at - now), self.pump)
-
-    def _next_at(self, lane: Lane, now: float) -> float:
-        """When the next push of this lane may go out; never: when something else happens."""
-        flag, way = self.flags.first(lane, now), self.holds.way(lane)
-        if flag is None or way is None:
-            return math.inf
-        holds, route = way
-        at = flag.due
-        if holds.general is not None:
-            if holds.general.until is None:
-                return math.inf
-            # While tokens are doubted, a phone that is suspended may be asked sooner.
-            at = (min if holds.doubts_tokens else max)(at, holds.general.until)
-        if at <= now and route.sender.room() <= 0:
-            return math.inf  # the sender calls `pump` when it has room
-        return at
-
-    def _cancel_pump(self) -> None:
-        if self._pump_call is not None and self._pump_call.active():
-            self._pump_call.cancel()
-        self._pump_call = None
-        self._pump_at = math.inf
+        self.scheduler.pump()
 
     def expire(self) -> Deferred[None]:
         """Drop registrations not renewed for 30 days and flags older than a day; call it hourly."""

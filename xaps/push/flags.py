@@ -15,7 +15,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 
 import attrs
@@ -112,7 +112,9 @@ class Flags:
         self._flags: dict[RegistrationKey, Flag] = {}
         self._heaps: dict[Lane, list[tuple[float, int, Flag]]] = {}
         self._order = 0
-        self._unsaved: dict[RegistrationKey, float] = {}  # since when, the oldest first
+        # Since when, the oldest first. To find that in a plain one all those before it are passed
+        # that are gone, which can be a whole outage's.
+        self._unsaved: OrderedDict[RegistrationKey, float] = OrderedDict()
         self._cleared: set[RegistrationKey] = set()
         self.in_flight = 0
         self.waiting: dict[Lane, int] = defaultdict(int)

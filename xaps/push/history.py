@@ -5,7 +5,7 @@ Pure, and quick: it is told of every notice and every answer.
 
 from __future__ import annotations
 
-import itertools
+from collections import deque
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -36,7 +36,8 @@ Notices = dict[str, LastNotice]
 
 
 class History:
-    """Keeps what is to be written, and tells it as if it were.
+    """Keeps what is to be written, and tells it as if it were. It is kept as it is to be written,
+    in slices: who is in several is written several times.
 
     :param wall: the time of day.
     :ivar heard_at: when the last notice for anybody came, since the start.
@@ -44,8 +45,8 @@ class History:
 
     def __init__(self, wall: Callable[[], float]) -> None:
         self._wall = wall
-        self._pushes: Pushes = {}
-        self._notices: Notices = {}
+        self._pushes: deque[Pushes] = _slices()
+        self._notices: deque[Notices] = _slices()
         self._written: tuple[Pushes, Notices] = {}, {}  # as far as they can be at the moment
         self._since: float | None = None  # by the reactor's clock
         self.heard_at: float | None = None
@@ -53,7 +54,7 @@ class History:
     def noticed(self, notice: Notice, phones: int, now: float) -> None:
         """A notice came, which concerns so many phones."""
         at = self.heard_at = self._wall()
-        self._notices[notice.user] = LastNotice(at, notice.mailbox, notice.new_mail, phones)
+        self._notices[-1][notice.user] = LastNotice(at, notice.mailbox, notice.new_mail, phones)
         self._grown(self._notices, now)
 
     def pushed(
@@ -64,39 +65,43 @@ class History:
         :param seconds: since the first notice that the push was for, if it was for any.
         """
         name, reason = NAMES[type(outcome)], reason_of(outcome)
-        self._pushes[key] = LastPush(self._wall(), name, reason, seconds)
+        self._pushes[-1][key] = LastPush(self._wall(), name, reason, seconds)
         self._grown(self._pushes, now)
 
-    def _grown(self, latest: dict[K, V], now: float) -> None:
+    def _grown(self, slices: deque[dict[K, V]], now: float) -> None:
         if self._since is None:
             self._since = now
-        if len(latest) > MAX_UNWRITTEN:
-            del latest[next(iter(latest))]
+        if len(slices[-1]) >= SAVE_SLICE:
+            slices.append({})
 
     def forget(self, key: RegistrationKey) -> None:
         """That phone is gone."""
-        self._pushes.pop(key, None)
+        for each in self._pushes:
+            each.pop(key, None)
 
     def push(self, key: RegistrationKey) -> LastPush | None:
         """A phone's last push, if that is not surely written."""
-        return self._pushes.get(key) or self._written[0].get(key)
+        found = [each[key] for each in (self._written[0], *self._pushes) if key in each]
+        return found[-1] if found else None
 
     def past(self, user: str, written: Past) -> Past:
         """What is remembered of a user, with what is not written yet."""
-        notice = self._notices.get(user) or self._written[1].get(user) or written.notice
-        latest = {**self._written[0], **self._pushes}
-        pushes = {key: push for key, push in latest.items() if key.user == user}
-        return Past(notice, {**written.pushes, **pushes}, written.dropped)
+        notice, pushes = written.notice, {**written.pushes}
+        for notices in (self._written[1], *self._notices):
+            notice = notices.get(user, notice)
+        for each in (self._written[0], *self._pushes):
+            pushes |= {key: push for key, push in each.items() if key.user == user}
+        return Past(notice, pushes, written.dropped)
 
     def next_save(self) -> float | None:
         """When `to_save` has to be asked next."""
         return None if self._since is None else self._since + WRITE_AFTER
 
-    def to_save(self, limit: int = SAVE_SLICE) -> tuple[Pushes, Notices]:
-        """What is to be written now, of either so many at the most. Say :meth:`saved` or
+    def to_save(self) -> tuple[Pushes, Notices]:
+        """What is to be written now, of either `SAVE_SLICE` at the most. Say :meth:`saved` or
         :meth:`save_failed` afterwards."""
-        self._written = _taken(self._pushes, limit), _taken(self._notices, limit)
-        if not self._pushes and not self._notices:
+        self._written = _first(self._pushes), _first(self._notices)
+        if not self._pushes[0] and not self._notices[0]:
             self._since = None
         return self._written
 
@@ -110,23 +115,27 @@ class History:
         :param final: nor will it ever be: the daemon stops.
         """
         if final:
-            self._pushes, self._notices, self._since = {}, {}, None
+            self._pushes, self._notices, self._since = _slices(), _slices(), None
         else:
-            # What came meanwhile is newer.
-            self._pushes = _newest(self._written[0], self._pushes)
-            self._notices = _newest(self._written[1], self._notices)
-            self._since = now if self._pushes or self._notices else None
+            _put_back(self._pushes, self._written[0])
+            _put_back(self._notices, self._written[1])
+            self._since = now if self._pushes[0] or self._notices[0] else None
         self._written = {}, {}
 
 
-def _taken(latest: dict[K, V], limit: int) -> dict[K, V]:
-    taken = dict(itertools.islice(latest.items(), limit))
-    for key in taken:
-        del latest[key]
-    return taken
+def _slices() -> deque[dict[K, V]]:
+    """The latest at the end, and the oldest let go where there are too many."""
+    return deque(({},), maxlen=MAX_UNWRITTEN // SAVE_SLICE)
 
 
-def _newest(older: dict[K, V], newer: dict[K, V]) -> dict[K, V]:
-    merged = {**older, **newer}
-    surplus = len(merged) - MAX_UNWRITTEN
-    return dict(itertools.islice(merged.items(), max(0, surplus), None))
+def _first(slices: deque[dict[K, V]]) -> dict[K, V]:
+    """Take the oldest away."""
+    first = slices.popleft()
+    if not slices:
+        slices.append({})
+    return first
+
+
+def _put_back(slices: deque[dict[K, V]], first: dict[K, V]) -> None:
+    if first and len(slices) < MAX_UNWRITTEN // SAVE_SLICE:
+        slices.appendleft(first)

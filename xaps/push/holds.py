@@ -148,9 +148,10 @@ class TopicHolds:
 
     def on(self, key: RegistrationKey, now: float) -> Hold | None:
         """What holds back a push to this phone besides its route; ``None``: nothing."""
-        refused = None if self.doubts_tokens else self.general
-        if refused is not None and (refused.until is None or now < refused.until):
-            return refused
+        refused = self.general
+        if refused is not None and not self.doubts_tokens:
+            if refused.until is None or now < refused.until:
+                return refused
         suspended = self._suspended.get(key)
         if suspended is not None and now < suspended.until:
             return Hold(Reason.SUSPENDED, f"APNs says {suspended.reason}", suspended.until)

@@ -109,15 +109,18 @@ TRIM = """
     RETURNING user, account_id, device_token
 """
 REMOVE = f"DELETE FROM registrations WHERE {_KEY} AND registered_at <= ?"
-# Looks at all of them until a page is found, once an hour: an index by age would have to be changed
-# with each renewal.
+# Looks at all of them, a page after the other, once an hour: an index by age would have to be
+# changed with each renewal.
 EXPIRE = f"""
     DELETE FROM registrations WHERE (user, account_id, device_token) IN (
         SELECT user, account_id, device_token FROM registrations INDEXED BY registration_times
-        WHERE registered_at < ? LIMIT {PAGE}
+        WHERE (user, account_id, device_token) > (?, ?, ?) AND registered_at < ?
+        ORDER BY user, account_id, device_token LIMIT {PAGE}
     )
     RETURNING user, account_id, device_token
 """
+NOBODY = RegistrationKey("", "", "")
+"""Comes before all others."""
 CLEAR_FLAG = f"DELETE FROM flags WHERE {_KEY}"
 SAVE_FLAG = f"""
     INSERT OR REPLACE INTO flags ({FLAGS.columns})
@@ -160,6 +163,7 @@ class SQLiteRegistry:
         with explaining(path):
             (latest,) = connection.execute(LATEST, (wall() + AHEAD,)).fetchone()
         self._latest: float = latest or 0.0
+        self._expired = NOBODY  # the last of the page before
         self.outbox = Outbox(self._writer, self._rows, wall, self._saw)
 
     def _written(self) -> None:
@@ -272,15 +276,21 @@ class SQLiteRegistry:
         return self._writer.write(remove)
 
     def expire(self, registered_before: float) -> Deferred[Sequence[RegistrationKey]]:
+        parameters = (*self._expired, registered_before)
+
         def expire(connection: sqlite3.Connection) -> Sequence[RegistrationKey]:
-            while found := connection.execute(EXPIRE, (registered_before,)).fetchall():
+            while found := connection.execute(EXPIRE, parameters).fetchall():
                 if keys := _keys(found):
                     history.dropped(connection, keys, EXPIRED, self._wall())
                     return keys
             history.expire(connection, registered_before)
             return []
 
-        return self._writer.write(expire)
+        def expired(keys: Sequence[RegistrationKey]) -> Sequence[RegistrationKey]:
+            self._expired = keys[-1] if len(keys) == PAGE else NOBODY
+            return keys
+
+        return self._writer.write(expire).addCallback(expired)
 
     def save_flags(
         self,

@@ -1,4 +1,4 @@
-"""More notices than the processor has time for: pushes go out in time all the same."""
+"""When pushes go out; in time, though more notices come than the processor has time for."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable, Sequence
 from twisted.internet.defer import Deferred, succeed
 
 from tests.push.test_dispatcher import NOW, DispatcherTestCase
+from tests.push.test_topics import TopicsTestCase, Z
 from xaps.intake.connections import Turns
 from xaps.model import (
     Addressee,
@@ -18,6 +19,7 @@ from xaps.model import (
     RegistrationKey,
     WaitingFlag,
 )
+from xaps.push.scheduler import SLICE
 
 PHONES = 100
 """Of each user."""
@@ -32,6 +34,55 @@ AT_ONCE = 64
 """Answers that are dealt with in one turn of the reactor, as by the client of APNs."""
 BOUND = 0.5
 """Seconds from a notice to its last push, at the most."""
+
+
+class SchedulerTests(DispatcherTestCase):
+    def test_no_more_is_handed_over_than_there_is_room_for(self) -> None:
+        self.sender.capacity = 3
+        for number in range(10):
+            self.register(user=f"u{number}")
+            self.notify(user=f"u{number}")
+        self.turn()
+        self.assertEqual(len(self.sender.pushes), 3)
+        self.sender.answer(Delivered())
+        self.turn()
+        self.assertEqual(len(self.sender.pushes), 4)
+
+    def test_while_there_is_no_room_nothing_is_polled_and_pump_resumes(self) -> None:
+        self.sender.capacity = 0
+        self.register()
+        self.notify()
+        self.turn(2)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.sender.capacity = 1
+        self.dispatcher.scheduler.pump()
+        self.assertEqual(len(self.sender.pushes), 1)
+
+    def test_a_storm_is_pushed_in_slices_so_that_imap_servers_are_served_between(self) -> None:
+        for number in range(3 * SLICE):
+            self.register(user=f"u{number}")
+            self.notify(user=f"u{number}")
+        self.dispatcher.scheduler.pump()
+        self.assertEqual(len(self.sender.pushes), SLICE)
+        self.turn()
+        self.assertEqual(len(self.sender.pushes), 3 * SLICE)
+
+    def test_a_sooner_push_is_not_kept_waiting_by_the_timer_of_a_later_one(self) -> None:
+        self.register()
+        self.register(user="bob")
+        self.notify(new_mail=False)
+        self.turn(1)
+        self.notify(user="bob")
+        self.turn()
+        self.assertEqual([push.key.user for push in self.sender.pushes], ["bob"])
+
+    def test_while_it_stops_no_push_is_started_though_there_is_room(self) -> None:
+        self.register()
+        self.notify()
+        self.dispatcher.stop()
+        self.dispatcher.scheduler.pump()
+        self.turn()
+        self.assertEqual(self.sender.pushes, [])
 
 
 class Flood:
@@ -57,7 +108,7 @@ class Flood:
     def stop(self) -> None:
         raise AssertionError
 
-    cut_off = crowd_out = stop
+    flush = cut_off = crowd_out = stop
 
 
 class OverloadTests(DispatcherTestCase):
@@ -98,7 +149,7 @@ class OverloadTests(DispatcherTestCase):
                 break
             self.clock.rightNow += ANSWERED
             self.answers.popleft()[1](Delivered())
-        self.dispatcher.pump()
+        self.dispatcher.scheduler.pump()
 
     def save_flags(self, changed: Sequence[WaitingFlag], *rest: object) -> Deferred[None]:
         self.saved += len(changed)
@@ -109,7 +160,7 @@ class OverloadTests(DispatcherTestCase):
         self.notify(user=f"user{self.noticed}")
 
     def flood(self) -> list[Flood]:
-        turns = Turns(self.clock, self.dispatcher.is_late)
+        turns = Turns(self.clock, self.dispatcher.scheduler.is_late)
         floods = [Flood(self.notice) for _ in range(16)]
         for each in floods:
             turns.join(each)
@@ -152,12 +203,12 @@ class OverloadTests(DispatcherTestCase):
         for _ in range(400):
             self.notice()
         self.room = 1000
-        self.dispatcher.pump()
+        self.dispatcher.scheduler.pump()
         (flood, *_) = self.flood()
         self.run_for(0.2)
         self.noticed = 0
         self.run_for(0.5)
-        self.assertTrue(self.dispatcher.is_late())
+        self.assertTrue(self.dispatcher.scheduler.is_late())
         share = self.noticed * (NOTICE + PHONES * ACCEPTING) / 0.5
         self.assertTrue(0.08 < share < 0.12, "a tenth of the time")
         self.assertGreater(flood.answered, 2, "all have their share")
@@ -174,17 +225,31 @@ class OverloadTests(DispatcherTestCase):
     def test_the_time_for_which_apns_was_awaited_does_not_count(self) -> None:
         self.room, self.apns_takes = 10, 60.0
         self.notice()
-        self.dispatcher.pump()
+        self.dispatcher.scheduler.pump()
         self.run_for(5)
-        self.assertEqual(self.dispatcher.lag, 0)
+        self.assertEqual(self.dispatcher.scheduler.lag, 0)
         self.room = 80
-        self.dispatcher.pump()
-        self.assertTrue(0 < self.dispatcher.lag < 0.1)
+        self.dispatcher.scheduler.pump()
+        self.assertTrue(0 < self.dispatcher.scheduler.lag < 0.1)
 
     def test_what_is_held_back_or_due_later_is_not_late(self) -> None:
         self.dispatcher.notify(Notice("alice", "INBOX", False))
         self.run_for(20)
-        self.assertEqual(self.dispatcher.lag, 0)
+        self.assertEqual(self.dispatcher.scheduler.lag, 0)
         self.dispatcher.stop()
         self.run_for(20)
-        self.assertEqual(self.dispatcher.lag, 0)
+        self.assertEqual(self.dispatcher.scheduler.lag, 0)
+
+
+class LagTests(TopicsTestCase):
+    def test_what_waits_for_one_credential_is_not_late_while_answers_come_by_another(self) -> None:
+        away, other = self.senders
+        away.capacity = 0
+        for user in ("alice", "zoe@z.org"):
+            self.phone(user)
+            self.notify(user)
+        self.turn()
+        self.assertEqual(self.pushed(), [("zoe@z.org", Z)])
+        self.clock.advance(3600)
+        other.answer(Delivered())
+        self.assertEqual(self.dispatcher.scheduler.lag, 0)
