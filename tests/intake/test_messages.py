@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from hypothesis import given, settings
@@ -19,6 +20,7 @@ from xaps.intake.messages import (
     one_line,
     quoted,
     register_from_json,
+    register_request,
 )
 from xaps.model import Notice, Refused, RegistrationKey
 
@@ -325,6 +327,43 @@ def mostly(usual: bytes, *others: bytes) -> st.SearchStrategy[bytes]:
     )
 
 
+def told(decoder: Callable[[bytes], object], body: bytes) -> object:
+    """What it makes of the body, or why it refuses it."""
+    try:
+        return decoder(body)
+    except Refused as refused:
+        return refused.reason
+
+
+PLAIN = (
+    b'{"ApsAccountId":"',
+    b"0715A26B-CA09",
+    b'","ApsDeviceToken":"',
+    b"ABcd0123",
+    b'","ApsSubtopic":"com.apple.mobilemail","Username":"',
+    b"Alice",
+    b'","Mailboxes": ',
+    b'["INBOX","Sent Messages"]',
+    b"}",
+)
+ALMOST = (
+    (b'{"ApsAccountId": "', b'{ "ApsAccountId":"', b'{"apsAccountId":"', b'"ApsAccountId":"', b""),
+    (b"", b"a b", b"\xc3\xa4", b"\n", b"\\n", b"\\u0041", b"A" * 128, b"A" * 129),
+    (b'", "ApsDeviceToken":"', b'","ApsAccountId":"', b'","ApsDeviceToken":["'),
+    (b"a", b"ab", b"ax", b"ab ", b"", b"\xd9\xa0" * 2, b"0" * 256, b"0" * 257),
+    (
+        b'","ApsSubtopic":"com_apple.mobilemail","Username":"',
+        b'","ApsSubtopic":"com.apple.mobilemail","ApsVersion":2,"Username":"',
+        b'","Username":"b","ApsSubtopic":"com.apple.mobilemail","Username":"',
+    ),
+    (b"", b"\xc3\x84", b"\xff", b"a\\\\b", b"a\0", b"a\x7f", b'a"', b"U" * 255, b"U" * 256),
+    (b'","Mailboxes":', b'","Mailboxes":  ', b'","Mailbox": '),
+    (b"[]", b"null", b"[1]", b"[[]]", b'["a",]', b'["a" ,"b"]', b'["a"],"X":["b"]', b'"INBOX"'),
+    (b"} ", b"}\n", b"}}", b"", b',"Username":"b"}', b',"Mailboxes": ["Notes"]}'),
+)
+"""What may stand in the place of each part."""
+
+
 class PropertyTests(SynchronousTestCase):
     """Nothing that a client can send makes these functions fail in any other way."""
 
@@ -377,12 +416,31 @@ class PropertyTests(SynchronousTestCase):
     )
     @settings(max_examples=500)
     def test_a_plain_notice_is_read_as_any_other(self, body: bytes) -> None:
-        try:
-            expected: object = notice(json_object(body), JSON_NAMES)
-        except Refused as refused:
-            expected = refused.reason
-        try:
-            found: object = notice_from_json(body)
-        except Refused as refused:
-            found = refused.reason
-        self.assertEqual(found, expected)
+        self.assertEqual(
+            told(notice_from_json, body),
+            told(lambda body: notice(json_object(body), JSON_NAMES), body),
+        )
+
+    def check_registration(self, parts: Iterable[bytes]) -> None:
+        body = b"".join(parts)
+        expected = told(lambda body: register_request(json_object(body), JSON_NAMES), body)
+        for _ in range(2):  # the second time its mailboxes are known
+            self.assertEqual(told(register_from_json, body), expected, body)
+
+    def test_a_registration_that_is_almost_plain_is_read_as_any_other(self) -> None:
+        self.check_registration(PLAIN)
+        for place, others in enumerate(ALMOST):
+            for other in others:
+                self.check_registration((*PLAIN[:place], other, *PLAIN[place + 1 :]))
+
+    @given(
+        st.lists(
+            st.sampled_from(
+                [b"INBOX", b"inBox", b"Sent Messages", b"&AOQ-", b"", b"]},[", b"m" * 999]
+            )
+            | mostly(b"Notes", b"\\u00e9", b"\xc3\xa4", b'"', b'\\"', b"\x7f", b"\xff", b"m" * 1001)
+        )
+    )
+    def test_any_mailboxes_are_read_alike(self, names: list[bytes]) -> None:
+        array = b"[%s]" % b",".join(b'"%s"' % name for name in names)
+        self.check_registration((*PLAIN[:-2], array, PLAIN[-1]))
