@@ -35,7 +35,7 @@ import attrs
 
 from benchmarks.faults import Faults
 from benchmarks.ledger import ON_DISK_AFTER, Ledger
-from benchmarks.load import import_phones, token
+from benchmarks.phones import import_phones, token
 from tests import pki
 from tests.peers.daemon import Daemon
 from tests.standins.process import FaultsProcess
