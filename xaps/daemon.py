@@ -193,7 +193,8 @@ class Daemon(Service):
         if url is None:
             return None
         try:
-            from xaps.cluster.service import Cluster, DatabaseError  # noqa: PLC0415 - seldom there
+            from xaps.cluster.database import DatabaseError  # noqa: PLC0415 - seldom there
+            from xaps.cluster.service import Cluster  # noqa: PLC0415
         except ImportError as error:
             raise StartError(no_psycopg(error)) from error
         try:
