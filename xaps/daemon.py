@@ -84,8 +84,8 @@ class Daemon(Service):
         self,
         reactor: Any,
         config: Config,
-        log: ILogObserver | None = None,
-        flush_log: Callable[[float], object] = lambda seconds: None,
+        log: ILogObserver | None,
+        flush_log: Callable[[float], object],
     ) -> None:
         """:param flush_log: waits until the log is written, for so many seconds at the most."""
         self._reactor = reactor
