@@ -25,6 +25,7 @@ from xaps.admin.control import Control
 from xaps.admin.entries import Entry, other_topic
 from xaps.admin.health import Health
 from xaps.admin.metrics import Metrics
+from xaps.admin.parts import Parts
 from xaps.admin.pushlog import PushLog
 from xaps.admin.web import control_site, metrics_site, status_site
 from xaps.config.reading import Config, risks
@@ -122,8 +123,8 @@ class Daemon(Service):
         self._log.info("xapsd {version} starts", version=xaps.__version__)
         if reason := forbidden():
             raise StartError(reason)
-        self._reactor.callWhenRunning(self._run)  # first of all that starts threads
-        self._shutdown.prepare()
+        self._shutdown.prepare()  # first of all that starts threads
+        self._reactor.callWhenRunning(self._run)
         open_files = raise_open_files()
         # Until there is a credential to look at again, and so that it does not end the daemon.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -232,11 +233,17 @@ class Daemon(Service):
         config = self._config
         reactor = self._reactor
         cyrus = self._cyrus
-        self._health = Health(
+        parts = Parts(
             reactor,
+            time.time,
             self._registry,
             self._dispatcher,
             self._entries,
+            self._cyrus_topic,
+            self._cluster,
+        )
+        self._health = Health(
+            parts,
             registrations=self._metrics.registrations,
             notices=self._metrics.notices,
             works=[
@@ -248,22 +255,13 @@ class Daemon(Service):
                 lambda: self._pushes.hear(self._metrics.heard()),
                 *([] if cyrus is None else [cyrus.look]),
             ],
-            cyrus_topic=self._cyrus_topic,
-            cluster=self._cluster,
-            wall=time.time,
         )
         self._control = Control(
-            reactor,
-            self._registry,
-            self._dispatcher,
-            self._entries,
+            parts,
             health=self._health,
             pushes=self._pushes,
             stalls=self._stalls,
             metrics=self._metrics,
-            cyrus_topic=self._cyrus_topic,
-            cluster=self._cluster,
-            wall=time.time,
         )
         if config.control_socket:
             self._listeners.unix(
@@ -349,10 +347,8 @@ class Daemon(Service):
             self._log.warn("{wrong}", wrong=wrong)
 
     def _run(self) -> None:
-        """Take the signals, of which SIGHUP looks at the credential, and start the thread that
-        writes."""
+        """Let SIGHUP look at the credential, and start the thread that writes."""
         signal.signal(signal.SIGHUP, lambda *_: self._reactor.callFromThread(self._reload))
-        self._shutdown.take_signals()
         self._writer.start()
 
     def _reload(self) -> None:

@@ -39,17 +39,16 @@ class Shutdown:
         self._under_way = ["everything: the reactor is blocked"]
 
     def prepare(self) -> None:
-        """Look for trouble from now on, and end with the status that tells of it."""
+        """Look for trouble from now on, and take the signals when the reactor runs. Other threads
+        must not have been started by then."""
+        self._reactor.callWhenRunning(self._take_signals)
         self._reactor.addSystemEventTrigger("after", "shutdown", self._ended)
         globalLogPublisher.addObserver(cast(ILogObserver, self._look_for_trouble))
 
-    def take_signals(self) -> None:
-        """Before other threads are started.
-
-        A thread of its own waits for the signals: it works also while the reactor does not. In
-        every other thread they are blocked, in this one too, where twistd would end itself by the
-        same signal again.
-        """
+    def _take_signals(self) -> None:
+        """A thread of its own waits for them: it works also while the reactor does not. In every
+        other thread they are blocked, in this one too, where twistd would end itself by the same
+        signal again."""
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         threading.Thread(target=self._await_end, name="end", daemon=True).start()
 
