@@ -391,7 +391,7 @@ class Daemon(Service):
         def left() -> float:
             return max(LAST_WORDS, round(float(begun + SAVING - self._reactor.seconds()), 1))
 
-        await self._shutdown.step("pushes that wait", self._dispatcher.save, left())
+        await self._shutdown.step("pushes that wait", self._dispatcher.saver.finish, left())
         if self._cluster is not None:
             await self._shutdown.step("the cluster", self._cluster.stop, left())
         # If its thread hangs, the end of all comes while this is waited for.

@@ -130,7 +130,7 @@ class Health:
             if route is None:
                 text = f"{hold.text} (no credential is for {topic} any more)"
                 yield "pushes", FAILING, text, ""
-        if (error := self._parts.dispatcher.unsaved) is not None:
+        if (error := self._parts.dispatcher.saver.trouble) is not None:
             yield "saving", FAILING, f"pushes that wait cannot be written to disk: {error}", ""
         if self.unreadable is not None:
             yield "registry", FAILING, f"the registrations cannot be read: {self.unreadable}", ""
@@ -184,7 +184,7 @@ class Health:
             self._trying = False
 
     async def _try_notice(self) -> None:
-        if (error := self._parts.dispatcher.unsaved) is not None:
+        if (error := self._parts.dispatcher.saver.trouble) is not None:
             # For which notices are refused, too.
             raise RegistryError(f"pushes that wait cannot be written to disk: {error}")
         await self._parts.registry.registrations("")
