@@ -252,7 +252,7 @@ class Daemon(Service):
                 *([] if cyrus is None else [cyrus.draining]),
             ],
             checks=[
-                lambda: self._pushes.hear(self._metrics.heard()),
+                lambda: self._pushes.hear(self._metrics.heard.total()),
                 *([] if cyrus is None else [cyrus.look]),
             ],
         )

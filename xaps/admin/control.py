@@ -141,7 +141,7 @@ class Control:
 
     def last_day(self) -> Mapping[str, Sequence[int]]:
         """Notices, and pushes that APNs took, for each of the last 1440 minutes."""
-        self._pushes.hear(self._metrics.heard())
+        self._pushes.hear(self._metrics.heard.total())
         return self._pushes.last_day()
 
     def metrics(self) -> Deferred[bytes]:

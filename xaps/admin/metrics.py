@@ -49,6 +49,8 @@ class Metrics(Collector):
     :ivar registry: where other parts put their counters.
     :ivar registrations: how taking them fares.
     :ivar notices: likewise.
+    :ivar heard: how many notices came since the start, by intake and kind.
+    :ivar unmatched: how many of them no phone could be told of, by intake.
     """
 
     def __init__(self) -> None:
@@ -57,8 +59,8 @@ class Metrics(Collector):
         self.registrations = Work("registrations", "phones cannot register")
         self.notices = Work("notices", "notices of new mail are refused")
         # Plain numbers: a counter takes some of the time that a notice has.
-        self.heard_from = collections.Counter[tuple[str, str]]()  # by intake and kind
-        self.unmatched = collections.Counter[str]()  # by intake
+        self.heard = collections.Counter[tuple[str, str]]()
+        self.unmatched = collections.Counter[str]()
         self.registry.register(self)
         self._registrations = Counter(
             "xapsd_registrations_received",
@@ -76,7 +78,7 @@ class Metrics(Collector):
     def counting(self, intake: str, handler: Handler) -> Handler:
         """Count what is handed on to the handler by the intake that the setting `intake` opens."""
         for kind in ("new_mail", "other"):  # 0 is told, too
-            self.heard_from[intake, kind] += 0
+            self.heard[intake, kind] += 0
         self.unmatched[intake] += 0
         return _CountingHandler(handler, intake, self._registrations.labels(intake), self)
 
@@ -88,14 +90,10 @@ class Metrics(Collector):
         }
         return lambda status: counters[REFUSALS.get(status, _OTHER)].inc()
 
-    def heard(self) -> int:
-        """How many notices came since the start."""
-        return self.heard_from.total()
-
     def collect(self) -> Iterator[Metric]:
         text = "Notices that IMAP servers sent"
         heard = CounterMetricFamily("xapsd_notices", text, labels=["intake", "kind"])
-        for labels, number in self.heard_from.items():
+        for labels, number in self.heard.items():
             heard.add_metric(labels, number)
         yield heard
         text = "Notices that no phone could be told of"
@@ -139,7 +137,7 @@ class _CountingHandler:
         return failure
 
     def notify(self, notice: Notice) -> int:
-        self._metrics.heard_from[self._intake, "new_mail" if notice.new_mail else "other"] += 1
+        self._metrics.heard[self._intake, "new_mail" if notice.new_mail else "other"] += 1
         try:
             phones = self._handler.notify(notice)
         except Exception as error:
