@@ -35,7 +35,7 @@ import attrs
 
 from benchmarks.faults import Faults
 from benchmarks.ledger import ON_DISK_AFTER, Ledger
-from benchmarks.load import import_phones, token
+from benchmarks.phones import import_phones, token
 from tests import pki
 from tests.peers.daemon import Daemon
 from tests.standins.process import FaultsProcess
@@ -424,7 +424,8 @@ class Soak:
         if len(self._weighed) < 2:
             return ["the run was too short to say anything of memory"]
         (begun, warm), *_, (ended, last) = self._weighed
-        growth, slope = last / warm - 1, slope_of(self._weighed)
+        growth = last / warm - 1
+        slope = statistics.linear_regression(*zip(*self._weighed, strict=True)).slope
         print(
             f"memory: {warm:.1f} MiB {self._plan.warm_up:.0f} s after the last start, "
             f"{max(weight for _, weight in self._weighed):.1f} MiB at the most from then on, "
@@ -434,13 +435,6 @@ class Soak:
         if 60 * (ended - begun) >= STRAIGHT and slope > SLOPE:
             return [f"memory grew by {slope:.2f} MiB a minute"]
         return [f"memory grew by {growth:.1%}"] if growth > GROWTH else []
-
-
-def slope_of(points: Sequence[tuple[float, float]]) -> float:
-    """That of the straight line that is nearest to them (least squares)."""
-    middle = statistics.fmean(x for x, _ in points)
-    spread = sum((x - middle) ** 2 for x, _ in points)
-    return sum((x - middle) * y for x, y in points) / spread
 
 
 def main() -> None:

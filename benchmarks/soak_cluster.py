@@ -24,7 +24,7 @@ from typing import Any
 
 from benchmarks.faults import Faults
 from benchmarks.ledger import Ledger
-from benchmarks.load import import_phones
+from benchmarks.phones import import_phones
 from benchmarks.soak import Doors, Imap, Phones
 from tests import pki
 from tests.peers.daemon import Daemon

@@ -7,7 +7,7 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from benchmarks.ledger import Ledger, Span
-from benchmarks.soak import ENDING, OUTAGE, PATIENCE, STRAIGHT, Plan, slope_of
+from benchmarks.soak import ENDING, OUTAGE, PATIENCE, STRAIGHT, Plan
 
 
 class LedgerTestCase(SynchronousTestCase):
@@ -201,10 +201,6 @@ class PlanTests(SynchronousTestCase):
     def test_a_run_of_half_an_hour_is_long_enough_to_tell_a_slope(self) -> None:
         plan = Plan.of(1800, 5000, 100)
         self.assertGreater(plan.load_until - plan.kills_until - plan.warm_up, 1.5 * STRAIGHT)
-
-    def test_a_slope_is_told_in_spite_of_ups_and_downs(self) -> None:
-        points = [(x / 10, 60 + 0.3 * x / 10 + (-1) ** x) for x in range(200)]
-        self.assertAlmostEqual(slope_of(points), 0.3, places=2)
 
     def test_a_short_run_compares_memory_too(self) -> None:
         plan = Plan.of(60, 5000, 100)

@@ -5,18 +5,16 @@ from __future__ import annotations
 import gc
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
-from twisted.internet.defer import TimeoutError as DeferTimeout
 from twisted.internet.task import LoopingCall
 from twisted.internet.threads import deferToThreadPool
-from twisted.logger import ILogObserver, LogEvent, Logger, globalLogPublisher
+from twisted.logger import ILogObserver, Logger
 from twisted.python.components import Componentized
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
@@ -27,6 +25,7 @@ from xaps.admin.control import Control
 from xaps.admin.entries import Entry, other_topic
 from xaps.admin.health import Health
 from xaps.admin.metrics import Metrics
+from xaps.admin.parts import Parts
 from xaps.admin.pushlog import PushLog
 from xaps.admin.web import control_site, metrics_site, status_site
 from xaps.config.reading import Config, risks
@@ -55,14 +54,13 @@ from xaps.senders import make_entries
 from xaps.system.callbacks import forbidden
 from xaps.system.console import counted
 from xaps.system.log import shows_debug
+from xaps.system.shutdown import LAST_WORDS, STOP, Shutdown
 from xaps.system.stalls import StallWatch
 from xaps.system.systemd import Supervision
 
 if TYPE_CHECKING:
     from xaps.cluster.service import Cluster
 
-STOP = 20.0
-"""Seconds from SIGTERM to the end of the process, whatever hangs."""
 DRAIN = 10.0
 """Seconds of it that pushes in flight get."""
 CLOSING = 6.0
@@ -70,13 +68,10 @@ CLOSING = 6.0
 longer than they have themselves, where it is their clients that do not close."""
 SAVING = 17.0
 """Seconds after which it is tried no more to write what is owed."""
-LAST_WORDS = 1.0
-"""Seconds in which the log is told what was given up."""
 HOUSEKEEPING = 3600.0
 """Seconds between two looks for registrations and flags that are too old."""
 
 
-_TO_STOP = (signal.SIGTERM, signal.SIGINT)
 _MISCONFIGURED = (StartError, TLSError)
 _UNAVAILABLE = (ListenError, RegistryError)
 
@@ -90,16 +85,13 @@ class Daemon(Service):
         self,
         reactor: Any,
         config: Config,
-        log: ILogObserver | None = None,
-        flush_log: Callable[[float], object] = lambda seconds: None,
+        log: ILogObserver | None,
+        flush_log: Callable[[float], object],
     ) -> None:
         """:param flush_log: waits until the log is written, for so many seconds at the most."""
         self._reactor = reactor
         self._observer = log
-        self._flush_log = flush_log
-        self._ending = False
-        self._status = 0
-        self._under_way = ["everything: the reactor is blocked"]
+        self._shutdown = Shutdown(reactor, flush_log)
         self._config = config
         self._listeners = Listeners(reactor)
         self._writer = ThreadPool(1, 1, "registry")
@@ -131,9 +123,8 @@ class Daemon(Service):
         self._log.info("xapsd {version} starts", version=xaps.__version__)
         if reason := forbidden():
             raise StartError(reason)
-        self._reactor.callWhenRunning(self._run)  # first of all that starts threads
-        self._reactor.addSystemEventTrigger("after", "shutdown", self._ended)
-        globalLogPublisher.addObserver(cast(ILogObserver, self._look_for_trouble))
+        self._shutdown.prepare()  # first of all that starts threads
+        self._reactor.callWhenRunning(self._run)
         open_files = raise_open_files()
         # Until there is a credential to look at again, and so that it does not end the daemon.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -203,7 +194,8 @@ class Daemon(Service):
         if url is None:
             return None
         try:
-            from xaps.cluster.service import Cluster, DatabaseError  # noqa: PLC0415 - seldom there
+            from xaps.cluster.database import DatabaseError  # noqa: PLC0415 - seldom there
+            from xaps.cluster.service import Cluster  # noqa: PLC0415
         except ImportError as error:
             raise StartError(no_psycopg(error)) from error
         try:
@@ -241,11 +233,17 @@ class Daemon(Service):
         config = self._config
         reactor = self._reactor
         cyrus = self._cyrus
-        self._health = Health(
+        parts = Parts(
             reactor,
+            time.time,
             self._registry,
             self._dispatcher,
             self._entries,
+            self._cyrus_topic,
+            self._cluster,
+        )
+        self._health = Health(
+            parts,
             registrations=self._metrics.registrations,
             notices=self._metrics.notices,
             works=[
@@ -254,25 +252,16 @@ class Daemon(Service):
                 *([] if cyrus is None else [cyrus.draining]),
             ],
             checks=[
-                lambda: self._pushes.hear(self._metrics.heard()),
+                lambda: self._pushes.hear(self._metrics.heard.total()),
                 *([] if cyrus is None else [cyrus.look]),
             ],
-            cyrus_topic=self._cyrus_topic,
-            cluster=self._cluster,
-            wall=time.time,
         )
         self._control = Control(
-            reactor,
-            self._registry,
-            self._dispatcher,
-            self._entries,
+            parts,
             health=self._health,
             pushes=self._pushes,
             stalls=self._stalls,
             metrics=self._metrics,
-            cyrus_topic=self._cyrus_topic,
-            cluster=self._cluster,
-            wall=time.time,
         )
         if config.control_socket:
             self._listeners.unix(
@@ -339,13 +328,13 @@ class Daemon(Service):
         self._stalls.start()
 
     def _not_ready(self, failure: Failure) -> None:
-        if self._ending:
+        if self._shutdown.begun:
             return  # what was closed under it is no trouble
         if isinstance(failure.value, RegistryError):
             self._log.critical("Cannot start: {error}", error=failure.value)
         else:
             self._log.failure("Cannot start", failure)
-        self._end_for_trouble()
+        self._shutdown.for_trouble()
 
     def _broken(self, failure: Failure) -> None:
         self._log.failure("Housekeeping failed", failure)
@@ -361,77 +350,27 @@ class Daemon(Service):
             self._log.warn("{wrong}", wrong=wrong)
 
     def _run(self) -> None:
-        """Take the signals, and start the thread that writes.
-
-        SIGHUP looks at the credential. The others end the daemon, and are waited for by a thread of
-        their own: it works also while the reactor does not. In every other thread they are blocked,
-        in this one too, where twistd would end itself by the same signal again.
-        """
+        """Let SIGHUP look at the credential, and start the thread that writes."""
         signal.signal(signal.SIGHUP, lambda *_: self._reactor.callFromThread(self._reload))
-        signal.pthread_sigmask(signal.SIG_BLOCK, _TO_STOP)
-        threading.Thread(target=self._await_end, name="end", daemon=True).start()
         self._writer.start()
-
-    def _await_end(self) -> None:
-        signal.sigwait(_TO_STOP)
-        self._reactor.callFromThread(self._end)
-        time.sleep(STOP - LAST_WORDS)
-        # By the kernel, if what follows hangs, too: a log that is not ours, for instance.
-        signal.setitimer(signal.ITIMER_REAL, LAST_WORDS)
-        self._log.critical(
-            "The stop has taken {seconds:g} s and is given up; what was still under way: {what}",
-            seconds=STOP - LAST_WORDS,
-            what=", ".join(self._under_way),
-        )
-        self._exit(self._status or os.EX_SOFTWARE)
-
-    def _end_for_trouble(self) -> None:
-        """Stop, and tell by the exit status that nobody asked for it: systemd starts it again."""
-        self._status = os.EX_UNAVAILABLE
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    def _ended(self) -> None:
-        if self._status:
-            self._exit(self._status)  # twistd would end with status 0
-
-    def _look_for_trouble(self, event: LogEvent) -> None:
-        failure = event.get("log_failure")
-        out = isinstance(failure, Failure) and failure.check(MemoryError) is not None
-        if out and not self._status:
-            # There is no telling what was left undone: it may be the work that all else waits for.
-            self._end_for_trouble()
-            self._log.critical(
-                "xapsd got no more memory, and ends to be started again: the machine has too "
-                "little, or the service may use too little (LimitAS= and MemoryMax= in its unit)"
-            )
-
-    def _exit(self, status: int) -> None:
-        self._flush_log(LAST_WORDS / 2)
-        os._exit(status)
 
     def _reload(self) -> None:
         self._supervision.reloading(
             gatherResults([entry.keeper.check_now() for entry in self._entries])
         )
 
-    def _end(self) -> None:
-        if self._reactor.running and not self._ending:
-            self._ending = True
-            self._reactor.stop()
-
     def stopService(self) -> Deferred[None]:
         """Take nothing new, finish what is under way, keep what is owed, close; each for as long
-        as it may take, so that all of it is done within :data:`STOP`."""
+        as it may take, so that all of it is done within `STOP`."""
         Service.stopService(self)
         return Deferred.fromCoroutine(self._stop())
 
     async def _stop(self) -> None:
         self._log.info("Stopping")
         self._health.stop()
-        self._under_way.clear()
         begun = self._reactor.seconds()
-        await self._step("telling systemd", self._supervision.stopping, LAST_WORDS)
-        await self._step("the listeners", self._listeners.stop, LAST_WORDS)
+        await self._shutdown.step("telling systemd", self._supervision.stopping, LAST_WORDS)
+        await self._shutdown.step("the listeners", self._listeners.stop, LAST_WORDS)
         # This begins to write what is owed: it comes before everything that can take long.
         answered = maybeDeferred(self._dispatcher.stop)
         if self._housekeeping.running:
@@ -449,31 +388,16 @@ class Daemon(Service):
         if self._cyrus is not None:
             closing.append(("events from Cyrus", self._cyrus.stop, DRAIN + 2.0))
         # The registry is still open for them.
-        for step in [Deferred.fromCoroutine(self._step(*each)) for each in closing]:
+        for step in [Deferred.fromCoroutine(self._shutdown.step(*each)) for each in closing]:
             await step
 
         def left() -> float:
             return max(LAST_WORDS, round(float(begun + SAVING - self._reactor.seconds()), 1))
 
-        await self._step("pushes that wait", self._dispatcher.save, left())
+        await self._shutdown.step("pushes that wait", self._dispatcher.saver.finish, left())
         if self._cluster is not None:
-            await self._step("the cluster", self._cluster.stop, left())
+            await self._shutdown.step("the cluster", self._cluster.stop, left())
         # If its thread hangs, the end of all comes while this is waited for.
-        await self._step("the registry", self._registry.close, STOP)
-        await self._step("the thread that writes", self._writer.stop, STOP)
+        await self._shutdown.step("the registry", self._registry.close, STOP)
+        await self._shutdown.step("the thread that writes", self._writer.stop, STOP)
         self._log.info("Stopped")
-        self._under_way.append("nothing but a thread that reads or writes files")
-
-    async def _step(self, what: str, step: Callable[[], object], seconds: float) -> None:
-        """Take one step of the stop. Whatever happens in it, the others are taken too."""
-        self._under_way.append(what)
-        try:
-            await maybeDeferred(step).addTimeout(seconds, self._reactor)
-        except DeferTimeout:
-            self._log.error(
-                "Stopping {what} took over {seconds:g} s: given up", what=what, seconds=seconds
-            )
-        except Exception:
-            self._log.failure("Stopping {what} failed", what=what)
-        finally:
-            self._under_way.remove(what)

@@ -94,7 +94,7 @@ def listen_to_imap_servers(
         )
 
     def tcp(key: str, address: str, port: int, factory: Intake) -> None:
-        by_default = KEYS[key].attribute not in config.written
+        by_default = KEYS[key].attribute not in config.set_in_file
         risk = risks(config).get(key, "")
         listeners.tcp(key, address, port, factory, risk=risk, by_default=by_default)
         opened.append(factory)

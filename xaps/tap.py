@@ -18,6 +18,7 @@ from xaps.config.reading import ConfigError, careless_secrets, load
 from xaps.system import console
 from xaps.system.log import LineObserver, print_error
 from xaps.system.logwriter import LogWriter
+from xaps.system.shutdown import LAST_WORDS
 
 _log = Logger()
 
@@ -67,7 +68,7 @@ def makeService(options: Options) -> Service:
     gc.disable()  # until all is ready: what is made now is kept, and looking through it takes long
     from twisted.internet import reactor  # noqa: PLC0415 - importing it installs it
 
-    from xaps.daemon import LAST_WORDS, Daemon  # noqa: PLC0415 - the longest of the start
+    from xaps.daemon import Daemon  # noqa: PLC0415 - the longest of the start
 
     # Timers go by this; by the time of day they would come an hour late when that is set back.
     reactor.seconds = time.monotonic  # type: ignore[method-assign]

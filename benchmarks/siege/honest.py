@@ -15,7 +15,7 @@ from typing import Any
 import attrs
 
 from benchmarks.ledger import Ledger
-from benchmarks.load import token
+from benchmarks.phones import token
 from benchmarks.siege.kinds import HONEST, Doors
 from benchmarks.siege.users import notice, register
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import attrs
 
-from benchmarks.load import token
+from benchmarks.phones import token
 from benchmarks.siege.honest import PHONES, Honest
 from benchmarks.siege.kinds import Doors
 from tests import pki

@@ -89,7 +89,7 @@ class CheckTests(SynchronousTestCase):
             ("metricsAddr: 192.0.2.1:9119", {"metrics_addr": HostPort("192.0.2.1", 9119)}),
             ("statusAddr: 192.0.2.1:11680", {"status_addr": HostPort("192.0.2.1", 11680)}),
         ):
-            text = self.refusal(**settings, written=frozenset(settings))
+            text = self.refusal(**settings, set_in_file=frozenset(settings))
             self.assertIn(f"{key}: this machine has no such address", text)
         for unused in ({"tls_listen_addr": "192.0.2.1"}, {"listen_addr": ""}):
             self.assertFalse(self.check(**unused)[0])
@@ -163,7 +163,7 @@ class CheckTests(SynchronousTestCase):
     def test_without_ipv6_it_tells_what_is_listened_on_by_default(self) -> None:
         with without_ipv6():
             bad, text = self.check()
-            self.assertIn("::1", self.refusal(written=frozenset({"listen_addr"})))
+            self.assertIn("::1", self.refusal(set_in_file=frozenset({"listen_addr"})))
         self.assertFalse(bad, text)
         self.assertIn("Warning: listenAddr: this machine has no address [::1]", text)
 

@@ -22,6 +22,7 @@ from xaps.admin.entries import Entry
 from xaps.admin.health import LOOK, Health
 from xaps.admin.inquiry import PATIENCE
 from xaps.admin.metrics import Metrics
+from xaps.admin.parts import Parts
 from xaps.admin.pushlog import PushLog
 from xaps.apns.client import Client
 from xaps.apns.status import ConnectionState, ConnectionStatus
@@ -105,30 +106,28 @@ class ControlTestCase(SynchronousTestCase):
         )
         self.intake = self.metrics.counting("socket", self.dispatcher)
         self.work = Work("slots", "slots are rare")
-        self.wellbeing = Health(
+        parts = Parts(
             self.clock,
+            self.wall,
             self.registry,
             self.dispatcher,
             self.entries,
+            self.cyrus_topic,
+            self.cluster,
+        )
+        self.wellbeing = Health(
+            parts,
             registrations=self.metrics.registrations,
             notices=self.metrics.notices,
             works=[self.pushes.work, self.work],
             checks=[self.check],
-            cyrus_topic=self.cyrus_topic,
-            cluster=self.cluster,
-            wall=self.wall,
         )
         self.control = Control(
-            self.clock,
-            self.registry,
-            self.dispatcher,
-            self.entries,
+            parts,
             health=self.wellbeing,
             pushes=self.pushes,
             stalls=StallWatch(self.clock),
             metrics=self.metrics,
-            cluster=self.cluster,
-            wall=self.wall,
         )
 
     def make_routes(self) -> Routes:

@@ -158,7 +158,7 @@ class MetricsTests(MetricsTestCase):
             ('xapsd_notices_unmatched_total{intake="socket"}', 0),
         ):
             self.assertEqual(self.value(series), value, series)
-        self.assertEqual(self.metrics.heard(), 3)
+        self.assertEqual(self.metrics.heard.total(), 3)
 
     def test_notices_that_no_phone_can_be_told_of_are_counted(self) -> None:
         self.successResultOf(self.intake.register(Registration(KEY, ("INBOX",), 0.0)))

@@ -494,16 +494,6 @@ class ReturnTests(NodesCase):
         self.begin(self.a)
         self.assertEqual(self.flags(), [("b", user, None) for user in USERS])
 
-    def test_who_has_lost_its_file_gets_from_the_others_what_it_owes(self) -> None:
-        self.owe(self.a, *USERS)
-        self.a.close()
-        self.a.path.unlink()
-        self.a.open()
-        self.begin(self.a)
-        self.meet(self.a)
-        self.a.reopen()
-        self.assertEqual(self.begin(self.a), 3)
-
     def test_who_has_lost_its_file_takes_up_what_it_owes_when_it_knows_the_phones(self) -> None:
         self.owe(self.a, *USERS)
         self.a.close()

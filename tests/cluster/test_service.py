@@ -23,7 +23,8 @@ from tests.coroutines import as_deferred
 from tests.peers.postgresql import PostgreSQL
 from tests.push.test_dispatcher import FakeSender, one_route
 from tests.registry.contract import ALICE, BOB
-from xaps.cluster.service import Cluster, DatabaseError
+from xaps.cluster.database import DatabaseError
+from xaps.cluster.service import Cluster
 from xaps.model import Registration, RegistrationKey
 from xaps.push.dispatcher import Dispatcher
 from xaps.registry.opening import open_registry

@@ -245,8 +245,8 @@ class ExistingFilesTests(ConfigTestCase):
 
     def test_what_is_written_in_the_file_is_known(self) -> None:
         config = self.load("port: 11619\nlistenAddr: ''\ntlsPort:\nSOCKETMODE: 0600\n")
-        self.assertEqual(config.written, {"port", "listen_addr", "socket_mode"})
-        self.assertEqual(self.load("").written, frozenset())
+        self.assertEqual(config.set_in_file, {"port", "listen_addr", "socket_mode"})
+        self.assertEqual(self.load("").set_in_file, frozenset())
 
     def test_line_ends_of_windows_are_taken(self) -> None:
         self.assertEqual(self.load("port: 1\r\ndelay: 7\r\n"), Config(port=1, delay=7))

@@ -31,7 +31,7 @@ from xaps.push import flags as waiting
 from xaps.push import history as latest
 from xaps.registry import history as past
 from xaps.registry import interface, opening, outbox, sqlite
-from xaps.system import complaints, log, logwriter, stalls, tls
+from xaps.system import complaints, log, logwriter, shutdown, stalls, tls
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -174,7 +174,7 @@ LIMITS = {
     ),
     "Pushes under way at the stop": period(daemon.DRAIN),
     "Time at the stop in which it is tried to write to disk what is owed": period(daemon.SAVING),
-    "Time from SIGTERM to the end": period(daemon.STOP),
+    "Time from SIGTERM to the end": period(shutdown.STOP),
     "Time of that for clients to read their last answers": period(daemon.CLOSING),
     "Time without a sign of life of a node": period(nodes.SILENT),
     "Time for a connection to PostgreSQL to be made, and for TCP to hear of what was sent": period(

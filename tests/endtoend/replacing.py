@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import datetime
-import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import attrs
 
-from benchmarks.load import import_phones, notify
+from benchmarks.phones import import_phones
 from tests import pki
 from tests.peers.daemon import Daemon
 from tests.standins.process import APNsProcess
@@ -51,19 +51,22 @@ def replace_while_pushing(apns: APNsProcess, daemon: Daemon, phones: int) -> Rep
     daemon.wait_for_log("Connected to APNs")
     first = daemon.pid
     replacements = _replacements(authority)
-    times: list[float] = []
-    users = [f"u{number}" for number in range(phones)]
+
+    def notice(number: int) -> float:
+        sent = time.monotonic()
+        assert daemon.http_notify(f"u{number}")[0] == 200
+        return time.monotonic() - sent
+
     began = time.monotonic()
-    worker = threading.Thread(target=lambda: times.extend(notify(daemon.port, users, CONNECTIONS)))
-    worker.start()
-    for number, (content, text) in enumerate(replacements, 1):
-        # Spread over the pushes, however fast this machine is.
-        _wait_until(lambda n=number: len(apns.pushes) >= phones * n // (len(replacements) + 2))
-        mark = daemon.mark
-        pki.write_private(daemon.folder / "push.new", content).replace(daemon.certificate)
-        daemon.reload()
-        daemon.wait_for_log(text, since=mark)
-    worker.join()
+    with ThreadPoolExecutor(CONNECTIONS) as threads:
+        times = threads.map(notice, range(phones))
+        for number, (content, text) in enumerate(replacements, 1):
+            # Spread over the pushes, however fast this machine is.
+            _wait_until(lambda n=number: len(apns.pushes) >= phones * n // (len(replacements) + 2))
+            mark = daemon.mark
+            pki.write_private(daemon.folder / "push.new", content).replace(daemon.certificate)
+            daemon.reload()
+            daemon.wait_for_log(text, since=mark)
     _wait_until(lambda: len(_delivered(apns)) == phones)
     assert daemon.pid == first and daemon.running
     pushes = apns.pushes

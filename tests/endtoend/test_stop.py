@@ -21,8 +21,10 @@ GIVEN_UP = 70
 
 SHORT = """
 import os, threading, time
+import xaps.system.shutdown as shutdown
+shutdown.STOP, shutdown.LAST_WORDS = 2, .5
 import xaps.daemon as daemon
-daemon.STOP, daemon.DRAIN, daemon.CLOSING, daemon.SAVING, daemon.LAST_WORDS = 2, .3, .3, 1, .5
+daemon.DRAIN, daemon.CLOSING, daemon.SAVING = .3, .3, 1
 hang = threading.Event().wait
 """
 """The bounds of the stop, a tenth of what they are."""

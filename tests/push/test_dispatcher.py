@@ -168,7 +168,7 @@ class DispatcherTestCase(SynchronousTestCase):
 
     def stop(self) -> Deferred[None]:
         """As the daemon does it."""
-        return self.dispatcher.stop().addCallback(lambda _: self.dispatcher.save())
+        return self.dispatcher.stop().addCallback(lambda _: self.dispatcher.saver.finish())
 
     def wall(self) -> float:
         return self.epoch + self.clock.seconds()
@@ -1276,7 +1276,7 @@ class DiskTests(DispatcherTestCase):
             self.registry.failure = None  # it can be read
             self.assertEqual(self.is_taken(), is_taken)
             self.registry.failure = "disk full"
-        self.assertEqual(self.dispatcher.unsaved, "disk full")
+        self.assertEqual(self.dispatcher.saver.trouble, "disk full")
         self.registry.failure = None
         self.turn(1)
         self.assertTrue(self.is_taken())

@@ -197,10 +197,10 @@ class WritingTests(DispatcherTestCase):
         self.turn(WRITE_AFTER)
         self.notify()
         self.turn(SAVE_AFTER + PATIENCE + 0.1)
-        self.assertEqual(self.dispatcher.unsaved, NO_ANSWER)
+        self.assertEqual(self.dispatcher.saver.trouble, NO_ANSWER)
         self.registry.release()
         self.turn()
-        self.assertIsNone(self.dispatcher.unsaved)
+        self.assertIsNone(self.dispatcher.saver.trouble)
 
     def test_flags_that_could_not_be_written_are_tried_again_without_what_has_happened(
         self,
@@ -240,7 +240,7 @@ class WritingTests(DispatcherTestCase):
         self.notify(user="nobody")
         self.registry.failure = "disk full"
         self.turn(3 * WRITE_AFTER)
-        self.assertIsNone(self.dispatcher.unsaved)
+        self.assertIsNone(self.dispatcher.saver.trouble)
         told = [text for level, text in self.logged if level >= LogLevel.warn]
         self.assertEqual(told, ["What happened last could not be written to disk: disk full"])
         self.registry.failure = None

@@ -179,7 +179,7 @@ def _addresses(config: Config) -> Iterator[str]:
     for key, address, port in listened:
         if not address or address.startswith("systemd:"):
             continue
-        by_default = KEYS[key].attribute not in config.written
+        by_default = KEYS[key].attribute not in config.set_in_file
         try:
             numbers, remarks = usable(key, address, port, by_default=by_default)
         except ListenError as error:

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 import attrs
 from twisted.internet.defer import Deferred, TimeoutError, fail, gatherResults
-from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from xaps import __version__
 from xaps.admin.backlog import waiting_for
-from xaps.admin.cluster import Cluster
-from xaps.admin.entries import FAILING, GOOD, Entry, days, waiting
+from xaps.admin.entries import FAILING, GOOD, days, waiting
 from xaps.admin.health import Health
 from xaps.admin.inquiry import Inquiry
 from xaps.admin.metrics import Metrics
+from xaps.admin.parts import Parts
 from xaps.admin.pushlog import PushLog
 from xaps.apns.status import ConnectionState
 from xaps.mailboxes import INBOX
@@ -32,8 +31,7 @@ from xaps.model import (
     reason_of,
     short_token,
 )
-from xaps.push.dispatcher import Dispatcher
-from xaps.registry.interface import IRegistry, RegistryError
+from xaps.registry.interface import RegistryError
 from xaps.system.console import counted
 from xaps.system.stalls import StallWatch
 
@@ -50,49 +48,32 @@ class Control:
     """Answers what is asked, and does what is told.
 
     :param pushes: what :meth:`push` brings is recorded in it.
-    :param cyrus_topic: what Cyrus tells phones, if it is known.
-    :param cluster: the other nodes, if there can be some.
-    :param wall: tells the time of day.
     """
 
     _log = Logger()
 
     def __init__(
         self,
-        clock: IReactorTime,
-        registry: IRegistry,
-        dispatcher: Dispatcher,
-        entries: Sequence[Entry],
+        parts: Parts,
         *,
         health: Health,
         pushes: PushLog,
         stalls: StallWatch,
         metrics: Metrics,
-        cyrus_topic: str | None = None,
-        cluster: Cluster | None = None,
-        wall: Callable[[], float],
     ) -> None:
-        self._clock = clock
-        self._cluster = cluster
-        self._wall = wall
-        self._registry = registry
-        self._dispatcher = dispatcher
-        self._entries = entries
-        self._routes = dispatcher.routes
+        self._parts = parts
+        self._clock = parts.clock
+        self._registry = parts.registry
+        self._dispatcher = parts.dispatcher
+        self._routes = parts.dispatcher.routes
+        self._cluster = parts.cluster
+        self._time_of_day = parts.time_of_day
+        self._started_at = parts.clock.seconds()
         self._health = health
         self._pushes = pushes
         self._stalls = stalls
         self._metrics = metrics
-        self._started_at = clock.seconds()
-        self._inquiry = Inquiry(
-            clock,
-            registry,
-            dispatcher,
-            entries,
-            health=health,
-            cyrus_topic=cyrus_topic,
-            time_of_day=self._time_of_day,
-        )
+        self._inquiry = Inquiry(parts, health)
 
     def explain(self, user: str) -> Deferred[Mapping[str, Any]]:
         """Why this user's phones get no push, or that they do. Fails with
@@ -123,7 +104,7 @@ class Control:
                 "waiting": owed[entry.route],
                 "held": bool(entry.held(holds)),
             }
-            for entry in self._entries
+            for entry in self._parts.entries
         ]
         return {
             "health": troubles[0].grade if troubles else GOOD,
@@ -134,7 +115,7 @@ class Control:
             ],
             "version": __version__,
             "pid": os.getpid(),
-            "now": self._wall(),
+            "now": self._parts.wall(),
             "started_at": self._time_of_day(self._started_at),
             "topic": entries[0]["topic"],
             "credential": entries[0]["credential"],
@@ -158,13 +139,9 @@ class Control:
             **({} if self._cluster is None else {"cluster": self._cluster.status()}),
         }
 
-    def _time_of_day(self, seconds: float | None) -> float | None:
-        """When, in seconds since the epoch, it was or will be so late by the reactor's clock."""
-        return None if seconds is None else self._wall() - self._clock.seconds() + seconds
-
     def last_day(self) -> Mapping[str, Sequence[int]]:
         """Notices, and pushes that APNs took, for each of the last 1440 minutes."""
-        self._pushes.hear(self._metrics.heard())
+        self._pushes.hear(self._metrics.heard.total())
         return self._pushes.last_day()
 
     def metrics(self) -> Deferred[bytes]:
@@ -275,23 +252,23 @@ class Control:
         routes = self._routes.entries(phone.key.user)
         if phone.topic is not None and (route := self._routes.route(phone.topic)) is not None:
             routes = (route,)
-        errors = [e.client.status().last_error for e in self._entries if e.route in routes]
+        errors = [e.client.status().last_error for e in self._parts.entries if e.route in routes]
         return next(filter(None, errors), "")
 
     def reload(self) -> Deferred[Value]:
         """Look at the files of all credentials now; fires with what was found."""
-        looking = [entry.keeper.check_now() for entry in self._entries]
+        looking = [entry.keeper.check_now() for entry in self._parts.entries]
         return gatherResults(looking).addCallback(self._found)
 
     def _found(self, _: object) -> Value:
         found = []
-        for entry in self._entries:
+        for entry in self._parts.entries:
             described = entry.described(self._time_of_day)
             found.append(
                 {key: described[key] for key in ("name", "credential", "problem", "refused")}
             )
         return {
-            "now": self._wall(),
+            "now": self._parts.wall(),
             "credential": found[0]["credential"],
             "problem": found[0]["problem"],
             "credentials": found,

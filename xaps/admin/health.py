@@ -7,15 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 
 import attrs
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from xaps.admin import cluster as nodes
-from xaps.admin.cluster import Cluster
 from xaps.admin.entries import DEGRADED, FAILING, GRADES, Entry, other_topic
-from xaps.push.dispatcher import Dispatcher
-from xaps.registry.interface import IRegistry, RegistryError
+from xaps.admin.parts import Parts
+from xaps.registry.interface import RegistryError
 from xaps.system.work import Work
 
 LOOK = 5.0
@@ -58,14 +56,11 @@ class Trouble:
 class Health:
     """Derived from what happens to the work, and from what the parts know of themselves.
 
-    :param wall: tells the time of day.
     :param registrations: the work of taking them, which is tried here while it fails: there may be
         no other for hours that could show that it is past.
     :param notices: likewise.
     :param works: all other work.
     :param checks: called at each look, before the work is judged.
-    :param cyrus_topic: what Cyrus has phones register with, if that is known.
-    :param cluster: the other nodes, if there can be some.
     :ivar unreadable: why the registrations could not be read when somebody last asked for their
         number; ``None``: they could.
     """
@@ -74,35 +69,25 @@ class Health:
 
     def __init__(
         self,
-        clock: IReactorTime,
-        registry: IRegistry,
-        dispatcher: Dispatcher,
-        entries: Sequence[Entry],
+        parts: Parts,
         *,
         registrations: Work,
         notices: Work,
         works: Sequence[Work] = (),
         checks: Sequence[Callable[[], None]] = (),
-        cyrus_topic: str | None = None,
-        cluster: Cluster | None = None,
-        wall: Callable[[], float],
     ) -> None:
-        self._clock = clock
-        self._registry = registry
-        self._dispatcher = dispatcher
-        self._entries = entries
+        self._parts = parts
+        self._clock = parts.clock
+        self._entries = parts.entries
         self._registrations = registrations
         self._notices = notices
         self._works = (registrations, notices, *works)
         self._checks = checks
-        self._cyrus_topic = cyrus_topic
-        self._cluster = cluster
-        self._wall = wall
         self.unreadable: object = None
         self._since: dict[tuple[str, str], float] = {}  # by cause and entry
         self._trying = False
         self._loop = LoopingCall(self._look)
-        self._loop.clock = clock
+        self._loop.clock = parts.clock
 
     def start(self) -> None:
         """Look now and every few seconds."""
@@ -134,7 +119,7 @@ class Health:
 
     def _found(self, now: float) -> Iterator[tuple[str, str, str, str]]:
         """What the parts know: cause, grade, text and entry."""
-        holds = self._dispatcher.holds
+        holds = self._parts.dispatcher.holds
         for entry in self._entries:
             name = entry.route.name if len(self._entries) > 1 else ""
             for cause, grade, text in self._found_of(entry, name, now):
@@ -145,20 +130,22 @@ class Health:
             if route is None:
                 text = f"{hold.text} (no credential is for {topic} any more)"
                 yield "pushes", FAILING, text, ""
-        if (error := self._dispatcher.unsaved) is not None:
+        if (error := self._parts.dispatcher.saver.trouble) is not None:
             yield "saving", FAILING, f"pushes that wait cannot be written to disk: {error}", ""
         if self.unreadable is not None:
             yield "registry", FAILING, f"the registrations cannot be read: {self.unreadable}", ""
         ours = [each.keeper.credential for each in self._entries if each.keeper.credential]
-        if wrong := other_topic(self._cyrus_topic, ours):
+        if wrong := other_topic(self._parts.cyrus_topic, ours):
             yield "topic", DEGRADED, wrong, ""
-        if self._cluster is not None:
-            for cause, text in nodes.troubles(self._cluster.status(), self._wall()):
+        if self._parts.cluster is not None:
+            for cause, text in nodes.troubles(self._parts.cluster.status(), self._parts.wall()):
                 yield cause, DEGRADED, text, ""
 
     def _found_of(self, entry: Entry, name: str, now: float) -> Iterator[tuple[str, str, str]]:
         """What is known of an entry."""
-        troubles = entry.troubles(self._wall(), lambda: now - self._since.get(("apns", name), now))
+        troubles = entry.troubles(
+            self._parts.wall(), lambda: now - self._since.get(("apns", name), now)
+        )
         for cause, grade, text in troubles:
             milder = grade == FAILING and entry.is_spare(self._entries)
             yield cause, DEGRADED if milder else grade, text
@@ -183,7 +170,7 @@ class Health:
         """Do what fails, and see whether it still does."""
         try:
             for work, attempt in (
-                (self._registrations, self._registry.probe),
+                (self._registrations, self._parts.registry.probe),
                 (self._notices, self._try_notice),
             ):
                 if work.since is not None:
@@ -197,7 +184,7 @@ class Health:
             self._trying = False
 
     async def _try_notice(self) -> None:
-        if (error := self._dispatcher.unsaved) is not None:
+        if (error := self._parts.dispatcher.saver.trouble) is not None:
             # For which notices are refused, too.
             raise RegistryError(f"pushes that wait cannot be written to disk: {error}")
-        await self._registry.registrations("")
+        await self._parts.registry.registrations("")

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
 from twisted.internet.defer import Deferred, TimeoutError
-from twisted.internet.interfaces import IReactorTime
 
-from xaps.admin.entries import FAILING, Entry, problem
+from xaps.admin.entries import FAILING, problem
 from xaps.admin.explain import Facts, Owed, Phone, Verdict, Way, explain, gone
 from xaps.admin.health import Health
+from xaps.admin.parts import Parts
 from xaps.model import (
     LastPush,
     NearUser,
@@ -21,9 +21,7 @@ from xaps.model import (
     lower,
     short_token,
 )
-from xaps.push.dispatcher import Dispatcher
 from xaps.push.flags import Flag
-from xaps.registry.interface import IRegistry
 
 PATIENCE = 0.5
 """Seconds that the search for names like the user's may take."""
@@ -33,33 +31,16 @@ ELSEWHERE = ("credential", "certificate", "apns", "pushes")
 
 
 class Inquiry:
-    """Asks everybody who knows something.
+    """Asks everybody who knows something."""
 
-    :param cyrus_topic: what Cyrus tells phones, if it is known.
-    :param time_of_day: makes one of a time by the clock; of ``None``, ``None``.
-    """
-
-    def __init__(
-        self,
-        clock: IReactorTime,
-        registry: IRegistry,
-        dispatcher: Dispatcher,
-        entries: Sequence[Entry],
-        *,
-        health: Health,
-        cyrus_topic: str | None,
-        time_of_day: Callable[[Any], Any],
-    ) -> None:
-        self._clock = clock
-        self._registry = registry
-        self._dispatcher = dispatcher
-        self._entries = entries
-        self._routes = dispatcher.routes
-        self._clients = {entry.route: entry.client for entry in entries}
+    def __init__(self, parts: Parts, health: Health) -> None:
+        self._parts = parts
+        self._dispatcher = parts.dispatcher
+        self._time_of_day = parts.time_of_day
+        self._started_at = parts.clock.seconds()
+        self._routes = parts.dispatcher.routes
+        self._clients = {entry.route: entry.client for entry in parts.entries}
         self._health = health
-        self._cyrus_topic = cyrus_topic
-        self._time_of_day = time_of_day
-        self._started_at = clock.seconds()
 
     async def answer(self, user: str) -> Mapping[str, Any]:
         """The verdict and what it is drawn from. Raises
@@ -68,9 +49,9 @@ class Inquiry:
         return as_json(facts, explain(facts))
 
     async def _facts(self, user: str) -> Facts:
-        registrations = await self._registry.registrations(user)
+        registrations = await self._parts.registry.registrations(user)
         dispatcher, flags = self._dispatcher, self._dispatcher.flags
-        past = dispatcher.history.past(user, await self._registry.past(user))
+        past = dispatcher.history.past(user, await self._parts.registry.past(user))
         registered = {(r.key.account_id, short_token(r.key.device_token)) for r in registrations}
         near: Sequence[NearUser] = ()
         if not registrations or past.notice is None:
@@ -80,13 +61,15 @@ class Inquiry:
         try:
             topic = self._routes.topic(user)
         except Refused as refused:
-            theirs = [each for each in self._entries if each.route in self._routes.entries(user)]
+            theirs = [
+                each for each in self._parts.entries if each.route in self._routes.entries(user)
+            ]
             # Which says what to do, too.
             lack = next(filter(None, (problem(each.keeper) for each in theirs)), refused.reason)
-        cyrus = self._cyrus_topic
+        cyrus = self._parts.cyrus_topic
         return Facts(
             user,
-            self._time_of_day(self._clock.seconds()),
+            self._time_of_day(self._parts.clock.seconds()),
             self._time_of_day(self._started_at),
             tuple(self._phone(each, topic, past.pushes) for each in registrations),
             tuple(d for d in past.dropped if (d.account_id, d.phone) not in registered),
@@ -107,7 +90,7 @@ class Inquiry:
 
     def _near(self, user: str) -> Deferred[Sequence[NearUser]]:
         """What is only a hint is not waited for if the disk is slow."""
-        found = self._registry.near(user).addTimeout(PATIENCE, self._clock)
+        found = self._parts.registry.near(user).addTimeout(PATIENCE, self._parts.clock)
 
         def none(failure: Any) -> Sequence[NearUser]:
             failure.trap(TimeoutError)
@@ -123,7 +106,7 @@ class Inquiry:
     ) -> Phone:
         key = registration.key
         theirs = registration.topic or topic
-        hold = self._dispatcher.holds.on(registration, self._clock.seconds())
+        hold = self._dispatcher.holds.on(registration, self._parts.clock.seconds())
         return Phone(
             registration,
             theirs,

@@ -49,6 +49,8 @@ class Metrics(Collector):
     :ivar registry: where other parts put their counters.
     :ivar registrations: how taking them fares.
     :ivar notices: likewise.
+    :ivar heard: how many notices came since the start, by intake and kind.
+    :ivar unmatched: how many of them no phone could be told of, by intake.
     """
 
     def __init__(self) -> None:
@@ -57,8 +59,8 @@ class Metrics(Collector):
         self.registrations = Work("registrations", "phones cannot register")
         self.notices = Work("notices", "notices of new mail are refused")
         # Plain numbers: a counter takes some of the time that a notice has.
-        self._heard = collections.Counter[tuple[str, str]]()  # by intake and kind
-        self._unmatched = collections.Counter[str]()  # by intake
+        self.heard = collections.Counter[tuple[str, str]]()
+        self.unmatched = collections.Counter[str]()
         self.registry.register(self)
         self._registrations = Counter(
             "xapsd_registrations_received",
@@ -75,19 +77,10 @@ class Metrics(Collector):
 
     def counting(self, intake: str, handler: Handler) -> Handler:
         """Count what is handed on to the handler by the intake that the setting `intake` opens."""
-        registrations = self._registrations.labels(intake)
         for kind in ("new_mail", "other"):  # 0 is told, too
-            self._heard[intake, kind] += 0
-        self._unmatched[intake] += 0
-        return _CountingHandler(
-            handler,
-            intake,
-            registrations,
-            self._heard,
-            self._unmatched,
-            self.registrations,
-            self.notices,
-        )
+            self.heard[intake, kind] += 0
+        self.unmatched[intake] += 0
+        return _CountingHandler(handler, intake, self._registrations.labels(intake), self)
 
     def refusing(self, intake: str) -> Callable[[int], None]:
         """Gives what counts the refusals of the intake that the setting `intake` opens, by their
@@ -97,19 +90,15 @@ class Metrics(Collector):
         }
         return lambda status: counters[REFUSALS.get(status, _OTHER)].inc()
 
-    def heard(self) -> int:
-        """How many notices came since the start."""
-        return self._heard.total()
-
     def collect(self) -> Iterator[Metric]:
         text = "Notices that IMAP servers sent"
         heard = CounterMetricFamily("xapsd_notices", text, labels=["intake", "kind"])
-        for labels, number in self._heard.items():
+        for labels, number in self.heard.items():
             heard.add_metric(labels, number)
         yield heard
         text = "Notices that no phone could be told of"
         unmatched = CounterMetricFamily("xapsd_notices_unmatched", text, labels=["intake"])
-        for intake, number in self._unmatched.items():
+        for intake, number in self.unmatched.items():
             unmatched.add_metric([intake], number)
         yield unmatched
 
@@ -131,10 +120,7 @@ class _CountingHandler:
     _handler: Handler
     _intake: str
     _registrations: Counter
-    _heard: collections.Counter[tuple[str, str]]
-    _unmatched: collections.Counter[str]
-    _registering: Work
-    _noticing: Work
+    _metrics: Metrics
 
     def topic(self, user: str) -> str:
         return self._handler.topic(user)
@@ -144,22 +130,22 @@ class _CountingHandler:
         return self._handler.register(registration).addCallbacks(self._registered, self._failed)
 
     def _registered(self, result: None) -> None:
-        self._registering.done += 1
+        self._metrics.registrations.done += 1
 
     def _failed(self, failure: Failure) -> Failure:
-        _failed(self._registering, failure.value)
+        _failed(self._metrics.registrations, failure.value)
         return failure
 
     def notify(self, notice: Notice) -> int:
-        self._heard[self._intake, "new_mail" if notice.new_mail else "other"] += 1
+        self._metrics.heard[self._intake, "new_mail" if notice.new_mail else "other"] += 1
         try:
             phones = self._handler.notify(notice)
         except Exception as error:
-            _failed(self._noticing, error)
+            _failed(self._metrics.notices, error)
             raise
-        self._noticing.done += 1
+        self._metrics.notices.done += 1
         if not phones:
-            self._unmatched[self._intake] += 1
+            self._metrics.unmatched[self._intake] += 1
         return phones
 
 

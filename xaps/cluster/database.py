@@ -11,7 +11,7 @@ import socket
 import threading
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import attrs
 import psycopg
@@ -22,6 +22,7 @@ from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from xaps.registry.groupcommit import Run
 from xaps.system.complaints import HOUR, Complaints
 
 CHANNEL = "xaps"
@@ -62,12 +63,6 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 
 class DatabaseError(Exception):
     """PostgreSQL cannot be used; the message is one line for people, without the password."""
-
-
-class Run(Protocol):
-    """As :class:`xaps.registry.groupcommit.Run`, with a thread of its own."""
-
-    def __call__(self, work: Callable[[], T], /) -> Deferred[T]: ...
 
 
 def parsed(url: str) -> dict[str, Any]:
@@ -156,7 +151,7 @@ class Database:
     """Connects, and tries again after 1 to 60 seconds whenever it is away.
 
     :param url: what libpq takes: ``postgresql://...``.
-    :param run: runs work in the one thread of it.
+    :param run: with a thread of its own.
     :param prepare: looks at each new connection, in the thread and within a transaction.
     :param on_connect: told of each new connection, with what `prepare` gave.
     :param on_notice: told that another node has changed something.

@@ -15,13 +15,11 @@ from twisted.logger import Logger
 from twisted.python.threadpool import ThreadPool
 
 from xaps.cluster import schema
-from xaps.cluster.database import Database, DatabaseError
+from xaps.cluster.database import Database
 from xaps.cluster.exchange import Exchange
 from xaps.cluster.heartbeat import Heartbeat, Pushes, Routes
 from xaps.model import Registration, RegistrationKey
 from xaps.registry.outbox import Outbox
-
-__all__ = ["Cluster", "DatabaseError"]
 
 PATIENCE = 2.0
 """Seconds for which the start waits for PostgreSQL."""

@@ -181,7 +181,7 @@ def load(path: Path) -> Config:
         **top.settings(Config),
         cyrus=Cyrus(**cyrus.settings(Cyrus)),
         credentials=tuple(CredentialSettings(**e.settings(CredentialSettings)) for e in entries),
-        written=frozenset(top.settings(Config)),
+        set_in_file=frozenset(top.settings(Config)),
     )
 
 

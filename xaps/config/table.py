@@ -280,7 +280,7 @@ class Config:
         "a file. Without a password the page shows no users and no phones."
     )
 
-    written: frozenset[str] = attrs.field(default=frozenset(), eq=False, repr=False)
+    set_in_file: frozenset[str] = attrs.field(default=frozenset(), eq=False, repr=False)
     """The fields above but `credentials` and `cyrus` that the file has a value for."""
 
 

@@ -239,9 +239,9 @@ def key_pem(key: PrivateKey) -> bytes:
     )
 
 
-def ascii_line(text: str, longest: int = 100) -> str:
+def ascii_line(text: str) -> str:
     """`text` that others wrote, fit for one line of a log."""
-    return "".join(c if " " <= c <= "~" else "?" for c in text[:longest])
+    return "".join(c if " " <= c <= "~" else "?" for c in text[:100])
 
 
 def _spki(key: CertificatePublicKeyTypes) -> bytes:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from xaps.admin.words import (
+    Answer,
     connection,
     credential,
     folders,
@@ -16,8 +16,6 @@ from xaps.admin.words import (
     on_disk,
 )
 from xaps.system.console import counted, duration, moment, one_line
-
-Answer = Mapping[str, Any]
 
 
 def status(answer: Answer) -> Iterator[str]:

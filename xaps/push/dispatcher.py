@@ -102,7 +102,7 @@ class Dispatcher:
         self.calm = Calm(push_interval)
         self.holds = Holds(clock.seconds, routes, self.calm)
         self.history = History(wall)
-        self._saver = FlagSaver(clock, registry, self.flags, self.history)
+        self.saver = FlagSaver(clock, registry, self.flags, self.history)
         self._expiry = Expiry(clock, registry, wall, lambda key: self._forget(key, EXPIRED))
         self.dropped = Counter(dict.fromkeys((TRIMMED, REPLACED, EXPIRED, FORGOTTEN, *GONE), 0))
         self._pushes = Pushes(
@@ -133,7 +133,7 @@ class Dispatcher:
             page = await self._registry.flags(page[-1].key)
         now = self._clock.seconds()
         self.scheduler.arm(now)
-        self._saver.arm(now)
+        self.saver.arm(now)
         return len(self.flags)
 
     async def _take_up(self, page: Sequence[WaitingFlag]) -> None:
@@ -156,33 +156,24 @@ class Dispatcher:
         await self._take_up(flags)
         now = self._clock.seconds()
         self.scheduler.arm(now)
-        self._saver.arm(now)
+        self.saver.arm(now)
 
     def taken(self, key: RegistrationKey, at: float) -> None:
         """Another node has taken over, at that time by the reactor's clock, what this phone was
         owed; on disk it is owed no more."""
         now = self._clock.seconds()
         self.flags.taken(key, at, now)
-        self._saver.arm(now)
+        self.saver.arm(now)
 
     def stop(self) -> Deferred[None]:
         """Start no more pushes and begin to write what is owed; fires when those in flight have
-        been answered (the sender sees to it that they are)."""
+        been answered (the sender sees to it that they are). The saver can be finished then."""
         self.scheduler.stop()
-        self._saver.hasten()
+        self.saver.hasten()
         self._all_answered = Deferred()
         if not self.flags.in_flight:
             self._all_answered.callback(None)
         return self._all_answered
-
-    def save(self) -> Deferred[None]:
-        """After :meth:`stop`: fires when everything that is owed is on disk."""
-        return self._saver.finish()
-
-    @property
-    def unsaved(self) -> str | None:
-        """Why what is owed is not on disk, if it has not been for some seconds."""
-        return self._saver.trouble
 
     def topic(self, user: str) -> str:
         """The topic that phones of this user are to register with.
@@ -263,7 +254,7 @@ class Dispatcher:
         :raises Refused: temporarily, when the registry cannot be read, or what is owed already
             cannot be written to disk.
         """
-        if (error := self._saver.trouble) is not None:
+        if (error := self.saver.trouble) is not None:
             reason = f"pushes that wait cannot be written to disk, no more are taken: {error}"
             raise Refused(reason, temporary=True)
         try:
@@ -278,7 +269,7 @@ class Dispatcher:
         self.history.noticed(notice, len(phones), now)
         if phones:
             self.scheduler.arm(now)
-        self._saver.arm(now)
+        self.saver.arm(now)
         if self._debug:
             self._log.debug(
                 "Notice for {user}, {what} in {mailbox}: {phones}",
@@ -291,7 +282,7 @@ class Dispatcher:
 
     def _push_ended(self, now: float) -> None:
         self.scheduler.arm(now)
-        self._saver.arm(now)
+        self.saver.arm(now)
         if self._all_answered and not self._all_answered.called and not self.flags.in_flight:
             self._all_answered.callback(None)
 
@@ -321,7 +312,7 @@ class Dispatcher:
     def _pushed_now(self, outcome: Outcome, key: RegistrationKey, holds: TopicHolds) -> Outcome:
         now = self._clock.seconds()
         self.history.pushed(key, outcome, None, now)
-        self._saver.arm(now)
+        self.saver.arm(now)
         if isinstance(outcome, Delivered):
             self.flags.hasten(holds.answered(key, outcome, now, probe=True), now)
         self.scheduler.arm(now)  # there may be room again
