@@ -91,7 +91,11 @@ RENEWAL: dict[str, tuple[float, str]] = {
         "body with mailboxes that were read before, and what the phone is told of them",
     ),
     "push": (11, "the topic, the time since which others were renewed, what is owed and held back"),
-    "registry": (12, "its columns, two statements, and a share in a commit for several"),
+    "registry": (
+        12.2,
+        "its columns, two statements, and a share in a commit for several and in the end of what "
+        "was read before it",
+    ),
     "admin": (3, "the topic is passed on; one is counted before, and when it is on disk"),
     "xaps": (6, "its key with user and token in lower case, two values, the end of complaints"),
     "libraries": (6.6, "a counter, an answer that is made anew to end the connection; contextlib"),
