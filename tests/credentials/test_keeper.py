@@ -258,10 +258,12 @@ class ReplacementTests(KeeperCase):
         self.assertIn("Certificate valid until", text)
 
     def test_nothing_is_refused_any_more_when_none_is_left_in_use(self) -> None:
+        self.source.result = good(certificate(BEGIN + DAY))
+        self.successResultOf(self.keeper.check_now())
         self.source.result = bad("it is broken")
         self.successResultOf(self.keeper.check_now())
         self.assertIsNotNone(self.keeper.refused)
-        self.advance(365 * DAY)
+        self.advance(DAY)
         self.assertIsNone(self.keeper.credential)
         self.assertIsNone(self.keeper.refused)
         self.assertEqual(self.keeper.problem, "a.pem: it is broken")
