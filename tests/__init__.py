@@ -9,6 +9,13 @@ if "twisted.trial" in sys.modules:  # and this is none of the programs that test
     codecs.lookup("idna")
 
     from hypothesis import HealthCheck, settings
+    from twisted.python import log
+
+    # A worker of ``trial -j`` sends each line that is logged to the first process, and awaits its
+    # answer byte by byte: that takes longer than the tests themselves. Run without -j, trial writes
+    # test.log.
+    for observer in log.theLogPublisher.observers:
+        log.removeObserver(observer)
 
     # However slow the machine is: none of these is a bug of ours.
     settings.register_profile(
