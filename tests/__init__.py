@@ -1,7 +1,15 @@
 """The test suite; run it with trial. It mirrors the package."""
 
 import codecs
+import os
 import sys
+
+
+def examples(number: int) -> int:
+    """How many of hypothesis' examples a test is to try: all of them in CI, and a fourth elsewhere,
+    where it is run again and again."""
+    return number if os.environ.get("CI") else -(-number // 4)
+
 
 if "twisted.trial" in sys.modules:  # and this is none of the programs that tests start
     # Python remembers for good that a codec could not be loaded. A test that gives up root's rights

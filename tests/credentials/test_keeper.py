@@ -18,7 +18,7 @@ from twisted.internet.task import Clock
 from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests import pki
+from tests import examples, pki
 from tests.credentials.case import pem_source
 from xaps.credentials.certificate import CredentialError, utc_text
 from xaps.credentials.keeper import LOOK_TIMEOUT, CredentialKeeper
@@ -539,7 +539,7 @@ class ExpiryTests(KeeperCase):
         days = [text.split("days left: ")[1].split(")")[0] for _, text in self.logged]
         self.assertEqual((days, self.changes), (["5", "5", "20"], []))
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=examples(60), deadline=None)
     @given(
         st.lists(
             st.tuples(
