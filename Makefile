@@ -1,5 +1,6 @@
 # make try    shows a notice become a push          make test   runs the test suite
-#             (TESTS=tests.push for a part of it, JOBS=1 for one test after the other)
+#             (TESTS=tests.push for a part of it, JOBS=1 for one test after the other, CI=yes for all
+#             of hypothesis' examples, and a failure where what a test needs is not installed)
 # make check  ruff, mypy and the suite on both sets of dependencies (Debian 12's and PyPI's newest)
 # make bench  measures, beside bars to be held     make clean  removes what these made
 #             (python -m benchmarks --rows cpu-64,unknown --runs 1 for a part of its table;

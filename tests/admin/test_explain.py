@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests import examples
 from xaps.admin.explain import HELP, ORDER, WELL, Cause, Facts, Owed, Phone, Way, explain
 from xaps.apns.status import ConnectionState
 from xaps.ctl.usage import COMMANDS
@@ -252,7 +253,7 @@ ANYTHING = st.builds(
 
 
 class PropertyTests(SynchronousTestCase):
-    @settings(max_examples=500, deadline=None)
+    @settings(max_examples=examples(500), deadline=None)
     @given(ANYTHING)
     def test_any_facts_have_one_verdict_which_no_phone_is_worse_than(
         self, given_facts: Facts

@@ -231,5 +231,5 @@ def promtool(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[st
             raise AssertionError("promtool is not installed (Debian: prometheus)")
         raise SkipTest("promtool is not installed (Debian: prometheus)")
     return subprocess.run(
-        [program, *arguments], input=stdin, capture_output=True, text=True, check=False, timeout=20
+        [program, *arguments], input=stdin, capture_output=True, text=True, check=False, timeout=120
     )

@@ -10,6 +10,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests import examples
 from xaps.apns.headers import Decoder, HeadersError, field_name, integer, string
 
 NAMES = [b"apns-id", b"date", b"server", b"x", b"content-length"]
@@ -25,7 +26,7 @@ def raised(decoder: Decoder, block: bytes) -> bool:
 
 
 class WritingTests(SynchronousTestCase):
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=examples(200), deadline=None)
     @given(
         name=st.sampled_from([b":path", b"authorization", b"apns-id", b"x" * 200]),
         value=st.binary(max_size=400),
@@ -47,7 +48,7 @@ class WritingTests(SynchronousTestCase):
 
 
 class ReadingTests(SynchronousTestCase):
-    @settings(max_examples=300, deadline=None, phases=[Phase.reuse, Phase.generate])
+    @settings(max_examples=examples(300), deadline=None, phases=[Phase.reuse, Phase.generate])
     @given(st.randoms(use_true_random=True))
     def test_statuses_and_refusals_are_those_of_hpack(self, chance: Random) -> None:
         """Blocks that insert, evict and resize; after them, one whose indices are anything."""
@@ -75,7 +76,7 @@ class ReadingTests(SynchronousTestCase):
             else:
                 self.assertEqual(ours.status(block), bytes(value) if name == b":status" else None)
 
-    @settings(max_examples=1000, deadline=None)
+    @settings(max_examples=examples(1000), deadline=None)
     @given(st.binary(max_size=20))
     def test_malformed_blocks_are_refused_as_by_hpack(self, block: bytes) -> None:
         try:

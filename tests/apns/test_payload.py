@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests import examples
 from xaps.apns.payload import RequestBuilder, payload
 from xaps.model import Push, RegistrationKey
 
@@ -52,7 +53,7 @@ class PayloadTests(SynchronousTestCase):
         self.assertRaises(ValueError, payload, push(account=fits + "A"))
         self.assertRaises(ValueError, payload, push(digest(1), account=fits + "A"))
 
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=examples(100), deadline=None)
     @given(account=st.text(max_size=50), hashes=st.lists(st.text(max_size=40), max_size=5))
     def test_whatever_is_in_it_is_escaped(self, account: str, hashes: list[str]) -> None:
         text = payload(push(*hashes, account=account))

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests import examples
 from xaps.apns.reasons import ConnectionAction, EndReason, Verdict, classify, goaway_reason
 from xaps.model import GONE, Delivered, Gone, Misconfigured, Outcome, Rejected, RetryAfter
 
@@ -164,7 +165,7 @@ class StrangeAnswerTests(SynchronousTestCase):
             for reason in GONE:
                 self.assertNotIsInstance(verdict(status, reason).outcome, Gone)
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=examples(200), deadline=None)
     @given(
         status=st.integers(-1, 1000),
         body=st.one_of(

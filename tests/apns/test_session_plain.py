@@ -26,6 +26,7 @@ from hypothesis import Phase, given, note, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests import examples
 from tests.apns.peer import take_backlog
 from tests.apns.plain_h2 import PlainSession
 from tests.apns.session_case import BUILDER, PUSH
@@ -402,7 +403,7 @@ def blurred(event: SessionEvent[int]) -> SessionEvent[int]:
 class PlainTests(SynchronousTestCase):
     """The failing history is not made smaller: the steps up to the failure are told."""
 
-    @settings(max_examples=500, deadline=None, phases=[Phase.reuse, Phase.generate])
+    @settings(max_examples=examples(500), deadline=None, phases=[Phase.reuse, Phase.generate])
     @given(st.randoms(use_true_random=True))
     def test_any_history_ends_as_with_plain_h2(self, chance: Random) -> None:
         both = Both(chance)

@@ -10,6 +10,7 @@ from hypothesis import Phase, given, note, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests import examples
 from tests.apns.peer import ROUNDS, Peer, take_backlog
 from tests.apns.session_case import BUILDER, PUSH
 from xaps.apns.events import Answered, Closed, GivenBack, Lost, Proved, Retired, SessionEvent
@@ -288,7 +289,7 @@ class PropertyTests(SynchronousTestCase):
     It is not made smaller, which takes most of a minute: the steps up to the failure are told.
     """
 
-    @settings(max_examples=400, deadline=None, phases=[Phase.reuse, Phase.generate])
+    @settings(max_examples=examples(400), deadline=None, phases=[Phase.reuse, Phase.generate])
     @given(st.randoms(use_true_random=True))
     def test_each_request_has_one_end_and_no_limit_is_broken(self, chance: Random) -> None:
         conversation = Conversation(chance)
@@ -318,7 +319,7 @@ FRAMES = st.builds(
 class RubbishTests(SynchronousTestCase):
     """Whatever a peer sends, the session says what became of the requests."""
 
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=examples(300), deadline=None)
     @given(
         rubbish=st.lists(st.one_of(FRAMES, st.binary(max_size=30)), min_size=1, max_size=8).map(
             b"".join

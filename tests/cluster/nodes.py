@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import itertools
 import tempfile
 import time
 from collections.abc import Sequence
@@ -13,7 +11,7 @@ from typing import Any, TypeVar
 from twisted.internet.defer import Deferred, execute
 from twisted.internet.testing import MemoryReactorClock
 
-from tests.peers.postgresql import PostgreSQL
+from tests.peers import postgresql
 from tests.push.test_dispatcher import FakeSender, one_route
 from xaps.cluster import schema
 from xaps.cluster.database import Database
@@ -25,23 +23,12 @@ from xaps.registry.opening import open_registry
 
 T = TypeVar("T")
 
-_servers: list[PostgreSQL] = []
-_numbers = itertools.count()
-
 IN_MEMORY = Path("/dev/shm")
 
 
-def server() -> PostgreSQL:
-    """One for all tests of the process; whoever ends it starts it again."""
-    if not _servers:
-        _servers.append(PostgreSQL())
-        atexit.register(_servers[0].close)
-    return _servers[0]
-
-
 def new_url() -> str:
-    """Of a new database there."""
-    return server().new_database(f"test{next(_numbers)}")
+    """Of a new database on the usual PostgreSQL."""
+    return postgresql.usual().new_database(postgresql.new_name())
 
 
 def result(deferred: Deferred[T]) -> T:

@@ -17,6 +17,7 @@ from hypothesis.stateful import (
 )
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests import examples
 from tests.cluster.nodes import Node, new_url, result
 from xaps.cluster import changes
 from xaps.model import Registration, RegistrationKey
@@ -192,11 +193,11 @@ class ConvergenceTests(SynchronousTestCase):
     def test_all_nodes_come_to_the_same_though_clocks_are_wrong(self) -> None:
         self.run_machine(WrongClocks, 10)
 
-    def run_machine(self, machine: type[Cluster], examples: int) -> None:
+    def run_machine(self, machine: type[Cluster], number: int) -> None:
         run_state_machine_as_test(
             machine,
             settings=settings(
-                max_examples=examples,
+                max_examples=examples(number),
                 stateful_step_count=30,
                 deadline=None,
                 suppress_health_check=list(HealthCheck),

@@ -19,9 +19,9 @@ from twisted.logger import capturedLogs
 from twisted.python.threadpool import ThreadPool
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from tests.cluster.nodes import new_url, server
+from tests.cluster.nodes import new_url
 from tests.coroutines import as_deferred
-from tests.peers.postgresql import PostgreSQL
+from tests.peers.postgresql import PostgreSQL, usual
 from xaps.cluster import database
 from xaps.cluster.database import (
     CHANNEL,
@@ -138,9 +138,9 @@ class DatabaseTests(SynchronousTestCase):
         self.assertEqual((made.connected, self.found), (True, ["now"]))
 
     def terminate(self, query: str) -> None:
-        server().execute(
+        usual().execute(
             "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
-            f" WHERE datname LIKE 'test%' AND {query}"
+            f" WHERE datname LIKE 'xapsd_%' AND {query}"
         )
 
     def test_when_either_connection_breaks_both_are_made_again(self) -> None:
@@ -170,7 +170,7 @@ class DatabaseTests(SynchronousTestCase):
 
     def test_a_standby_counts_as_away(self) -> None:
         url = new_url()
-        standby = PostgreSQL(standby_of=server())
+        standby = PostgreSQL(standby_of=usual())
         self.addCleanup(standby.close)
         name = psycopg.conninfo.conninfo_to_dict(url)["dbname"]
         made = self.make(standby.url(str(name)))
@@ -189,8 +189,8 @@ class DatabaseTests(SynchronousTestCase):
             self.assertNotRegex(str(raised.exception), "geh")
         for url in (
             "postgresql://xapsd:geheim@127.0.0.1:1/x",
-            f"{server().url('nothing')}&password=geheim",
-            f"{server().url('nothing')}&sslmode=require&password=geheim",
+            f"{usual().url('nothing')}&password=geheim",
+            f"{usual().url('nothing')}&sslmode=require&password=geheim",
         ):
             with capturedLogs() as events:
                 made = self.make(url)
@@ -218,16 +218,16 @@ class DatabaseTests(SynchronousTestCase):
 
 
 class HangingTests(TestCase):
-    """With a thread, the real reactor and a server of its own that stands still."""
+    """With a thread, the real reactor and a server that stands still."""
 
     def setUp(self) -> None:
         self.patch(database, "ANSWER", 0.5)
-        self.server = PostgreSQL()
-        self.addCleanup(self.server.close)
+        self.server = usual()
+        self.addCleanup(self.server.thaw)
         self.pool = ThreadPool(1, 1, "postgresql")
         self.pool.start()
         self.addCleanup(self.pool.stop)
-        self.url = self.server.new_database()
+        self.url = new_url()
         self.ready: Deferred[None] = Deferred()
         self.database = self.make(lambda _: None)
         self.database.start()

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import psycopg
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.cluster.nodes import new_url, server
+from tests.cluster.nodes import new_url
+from tests.peers.postgresql import usual
 from xaps.cluster.database import DatabaseError
 from xaps.cluster.schema import MIGRATIONS, Central, prepare
 
@@ -86,11 +87,11 @@ class SchemaTests(SynchronousTestCase):
         self.assertEqual(self.rows("SELECT to_regclass('xaps')"), [(None,)])
 
     def test_a_database_that_is_not_in_unicode_is_refused(self) -> None:
-        server().execute(
+        usual().execute(
             f"CREATE DATABASE {self.name}_latin OWNER xapsd ENCODING 'LATIN1' LOCALE 'C'"
             " TEMPLATE template0"
         )
-        self.url = server().url(f"{self.name}_latin")
+        self.url = usual().url(f"{self.name}_latin")
         with self.assertRaisesRegex(DatabaseError, "encoding is LATIN1; .*ENCODING 'UTF8'"):
             self.prepare()
 

@@ -20,7 +20,7 @@ from twisted.trial.unittest import TestCase
 
 from tests.cluster.nodes import new_url
 from tests.coroutines import as_deferred
-from tests.peers.postgresql import PostgreSQL
+from tests.peers.postgresql import usual
 from tests.push.test_dispatcher import FakeSender, one_route
 from tests.registry.contract import ALICE, BOB
 from xaps.cluster.database import DatabaseError
@@ -128,9 +128,9 @@ class ServiceTests(TestCase):
 
     @as_deferred
     async def test_a_server_that_stands_still_holds_up_the_stop_for_two_seconds(self) -> None:
-        server = PostgreSQL()
-        self.addCleanup(server.close)
-        node = Node(server.new_database(), "a")
+        server = usual()
+        self.addCleanup(server.thaw)
+        node = Node(new_url(), "a")
         await node.cluster.start()
         server.freeze()
         await node.registry.register(Registration(BOB, ("INBOX",), time.time()))

@@ -7,9 +7,10 @@ import string
 from pathlib import Path
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests import examples
 from tests.config.test_reading import HASH, ConfigTestCase
 from xaps.config.reading import ConfigError, careless_secrets, load
 from xaps.config.table import Config, CredentialSettings, keys_of
@@ -262,7 +263,7 @@ ENTRIES = st.lists(
 
 
 class PropertyTests(EntriesTestCase):
-    @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=examples(100))
     @given(ENTRIES)
     def test_what_is_written_is_read(self, entries: list[CredentialSettings]) -> None:
         written = []
@@ -277,7 +278,7 @@ class PropertyTests(EntriesTestCase):
             )
         self.assertEqual(self.entries(*written), tuple(entries))
 
-    @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=examples(200))
     @given(
         st.lists(
             st.lists(

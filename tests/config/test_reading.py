@@ -10,10 +10,11 @@ import string
 import tempfile
 from pathlib import Path
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests import examples
 from tests.conditions import without_root
 from xaps.config.kinds import HostPort, Network
 from xaps.config.reading import ConfigError, careless_secrets, load
@@ -957,7 +958,7 @@ class FileTests(ConfigTestCase):
         for text in ("[" * 1000, "{a: " * 10000, "- " * 10000, "port: " + "[" * 1000):
             self.assertIn("too deep", self.error(text))
 
-    @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=examples(120))
     @given(
         st.one_of(
             st.binary(max_size=60),

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests import pki
+from tests import examples, pki
 from xaps.credentials.certificate import (
     CertificateInfo,
     CredentialError,
@@ -100,7 +100,7 @@ class TopicTests(SynchronousTestCase):
             self.assertIsNone(parse_topics(der))
         self.assertEqual(parse_topics(b"\x30\x00"), ())
 
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=examples(300), deadline=None)
     @given(st.data())
     def test_any_der_in_place_of_the_list_gives_topics_or_none(self, data: st.DataObject) -> None:
         der = mutated(data, pki.topics_extension((("org.example", ("app",)), ("a.b", ("voip",)))))

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests import pki
+from tests import examples, pki
 from tests.credentials.test_certificate import mutated
 from xaps.credentials.certificate import CertificateInfo, CredentialError
 from xaps.credentials.reading import (
@@ -333,30 +333,30 @@ class AnyInputTests(SynchronousTestCase):
                 self.assertTrue(str(error).isprintable(), str(error))
             self.assertLess(time.process_time() - began, 1)
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=examples(60), deadline=None)
     @given(st.binary(max_size=300) | st.text(max_size=100).map(str.encode))
     def test_arbitrary_bytes(self, data: bytes) -> None:
         self.try_all(data)
 
-    @settings(max_examples=120, deadline=None)
+    @settings(max_examples=examples(120), deadline=None)
     @given(st.data())
     def test_damaged_pem(self, data: st.DataObject) -> None:
         good = data.draw(st.sampled_from([ISSUED.pem, SIGNED_TEXT, SIGNING.p8]))
         self.try_all(mutated(data, good))
 
-    @settings(max_examples=120, deadline=None)
+    @settings(max_examples=examples(120), deadline=None)
     @given(st.data())
     def test_damaged_pkcs12(self, data: st.DataObject) -> None:
         self.try_all(mutated(data, data.draw(st.sampled_from([BUNDLE, BARE_BUNDLE]))))
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=examples(200), deadline=None)
     @given(st.data())
     def test_damaged_der(self, data: st.DataObject) -> None:
         damaged = mutated(data, data.draw(st.sampled_from([DER, FULL_DER])))
         self.try_all(damaged)
         self.try_all(as_pem("CERTIFICATE", damaged) + ISSUED.key_pem)
 
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=examples(100), deadline=None)
     @given(st.data())
     def test_damaged_keys(self, data: st.DataObject) -> None:
         label, good = data.draw(

@@ -3,10 +3,8 @@ that keeps the ledger: what the tests of the cluster share."""
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import io
-import itertools
 import json
 import sqlite3
 import statistics
@@ -14,12 +12,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from tests.endtoend.case import EndToEndTestCase
+from tests.peers import postgresql
 from tests.peers.child import PATIENCE
 from tests.peers.daemon import Daemon
-from tests.peers.postgresql import PostgreSQL
 from tests.standins.process import APNsProcess
 from xaps.ctl.main import main
 
@@ -54,25 +52,12 @@ def wait_until(condition: Callable[[], object], what: str, timeout: float = PATI
 class ClusterTestCase(EndToEndTestCase):
     """Each test has a database and daemons of its own; the usual PostgreSQL outlives it."""
 
-    _server: ClassVar[PostgreSQL | None] = None
-    _names = itertools.count()
-
-    @classmethod
-    def usual_server(cls) -> PostgreSQL:
-        """It runs, and a test that ends it starts it again."""
-        if ClusterTestCase._server is None:
-            ClusterTestCase._server = PostgreSQL()
-            atexit.register(ClusterTestCase._server.close)
-        if not ClusterTestCase._server.running:
-            ClusterTestCase._server.start()
-        return ClusterTestCase._server
-
     def setUp(self) -> None:
         super().setUp()
-        self.server = self.usual_server()
-        self.database = name = f"xapsd_{next(self._names)}"
+        self.server = postgresql.usual()
+        self.database = name = postgresql.new_name()
         self.url = self.server.new_database(name)
-        self.addCleanup(lambda: self.usual_server().drop_database(name))
+        self.addCleanup(lambda: postgresql.usual().drop_database(name))
 
     def node(self, name: str, apns: APNsProcess, *, ahead: float = 0, **settings: Any) -> Daemon:
         """A daemon that is not started yet.

@@ -18,7 +18,7 @@ DEAD_AFTER = 30.0
 """Seconds without a beat after which the others take over what a node owes."""
 TAKEN_OVER = 40.0
 """Seconds after which it must have been pushed."""
-OUTAGE = 10.0
+OUTAGE = 4.0
 """Seconds."""
 USERS, EACH = 10, 100
 _LOST = """

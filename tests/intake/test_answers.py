@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests import examples
 from tests.intake.case import TOPIC, registration
 from tests.intake.plugin import LINE, confirmed_by
 from xaps.intake import answers
@@ -122,7 +123,7 @@ class PluginTests(SynchronousTestCase):
         self.assertEqual(len(confirmed), 5)
 
     @given(st.lists(st.text(max_size=30) | st.text('a"\\&-\r\n\0é', max_size=8), max_size=30))
-    @settings(max_examples=150)
+    @settings(max_examples=examples(150))
     def test_no_name_breaks_out(self, names: list[str]) -> None:
         body, confirmed = answers.confirm(TOPIC.encode(), request(*names), folder_push=True)
         lines = as_the_plugin_prints(body)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 from twisted.logger import LogLevel, capturedLogs
 
+from tests import examples
 from tests.intake.case import (
     BAD,
     CONFIRMING,
@@ -266,7 +267,7 @@ class OrderTests(IntakeCase):
         self.assertTrue(client.wire.disconnecting)
 
     @given(st.lists(st.sampled_from("rnbf"), max_size=12), st.integers(1, 400))
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=examples(60), deadline=None)
     def test_any_mixture_is_answered_in_order(self, kinds: list[str], step: int) -> None:
         self.setUp()
         bad = post("/register", registration(ApsDeviceToken="xyz"), "Accept: */*")
@@ -463,7 +464,7 @@ class PropertyTests(IntakeCase):
         ),
         st.booleans(),
     )
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=examples(150), deadline=None)
     def test_no_bytes_are_too_strange(self, parts: list[bytes], lines: bool) -> None:
         self.setUp()
         client = self.connect_unix() if lines else self.connect()
@@ -472,7 +473,7 @@ class PropertyTests(IntakeCase):
         self.assert_no_timers()
 
     @given(st.binary(max_size=30))
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=examples(50), deadline=None)
     def test_the_answer_to_rubbish_is_an_error(self, rubbish: bytes) -> None:
         self.setUp()
         client = self.connect_unix()

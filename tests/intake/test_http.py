@@ -10,6 +10,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests import examples
 from tests.intake.case import (
     NOTIFY,
     REGISTER,
@@ -228,7 +229,7 @@ class PropertyTests(DialectCase):
     """Whatever the network does, and whatever clients send."""
 
     @given(st.lists(st.integers(0, len(STREAM)), max_size=40))
-    @settings(max_examples=100)
+    @settings(max_examples=examples(100))
     def test_no_split_changes_what_comes_out(self, cuts: list[int]) -> None:
         places = [0, *sorted(cuts), len(STREAM)]
         parts = [STREAM[start:end] for start, end in pairwise(places)]
@@ -262,7 +263,7 @@ class PropertyTests(DialectCase):
         st.sampled_from([None, "s"]),
         st.integers(0, 400),
     )
-    @settings(max_examples=400)
+    @settings(max_examples=examples(400))
     def test_a_head_that_is_known_is_taken_as_one_that_is_not(
         self, stream: bytes, secret: str | None, cut: int
     ) -> None:
@@ -306,7 +307,7 @@ class PropertyTests(DialectCase):
         self.assertEqual(list(http._known), before)
 
     @given(st.lists(st.binary(max_size=60) | st.sampled_from([NOTIFY, NOTIFY[:40], b"\r\n\r\n"])))
-    @settings(max_examples=150)
+    @settings(max_examples=examples(150))
     def test_no_bytes_are_too_strange(self, parts: list[bytes]) -> None:
         self.survives(parts)
 
@@ -316,7 +317,7 @@ class PropertyTests(DialectCase):
         st.integers(0, 12),
         st.integers(1, 200),
     )
-    @settings(max_examples=200)
+    @settings(max_examples=examples(200))
     def test_no_damage_is_too_strange(self, new: bytes, at: int, cut: int, step: int) -> None:
         data = STREAM[:at] + new + STREAM[at + cut :]
         self.survives([data[start : start + step] for start in range(0, len(data), step)])

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests import examples
 from tests.intake.case import TOKEN, TOPIC, UNIX, Connection, IntakeCase, bytewise
 from tests.intake.plugin import confirmed_by
 from xaps.intake.dialect import Answer, Request
@@ -228,13 +229,13 @@ class ParseTests(SynchronousTestCase):
         ),
         st.booleans(),
     )
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=examples(300), deadline=None)
     def test_what_dovecot_writes_is_read(self, argument: Argument, as_literal: bool) -> None:
         text = written(argument, as_literal=as_literal)
         self.assertEqual(parse(text + b" " + text), [argument, argument])
 
     @given(st.binary(), st.text(alphabet='() {}"\\NIL\r\n1a\t'))
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=examples(300), deadline=None)
     def test_anything_is_read_or_refused(self, some: bytes, likely: str) -> None:
         for text in (some, likely.encode()):
             try:
@@ -243,7 +244,7 @@ class ParseTests(SynchronousTestCase):
                 self.assertTrue(error.reason.isprintable())
 
     @given(st.binary(max_size=60), st.binary(max_size=60))
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=examples(200), deadline=None)
     def test_fields_survive_the_way_here(self, user: bytes, value: bytes) -> None:
         data = line(ARGUMENTS.replace(b'"AAA"', written(value, as_literal=True)), user)
         self.assertEqual(data.count(b"\n"), 1)

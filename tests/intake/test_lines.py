@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests import examples
 from tests.intake.case import bytewise
 from xaps.intake.dialect import Answer, Request
 from xaps.intake.lines import MAX_LINE, LinesDialect, parse, speaks_http
@@ -213,7 +214,7 @@ class PropertyTests(Case):
     """Whatever the names are, and whatever clients send."""
 
     @given(words, words, st.lists(words, min_size=1, max_size=5), st.booleans())
-    @settings(max_examples=100)
+    @settings(max_examples=examples(100))
     def test_what_the_plugin_writes_is_read_back(
         self, user: str, mailbox: str, events: list[str], with_events: bool
     ) -> None:
@@ -228,7 +229,7 @@ class PropertyTests(Case):
         self.assertIs(notice.new_mail, not with_events or "MessageNew" in events)
 
     @given(st.lists(st.integers(0, len(STREAM)), max_size=20))
-    @settings(max_examples=50)
+    @settings(max_examples=examples(50))
     def test_no_split_changes_what_comes_out(self, cuts: list[int]) -> None:
         places = [0, *sorted(cuts), len(STREAM)]
         events = self.feed(*(STREAM[start:end] for start, end in pairwise(places)))
@@ -236,7 +237,7 @@ class PropertyTests(Case):
         self.assertEqual(len(events), 5)
 
     @given(st.binary(max_size=100), st.integers(0, len(REGISTER)), st.integers(0, 30))
-    @settings(max_examples=150)
+    @settings(max_examples=examples(150))
     def test_no_bytes_are_too_strange(self, new: bytes, at: int, cut: int) -> None:
         dialect = LinesDialect()
         for part in (new, b"\n", REGISTER[:at] + new + REGISTER[at + cut :], b"\n"):

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests import examples
 from tests.intake.case import TOKEN, registration
 from xaps.intake.messages import (
     JSON_NAMES,
@@ -377,7 +378,7 @@ class PropertyTests(SynchronousTestCase):
                 self.assertTrue(error.reason)
 
     @given(st.binary(max_size=200))
-    @settings(max_examples=100)
+    @settings(max_examples=examples(100))
     def test_any_bytes(self, body: bytes) -> None:
         self.check(body)
 
@@ -390,7 +391,7 @@ class PropertyTests(SynchronousTestCase):
             },
         )
     )
-    @settings(max_examples=150)
+    @settings(max_examples=examples(150))
     def test_any_fields(self, fields: dict[str, object]) -> None:
         self.check(encoded(fields))
 
@@ -414,7 +415,7 @@ class PropertyTests(SynchronousTestCase):
             mostly(b"}", b"} ", b"}}", b"", b',"Username":"b"}', b"}\n"),
         ).map(b"".join)
     )
-    @settings(max_examples=500)
+    @settings(max_examples=examples(500))
     def test_a_plain_notice_is_read_as_any_other(self, body: bytes) -> None:
         self.assertEqual(
             told(notice_from_json, body),

@@ -6,6 +6,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests import examples
 from tests.intake.case import NOTICE, NOTIFY, TOPIC, IntakeCase, post, registration
 from tests.intake.plugin import LINE, Exchange, Plugin, confirmed_by
 
@@ -83,7 +84,7 @@ class SessionTests(IntakeCase):
             max_size=20,
         )
     )
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=examples(60), deadline=None)
     def test_any_session(self, steps: list[int | bytes | tuple[int, int]]) -> None:
         self.setUp()
         for step in steps:

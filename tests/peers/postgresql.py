@@ -8,11 +8,15 @@ off), so that it is as quick as it can be; SIGKILL it survives. A test reads lik
     url = server.new_database()
     server.kill()
     server.start()
+
+To make one takes a second of the processor's time: most tests share the `usual` one.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import itertools
 import os
 import pwd
 import shutil
@@ -228,6 +232,25 @@ class PostgreSQL:
             check=True,
             timeout=PATIENCE,
         )
+
+
+def usual() -> PostgreSQL:
+    """One for all tests of this process. It runs, and a test that freezes it lets it go on."""
+    if not _usual:
+        _usual.append(PostgreSQL())
+        atexit.register(_usual[0].close)
+    if not _usual[0].running:
+        _usual[0].start()
+    return _usual[0]
+
+
+def new_name() -> str:
+    """For a database there."""
+    return f"xapsd_{next(_numbers)}"
+
+
+_usual: list[PostgreSQL] = []
+_numbers = itertools.count()
 
 
 class Relay:

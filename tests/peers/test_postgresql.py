@@ -7,7 +7,7 @@ import select
 import psycopg
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.peers.postgresql import PostgreSQL, Relay
+from tests.peers.postgresql import PostgreSQL, Relay, new_name, usual
 
 
 def ask(url: str, statement: str, timeout: int = 5) -> str:
@@ -45,16 +45,15 @@ class PostgreSQLTests(SynchronousTestCase):
         self.assertEqual(ask(both, "SELECT sum(x) FROM kept"), "11")
 
     def test_what_does_not_come_through_comes_later(self) -> None:
-        server = PostgreSQL()
-        self.addCleanup(server.close)
-        server.new_database()
+        server, name = usual(), new_name()
+        server.new_database(name)
         relay = Relay(server)
         self.addCleanup(relay.close)
-        with psycopg.connect(relay.url()) as connection:
+        with psycopg.connect(relay.url(name)) as connection:
             relay.cut()
             connection.pgconn.send_query(b"SELECT 1")
             with self.assertRaises(psycopg.OperationalError):
-                ask(relay.url(), "SELECT 1", 2)
+                ask(relay.url(name), "SELECT 1", 2)
             self.assertTrue(connection.pgconn.is_busy())
             relay.mend()
             while connection.pgconn.is_busy():  # get_result could keep the relay's threads waiting
@@ -65,7 +64,8 @@ class PostgreSQLTests(SynchronousTestCase):
             self.assertEqual(result.get_value(0, 0), b"1")
             self.assertIsNone(connection.pgconn.get_result())
         server.freeze()
+        self.addCleanup(server.thaw)
         with self.assertRaises(psycopg.OperationalError):
-            ask(server.url(), "SELECT 1", 2)
+            ask(server.url(name), "SELECT 1", 2)
         server.thaw()
-        self.assertEqual(ask(server.url(), "SELECT 1"), "1")
+        self.assertEqual(ask(server.url(name), "SELECT 1"), "1")

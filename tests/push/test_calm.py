@@ -17,6 +17,7 @@ from hypothesis.stateful import (
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests import examples
 from tests.fakes import MemoryRegistry
 from tests.push.test_dispatcher import UPTIME, DispatcherTestCase, FakeSender, one_route
 from xaps.mailboxes import digest
@@ -514,5 +515,5 @@ class PropertyTests(SynchronousTestCase):
     def test_whatever_happens_all_is_told_in_time_and_no_phone_is_woken_too_often(self) -> None:
         run_state_machine_as_test(
             CalmMachine,
-            settings=settings(max_examples=60, stateful_step_count=40, deadline=None),
+            settings=settings(max_examples=examples(60), stateful_step_count=40, deadline=None),
         )

@@ -19,6 +19,7 @@ from hypothesis.stateful import (
 )
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests import examples
 from xaps.model import Addressee, Registration, RegistrationKey, WaitingFlag
 from xaps.push.flags import LIFETIME, MAX_NAMED, SAVE_AFTER, Flag, Flags
 
@@ -613,5 +614,5 @@ class MachineTests(SynchronousTestCase):
     def test_any_order_of_events_pushes_and_answers_keeps_the_promises(self) -> None:
         run_state_machine_as_test(
             WaitingMachine,
-            settings=settings(max_examples=60, stateful_step_count=40, deadline=None),
+            settings=settings(max_examples=examples(60), stateful_step_count=40, deadline=None),
         )

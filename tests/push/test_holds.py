@@ -14,6 +14,7 @@ from hypothesis.stateful import (
 from twisted.logger import Logger
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests import examples
 from tests.push.test_routes import NoSender
 from xaps.model import Delivered, Gone, Outcome, RegistrationKey, Rejected, RetryAfter
 from xaps.push.calm import Calm
@@ -125,5 +126,5 @@ class HoldsTests(SynchronousTestCase):
     def test_whatever_is_answered_no_phone_waits_for_another_and_all_are_kept(self) -> None:
         run_state_machine_as_test(
             HoldsMachine,
-            settings=settings(max_examples=200, stateful_step_count=40, deadline=None),
+            settings=settings(max_examples=examples(200), stateful_step_count=40, deadline=None),
         )

@@ -16,6 +16,7 @@ from hypothesis.stateful import (
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests import examples
 from tests.fakes import MemoryRegistry
 from tests.push.test_dispatcher import BAD, TOKEN, DispatcherTestCase, FakeSender, credential
 from xaps.model import (
@@ -521,5 +522,5 @@ class PropertyTests(SynchronousTestCase):
     def test_topics_and_credentials_hold_up_nobody_elses_pushes_and_lose_none(self) -> None:
         run_state_machine_as_test(
             DispatcherMachine,
-            settings=settings(max_examples=100, stateful_step_count=40, deadline=None),
+            settings=settings(max_examples=examples(100), stateful_step_count=40, deadline=None),
         )

@@ -17,6 +17,7 @@ from twisted.internet.defer import Deferred, execute
 from twisted.logger import LogEvent, LogLevel, capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests import examples
 from tests.registry.contract import ALICE, ALICE_2, BOB, everything, flag, registration
 from xaps.model import Registration, RegistrationKey, WaitingFlag
 from xaps.registry.interface import RegistryError
@@ -276,7 +277,7 @@ class DamagedRowTests(DamageTestCase):
             st.lists(st.text(max_size=5)).map(json.dumps),
         )
     )
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=examples(100), deadline=None)
     def test_any_text_for_a_list_gives_names_or_is_left_out(self, text: str) -> None:
         if not self.path.exists():
             self.make(ALICE, BOB)

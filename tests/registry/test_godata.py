@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests import examples
 from xaps.mailboxes import canonical
 from xaps.model import Registration, RegistrationKey
 from xaps.registry.godata import AppleCertificates, GoData, GoDataError, export, parse
@@ -216,7 +217,7 @@ class ParseTests(SynchronousTestCase):
         self.assertIn("too deeply", self.refused(b"[" * 200_000))
         self.refused(b'{"Users": {}, "n": ' + b"9" * 5000 + b"}")
 
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=examples(150), deadline=None)
     @given(
         st.recursive(
             st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
@@ -239,7 +240,7 @@ class ParseTests(SynchronousTestCase):
         else:
             self.assertIsInstance(found, GoData)
 
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=examples(100), deadline=None)
     @given(st.binary(max_size=40))
     def test_any_bytes_are_read_or_refused(self, data: bytes) -> None:
         try:
@@ -336,7 +337,7 @@ class ExportTests(SynchronousTestCase):
     def test_nothing_makes_an_empty_database(self) -> None:
         self.assertEqual(json.loads(export([]).data), {"Users": {}})
 
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=examples(100), deadline=None)
     @given(
         st.lists(
             st.builds(

@@ -20,6 +20,7 @@ from hypothesis.stateful import (
 from twisted.internet.defer import Deferred, execute
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests import examples
 from tests.fakes import MemoryRegistry
 from xaps.model import LastNotice, LastPush, Registration, RegistrationKey, WaitingFlag
 from xaps.registry.database import open_writer
@@ -222,5 +223,5 @@ class Registries(RuleBasedStateMachine):
 class StatefulTests(SynchronousTestCase):
     def test_sqlite_and_the_fake_answer_alike(self) -> None:
         run_state_machine_as_test(
-            Registries, settings=settings(max_examples=50, stateful_step_count=25, deadline=None)
+            Registries, settings=settings(max_examples=examples(50), stateful_step_count=25)
         )

@@ -25,6 +25,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
+from tests import examples
 from xaps.system.console import one_line
 from xaps.system.log import LineObserver, print_error
 
@@ -132,7 +133,7 @@ class LineTests(LogTestCase):
         self.log.info("é✉")
         self.assertTrue(raw.getvalue().endswith(b"[info] \\xe9\\u2709\n"))
 
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=examples(100), deadline=None)
     @given(st.text(), st.text())
     def test_any_text_is_one_line_that_prints(self, text: str, error: str) -> None:
         self.at("debug")

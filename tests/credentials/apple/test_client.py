@@ -32,6 +32,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
+from tests import examples
 from xaps.credentials.apple.client import CONNECT_TIMEOUT, MAX_ANSWER, TIMEOUT, AppleService
 from xaps.credentials.apple.messages import ServiceError
 
@@ -152,7 +153,7 @@ class ClientTests(SynchronousTestCase):
         self.asking.cancel()
         self.failureResultOf(self.asking)
 
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=examples(100), deadline=None)
     @given(st.lists(st.integers(1, 40)), st.sampled_from(BROKEN))
     def test_it_does_not_matter_how_the_bytes_come(self, sizes: list[int], broken: bytes) -> None:
         self.asking.addErrback(lambda _: None).cancel()

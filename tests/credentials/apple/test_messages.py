@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests import pki
+from tests import examples, pki
 from tests.credentials.test_certificate import mutated
 from tests.pki import make_rsa_key
 from tests.standins.appleid import AppleCertificates, status
@@ -229,7 +229,7 @@ class AnswerTests(SynchronousTestCase):
             with self.assertRaises(ServiceError):
                 read_answer(answer[:length])
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=examples(200), deadline=None)
     @given(st.data())
     def test_any_damage_ends_in_certificates_or_a_reason_within_a_second(
         self, data: st.DataObject

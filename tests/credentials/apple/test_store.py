@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from tests import pki
+from tests import examples, pki
 from tests.credentials.apple.case import (
     ACCOUNT,
     BEGIN,
@@ -158,7 +158,7 @@ class ScheduleTests(AppleCase):
         [reason] = reasons
         self.assertIn(f"is not asked: {self.folder}/missing: No such file", reason)
 
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=examples(50), deadline=None)
     @given(
         st.lists(
             st.tuples(
