@@ -22,6 +22,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests import pki
 from tests.cluster import nodes
 from tests.conditions import NOBODY, without_ipv6, without_root
+from tests.peers import postgresql
 from xaps.admin.check import check
 from xaps.admin.sandbox import PACKAGED, Sandbox, sandbox
 from xaps.cluster import schema
@@ -406,7 +407,7 @@ class CheckTests(SynchronousTestCase):
         self.assertNotIn("geheim", text)
 
     def test_a_postgresql_that_cannot_be_used_is_a_warning_that_says_why(self) -> None:
-        server, url = nodes.server(), nodes.new_url()
+        server, url = postgresql.usual(), nodes.new_url()
         name = psycopg.conninfo.conninfo_to_dict(url)["dbname"]
         strangers = server.url("postgres")  # whose owner the role is not
         for wrong, why in (
