@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from enum import Enum, auto
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
@@ -16,10 +17,19 @@ SLICE = 64
 """Pushes that are started in one go, or put off since something holds them back; between two
 slices the IMAP servers are served."""
 
-LATE = 0.1
+LATE = 0.05
 """Seconds that pushes may wait for the processor before the IMAP servers are to wait. What is taken
-from them meanwhile goes out within about four times as long: a push takes three times what it takes
-to accept it."""
+from them meanwhile goes out within about six times as long: a push takes up to five times what it
+takes to accept it."""
+
+
+class _Left(Enum):
+    """Of what is due and not held back, after a slice of it has gone out."""
+
+    NOTHING = auto()
+    SOME = auto()  # for the next slice
+    USED_UP = auto()  # there was room for some of it
+    AWAITED = auto()  # there was none
 
 
 class Scheduler:
@@ -37,6 +47,7 @@ class Scheduler:
         self._at = math.inf  # when it is, or was to be; never: there is none
         self._behind_since: float | None = None  # not everything has gone out that could
         self._awaiting_since: float | None = None  # APNs, for room
+        self._look: IDelayedCall | None = None  # whether it is, where the room is used up
 
     def pump(self) -> None:
         """Push what is due, as far as the senders have room; come back when more is due."""
@@ -46,12 +57,12 @@ class Scheduler:
         self._flags.hasten(probed, now)
         if not self._holds.stopping:
             self._behind_since = self._behind(now)
-            waits, room = self._push_due(now)
-            if not waits:
+            left = self._push_due(now)
+            if left is _Left.NOTHING:
                 self._behind_since = None
             elif self._behind_since is None:
                 self._behind_since = now
-            self._awaiting_since = None if room else now
+            self._await(left, now)
         self.arm(now)
 
     def arm(self, now: float) -> None:
@@ -82,19 +93,23 @@ class Scheduler:
         """Whether the IMAP servers are to wait, so that pushes go out in time."""
         return self._behind_since is not None and self.lag > LATE
 
-    def _push_due(self, now: float) -> tuple[bool, bool]:
+    def _push_due(self, now: float) -> _Left:
         """Start a slice, with one flag of each lane after the other; what cannot change meanwhile
-        is asked once. Returns whether some that are due and not held back still wait, and whether
-        there is room for them."""
+        is asked once."""
         ways = [(lane, way) for lane in self._flags.lanes() if (way := self._holds.way(lane))]
         room = {route: route.sender.room() for _, (_, route) in ways}
-        left, waits = SLICE, False
+        without = {route for route, number in room.items() if number <= 0}
+        number, left = SLICE, _Left.NOTHING
         while ways:
             for each in ways[:]:
                 lane, (holds, route) = each
                 flag = self._flags.first(lane, now)
                 if flag is None or flag.due > now or room[route] <= 0:
-                    waits |= flag is not None and flag.due <= now
+                    if flag is not None and flag.due <= now:
+                        if route not in without:
+                            left = _Left.USED_UP
+                        elif left is _Left.NOTHING:
+                            left = _Left.AWAITED
                     ways.remove(each)
                     continue
                 hold = holds.on(flag.key, now)
@@ -106,10 +121,27 @@ class Scheduler:
                     self._flags.push_at(flag, hold.until)
                 else:
                     ways.remove(each)
-                left -= 1
-                if not left:
-                    return True, True
-        return waits, not waits
+                number -= 1
+                if not number:
+                    return _Left.SOME
+        return left
+
+    def _await(self, left: _Left, now: float) -> None:
+        """Note whether it is APNs that pushes wait for. Where they have used up the room, that is
+        known in the reactor's next turn: what was answered by then is not awaited."""
+        if left is _Left.AWAITED and self._awaiting_since is not None:
+            self._awaiting_since = now
+            return
+        self._awaiting_since = None
+        if self._look is not None:
+            self._look.cancel()
+            self._look = None
+        if left in (_Left.USED_UP, _Left.AWAITED):
+            self._look = self._clock.callLater(0, self._awaiting)
+
+    def _awaiting(self) -> None:
+        self._look = None
+        self._awaiting_since = self._clock.seconds()
 
     def _behind(self, now: float) -> float | None:
         """Since when pushes have waited for the processor, less what it has waited for APNs."""
