@@ -58,7 +58,7 @@ BUDGET: dict[str, tuple[float, str]] = {
         "what is unfinished and held is told where it changes; two to send answers together, "
         "which the reactor's loop would cost more",
     ),
-    "push": (40.2, "a callback for each push; lanes and their routes looked up once a slice"),
+    "push": (40.3, "a callback for each push; lanes and their routes looked up once a slice"),
     "registry": (2, "phones are in memory since the last notice; one that is not costs 19"),
     "apns": (37, "frames and header blocks of our own; what a second's pushes share made once"),
     "admin": (2, "plain numbers, of which counters are made when they are asked for"),

@@ -229,6 +229,15 @@ class OverloadTests(DispatcherTestCase):
             share = (self.noticed - before) * (NOTICE + PHONES * ACCEPTING) / 0.5
             self.assertGreater(share, 0.8, (room, takes))
 
+    def test_a_slice_that_leaves_nothing_or_no_room_waits_for_nothing(self) -> None:
+        """It waits for APNs, whatever the numbers are."""
+        for phones, room in ((SLICE, 1000), (SLICE + 5, SLICE), (SLICE + 5, SLICE + 5)):
+            self.room, self.apns_takes = room + len(self.answers), 60.0
+            for _ in range(phones):
+                self.notice()
+            self.run_for(1)
+            self.assertLess(self.dispatcher.scheduler.lag, 0.05, (phones, room))
+
     def test_the_time_for_which_apns_was_awaited_does_not_count(self) -> None:
         self.room, self.apns_takes = 10, 60.0
         self.notice()

@@ -22,6 +22,10 @@ LATE = 0.05
 from them meanwhile goes out within about six times as long: a push takes up to five times what it
 takes to accept it."""
 
+ROUNDS = 3
+"""Turns of the reactor, after which what had come in has been dealt with: one to write, one to read
+and one to look at what was read. They take no time where there is nothing else to do."""
+
 
 class _Left(Enum):
     """Of what is due and not held back, after a slice of it has gone out."""
@@ -99,18 +103,13 @@ class Scheduler:
         ways = [(lane, way) for lane in self._flags.lanes() if (way := self._holds.way(lane))]
         room = {route: route.sender.room() for _, (_, route) in ways}
         without = {route for route, number in room.items() if number <= 0}
-        number, left = SLICE, _Left.NOTHING
-        while ways:
-            for each in ways[:]:
+        going, number = ways[:], SLICE
+        while going and number:
+            for each in going[:number]:
                 lane, (holds, route) = each
                 flag = self._flags.first(lane, now)
                 if flag is None or flag.due > now or room[route] <= 0:
-                    if flag is not None and flag.due <= now:
-                        if route not in without:
-                            left = _Left.USED_UP
-                        elif left is _Left.NOTHING:
-                            left = _Left.AWAITED
-                    ways.remove(each)
+                    going.remove(each)
                     continue
                 hold = holds.on(flag.key, now)
                 if hold is None:
@@ -120,28 +119,40 @@ class Scheduler:
                     self._calm.held += hold.reason is Reason.CALM
                     self._flags.push_at(flag, hold.until)
                 else:
+                    going.remove(each)
                     ways.remove(each)
                 number -= 1
-                if not number:
+        left = _Left.NOTHING
+        for lane, (_, route) in ways:
+            flag = self._flags.first(lane, now)
+            if flag is not None and flag.due <= now:
+                if room[route] > 0:
                     return _Left.SOME
+                if route not in without:
+                    left = _Left.USED_UP
+                elif left is _Left.NOTHING:
+                    left = _Left.AWAITED
         return left
 
     def _await(self, left: _Left, now: float) -> None:
         """Note whether it is APNs that pushes wait for. Where they have used up the room, that is
-        known in the reactor's next turn: what was answered by then is not awaited."""
+        known when the reactor has gone round: what was answered by then is not awaited."""
         if left is _Left.AWAITED and self._awaiting_since is not None:
             self._awaiting_since = now
             return
         self._awaiting_since = None
-        if self._look is not None:
+        if self._look is not None and left is not _Left.AWAITED:
             self._look.cancel()
             self._look = None
-        if left in (_Left.USED_UP, _Left.AWAITED):
-            self._look = self._clock.callLater(0, self._awaiting)
+        if self._look is None and left in (_Left.USED_UP, _Left.AWAITED):
+            self._look = self._clock.callLater(0, self._go_round, ROUNDS)
 
-    def _awaiting(self) -> None:
-        self._look = None
-        self._awaiting_since = self._clock.seconds()
+    def _go_round(self, rounds: int) -> None:
+        if rounds > 1:
+            self._look = self._clock.callLater(0, self._go_round, rounds - 1)
+        else:
+            self._look = None
+            self._awaiting_since = self._clock.seconds()
 
     def _behind(self, now: float) -> float | None:
         """Since when pushes have waited for the processor, less what it has waited for APNs."""
