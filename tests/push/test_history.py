@@ -110,6 +110,23 @@ class HistoryTests(SynchronousTestCase):
         self.assertEqual(list(self.history.to_save()[1]), users[SAVE_SLICE:])
         self.assertIsNone(self.history.next_save())
 
+    def test_the_rest_is_written_though_all_before_it_were_forgotten(self) -> None:
+        keys = [KEY._replace(account_id=str(number)) for number in range(3 * SAVE_SLICE + 1)]
+        for key in keys:
+            self.history.pushed(key, Delivered(), None, 100.0)
+        self.history.to_save()
+        self.history.saved()
+        for key in keys[:-1]:
+            self.history.forget(key)
+        self.assertEqual(self.history.to_save(), ({}, {}))
+        self.assertEqual(self.history.next_save(), 100.0 + WRITE_AFTER)
+        self.history.save_failed(102.0, final=False)
+        self.assertEqual(self.history.next_save(), 102.0 + WRITE_AFTER)
+        written: list[RegistrationKey] = []
+        while self.history.next_save() is not None:
+            written.extend(self.history.to_save()[0])
+        self.assertEqual(written, keys[-1:])
+
     def test_of_several_slices_the_latest_is_told(self) -> None:
         for number in range(2 * SAVE_SLICE + 1):
             key = KEY if number % SAVE_SLICE == 0 else KEY._replace(account_id=str(number))

@@ -435,6 +435,16 @@ class GroupCommitTests(InFolder):
         self.successResultOf(closing)
         self.assertEqual(self.keys_in(self.open()), [ALICE, ALICE_2, BOB])
 
+    def test_a_read_while_it_closes_does_not_fail_the_writes_that_wait(self) -> None:
+        first = self.registry.register(registration(ALICE))
+        second = self.registry.register(registration(ALICE_2))
+        self.registry.close()
+        late = first.addCallback(lambda _: self.registry.get(ALICE))
+        while self.worker.jobs:
+            self.worker.work()
+        self.assertIn("closed", self.why(late))
+        self.successResultOf(second)
+
     def test_an_answer_can_ask_for_the_next_write(self) -> None:
         registry = self.open(self.folder / "other")
         chain = registry.register(registration(ALICE))
@@ -541,6 +551,25 @@ class FaultTests(InFolder):
             reason = self.why(deferred)
             self.assertIn(str(self.path), reason)
             self.assertIn("damaged", reason)
+
+    def test_what_fails_for_the_reader_fails_no_write_and_it_recovers(self) -> None:
+        def refuse(action: int, what: str | None, *_: object) -> int:
+            refused = action == sqlite3.SQLITE_TRANSACTION and what == "COMMIT"
+            return sqlite3.SQLITE_DENY if refused else sqlite3.SQLITE_OK
+
+        registry = self.open(cache=0)
+        reader = registry._reader
+        self.successResultOf(registry.register(registration(ALICE)))
+        self.assertEqual(len(registry.addressees("alice", "INBOX")), 1)
+        reader.set_authorizer(refuse)
+        self.successResultOf(registry.remove(ALICE))
+        for _ in range(2):  # rather than what is there no more
+            self.assertIn("not authorized", self.why(registry.get(ALICE)))
+        self.successResultOf(registry.probe())
+        reader.set_authorizer(None)
+        self.assertEqual(len(registry.addressees("alice", "INBOX")), 0)
+        self.successResultOf(registry.register(registration(ALICE)))
+        self.assertEqual(len(registry.addressees("alice", "INBOX")), 1)
 
     def test_nothing_is_written_to_a_file_that_was_removed(self) -> None:
         registry = self.open()

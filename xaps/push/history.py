@@ -101,9 +101,12 @@ class History:
         """What is to be written now, of either `SAVE_SLICE` at the most. Say :meth:`saved` or
         :meth:`save_failed` afterwards."""
         self._written = _first(self._pushes), _first(self._notices)
-        if not self._pushes[0] and not self._notices[0]:
+        if not self._is_any():
             self._since = None
         return self._written
+
+    def _is_any(self) -> bool:
+        return any(self._pushes) or any(self._notices)  # a first slice can be all forgotten
 
     def saved(self) -> None:
         """It is on disk."""
@@ -119,7 +122,7 @@ class History:
         else:
             _put_back(self._pushes, self._written[0])
             _put_back(self._notices, self._written[1])
-            self._since = now if self._pushes[0] or self._notices[0] else None
+            self._since = now if self._is_any() else None
         self._written = {}, {}
 
 

@@ -177,10 +177,10 @@ class SQLiteRegistry:
         self.outbox = Outbox(self._writer, self._rows, wall, self._saw)
 
     def _writing(self) -> None:
-        if self._may_begin:
-            self._may_begin = False
-        else:
-            self._reader.commit()
+        if not self._may_begin:
+            with contextlib.suppress(sqlite3.Error):  # no write's trouble: the next read tells it
+                self._reader.commit()
+        self._may_begin = False
 
     def _written(self) -> None:
         self._may_begin = True
@@ -225,8 +225,9 @@ class SQLiteRegistry:
     def _select(self, table: Table[T], statement: str, *parameters: str) -> Sequence[T]:
         try:  # not `explaining`, which takes half as long as the lookup itself
             if self._may_begin:
-                self._may_begin = False
+                self._reader.commit()  # what could not be ended before the write
                 self._reader.execute("BEGIN")
+                self._may_begin = False
             return self._rows.good(table, self._reader.execute(statement, parameters))
         except (UnicodeError, sqlite3.Error) as error:
             raise explained(self._path, error) from error
