@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import select
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -300,6 +301,17 @@ class OnceTests(SynchronousTestCase):
         try_once(url, lambda connection: connection.execute("CREATE TABLE made ()"))
         with psycopg.connect(url) as connection:
             self.assertIsNone(one(connection, "SELECT to_regclass('made')"))
+
+    def test_to_give_it_up_when_it_has_just_ended_is_no_error(self) -> None:
+        made: list[threading.Timer] = []
+
+        def start(timer: threading.Timer) -> None:
+            made.append(timer)
+
+        self.patch(threading.Timer, "start", start)
+        try_once(new_url(), one)
+        (watch,) = made
+        watch.function(*watch.args)
 
     def test_a_server_that_stands_still_is_given_up(self) -> None:
         self.patch(database, "ANSWER", 0.5)

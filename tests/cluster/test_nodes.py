@@ -597,6 +597,22 @@ class NameTests(NodesCase):
             self.expire(self.b)
             self.assertEqual(len(self.flags()), left)
 
+    def test_what_a_node_that_lives_owed_a_phone_that_is_gone_is_good_for_a_day(self) -> None:
+        self.owe(self.a, *USERS)
+        self.a.close()
+        self.a.path.unlink()
+        for each in (ALICE, BOB):
+            self.b.remove(each.key)
+        self.meet(self.b)
+        self.sql("DELETE FROM registrations WHERE username = 'bob'")  # as a month later
+        self.a.open()
+        self.begin(self.a)
+        self.meet(self.a, self.b)
+        for days, left in (0, USERS), (2, ("carol",)):
+            self.sql("UPDATE flags SET saved_at = saved_at - %s * interval '1 day'", days)
+            self.expire(self.b)
+            self.assertEqual(self.flags(), [("a", user, None) for user in left])
+
     def test_who_does_not_know_all_phones_yet_forgets_no_node(self) -> None:
         self.owe(self.a, "alice")
         self.kill(self.a)

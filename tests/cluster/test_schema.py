@@ -10,7 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.cluster.nodes import new_url
 from tests.peers.postgresql import usual
-from xaps.cluster.database import DatabaseError
+from xaps.cluster.database import DatabaseError, try_once
 from xaps.cluster.schema import MIGRATIONS, Central, prepare
 
 LATER = (*MIGRATIONS, "ALTER TABLE registrations ADD COLUMN mood text")
@@ -79,6 +79,14 @@ class SchemaTests(SynchronousTestCase):
         self.prepare((*LATER, "ALTER TABLE registrations DROP COLUMN topic"))
         with self.assertRaisesRegex(DatabaseError, r"newer xaps .*version 4.* upgrade this node"):
             self.prepare()
+
+    def test_others_do_not_wait_long_behind_who_waits_to_bring_it_up_to_date(self) -> None:
+        self.prepare(MIGRATIONS[:1])
+        with psycopg.connect(self.url) as dumps:
+            dumps.execute("SELECT * FROM nodes")
+            with self.assertRaisesRegex(DatabaseError, "lock timeout"):
+                try_once(self.url, prepare)
+        try_once(self.url, prepare)
 
     def test_tables_of_another_program_are_left_alone(self) -> None:
         self.change("CREATE TABLE registrations (what text)")

@@ -69,10 +69,17 @@ _AGO = "< clock_timestamp() - interval"
 _EXPIRE = (
     f"DELETE FROM registrations WHERE dropped IS NOT NULL AND changed_at {_AGO} '{KEEP} days'",
     f"DELETE FROM nodes WHERE beat {_AGO} '{KEEP} days'",
-    # Those of a node that lives it clears itself: a flag that is renewed is not always saved again.
+    # A flag that is renewed is not always saved again. Who lives clears its own, unless it has lost
+    # its file and the phone is gone.
     f"""
-    DELETE FROM flags WHERE saved_at {_AGO} '1 day' AND NOT EXISTS (
-        SELECT 1 FROM nodes WHERE name = node AND (owner IS NOT NULL OR NOT beat {_AGO} '1 day')
+    DELETE FROM flags WHERE saved_at {_AGO} '1 day' AND NOT (
+        EXISTS (
+            SELECT 1 FROM nodes WHERE name = node AND (owner IS NOT NULL OR NOT beat {_AGO} '1 day')
+        ) AND EXISTS (
+            SELECT 1 FROM registrations AS known
+            WHERE (known.username, known.account_id, known.device_token)
+                = (flags.username, flags.account_id, flags.device_token) AND dropped IS NULL
+        )
     )
     """,
 )

@@ -9,7 +9,7 @@ import random
 import re
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, TypeVar
 
@@ -103,6 +103,12 @@ def _explained(where: str, error: BaseException | None) -> DatabaseError:
     return DatabaseError(f"{where}: {' '.join(text.split()):.300}")
 
 
+def _hang_up(sockets: Iterable[socket.socket]) -> None:
+    for each in sockets:
+        with contextlib.suppress(OSError):
+            each.shutdown(socket.SHUT_RDWR)
+
+
 def try_once(url: str, work: Callable[[Connection], object]) -> None:
     """Connect, do it, and take back all that it has done. Blocks, at most for `CONNECT` seconds
     for each server, and then `ANSWER`.
@@ -115,7 +121,7 @@ def try_once(url: str, work: Callable[[Connection], object]) -> None:
             connection = psycopg.connect(conninfo, autocommit=True)
             at_the_end.callback(connection.close)
             own = at_the_end.enter_context(socket.socket(fileno=os.dup(connection.fileno())))
-            watch = threading.Timer(ANSWER, own.shutdown, (socket.SHUT_RDWR,))
+            watch = threading.Timer(ANSWER, _hang_up, ((own,),))
             watch.start()
             at_the_end.callback(watch.cancel)
             connection.execute(_SESSION)
@@ -135,11 +141,6 @@ class _Link:
     """Theirs, to end from any thread what hangs in another."""
     pid: int
     """By which the other nodes hear of what `connection` does, and this one too."""
-
-    def hang_up(self) -> None:
-        for each in self.sockets:
-            with contextlib.suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         for end in (self.connection.close, self.listener.close, *(s.close for s in self.sockets)):
@@ -220,7 +221,7 @@ class Database:
         link = self._link
         if link is not None:
             self._unlink("it was stopped")
-            link.hang_up()
+            _hang_up(link.sockets)
         end: Callable[[], None] = link.close if link is not None else lambda: None
         return self._one_by_one.run(self._run, end)
 
@@ -263,7 +264,7 @@ class Database:
 
     def _watched(self, link: _Link, work: Callable[[], T]) -> Deferred[T]:
         """Do it in the thread, which by itself waits for ever for a server that stands still."""
-        watch = self._reactor.callLater(ANSWER, link.hang_up)
+        watch = self._reactor.callLater(ANSWER, _hang_up, link.sockets)
 
         def ended(result: T | Failure) -> T | Failure:
             if watch.active():

@@ -119,6 +119,9 @@ def _migrate(connection: Connection, migrations: Sequence[str]) -> None:
             f" {len(migrations)} and {len(migrations) + AHEAD}): upgrade this node"
         )
     if version < len(migrations):
+        # Behind who waits for a dump to end all others wait. Longer than deadlock_timeout: by then
+        # autovacuum has given way.
+        connection.execute("SET LOCAL lock_timeout = '2s'")
         for statements in migrations[version:]:
             connection.execute(statements)
         connection.execute("UPDATE xaps SET version = %s", (len(migrations),))
