@@ -238,6 +238,18 @@ class OverloadTests(DispatcherTestCase):
             self.run_for(1)
             self.assertLess(self.dispatcher.scheduler.lag, 0.05, (phones, room))
 
+    def test_when_it_stops_nothing_is_late(self) -> None:
+        for _ in range(10):
+            self.notice()
+        self.room = 0
+        self.dispatcher.scheduler.pump()
+        self.assertEqual(self.dispatcher.scheduler.lag, 0)
+        self.room = 1000
+        self.dispatcher.scheduler.pump()
+        self.dispatcher.stop()
+        self.clock.rightNow += 5
+        self.assertEqual(self.dispatcher.scheduler.lag, 0)
+
     def test_the_time_for_which_apns_was_awaited_does_not_count(self) -> None:
         self.room, self.apns_takes = 10, 60.0
         self.notice()

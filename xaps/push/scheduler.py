@@ -83,12 +83,14 @@ class Scheduler:
         """Start no more pushes."""
         self._holds.stopping = True
         self._cancel()
+        self._behind_since = None
+        self._await(_Left.NOTHING, self._clock.seconds())
 
     @property
     def lag(self) -> float:
         """Seconds since all that could go out had done so: no push has waited longer for the
         processor. What is held back does not count. The time for which APNs was awaited counts
-        against it: as long as that is a third of the time, it is APNs that is slow."""
+        against it: as long as that is half of the time, it is APNs that is slow."""
         now = self._clock.seconds()
         since = self._behind(now)
         return 0.0 if since is None else now - since
@@ -121,6 +123,7 @@ class Scheduler:
                 else:
                     going.remove(each)
                     ways.remove(each)
+                    continue
                 number -= 1
         left = _Left.NOTHING
         for lane, (_, route) in ways:
